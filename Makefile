@@ -1,0 +1,120 @@
+# What there is to make: `make help`. On Debian, targets that need packages install them first, as
+# root or with sudo; elsewhere they say what they miss.
+
+SHELL = /bin/sh
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+# The system's own Python, where there is one: Debian's python3-twisted is of no use to another.
+PYTHON := $(firstword $(wildcard /usr/bin/python3) python3)
+VENV := .venv
+
+DESTDIR =
+# The units and the default poetry path say /usr; another prefix needs drop-ins that say otherwise.
+prefix = /usr
+sysconfdir = /etc
+pythondir = $(prefix)/lib/python3/dist-packages
+unitdir = $(prefix)/lib/systemd/system
+catalogdir = $(prefix)/lib/systemd/catalog
+datadir = $(prefix)/share
+mandir = $(datadir)/man
+
+.PHONY: help
+help:
+	@echo 'make run      serve poetry/ecstasy.txt on 127.0.0.1:10000, in the foreground'
+	@echo 'make test     all tests; on booted systems too, as root on Debian (TESTS=path for some)'
+	@echo 'make check    lint and types'
+	@echo 'make bench    measure: poems a second, seconds of CPU, beside other servers'
+	@echo 'make install  DESTDIR=$(DESTDIR) prefix=$(prefix) unitdir=$(unitdir)'
+	@echo 'make clean    remove what the others made in this folder'
+
+# $(call packages,NAMES): install those Debian packages that are missing.
+define packages
+@! command -v apt-get >/dev/null || { \
+	missing=$$(for p in $(1); do \
+		dpkg-query -Wf '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
+	[ -z "$$missing" ] || { \
+		asRoot=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+		echo "Installing" $$missing; \
+		$$asRoot apt-get -qq update && \
+		$$asRoot env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 \
+			install --no-install-recommends $$missing >/dev/null; }; }
+endef
+
+# What building systemd-python takes, which is on PyPI as a source only.
+VENV_PACKAGES = python3-venv python3-dev gcc libc6-dev libsystemd-dev pkg-config
+
+# $(VENV)/test, $(VENV)/check, ...: the virtual environment with what that extra of pyproject.toml
+# names. fastpoetry itself is not installed in there: everything runs from this folder.
+$(VENV)/%: pyproject.toml
+	$(call packages,$(VENV_PACKAGES))
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@echo 'Setting up $@'
+	@$(VENV)/bin/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		print(*p["dependencies"], *p["optional-dependencies"]["$*"], sep="\n")' >$@.in
+	@$(VENV)/bin/python -m pip install --quiet --upgrade --requirement $@.in
+	@mv $@.in $@
+
+# Debian's own Twisted, as the package runs on; where there is no Debian, pip's.
+ifneq ($(shell command -v apt-get),)
+TWISTD = /usr/bin/twistd3
+.PHONY: ready-to-run
+ready-to-run:
+	$(call packages,python3-twisted python3-systemd systemd netcat-openbsd)
+else
+TWISTD = $(VENV)/bin/twistd
+ready-to-run: $(VENV)/test
+endif
+
+.PHONY: run
+run: ready-to-run
+	@$(PYTHON) packaging/run $(TWISTD)
+
+# The system tests build Debian roots and boot them, which takes root; without it they are skipped.
+TEST_PACKAGES = systemd netcat-openbsd iproute2 strace
+ifeq ($(shell id -u),0)
+TEST_PACKAGES += systemd-container mmdebstrap
+endif
+
+TESTS = tests
+.PHONY: test
+test: $(VENV)/test
+	$(call packages,$(TEST_PACKAGES))
+	@$(VENV)/bin/python -m pytest $(PYTESTFLAGS) $(TESTS)
+
+.PHONY: check
+check: $(VENV)/check $(VENV)/test
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+.PHONY: bench
+bench: $(VENV)/bench
+	$(call packages,gcc libc6-dev nginx-light libnginx-mod-stream)
+	@$(VENV)/bin/python benchmarks/run.py
+
+INSTALL = install -D --mode=644
+.PHONY: install
+install:
+	$(INSTALL) --target-directory=$(DESTDIR)$(pythondir)/fastpoetry fastpoetry/*.py fastpoetry/py.typed
+	$(INSTALL) --target-directory=$(DESTDIR)$(pythondir)/twisted/plugins twisted/plugins/*.py
+	$(INSTALL) --target-directory=$(DESTDIR)$(unitdir) packaging/systemd/*.service packaging/systemd/*.socket
+	for d in packaging/systemd/*.d; do \
+		$(INSTALL) --target-directory=$(DESTDIR)$(unitdir)/$${d##*/} $$d/*.conf || exit; done
+	$(INSTALL) --target-directory=$(DESTDIR)$(catalogdir) packaging/systemd/fastpoetry.catalog
+	$(INSTALL) --target-directory=$(DESTDIR)$(datadir)/fastpoetry/poetry poetry/*.txt
+	install -d $(DESTDIR)$(sysconfdir)/fastpoetry/poetry
+	for page in $(wildcard packaging/man/*.[1-8]); do \
+		$(INSTALL) --target-directory=$(DESTDIR)$(mandir)/man$${page##*.} $$page || exit; done
+ifeq ($(DESTDIR),)
+	# Where nothing is staged: tell Twisted, systemd and journald what is there now.
+	$(PYTHON) -c 'from twisted.plugin import IPlugin, getPlugins; list(getPlugins(IPlugin))'
+	! test -d /run/systemd/system || systemctl daemon-reload
+	journalctl --update-catalog
+endif
+
+.PHONY: clean
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f twisted/plugins/dropin.cache twistd.pid
+	find . -name __pycache__ -prune -exec rm -rf {} +
