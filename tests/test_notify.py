@@ -1,0 +1,621 @@
+"""
+Tests for L{fastpoetry.notify}, against a real datagram socket in systemd's place.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from socket import AF_UNIX, SOCK_DGRAM, socket
+from subprocess import run
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.application.service import MultiService, Service
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import LogLevel, capturedLogs
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from fastpoetry.notify import NotifyService
+
+
+@implementer(IReactorFromThreads)
+class Reactor(MemoryReactorClock):
+    """
+    A reactor in memory to which signal handlers can speak.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hasRun = False  # Twisted 22.4 says True from the start
+        self._fromThread: list[Callable[[], object]] = []
+
+    def callWhenRunning(self, callable: Callable[..., object], *args: Any, **kw: Any) -> None:
+        """
+        Call at once if the reactor runs, which Twisted's own fake of 22.4 does not.
+        """
+        if self.hasRun:
+            callable(*args, **kw)
+        else:
+            self.whenRunningHooks.append((callable, args, kw))
+
+    def callFromThread(self, callable: Callable[..., object], *args: Any, **kw: Any) -> None:
+        """
+        Remember the call for the next turn of the reactor.
+        """
+        self._fromThread.append(lambda: callable(*args, **kw))
+
+    def turn(self) -> None:
+        """
+        Make the calls that signal handlers asked for.
+        """
+        calls, self._fromThread = self._fromThread, []
+        for call in calls:
+            call()
+
+    def shutDown(self) -> None:
+        """
+        Call what was to be called after the shutdown.
+        """
+        for f, args, kw in self.triggers.get("after", {}).get("shutdown", []):
+            f(*args, **kw)
+
+
+class Systemd:
+    """
+    The reading end of C{NOTIFY_SOCKET}.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.environ = {"NOTIFY_SOCKET": address}
+        self._socket = socket(AF_UNIX, SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._socket.bind(address.replace("@", "\0"))
+        self.close = self._socket.close
+
+    def heard(self) -> list[str]:
+        """
+        @return: the datagrams that have come since the last time.
+        """
+        datagrams = []
+        while True:
+            try:
+                datagrams.append(self._socket.recv(65536).decode())
+            except BlockingIOError:
+                return datagrams
+
+    def fill(self) -> None:
+        """
+        Have others take all the room there is, each as much as one sender may.
+        """
+        while self._fillSome():
+            pass
+
+    def _fillSome(self) -> bool:
+        messages = 0
+        with socket(AF_UNIX, SOCK_DGRAM) as chatterer:
+            chatterer.setblocking(False)
+            try:
+                while True:
+                    chatterer.sendto(b"chatter", self._socket.getsockname())
+                    messages += 1
+            except BlockingIOError:
+                return messages > 0
+
+
+class NotifyCase(SynchronousTestCase):
+    """
+    A reactor, a systemd, and services between them.
+    """
+
+    def setUp(self) -> None:
+        folder = TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.reactor = Reactor()
+        self.addCleanup(self.reactor.shutDown)
+        self.systemd = Systemd(f"{folder.name}/notify")
+        self.addCleanup(self.systemd.close)
+        self.handlers: dict[int, Callable[..., None]] = {}
+
+    def service(
+        self,
+        *,
+        status: Callable[[], str] | None = None,
+        reload: Callable[[], Awaitable[object] | None] | None = None,
+        **environ: str,
+    ) -> NotifyService:
+        """
+        @return: a service that has not started, under systemd unless the environment says not.
+        """
+        return NotifyService(
+            self.reactor,
+            status=status,
+            reload=reload,
+            environ={**self.systemd.environ, **environ},
+            setHandler=self.handlers.__setitem__,
+        )
+
+    def started(self, **settings: Any) -> NotifyService:
+        """
+        @return: a service that has said READY, to a systemd that has heard it.
+        """
+        service = self.service(**settings)
+        service.startService()
+        self.reactor.run()
+        self.systemd.heard()
+        return service
+
+    def hangUp(self) -> None:
+        """
+        Do what SIGHUP and the reactor's next turn do.
+        """
+        self.handlers[signal.SIGHUP](signal.SIGHUP, None)
+        self.reactor.turn()
+
+
+class ReadyTests(NotifyCase):
+    """
+    Readiness.
+    """
+
+    def test_fake(self) -> None:
+        """
+        The reactor of these tests offers to signal handlers what a real one does.
+        """
+        verifyObject(IReactorFromThreads, self.reactor)
+
+    def test_running(self) -> None:
+        """
+        READY is said when the reactor runs, not when the service starts.
+        """
+        self.service().startService()
+        before = self.systemd.heard()
+        self.reactor.run()
+        self.assertEqual((before, self.systemd.heard()), ([], ["READY=1"]))
+
+    def test_failedStart(self) -> None:
+        """
+        READY is never said where another service fails to start.
+        """
+
+        class Broken(Service):
+            def startService(self) -> None:
+                raise RuntimeError("no poem")
+
+        services = MultiService()
+        Broken().setServiceParent(services)
+        self.service().setServiceParent(services)
+        self.assertRaises(RuntimeError, services.startService)
+        self.reactor.run()
+        self.assertEqual(self.systemd.heard(), [])
+
+    def test_addedLater(self) -> None:
+        """
+        READY is said at once where the service is added to a program that runs.
+        """
+        services = MultiService()
+        services.startService()
+        self.reactor.run()
+        self.service().setServiceParent(services)
+        self.assertEqual(self.systemd.heard(), ["READY=1"])
+
+    def test_abstract(self) -> None:
+        """
+        An address that begins with @ is an abstract one.
+        """
+        address = f"@fastpoetry-test-{os.getpid()}"
+        systemd = Systemd(address)
+        self.addCleanup(systemd.close)
+        self.service(NOTIFY_SOCKET=address).startService()
+        self.reactor.run()
+        self.assertEqual(systemd.heard(), ["READY=1"])
+
+    def test_outsideSystemd(self) -> None:
+        """
+        Outside systemd no status is asked for and no timer runs, from start to stop.
+        """
+        environs: list[dict[str, str]] = [{}, {"NOTIFY_SOCKET": "", "WATCHDOG_USEC": "3000000"}]
+        for environ in environs:
+            service = NotifyService(self.reactor, status=self.fail, environ=environ)
+            service.startService()
+            self.reactor.run()
+            service.stopService()
+            self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+
+class StatusTests(NotifyCase):
+    """
+    The status.
+    """
+
+    def test_beforeReady(self) -> None:
+        """
+        Whoever sees that the program is ready sees its status.
+        """
+        self.service(status=lambda: "Serving ecstasy").startService()
+        self.reactor.run()
+        self.assertEqual(self.systemd.heard(), ["STATUS=Serving ecstasy", "READY=1"])
+
+    def test_changes(self) -> None:
+        """
+        The status is told a second later, and only if it has changed.
+        """
+        poems = ["0 poems"]
+        self.started(status=lambda: poems[-1])
+        heard = []
+        for told in ("1 poem", "2 poems", "2 poems", "2 poems", "3 poems", "4 poems"):
+            poems.append(told)
+            self.reactor.advance(0.5)
+            heard.append(self.systemd.heard())
+        self.assertEqual(heard, [[], ["STATUS=2 poems"], [], [], [], ["STATUS=4 poems"]])
+
+    @given(st.text(st.characters()) | st.text("\n\r\0\x1b\x85\u2028\ud800=🦉", min_size=1500))
+    def test_hostile(self, text: str) -> None:
+        """
+        Whatever the status holds comes as one printable line, which systemd will not drop.
+        """
+        reactor = Reactor()
+        service = NotifyService(reactor, status=lambda: text, environ=self.systemd.environ)
+        service.startService()
+        reactor.run()
+        reactor.shutDown()
+        *lines, ready = self.systemd.heard()
+        self.assertEqual(ready, "READY=1")
+        if text.isprintable() and len(text) <= 1000:
+            self.assertEqual(lines, [f"STATUS={text}"] if text else [])
+        else:
+            (line,) = lines
+            self.assertTrue(line.startswith("STATUS=") and line.isprintable(), repr(line))
+            self.assertLessEqual(len(line.encode()), 4096)
+
+    def test_failure(self) -> None:
+        """
+        A status that cannot be told is logged once and keeps nothing else from being told.
+        """
+        self.service(status=lambda: str(1 // 0), WATCHDOG_USEC="3000000").startService()
+        self.reactor.run()
+        self.reactor.pump([0.5] * 4)
+        self.assertEqual(self.systemd.heard(), ["READY=1", "WATCHDOG=1", "WATCHDOG=1"])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+
+class ReloadTests(NotifyCase):
+    """
+    SIGHUP.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.reloads: list[Deferred[None]] = []
+
+    def slowly(self) -> Deferred[None]:
+        """
+        Reload for as long as the test wants.
+        """
+        self.reloads.append(Deferred())
+        return self.reloads[-1]
+
+    def test_withoutHook(self) -> None:
+        """
+        Where there is nothing to reload, SIGHUP is left alone.
+        """
+        self.started()
+        self.assertEqual(self.handlers, {})
+
+    def test_outsideSystemd(self) -> None:
+        """
+        SIGHUP reloads outside systemd as well.
+        """
+        self.started(reload=self.slowly, NOTIFY_SOCKET="")
+        self.hangUp()
+        self.assertEqual(len(self.reloads), 1)
+        self.reloads[0].callback(None)
+        self.assertEqual(self.systemd.heard(), [])
+
+    def test_inTheReactor(self) -> None:
+        """
+        The signal handler leaves everything to the reactor.
+        """
+        self.started(reload=self.slowly)
+        self.handlers[signal.SIGHUP](signal.SIGHUP, None)
+        self.assertEqual((self.reloads, self.systemd.heard()), ([], []))
+        self.reactor.turn()
+        self.assertEqual(len(self.reloads), 1)
+
+    def test_told(self) -> None:
+        """
+        RELOADING is told with the time at which it began, READY with the new status after the end.
+        """
+        poem = ["ecstasy"]
+        self.started(status=lambda: f"Serving {poem[-1]}", reload=self.slowly)
+        before = time.monotonic_ns() // 1000
+        self.hangUp()
+        after = time.monotonic_ns() // 1000
+        (reloading,) = self.systemd.heard()
+        state, _, then = reloading.partition("\nMONOTONIC_USEC=")
+        self.assertEqual(state, "RELOADING=1")
+        self.assertTrue(before <= int(then) <= after, (before, then, after))
+        poem.append("fascination")
+        self.reloads[0].callback(None)
+        self.assertEqual(self.systemd.heard(), ["STATUS=Serving fascination", "READY=1"])
+
+    def test_coroutine(self) -> None:
+        """
+        What reloads may be an C{async def}.
+        """
+
+        async def reload() -> None:
+            await self.slowly()
+
+        self.started(reload=reload)
+        self.hangUp()
+        self.systemd.heard()
+        self.reloads[0].callback(None)
+        self.assertEqual(self.systemd.heard(), ["READY=1"])
+
+    def test_failedAtOnce(self) -> None:
+        """
+        A reload that raises is logged once, and the program is READY as before.
+        """
+
+        def reload() -> None:
+            raise LookupError
+
+        self.started(reload=reload)
+        self.hangUp()
+        self.assertEqual(self.systemd.heard()[1:], ["READY=1"])
+        self.assertEqual(len(self.flushLoggedErrors(LookupError)), 1)
+
+    def test_failedLater(self) -> None:
+        """
+        A reload that fails in the end is logged once, and another can follow.
+        """
+        self.started(reload=self.slowly)
+        for _ in range(2):
+            self.hangUp()
+            self.reloads.pop().errback(LookupError())
+            self.assertEqual(self.systemd.heard()[1:], ["READY=1"])
+            self.assertEqual(len(self.flushLoggedErrors(LookupError)), 1)
+
+    def test_oneMore(self) -> None:
+        """
+        Any number of SIGHUPs during a reload make one more, which begins when the first has ended.
+        """
+        self.started(reload=self.slowly)
+        for _ in range(4):
+            self.hangUp()
+        self.assertEqual((len(self.reloads), len(self.systemd.heard())), (1, 1))
+        self.reloads[0].callback(None)
+        self.assertEqual(len(self.reloads), 2)
+        ready, reloading = self.systemd.heard()
+        self.assertEqual((ready, reloading.split("=")[0]), ("READY=1", "RELOADING"))
+        self.reloads[1].callback(None)
+        self.assertEqual((len(self.reloads), self.systemd.heard()), (2, ["READY=1"]))
+
+    def test_stopping(self) -> None:
+        """
+        A SIGHUP while the program stops does nothing.
+        """
+        service = self.started(reload=self.slowly)
+        service.stopService()
+        self.hangUp()
+        self.assertEqual((self.reloads, self.systemd.heard()), ([], ["STOPPING=1"]))
+
+    def test_stoppedMeanwhile(self) -> None:
+        """
+        A program that began to stop during a reload is not ready after it, and reloads no more.
+        """
+        service = self.started(reload=self.slowly)
+        self.hangUp()
+        self.hangUp()
+        service.stopService()
+        self.systemd.heard()
+        self.reloads[0].callback(None)
+        self.assertEqual((len(self.reloads), self.systemd.heard()), (1, []))
+
+
+class StopTests(NotifyCase):
+    """
+    The stop.
+    """
+
+    def test_first(self) -> None:
+        """
+        STOPPING is said before any other service begins to stop.
+        """
+        heard = []
+
+        class Other(Service):
+            def stopService(other) -> None:  # noqa: N805
+                heard.extend(self.systemd.heard())
+
+        services = MultiService()
+        Other().setServiceParent(services)
+        self.service().setServiceParent(services)
+        services.startService()
+        self.reactor.run()
+        self.systemd.heard()
+        self.successResultOf(services.stopService())
+        self.assertEqual(heard, ["STOPPING=1"])
+
+    def test_goesOn(self) -> None:
+        """
+        While the program drains, its status and its signs of life go on.
+        """
+        readers = ["1 reader", "2 readers", "3 readers"]
+        service = self.started(status=readers.pop, WATCHDOG_USEC="3000000")
+        service.stopService()
+        self.systemd.heard()
+        self.reactor.advance(1)
+        self.assertEqual(sorted(self.systemd.heard()), ["STATUS=2 readers", "WATCHDOG=1"])
+
+    def test_closed(self) -> None:
+        """
+        After the shutdown no descriptor of ours is left.
+        """
+        before = os.listdir("/proc/self/fd")
+        self.started().stopService()
+        during = os.listdir("/proc/self/fd")
+        self.reactor.shutDown()
+        self.assertEqual(os.listdir("/proc/self/fd"), before)
+        self.assertNotEqual(during, before)
+
+
+class WatchdogTests(NotifyCase):
+    """
+    The watchdog.
+    """
+
+    def pings(self, **environ: str) -> list[str]:
+        """
+        @return: what is heard in 10 seconds.
+        """
+        self.started(**environ)
+        self.reactor.pump([0.1] * 101)
+        return self.systemd.heard()
+
+    def test_third(self) -> None:
+        """
+        A sign of life is given three times in the time that systemd waits for one.
+        """
+        self.assertEqual(self.pings(WATCHDOG_USEC="6000000"), ["WATCHDOG=1"] * 5)
+
+    def test_ours(self) -> None:
+        """
+        A watchdog for this process is heeded.
+        """
+        pings = self.pings(WATCHDOG_USEC="6000000", WATCHDOG_PID=str(os.getpid()))
+        self.assertEqual(len(pings), 5)
+
+    def test_others(self) -> None:
+        """
+        A watchdog for another process is none of ours.
+        """
+        self.assertEqual(self.pings(WATCHDOG_USEC="6000000", WATCHDOG_PID="1"), [])
+
+    def test_nonsense(self) -> None:
+        """
+        A time that is none is no watchdog.
+        """
+        for time_ in ("", "0", "-1", "six", "6e6", "9" * 400, "9" * 5000):
+            self.assertEqual((time_, self.pings(WATCHDOG_USEC=time_)), (time_, []))
+
+
+class ManagerTests(NotifyCase):
+    """
+    A manager that does not read, or is not there.
+    """
+
+    def test_full(self) -> None:
+        """
+        States for which there is no room come later, all of them and in order.
+        """
+        self.systemd.fill()
+        service = self.service(status=lambda: "Serving", reload=lambda: None)
+        service.startService()
+        self.reactor.run()
+        self.hangUp()
+        service.stopService()
+        self.reactor.advance(1)
+        self.assertEqual(set(self.systemd.heard()), {"chatter"})
+        self.reactor.advance(1)
+        heard = [message.split("\n")[0] for message in self.systemd.heard()]
+        heard.remove("STATUS=Serving")
+        self.assertEqual(heard, ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"])
+
+    def test_nobody(self) -> None:
+        """
+        Where nobody listens, one warning says so and the program goes on.
+        """
+        service = self.service(status=lambda: "Serving", NOTIFY_SOCKET="@nobody\n{here}")
+        with capturedLogs() as events:
+            service.startService()
+            self.reactor.run()
+            self.reactor.pump([1] * 3)
+            service.stopService()
+        self.assertEqual([event["log_level"] for event in events], [LogLevel.warn])
+        self.assertEqual(events[0]["cause"], "Connection refused")
+
+    def test_impossible(self) -> None:
+        """
+        An address that cannot be is as good as nobody.
+        """
+        for address in ("@" * 200, "vsock:2:1", "notify", "/"):
+            with capturedLogs() as events:
+                self.service(NOTIFY_SOCKET=address).startService()
+                self.reactor.run()
+            self.assertEqual([event["address"] for event in events], [address])
+
+
+PROGRAM = """
+import os, signal
+from twisted.application.service import MultiService, Service
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from fastpoetry.notify import NotifyService
+
+def hangUp():
+    os.kill(os.getpid(), signal.SIGHUP)
+
+class Draining(Service):
+    def stopService(self):
+        hangUp()
+        return deferLater(reactor, 0, print, "drained")
+
+def reload():
+    print("reloaded")
+    reactor.callLater(0, reactor.stop)
+
+services = MultiService()
+Draining().setServiceParent(services)
+NotifyService(reactor, reload=reload).setServiceParent(services)
+services.startService()
+reactor.addSystemEventTrigger("before", "shutdown", services.stopService)
+reactor.callWhenRunning(hangUp)
+reactor.run()
+"""
+
+
+class ProcessTests(NotifyCase):
+    """
+    A real program.
+    """
+
+    def python(self, program: str) -> str:
+        """
+        @return: what a Python program under our systemd prints before it exits well.
+        """
+        path = os.pathsep.join(filter(None, sys.path))
+        environ = {**os.environ, **self.systemd.environ, "PYTHONPATH": path}
+        command = [sys.executable, "-c", program]
+        done = run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        return done.stdout
+
+    def test_signals(self) -> None:
+        """
+        SIGHUP reloads a running program and leaves one that is draining alone.
+        """
+        self.assertEqual(self.python(PROGRAM).split(), ["reloaded", "drained"])
+        heard = [message.split("\n")[0] for message in self.systemd.heard()]
+        self.assertEqual(heard, ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"])
+
+    def test_alone(self) -> None:
+        """
+        The room stands alone: importing it brings in nothing of poetry and no reactor.
+        """
+        program = "import sys, fastpoetry.notify; print(*sys.modules)"
+        modules = self.python(program).split()
+        ours = [module for module in modules if module.split(".")[0] == "fastpoetry"]
+        self.assertEqual(ours, ["fastpoetry", "fastpoetry.notify"])
+        self.assertNotIn("twisted.internet.reactor", modules)
