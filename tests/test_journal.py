@@ -1,0 +1,629 @@
+"""
+Tests for L{fastpoetry.journal}, against a socket that only lacks a journald behind it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from select import select
+from socket import AF_UNIX, SOCK_DGRAM, socket
+from tempfile import TemporaryDirectory
+from threading import Thread
+from typing import Any, TextIO
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, LogPublisher
+from twisted.python import log as legacy
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from fastpoetry import journal
+
+TWISTED_KEYS = [
+    *("log_failure", "log_flattened", "log_level", "log_namespace", "log_system", "log_text"),
+    *("failure", "isError", "message", "time"),
+]
+ROOT = Path(__file__).resolve().parents[1]
+DROPPED_ID = b"18dca92ef40d43e18a4550720f27a296"
+
+
+def parsed(data: bytes) -> list[tuple[str, bytes]]:
+    """
+    Take a datagram apart as journald does, but where journald would ignore a fault this raises.
+    """
+    found = []
+    while data:
+        head, data = data.split(b"\n", 1)
+        name, equals, value = head.partition(b"=")
+        if not equals:
+            size = int.from_bytes(data[:8], "little")
+            value, end, data = data[8 : 8 + size], data[8 + size : 9 + size], data[9 + size :]
+            if len(value) != size or end != b"\n":
+                raise ValueError(f"{name!r} has a wrong length")
+        if not re.fullmatch(rb"[A-Z][A-Z0-9_]{0,63}", name):
+            raise ValueError(f"journald does not take {name!r}")
+        found.append((name.decode(), value))
+    return found
+
+
+def mapped(**event: Any) -> dict[str, bytes]:
+    """
+    The fields that journald finds in an event's record.
+    """
+    found = parsed(journal.datagram(journal.fields(event, "test")))
+    if len(found) != len(dict(found)):
+        raise ValueError("a field comes twice")
+    return dict(found)
+
+
+def logged(**event: Any) -> LogEvent:
+    """
+    What an observer gets of C{log.msg(**event)} or, with a C{failure}, of C{log.err}.
+    """
+    events: list[LogEvent] = []
+    observer: Any = events.append
+    publisher = legacy.LogPublisher(LogPublisher(observer), LogPublisher(observer))
+    publisher.msg(*event.pop("message", ()), **event)
+    [only] = events
+    return only
+
+
+def raised() -> Failure:
+    """
+    A failure of a known place.
+    """
+    try:
+        raise ZeroDivisionError("by nothing")
+    except ZeroDivisionError:
+        return Failure()
+
+
+class Nameless:
+    """
+    Has no text.
+    """
+
+    def __init__(self, error: type[BaseException] = RuntimeError) -> None:
+        self.error = error
+
+    def __repr__(self) -> str:
+        raise self.error("no text")
+
+
+class FieldsTests(SynchronousTestCase):
+    """
+    Tests for the way from an event to the fields of a record.
+    """
+
+    def test_levels(self) -> None:
+        """
+        Each level has the priority that syslog gives it.
+        """
+        levels = {
+            level.name: mapped(log_format="x", log_level=level)
+            for level in LogLevel.iterconstants()
+        }
+        self.assertEqual(
+            {name: found["PRIORITY"] for name, found in levels.items()},
+            {"critical": b"2", "error": b"3", "warn": b"4", "info": b"6", "debug": b"7"},
+        )
+        for name, found in levels.items():
+            self.assertEqual(found["LOG_LEVEL"], name.encode())
+
+    def test_noLevel(self) -> None:
+        """
+        An event without a level informs.
+        """
+        self.assertEqual(mapped(log_format="x", log_level=None)["PRIORITY"], b"6")
+
+    def test_own(self) -> None:
+        """
+        The event's own keys are upper-case fields.
+        """
+        found = mapped(
+            log_format="sending {bytes} bytes of poetry to {peer}",
+            log_namespace="fastpoetry.protocol",
+            log_level=LogLevel.info,
+            log_time=1.0,
+            log_source=self,
+            log_logger=Logger(),
+            bytes=3003,
+            peer="127.0.0.1:1",
+            message_id="0" * 32,
+        )
+        self.assertEqual(
+            found,
+            {
+                "MESSAGE": b"sending 3003 bytes of poetry to 127.0.0.1:1",
+                "PRIORITY": b"6",
+                "SYSLOG_IDENTIFIER": b"test",
+                "LOG_NAMESPACE": b"fastpoetry.protocol",
+                "LOG_LEVEL": b"info",
+                "BYTES": b"3003",
+                "PEER": b"127.0.0.1:1",
+                "MESSAGE_ID": b"0" * 32,
+            },
+        )
+
+    def test_noOverride(self) -> None:
+        """
+        An event's own keys never replace what the observer says.
+        """
+        event = {"log_format": "x", "log_failure": raised()}
+        names = ["MESSAGE", "PRIORITY", "priority", "SYSLOG_IDENTIFIER", "syslog_identifier"]
+        names += ["LOG_LEVEL", "LOG_NAMESPACE", "CODE_FILE", "code_line"]
+        self.assertEqual(mapped(**event, **dict.fromkeys(names, "0")), mapped(**event))
+
+    def test_impossibleNames(self) -> None:
+        """
+        A key that cannot be the name of a field, or that has no value, is left out.
+        """
+        names = ["", "_private", "9lives", "größe", "a b", "a=b", "a\nB=c", "a" * 65, "none"]
+        found = mapped(log_format="x", **{name: None if name == "none" else 1 for name in names})
+        self.assertEqual(found, mapped(log_format="x"))
+
+    def test_failure(self) -> None:
+        """
+        A failure is one record with its traceback, and with the place where it was raised.
+        """
+        found = mapped(
+            log_format="while dividing", log_level=LogLevel.critical, log_failure=raised()
+        )
+        first, *_, last = found["MESSAGE"].decode().split("\n")
+        self.assertEqual(first, "while dividing")
+        self.assertEqual(last, "builtins.ZeroDivisionError: by nothing")
+        code = raised.__code__
+        self.assertEqual(found["CODE_FILE"], code.co_filename.encode())
+        self.assertEqual(found["CODE_FUNC"], b"raised")
+        self.assertEqual(int(found["CODE_LINE"]), code.co_firstlineno + 5)
+
+    def test_noFailure(self) -> None:
+        """
+        What only stands in the place of a failure has no place of its own.
+        """
+        for pretender in (None, "failure", Failure(ValueError("never raised"))):
+            found = mapped(log_format="x", log_failure=pretender)
+            self.assertNotIn("CODE_FILE", found)
+
+    def test_legacyMessage(self) -> None:
+        """
+        A C{log.msg} informs, and its own keys are fields.
+        """
+        found = mapped(**logged(message=("loaded",), system="-", poem="ecstasy"))
+        self.assertEqual(
+            found,
+            {
+                "MESSAGE": b"loaded",
+                "PRIORITY": b"6",
+                "SYSLOG_IDENTIFIER": b"test",
+                "LOG_NAMESPACE": b"log_legacy",
+                "LOG_LEVEL": b"info",
+                "POEM": b"ecstasy",
+            },
+        )
+
+    def test_legacyFailure(self) -> None:
+        """
+        A C{log.err} is an error, with its reason and its traceback once.
+        """
+        found = mapped(**logged(failure=raised(), why="while dividing", isError=1))
+        self.assertEqual((found["PRIORITY"], found["LOG_LEVEL"]), (b"3", b"error"))
+        self.assertTrue(found["MESSAGE"].startswith(b"while dividing\nTraceback"))
+        self.assertEqual(found["MESSAGE"].count(b"Traceback"), 1)
+        self.assertEqual(found["CODE_FUNC"], b"raised")
+        self.assertFalse({"FAILURE", "WHY", "ISERROR"} & set(found))
+
+    def test_unchanged(self) -> None:
+        """
+        The event is as it was.
+        """
+        event = {"log_format": "{a}", "a": [1], "log_level": LogLevel.warn, "log_failure": raised()}
+        before = dict(event)
+        journal.fields(event, "test")
+        self.assertEqual(event, before)
+
+    def test_hostileText(self) -> None:
+        """
+        Text from a stranger stays one value, and what acts on a terminal is shown instead.
+        """
+        peer = "\nPRIORITY=0\n\nMESSAGE=forged\x00\x1b[2J\r\x85\u2028\u202e{}%s\ud800é"
+        found = mapped(log_format="from {peer}", log_level=LogLevel.info, peer=peer)
+        seen = "\nPRIORITY=0\n\nMESSAGE=forged\\x00\\x1b[2J\\r\\x85\\u2028\\u202e{}%s\\ud800é"
+        self.assertEqual(found["PEER"], seen.encode())
+        self.assertEqual(found["MESSAGE"], b"from " + seen.encode())
+        self.assertEqual(found["PRIORITY"], b"6")
+
+    def test_hostileObjects(self) -> None:
+        """
+        A value that has no text tells so, and an event that cannot be formatted is a record too.
+        """
+        for error in (RuntimeError, RecursionError, SystemExit, KeyboardInterrupt):
+            found = mapped(log_format="a {thing}", thing=Nameless(error))
+            self.assertIn(error.__name__.encode(), found["MESSAGE"])
+            self.assertIn(error.__name__.encode(), found["THING"])
+
+    def test_changingObjects(self) -> None:
+        """
+        A value that changes the event when it is asked for its text does no harm.
+        """
+        event: dict[str, Any] = {"log_format": "x"}
+
+        class Meddler:
+            def __str__(self) -> str:
+                event[f"more{len(event)}"] = ""
+                return "meddled"
+
+        event["thing"] = Meddler()
+        self.assertEqual(journal.fields(event, "test")["THING"], b"meddled")
+
+    def test_bytes(self) -> None:
+        """
+        Bytes are read as UTF-8 where they are that.
+        """
+        found = mapped(log_format="x", good="naïve".encode(), bad=b"\xff\n")
+        self.assertEqual((found["GOOD"], found["BAD"]), ("naïve".encode(), rb"b'\xff\n'"))
+
+    def test_long(self) -> None:
+        """
+        A value of 64 KiB is whole; a longer one is cut to valid UTF-8, and shows it.
+        """
+        found = mapped(log_format="x", whole="x" * 65536, cut="é" * 40000)
+        self.assertEqual(found["WHOLE"], b"x" * 65536)
+        self.assertEqual(found["CUT"].decode(), "é" * 32766 + "…")
+
+    def test_large(self) -> None:
+        """
+        What would make a record too large is left out; what is small still finds its place.
+        """
+        large = {f"large{n}": "x" * 65536 for n in range(9)}
+        found = mapped(log_format="x", **large, small="y")
+        self.assertEqual([name for name in found if name.startswith("LARGE")], ["LARGE0", "LARGE1"])
+        self.assertEqual(found["SMALL"], b"y")
+
+    def test_many(self) -> None:
+        """
+        A record has no more fields than journald takes.
+        """
+        self.assertEqual(len(mapped(log_format="x", **{f"n{n}": n for n in range(2000)})), 1000)
+
+    @settings(deadline=None)
+    @given(
+        st.dictionaries(
+            st.text(max_size=70) | st.sampled_from([*TWISTED_KEYS, "a", "A"]),
+            st.text() | st.binary() | st.integers() | st.builds(Nameless) | st.lists(st.text()),
+        ),
+        st.text() | st.binary() | st.integers(),
+    )
+    def test_anything(self, event: dict[str, Any], format: object) -> None:
+        """
+        Whatever an event holds, its record is one that journald takes, in valid UTF-8 without
+        controls.
+        """
+        found = mapped(**{"log_format": format, **event})
+        self.assertTrue({"MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER"} <= set(found))
+        for value in found.values():
+            self.assertNotRegex(value.decode(), "[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+    @settings(deadline=None)
+    @given(st.text())
+    def test_line(self, text: str) -> None:
+        """
+        As text, a record is one line, and what follows it is indented.
+        """
+        record = journal.fields({"log_format": "{text}", "text": f"a{text}"}, "test")
+        first, *rest = journal.line(record).decode().splitlines()
+        self.assertTrue(first.startswith("[info] a"))
+        self.assertTrue(all(line.startswith("    ") for line in rest))
+
+
+class Journald:
+    """
+    What is left of journald when it stands still: its socket.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._socket = socket(AF_UNIX, SOCK_DGRAM)
+        self._socket.settimeout(20)  # Only a broken test waits so long.
+        self._socket.bind(path)
+        self.close = self._socket.close
+
+    def take(self) -> dict[str, bytes]:
+        """
+        Take the next record.
+        """
+        return dict(parsed(self._socket.recv(1 << 20)))
+
+    def idle(self) -> bool:
+        """
+        Whether no record has come.
+        """
+        readable, _, _ = select([self._socket], [], [], 0)
+        return not readable
+
+
+class JournalObserverTests(SynchronousTestCase):
+    """
+    Tests for the way from the observer to the journal.
+    """
+
+    def setUp(self) -> None:
+        """
+        Make a place for the journal's socket.
+        """
+        folder = TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.path = f"{folder.name}/socket"
+
+    def journald(self) -> Journald:
+        """
+        Start a journald.
+        """
+        journald = Journald(self.path)
+        self.addCleanup(journald.close)
+        return journald
+
+    def pipe(self) -> tuple[TextIO, TextIO]:
+        """
+        Make a stand-in for standard error: the end to read from, and the end to write to.
+        """
+        out, into = os.pipe()
+        reader, writer = os.fdopen(out), os.fdopen(into, "w")
+        self.addCleanup(reader.close)
+        self.addCleanup(writer.close)
+        return reader, writer
+
+    def log(self, observer: journal.JournalObserver, *texts: object) -> None:
+        """
+        Log some texts.
+        """
+        for text in texts:
+            observer({"log_format": "{text}", "text": text, "log_level": LogLevel.info})
+
+    def test_interface(self) -> None:
+        """
+        It is an observer.
+        """
+        verifyObject(ILogObserver, journal.JournalObserver("test", self.path))
+
+    def test_sends(self) -> None:
+        """
+        A record is with the journal when the call returns.
+        """
+        journald = self.journald()
+        self.log(journal.JournalObserver("test", self.path), "a\nb")
+        self.assertEqual(journald.take()["MESSAGE"], b"a\nb")
+
+    def test_largest(self) -> None:
+        """
+        A record as large as may be goes in one datagram.
+        """
+        journald = self.journald()
+        values: dict[str, Any] = {f"f{n}": "x" * 64000 for n in range(3)}
+        values |= {f"name{n}".ljust(64, "x"): "\n" for n in range(2000)}
+        journal.JournalObserver("test", self.path)({"log_format": "x", **values})
+        found = journald.take()
+        self.assertEqual(len(found["F1"]), 64000)
+        self.assertTrue(journald.idle())
+
+    def test_noText(self) -> None:
+        """
+        An event without text is no record.
+        """
+        journald = self.journald()
+        observer = journal.JournalObserver("test", self.path)
+        observer({"log_format": None, "log_level": LogLevel.info})
+        observer(logged(eventType="noise"))
+        self.assertTrue(journald.idle())
+
+    def test_standstill(self) -> None:
+        """
+        While journald stands still, what is logged waits; then it comes, all of it and in order.
+        """
+        journald = self.journald()
+        self.log(journal.JournalObserver("test", self.path), *range(1000))
+        self.assertEqual([int(journald.take()["TEXT"]) for _ in range(1000)], list(range(1000)))
+        self.assertTrue(journald.idle())
+
+    def test_dropped(self) -> None:
+        """
+        What the backlog cannot hold is dropped; when the backlog is empty again one record tells
+        how many were lost, and the journal goes on.
+        """
+        journald = self.journald()
+        observer = journal.JournalObserver("test", self.path, backlogBytes=10_000)
+        self.log(observer, *range(2000))
+        kept = [int(journald.take()["TEXT"]) for _ in range(20)]
+        self.log(observer, "although there is room again")
+        while (record := journald.take()).get("MESSAGE_ID") != DROPPED_ID:
+            kept.append(int(record["TEXT"]))
+        self.assertEqual(kept, list(range(len(kept))))
+        self.assertEqual(record["PRIORITY"], b"4")
+        self.assertEqual(int(record["DROPPED"]), 2001 - len(kept))
+        self.assertIn(record["DROPPED"], record["MESSAGE"])
+        self.log(observer, "after")
+        self.assertEqual(journald.take()["MESSAGE"], b"after")
+
+    def test_smallestBacklog(self) -> None:
+        """
+        However little may wait, one record may.
+        """
+        journald = self.journald()
+        observer = journal.JournalObserver("test", self.path, backlogBytes=0)
+        self.log(observer, *range(1000))
+        while journald.take().get("MESSAGE_ID") != DROPPED_ID:
+            pass
+        self.log(observer, "after")
+        self.assertEqual(journald.take()["MESSAGE"], b"after")
+
+    def test_threads(self) -> None:
+        """
+        Threads log at will, and the records of each come in order.
+        """
+        journald = self.journald()
+        observer = journal.JournalObserver("test", self.path)
+        texts = [[f"{name} {n}" for n in range(400)] for name in "abc"]
+        threads = [Thread(target=self.log, args=(observer, *each)) for each in texts]
+        for thread in threads:
+            thread.start()
+        found = [journald.take()["TEXT"].decode() for _ in range(1200)]
+        for thread in threads:
+            thread.join()
+        self.assertEqual([[text for text in found if text[0] == name] for name in "abc"], texts)
+
+    def test_noJournal(self) -> None:
+        """
+        Without a journal it says so once, and writes the records there.
+        """
+        reader, writer = self.pipe()
+        observer = journal.JournalObserver("test", self.path, writer)
+        self.log(observer, "one", "two\n[info] forged", "three")
+        observer.flush()
+        self.assertEqual(
+            reader.readline(),
+            f"test: cannot write to the journal at {self.path} (No such file or directory);"
+            " until that works, records are written here\n",
+        )
+        self.assertEqual(
+            [reader.readline() for _ in range(4)],
+            ["[info] one\n", "[info] two\n", "    [info] forged\n", "[info] three\n"],
+        )
+
+    def test_journalGoesAndComes(self) -> None:
+        """
+        When the journal goes away records are written as text, and when it is back it has them.
+        """
+        reader, writer = self.pipe()
+        observer = journal.JournalObserver("test", self.path, writer)
+        self.journald().close()
+        self.log(observer, "one")
+        observer.flush()
+        self.assertIn("Connection refused", reader.readline())
+        self.assertEqual(reader.readline(), "[info] one\n")
+        os.remove(self.path)
+        journald = self.journald()
+        self.log(observer, "two")
+        self.assertEqual(journald.take()["MESSAGE"], b"two")
+
+    def test_nowhere(self) -> None:
+        """
+        Where there is neither a journal nor a standard error, nothing is raised or kept.
+        """
+        _, writer = self.pipe()
+        writer.close()
+        for fallback in (writer, None):
+            observer = journal.JournalObserver("test", self.path, fallback)
+            self.log(observer, "one")
+            observer.flush()
+            journald = self.journald()
+            self.log(observer, "two")
+            self.assertEqual(journald.take()["MESSAGE"], b"two")
+            os.remove(self.path)
+
+    def test_fork(self) -> None:
+        """
+        A forked child logs, while what waits stays its parent's to send, once.
+        """
+        journald = self.journald()
+        observer = journal.observer({"SYSLOG_IDENTIFIER": "test"}, self.path)
+        self.log(observer, *range(1000))
+        with warnings.catch_warnings():
+            # From Python 3.12 on a fork beside a thread is warned of; here the thread is the point.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+        if not child:
+            self.log(observer, "child")
+            observer.flush(20)
+            os._exit(0)
+        texts = [journald.take()["TEXT"] for _ in range(1001)]
+        os.waitpid(child, 0)
+        texts.remove(b"child")
+        self.assertEqual([int(text) for text in texts], list(range(1000)))
+        self.assertTrue(journald.idle())
+
+    def test_identifier(self) -> None:
+        """
+        The environment names the program in the journal, else it bears its own name.
+        """
+        journald = self.journald()
+        self.patch(sys, "argv", ["/usr/bin/twistd3", "web"])
+        self.log(journal.observer({"SYSLOG_IDENTIFIER": "poems"}, self.path), 1)
+        self.log(journal.observer({}, self.path), 2)
+        names = [journald.take()["SYSLOG_IDENTIFIER"] for _ in range(2)]
+        self.assertEqual(names, [b"poems", b"twistd3"])
+
+
+class ProgramTests(SynchronousTestCase):
+    """
+    Tests for the observer in a program of its own.
+    """
+
+    def runProgram(self, program: str) -> subprocess.CompletedProcess[str]:
+        """
+        Run a Python program that sees this package.
+        """
+        return subprocess.run(
+            [sys.executable, "-c", f"import sys; from fastpoetry import journal; {program}"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def test_exit(self) -> None:
+        """
+        The last record of a program that ends at once arrives, also where there is no journal.
+        """
+        done = self.runProgram(
+            "journal.observer({}, '/nowhere')({'log_format': 'end'}); sys.exit(1)"
+        )
+        self.assertEqual(done.returncode, 1)
+        self.assertTrue(done.stderr.endswith("[info] end\n"))
+
+    def test_alone(self) -> None:
+        """
+        The room brings no other room with it, and nothing of poetry.
+        """
+        done = self.runProgram(
+            "print(*[name for name in sys.modules if name.startswith('fastpoetry.')])"
+        )
+        self.assertEqual(done.stdout, "fastpoetry.journal\n")
+
+
+class CatalogTests(SynchronousTestCase):
+    """
+    Tests for the message catalog.
+    """
+
+    catalog = (ROOT / "packaging/systemd/fastpoetry.catalog").read_text("utf-8")
+
+    def test_complete(self) -> None:
+        """
+        Every kind of event that the code logs has one entry, and no other has.
+        """
+        logged = [
+            name
+            for module in ROOT.glob("fastpoetry/*.py")
+            for name in re.findall(r"""\bmessage_id"?[=:]\s*"([^"]+)""", module.read_text("utf-8"))
+        ]
+        entries = re.findall(r"^-- (.*)$", self.catalog, re.MULTILINE)
+        self.assertEqual(sorted(entries), sorted(set(logged)))
+        for name in entries:
+            self.assertRegex(name, "^[0-9a-f]{32}$")
+
+    def test_form(self) -> None:
+        """
+        Each entry has a subject and says who defined it, then a blank line and a text.
+        """
+        for entry in re.split(r"^-- .*$", self.catalog, flags=re.MULTILINE)[1:]:
+            head, text = entry.strip().split("\n\n", 1)
+            names = [line.split(": ")[0] for line in head.splitlines()]
+            self.assertEqual(names[:2], ["Subject", "Defined-By"])
+            self.assertTrue(text)
