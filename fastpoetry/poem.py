@@ -1,0 +1,305 @@
+"""
+Poems and the folders they are found in.
+
+Reads files; knows neither the reactor nor sockets, and never decodes a poem: what the file holds is
+what the reader gets.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Protocol
+
+MAX_POEM_BYTES = 64 * 1024 * 1024
+"""A poem is held in memory whole, and once more while it is being reloaded."""
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
+"""What may name a poem. No dot and no slash, so that no name leads out of its folder."""
+
+_SUFFIX = ".txt"
+
+# Non-blocking, since opening a FIFO to read it waits for a writer otherwise (fifo(7)).
+_OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+class PoemError(Exception):
+    """
+    A poem that cannot be served: one line for the person who can mend it.
+    """
+
+
+@dataclass(frozen=True)
+class Poem:
+    """
+    One poem, as its readers get it.
+
+    @ivar name: what people call it: C{ecstasy}.
+    @ivar text: the whole poem, in whatever encoding its file has.
+    @ivar origin: where it came from, for a person: a path, or an endpoint.
+    @ivar digest: the SHA-256 of the text, in hexadecimal.
+    @ivar strangeAt: which byte of the text is the first that is not UTF-8, if one is not.
+    """
+
+    name: str
+    text: bytes
+    origin: str
+    digest: str = field(init=False)
+    strangeAt: int | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        # Here, and so in whatever thread reads the poem: of 64 MiB it takes a quarter of a second.
+        object.__setattr__(self, "digest", sha256(self.text).hexdigest())
+        try:
+            self.text.decode()
+        except UnicodeDecodeError as why:
+            object.__setattr__(self, "strangeAt", why.start)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """
+    What one look at the poetry brought.
+
+    @ivar poems: at least one.
+    @ivar leftOut: why others were left out, which only an anthology does.
+    """
+
+    poems: Sequence[Poem]
+    leftOut: Sequence[PoemError] = ()
+
+
+class Selection(Protocol):
+    """
+    Which poems a service serves: a rule that is looked up again at each reload.
+    """
+
+    def load(self) -> Loaded:
+        """
+        Find and read the poems as they are now.
+
+        @raise PoemError: if there is nothing to serve.
+        """
+
+
+@dataclass(frozen=True)
+class PoemAt:
+    """
+    The poem in one file, wherever it is.
+
+    @ivar path: absolute, since twistd changes its folder when it becomes a daemon.
+    """
+
+    path: str
+
+    def load(self) -> Loaded:
+        """
+        Read the file.
+
+        @raise PoemError: if it cannot be read whole.
+        """
+        stem = os.path.splitext(os.path.basename(self.path))[0]
+        return Loaded([_readPoem(stem, self.path, self.path)])
+
+
+@dataclass(frozen=True)
+class PoemNamed:
+    """
+    The poem of one name, in the first folder that has it.
+
+    @ivar name: without folder or suffix.
+    @ivar folders: where to look, first to last.
+    """
+
+    name: str
+    folders: Sequence[str]
+
+    def load(self) -> Loaded:
+        """
+        Look the name up and read what is found.
+
+        @raise PoemError: if no folder has it, or the first that has it cannot give it.
+        """
+        if _NAME.fullmatch(self.name) is None:
+            raise PoemError(
+                f"{self.name!a} is no name of a poem (letters, digits, _ and -); "
+                "a path has a slash in it, as in ./ecstasy.txt"
+            )
+        for folder in self.folders:
+            if _has(folder, self.name):
+                return Loaded([_readBeneath(folder, self.name)])
+        raise PoemError(self._unknown())
+
+    def _unknown(self) -> str:
+        """
+        Say where the poem is not, what there is, and what may have been meant.
+        """
+        from difflib import get_close_matches  # costs a millisecond that only an error pays
+
+        there = sorted(_findNames(self.folders))
+        near = get_close_matches(self.name, there, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        return (
+            f"no poem {self.name} in {':'.join(self.folders)}; "
+            f"there is {', '.join(there) or 'none at all'}{meant}"
+        )
+
+
+@dataclass(frozen=True)
+class Anthology:
+    """
+    Every poem along the folders, an earlier folder's before a later one's of the same name.
+
+    @ivar folders: where to look, first to last.
+    """
+
+    folders: Sequence[str]
+
+    def load(self) -> Loaded:
+        """
+        List the folders and read what they have, leaving out what cannot be read.
+
+        @raise PoemError: if not one poem could be read.
+        """
+        poems: list[Poem] = []
+        leftOut: list[PoemError] = []
+        for name, folder in sorted(_findNames(self.folders).items()):
+            try:
+                poems.append(_readBeneath(folder, name))
+            except PoemError as why:
+                leftOut.append(why)
+        if not poems:
+            causes = "; ".join(map(str, leftOut))
+            nowhere = f"no poem to read in {':'.join(self.folders)}"
+            raise PoemError(f"{nowhere}: {causes}" if causes else nowhere)
+        return Loaded(poems, leftOut)
+
+
+def _has(folder: str, name: str) -> bool:
+    """
+    Whether a folder has a poem of that name, readable or not.
+
+    @raise PoemError: if the folder itself does not say, so that a poem of the administrator's is
+        never passed over in silence for one of ours.
+    """
+    path = os.path.join(folder, name + _SUFFIX)
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as why:
+        raise PoemError(f"{path}: {_explain(why, path)}") from None
+    return True
+
+
+def _findNames(folders: Sequence[str]) -> dict[str, str]:
+    """
+    Each poem's name with the first folder that has it.
+
+    @raise PoemError: if a folder that is there cannot be listed.
+    """
+    found: dict[str, str] = {}
+    for folder in folders:
+        try:
+            entries = os.listdir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as why:
+            raise PoemError(f"{folder}: {_explain(why, folder)}") from None
+        for entry in entries:
+            name, suffix = os.path.splitext(entry)
+            if suffix == _SUFFIX and _NAME.fullmatch(name):
+                found.setdefault(name, folder)
+    return found
+
+
+def _readBeneath(folder: str, name: str) -> Poem:
+    """
+    Read a named poem without leaving its folder.
+
+    A link to another file of the same folder is a second name; any other link is refused.
+    """
+    path = os.path.join(folder, name + _SUFFIX)
+    target = os.path.realpath(path)
+    if os.path.dirname(target) != os.path.realpath(folder):
+        raise PoemError(f"{path}: leads out of its folder, to {target!a}; copy the poem instead")
+    # The last step is taken without following, so that nothing can be put there in between.
+    return _readPoem(name, target, path, os.O_NOFOLLOW)
+
+
+def _readPoem(name: str, path: str, origin: str, flags: int = 0) -> Poem:
+    """
+    Read one regular file, whole, or say why not.
+
+    @param path: what to open.
+    @param origin: what to call it.
+    @param flags: more flags for open(2).
+    """
+    try:
+        descriptor = os.open(path, _OPEN_FLAGS | flags)
+        try:
+            text = _readOpen(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as why:
+        raise PoemError(f"{origin}: {_explain(why, path)}") from None
+    except (PoemError, ValueError) as why:  # the latter from a NUL in the path
+        raise PoemError(f"{origin}: {why}") from None
+    return Poem(name, text, origin)
+
+
+def _readOpen(descriptor: int) -> bytes:
+    """
+    Read an open file from its first to its last byte.
+
+    @raise PoemError: if it is no poem, or another one at the end than at the beginning.
+    """
+    before = os.fstat(descriptor)
+    if fault := _faultOf(before):
+        raise PoemError(fault)
+    with os.fdopen(descriptor, "rb", closefd=False) as file:
+        # One byte more than there should be shows that the file grew meanwhile.
+        text = file.read(before.st_size + 1)
+    after = os.fstat(descriptor)
+    if (len(text), before.st_mtime_ns) != (before.st_size, after.st_mtime_ns):
+        raise PoemError("was written to while it was read; move a new poem into place (mv)")
+    return text
+
+
+def _faultOf(status: os.stat_result) -> str:
+    """
+    Why an open file is no poem, or nothing.
+    """
+    for isKind, kind in _KINDS:
+        if isKind(status.st_mode):
+            return f"is {kind}; a poem is a regular file"
+    if status.st_size == 0:
+        return "is empty; a poem has at least one byte"
+    if status.st_size > MAX_POEM_BYTES:
+        return f"has {status.st_size} bytes; a poem has {MAX_POEM_BYTES} (64 MiB) at most"
+    return ""
+
+
+def _explain(why: OSError, path: str) -> str:
+    """
+    The system's word for an error, and how to mend it where that is known.
+    """
+    text = why.strerror or str(why)
+    if why.errno == errno.EACCES:
+        return (
+            f"{text} (uid {os.geteuid()}); mend it with: chmod a+r {path}, and a+x for its folders"
+        )
+    return text

@@ -1,0 +1,513 @@
+"""
+Stand-ins for what surrounds a room: a reactor, threads, ports, endpoints, readers, clients.
+
+They decide nothing and never wait for time to pass; what they do beyond remembering is done when a
+test says so.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from select import select
+from shutil import rmtree
+from tempfile import mkdtemp
+from typing import Any
+from unittest import SkipTest
+
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import (
+    IHalfCloseableDescriptor,
+    IListeningPort,
+    IProtocolFactory,
+    IReactorThreads,
+    ISSLTransport,
+    IStreamServerEndpoint,
+    ITCPTransport,
+)
+from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.logger import LogEvent, formatEvent
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+
+from fastpoetry.ledger import Address
+from fastpoetry.poem import Loaded, Poem, PoemError
+from fastpoetry.policy import Policy, Reader
+
+POEM = Poem("ecstasy", b"Where, like a pillow on a bed,\n" * 10, "/poetry/ecstasy.txt")
+"""A poem that any socket takes at once."""
+
+LONG = Poem("long", bytes(range(256)) * 16384, "/poetry/long.txt")
+"""A poem of 4 MiB, which no socket takes at once; each piece of it tells where it belongs."""
+
+SECONDS = 10.0
+"""How long a test waits for the kernel, at most. It hands over at once or there is a fault."""
+
+
+class ThreadPool:
+    """
+    Threads that get to their work when a test lets them.
+    """
+
+    def __init__(self) -> None:
+        self._work: list[tuple[Callable[[bool, object], object], Callable[[], object]]] = []
+
+    def callInThreadWithCallback(
+        self, onResult: Callable[[bool, object], object], func: Callable[[], object]
+    ) -> None:
+        """
+        Keep the work.
+        """
+        self._work.append((onResult, func))
+
+    def work(self) -> None:
+        """
+        Do the work that there is.
+        """
+        work, self._work = self._work, []
+        for onResult, func in work:
+            try:
+                result = func()
+            except Exception:
+                onResult(False, Failure())
+            else:
+                onResult(True, result)
+
+
+@implementer(IReactorThreads)
+class Reactor(MemoryReactorClock):  # type: ignore[misc]
+    """
+    A reactor in memory, with threads; its sockets are served when a test says so.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hasStopped = False  # Twisted 22.4 says True from the start
+        self.pool = ThreadPool()
+
+    def getThreadPool(self) -> Any:
+        """
+        The threads.
+        """
+        return self.pool
+
+    def suggestThreadPoolSize(self, size: int) -> None:
+        """
+        Have as many threads as before.
+        """
+
+    def callInThread(self, f: Callable[..., object], *args: object, **kw: object) -> None:
+        """
+        Call when the threads work.
+        """
+        self.pool.callInThreadWithCallback(lambda *_: None, lambda: f(*args, **kw))
+
+    def callFromThread(self, f: Callable[..., object], *args: object, **kw: object) -> None:
+        """
+        Call at once: there is but one thread.
+        """
+        f(*args, **kw)
+
+    def turn(self, client: socket.socket | None = None) -> bool:
+        """
+        Serve the sockets that are ready, once there is one, and call what is due.
+
+        @param client: somebody at the other end of one.
+        @return: whether there is something for the client to read.
+        """
+        clients = [] if client is None else [client]
+        readable, writable, _ = select(
+            [*clients, *self.getReaders()], self.getWriters(), [], SECONDS
+        )
+        if not readable and not writable:
+            raise AssertionError("no socket becomes ready")
+        for each in readable:
+            if each in self.readers:
+                self._end(each, each.doRead(), True)
+        for each in writable:
+            if each in self.writers:
+                self._end(each, each.doWrite(), False)
+        self.advance(0)
+        return client in readable
+
+    def fetch(self, client: socket.socket) -> bytes:
+        """
+        Serve the sockets until a client has the end.
+
+        @return: what the client got.
+        """
+        text = b""
+        while True:
+            if self.turn(client):
+                piece = client.recv(1 << 20)
+                if not piece:
+                    return text
+                text += piece
+
+    def _end(self, descriptor: Any, why: Any, isRead: bool) -> None:
+        """
+        Let a descriptor go that gave a reason for that, as Twisted's own reactors do.
+        """
+        if why is None:
+            return
+        self.removeReader(descriptor)
+        failure = why if isinstance(why, Failure) else Failure(why)
+        if (
+            isRead
+            and failure.check(ConnectionDone)
+            and IHalfCloseableDescriptor.providedBy(descriptor)
+        ):
+            descriptor.readConnectionLost(failure)
+        else:
+            self.removeWriter(descriptor)
+            descriptor.connectionLost(failure)
+
+
+class FakeSource:
+    """
+    A source with one poem, or one that is yet to have it.
+
+    @ivar waiting: who waits for a poem.
+    @ivar failsAtOnce: whether it is known that there will be none.
+    """
+
+    def __init__(self, poem: Poem | None = POEM) -> None:
+        self.poem = poem
+        self.waiting: list[Deferred[Poem]] = []
+        self.failsAtOnce = False
+
+    def whenPoem(self) -> Deferred[Poem]:
+        """
+        Wait until the test gives a poem.
+        """
+        if self.failsAtOnce:
+            return fail(RuntimeError("no poem"))
+        self.waiting.append(Deferred())
+        return self.waiting[-1]
+
+    def give(self, poem: Poem) -> None:
+        """
+        Have a poem from now on.
+        """
+        self.poem, waiting, self.waiting = poem, self.waiting, []
+        for each in waiting:
+            each.callback(poem)
+
+    def giveUp(self) -> None:
+        """
+        Have no poem for who waits now.
+        """
+        waiting, self.waiting = self.waiting, []
+        for each in waiting:
+            each.errback(RuntimeError("no poem"))
+
+
+class FakeSelection:
+    """
+    A selection that finds what a test puts there.
+    """
+
+    def __init__(self, *poems: Poem) -> None:
+        self.found: Loaded | Exception = Loaded(poems)
+
+    def find(self, *poems: Poem, leftOut: Sequence[PoemError] = ()) -> None:
+        """
+        Find those from now on.
+        """
+        self.found = Loaded(poems, leftOut)
+
+    def load(self) -> Loaded:
+        """
+        What there is, or why there is nothing.
+        """
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found
+
+
+class FakeReader(Reader):
+    """
+    A reader that has taken what a test says, and is gone when it is told to close.
+
+    @ivar taken: how much of the poem it has.
+    @ivar closed: whether its client has closed its side.
+    @ivar asked: when it was asked about either.
+    @ivar did: what it was told.
+    """
+
+    def __init__(self, policy: Policy, address: Address = None, poem: Poem = POEM) -> None:
+        super().__init__(poem, address, policy.seconds())
+        self.policy = policy
+        self.taken = 0
+        self.closed = False
+        self.asked: list[float] = []
+        self.did: list[str] = []
+
+    def hasClosed(self) -> bool:
+        """
+        What the test says.
+        """
+        self._ask()
+        return self.closed
+
+    def measure(self) -> int:
+        """
+        What the test says.
+        """
+        self._ask()
+        return self.taken
+
+    def _ask(self) -> None:
+        if self.policy.seconds() not in self.asked:
+            self.asked.append(self.policy.seconds())
+
+    def close(self) -> None:
+        """
+        Leave.
+        """
+        self.did.append("close")
+        self.policy.leave(self)
+
+    def reset(self) -> None:
+        """
+        Leave.
+        """
+        self.did.append("reset")
+        self.policy.leave(self)
+
+
+@implementer(IListeningPort)
+class FakePort:
+    """
+    A listening port of a kind that the fast port cannot replace.
+
+    @ivar socket: what it listens on, if a test has put something there.
+    @ivar reading: whether it accepts.
+    @ivar turns: how often that was changed.
+    @ivar stopped: whether it was stopped.
+    """
+
+    socket: Any = None
+
+    def __init__(self, address: Any = None) -> None:
+        self.address = address or IPv4Address("TCP", "192.0.2.1", 17)
+        self.reading = True
+        self.turns = 0
+        self.stopped = False
+
+    def startListening(self) -> None:
+        """
+        Listen.
+        """
+
+    def stopListening(self) -> Deferred[None]:
+        """
+        Listen no more.
+        """
+        self.stopped = True
+        return succeed(None)
+
+    def getHost(self) -> Any:
+        """
+        Where that is.
+        """
+        return self.address
+
+    def startReading(self) -> None:
+        """
+        Accept.
+        """
+        self.reading = True
+        self.turns += 1
+
+    def stopReading(self) -> None:
+        """
+        Accept nothing.
+        """
+        self.reading = False
+        self.turns += 1
+
+
+@implementer(IStreamServerEndpoint)
+class FakeEndpoint:
+    """
+    An endpoint that listens when a test says so.
+
+    @ivar listening: what C{listen} answers.
+    @ivar factories: what it was told to listen for.
+    """
+
+    def __init__(self, listening: Deferred[Any] | None = None) -> None:
+        self.listening: Deferred[Any] = Deferred() if listening is None else listening
+        self.factories: list[IProtocolFactory] = []
+
+    def listen(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
+        """
+        Answer as the test says.
+        """
+        self.factories.append(protocolFactory)
+        return self.listening
+
+
+@implementer(ITCPTransport)
+class FakeTransport(StringTransport):  # type: ignore[misc]
+    """
+    A transport that remembers what it was told to do.
+
+    @ivar did: how it was told to end.
+    """
+
+    def __init__(self, peer: Any = None, handle: Any = None) -> None:
+        super().__init__(peerAddress=peer)
+        self.handle = handle
+        self.did: list[str] = []
+
+    def getHandle(self) -> Any:
+        """
+        The socket that the test has chosen.
+        """
+        return self.handle
+
+    def loseConnection(self) -> None:
+        """
+        End, once all is sent.
+        """
+        self.did.append("loseConnection")
+
+    def loseWriteConnection(self) -> None:
+        """
+        End the sending half.
+        """
+        self.did.append("loseWriteConnection")
+
+    def abortConnection(self) -> None:
+        """
+        End at once.
+        """
+        self.did.append("abortConnection")
+
+    def getTcpNoDelay(self) -> bool:
+        """
+        As the kernel has it from the start.
+        """
+        return False
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """
+        Nothing that a test could tell.
+        """
+
+    def getTcpKeepAlive(self) -> bool:
+        """
+        As the kernel has it from the start.
+        """
+        return False
+
+    def setTcpKeepAlive(self, enabled: bool) -> None:
+        """
+        Nothing that a test could tell.
+        """
+
+
+@implementer(ISSLTransport)
+class FakeTLSTransport(FakeTransport):
+    """
+    A transport with TLS, whose client never answers the end of it.
+    """
+
+    def getPeerCertificate(self) -> None:
+        """
+        None, as usual for a client.
+        """
+
+
+_LEGACY_KEYS = {"format", "isError", "message", "system", "time"}
+"""What trial's observer of legacy events adds to every event."""
+
+
+def records(events: Sequence[LogEvent]) -> list[dict[str, Any]]:
+    """
+    @return: the events with their C{text}, their C{level} and the fields of their own, without
+        Twisted's own events.
+    """
+    return [
+        {
+            "text": formatEvent(each),
+            "level": each["log_level"].name,
+            **{
+                key: value
+                for key, value in each.items()
+                if not key.startswith("log_") and key not in _LEGACY_KEYS
+            },
+        }
+        for each in events
+        if each["log_namespace"].startswith("fastpoetry.")
+    ]
+
+
+def said(events: Sequence[LogEvent]) -> list[str]:
+    """
+    @return: the events as a person reads them, without Twisted's own.
+    """
+    return [each["text"] for each in records(events)]
+
+
+def countDescriptors() -> int:
+    """
+    @return: how many descriptors this process has.
+    """
+    return len(os.listdir("/proc/self/fd"))
+
+
+def makeFolder(case: SynchronousTestCase) -> str:
+    """
+    @return: a folder that anybody may read, and that is gone when the test ends.
+    """
+    path = os.path.realpath(mkdtemp())
+    case.addCleanup(rmtree, path)
+    os.chmod(path, 0o755)
+    return path
+
+
+def write(folder: str, entry: str, text: bytes = POEM.text) -> str:
+    """
+    @return: the path of a new file.
+    """
+    path = os.path.join(folder, entry)
+    with open(path, "wb") as file:
+        file.write(text)
+    return path
+
+
+@contextmanager
+def asNobody() -> Iterator[None]:
+    """
+    Be somebody whom permissions bind, as root is not.
+    """
+    if os.geteuid() != 0:
+        yield
+        return
+    try:
+        os.seteuid(65534)
+    except OSError as why:
+        raise SkipTest(f"cannot be nobody: {why}") from why
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def receiveAll(client: socket.socket) -> bytes:
+    """
+    @return: what a client gets until the end.
+    @raise ConnectionResetError: if it is reset instead.
+    """
+    pieces = []
+    while piece := client.recv(1 << 20):
+        pieces.append(piece)
+    return b"".join(pieces)

@@ -1,0 +1,629 @@
+"""
+Tests for L{fastpoetry.poem}, on real files.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from hashlib import sha256
+
+from fakes import POEM, asNobody, countDescriptors, makeFolder, write
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from fastpoetry import poem
+from fastpoetry.poem import Anthology, Loaded, Poem, PoemAt, PoemError, PoemNamed, Selection
+
+
+class FolderCase(SynchronousTestCase):
+    """
+    A folder of poems, in another that holds what nobody should get.
+    """
+
+    def setUp(self) -> None:
+        self.outside = makeFolder(self)
+        self.folder = os.path.join(self.outside, "poetry")
+        os.mkdir(self.folder)
+
+    def write(self, entry: str, text: bytes = POEM.text) -> str:
+        """
+        @return: the path of a new file in the folder.
+        """
+        return write(self.folder, entry, text)
+
+    def refusal(self, selection: Selection) -> str:
+        """
+        @return: why there is nothing to serve.
+        """
+        return str(self.assertRaises(PoemError, selection.load))
+
+
+class PoemTests(SynchronousTestCase):
+    """
+    Tests for L{Poem}.
+    """
+
+    def test_digest(self) -> None:
+        """
+        The digest is the SHA-256 of the text, as sha256sum(1) prints it.
+        """
+        self.assertEqual(POEM.digest, sha256(POEM.text).hexdigest())
+
+    def test_strangeAt(self) -> None:
+        """
+        A poem that is not UTF-8 knows where that begins; the text stays as it is.
+        """
+        strange = Poem("x", b"qu\xc3\xafete, qu\xefete", "")
+        self.assertEqual((strange.strangeAt, strange.text[11:12]), (11, b"\xef"))
+        self.assertEqual(Poem("x", "quïete".encode(), "").strangeAt, None)
+
+
+class PoemAtTests(FolderCase):
+    """
+    Tests for L{PoemAt}.
+    """
+
+    def test_whole(self) -> None:
+        """
+        The text is what the file holds, and the name is the file's without its suffix.
+        """
+        path = self.write("ecstasy.txt")
+        self.assertEqual(PoemAt(path).load(), Loaded([Poem("ecstasy", POEM.text, path)]))
+
+    def test_anyName(self) -> None:
+        """
+        A path may lead to a file of any name.
+        """
+        path = self.write("An ode. To a {0}")
+        self.assertEqual(PoemAt(path).load().poems[0].name, "An ode")
+
+    def test_anyBytes(self) -> None:
+        """
+        Nothing is decoded, translated or left out.
+        """
+        text = bytes(range(256)) + b"\r\n\0\xff\xfe"
+        self.assertEqual(PoemAt(self.write("x", text)).load().poems[0].text, text)
+
+    def test_link(self) -> None:
+        """
+        Whoever gives a path may have a link in it.
+        """
+        path = os.path.join(self.outside, "link")
+        os.symlink(self.write("ecstasy.txt"), path)
+        self.assertEqual(PoemAt(path).load().poems, [Poem("link", POEM.text, path)])
+
+    def test_again(self) -> None:
+        """
+        Each look reads the file as it is then.
+        """
+        selection = PoemAt(self.write("x", b"old"))
+        selection.load()
+        self.write("x", b"new")
+        self.assertEqual(selection.load().poems[0].text, b"new")
+
+
+class BadInputTests(FolderCase):
+    """
+    Tests for files that are no poems: each is refused at once, in one line, with path and cause.
+    """
+
+    def assertRefused(self, path: str, cause: str) -> None:
+        """
+        The only poem of that path is refused for that cause.
+        """
+        self.assertEqual(self.refusal(PoemAt(path)), f"{path}: {cause}")
+
+    def test_missing(self) -> None:
+        """
+        A file that is not there is refused.
+        """
+        self.assertRefused(f"{self.folder}/x.txt", "No such file or directory")
+
+    def test_missingFolder(self) -> None:
+        """
+        A file where the folder should be is refused.
+        """
+        self.assertRefused(self.write("x.txt") + "/x.txt", "Not a directory")
+
+    def test_unreadable(self) -> None:
+        """
+        A file that may not be read is refused, with the way to mend it.
+        """
+        path = self.write("x.txt")
+        os.chmod(path, 0)
+        with asNobody():
+            self.assertRefused(
+                path,
+                f"Permission denied (uid {os.geteuid()}); "
+                f"mend it with: chmod a+r {path}, and a+x for its folders",
+            )
+
+    def test_empty(self) -> None:
+        """
+        An empty file is refused.
+        """
+        self.assertRefused(self.write("x.txt", b""), "is empty; a poem has at least one byte")
+
+    def test_folder(self) -> None:
+        """
+        A folder is refused.
+        """
+        self.assertRefused(self.folder, "is a folder; a poem is a regular file")
+
+    def test_FIFO(self) -> None:
+        """
+        A FIFO is refused, whether or not anybody writes to it.
+        """
+        path = f"{self.folder}/x.txt"
+        os.mkfifo(path)
+        self.assertRefused(path, "is a FIFO; a poem is a regular file")
+
+    def test_device(self) -> None:
+        """
+        A device is refused, and nothing is read from it.
+        """
+        self.assertRefused("/dev/zero", "is a device; a poem is a regular file")
+
+    def test_socket(self) -> None:
+        """
+        A socket is refused.
+        """
+        path = f"{self.folder}/x.txt"
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(path)
+            self.assertTrue(self.refusal(PoemAt(path)).startswith(f"{path}: "))
+
+    def test_huge(self) -> None:
+        """
+        A file of more than 64 MiB is refused before it is read.
+        """
+        path = self.write("x.txt")
+        os.truncate(path, 64 * 1024 * 1024 + 1)
+        self.assertRefused(path, "has 67108865 bytes; a poem has 67108864 (64 MiB) at most")
+
+    def test_asLargeAsMayBe(self) -> None:
+        """
+        A file of exactly the greatest size is served.
+        """
+        self.patch(poem, "MAX_POEM_BYTES", 5)
+        self.assertEqual(PoemAt(self.write("x", b"12345")).load().poems[0].text, b"12345")
+        self.assertIn("has 6 bytes", self.refusal(PoemAt(self.write("x", b"123456"))))
+
+    def test_NUL(self) -> None:
+        """
+        A path that no system has is refused like any other.
+        """
+        self.refusal(PoemAt(f"{self.folder}/\0.txt"))
+
+    def test_noDescriptorLeaks(self) -> None:
+        """
+        Whatever is refused, its descriptor is closed: a broken poem is looked at at each reload.
+        """
+        os.mkfifo(f"{self.folder}/fifo")
+        before = countDescriptors()
+        for path in (self.folder, f"{self.folder}/fifo", "/dev/null", self.write("x", b"")):
+            self.refusal(PoemAt(path))
+        self.assertEqual(countDescriptors(), before)
+
+
+class TornTests(FolderCase):
+    """
+    Tests for a file that somebody writes to while it is read: half a poem is never served.
+    """
+
+    def refusalAfter(self, path: str, *, text: bytes) -> str:
+        """
+        @return: why a poem is refused that is overwritten once its size is known.
+        """
+        fstat = os.fstat
+
+        def fstatAndWrite(descriptor: int) -> os.stat_result:
+            status = fstat(descriptor)
+            self.patch(poem.os, "fstat", fstat)
+            with open(path, "wb") as file:
+                file.write(text)
+            os.utime(path, ns=(0, status.st_mtime_ns + 1))
+            return status
+
+        self.patch(poem.os, "fstat", fstatAndWrite)
+        return self.refusal(PoemAt(path))
+
+    def test_grows(self) -> None:
+        """
+        A file that grew is refused, with the way to do it well.
+        """
+        path = self.write("x", b"short")
+        refusal = self.refusalAfter(path, text=b"no more")
+        self.assertTrue(refusal.startswith(f"{path}: was written to while it was read; "), refusal)
+        self.assertIn("(mv)", refusal)
+
+    def test_shrinks(self) -> None:
+        """
+        A file that shrank is refused.
+        """
+        refusal = self.refusalAfter(self.write("x", b"long"), text=b"sh")
+        self.assertIn("was written to while it was read", refusal)
+
+    def test_sameSize(self) -> None:
+        """
+        A file that changed and kept its size is refused.
+        """
+        refusal = self.refusalAfter(self.write("x", b"one"), text=b"two")
+        self.assertIn("was written to while it was read", refusal)
+
+    def test_replaced(self) -> None:
+        """
+        A poem moved into the place of one that is being read takes nothing from it.
+        """
+        path, fstat = self.write("x", b"old"), os.fstat
+
+        def fstatAndMove(descriptor: int) -> os.stat_result:
+            status = fstat(descriptor)
+            os.replace(self.write("y", b"a new one"), path)
+            self.patch(poem.os, "fstat", fstat)
+            return status
+
+        self.patch(poem.os, "fstat", fstatAndMove)
+        self.assertEqual(PoemAt(path).load().poems[0].text, b"old")
+
+
+class PoemNamedTests(FolderCase):
+    """
+    Tests for L{PoemNamed}.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.later = os.path.join(self.outside, "later")
+        os.mkdir(self.later)
+        self.folders = [self.folder, self.later]
+
+    def test_found(self) -> None:
+        """
+        A name stands for the file of that name and the suffix C{.txt}.
+        """
+        path = self.write("ecstasy.txt")
+        loaded = PoemNamed("ecstasy", self.folders).load()
+        self.assertEqual(loaded, Loaded([Poem("ecstasy", POEM.text, path)]))
+
+    def test_foundLater(self) -> None:
+        """
+        Folders without the poem are passed over, be they there or not.
+        """
+        path = write(self.later, "x.txt")
+        folders = [f"{self.outside}/none", path, *self.folders]
+        self.assertEqual(PoemNamed("x", folders).load().poems, [Poem("x", POEM.text, path)])
+
+    def test_shadows(self) -> None:
+        """
+        An earlier folder's poem goes before a later one's.
+        """
+        write(self.later, "x.txt", b"theirs")
+        self.write("x.txt", b"ours")
+        self.assertEqual(PoemNamed("x", self.folders).load().poems[0].text, b"ours")
+
+    def test_brokenShadows(self) -> None:
+        """
+        An earlier folder's poem that cannot be served is not passed over for a later one's.
+        """
+        write(self.later, "x.txt")
+        path = self.write("x.txt", b"")
+        self.assertIn(f"{path}: is empty", self.refusal(PoemNamed("x", self.folders)))
+
+    def test_closedFolder(self) -> None:
+        """
+        A folder that may not be looked into is not passed over.
+        """
+        self.write("x.txt")
+        write(self.later, "x.txt")
+        os.chmod(self.folder, 0)
+        with asNobody():
+            refusal = self.refusal(PoemNamed("x", self.folders))
+        self.assertIn(f"{self.folder}/x.txt: Permission denied", refusal)
+
+    def test_takesOver(self) -> None:
+        """
+        A poem put into an earlier folder is found at the next look.
+        """
+        write(self.later, "x.txt", b"theirs")
+        selection = PoemNamed("x", self.folders)
+        selection.load()
+        self.write("x.txt", b"ours")
+        self.assertEqual(selection.load().poems[0].text, b"ours")
+
+    def test_unknown(self) -> None:
+        """
+        For an unknown name, there is one line with the folders, the poems there, and the nearest.
+        """
+        self.write("ecstasy.txt")
+        self.write("notes.md")
+        write(self.later, "science.txt")
+        self.assertEqual(
+            self.refusal(PoemNamed("extasy", self.folders)),
+            f"no poem extasy in {self.folder}:{self.later}; "
+            "there is ecstasy, science; did you mean ecstasy?",
+        )
+
+    def test_nothingNear(self) -> None:
+        """
+        Where nothing is near, nothing is said to be.
+        """
+        self.write("ecstasy.txt")
+        refusal = self.refusal(PoemNamed("qqq", [self.folder]))
+        self.assertEqual(refusal, f"no poem qqq in {self.folder}; there is ecstasy")
+
+    def test_nothingAtAll(self) -> None:
+        """
+        Folders without a poem are said to have none.
+        """
+        refusal = self.refusal(PoemNamed("x", [self.folder]))
+        self.assertEqual(refusal, f"no poem x in {self.folder}; there is none at all")
+
+    def test_fileTakenForAName(self) -> None:
+        """
+        A file's name is not a poem's; the refusal says how to give a path.
+        """
+        self.assertEqual(
+            self.refusal(PoemNamed("ecstasy.txt", [self.folder])),
+            "'ecstasy.txt' is no name of a poem (letters, digits, _ and -); "
+            "a path has a slash in it, as in ./ecstasy.txt",
+        )
+
+
+class LinkTests(FolderCase):
+    """
+    Tests for links in a poetry folder.
+    """
+
+    def load(self, name: str = "x") -> Poem:
+        """
+        @return: what a name stands for.
+        """
+        return PoemNamed(name, [self.folder]).load().poems[0]
+
+    def assertLeadsOut(self, target: str) -> None:
+        """
+        A link to that target is refused, and nothing is read.
+        """
+        path = f"{self.folder}/x.txt"
+        os.symlink(target, path)
+        self.assertEqual(
+            self.refusal(PoemNamed("x", [self.folder])),
+            f"{path}: leads out of its folder, to {os.path.realpath(path)!a}; "
+            "copy the poem instead",
+        )
+
+    def test_secondName(self) -> None:
+        """
+        A link to another file of the folder is a second name, under which the poem goes.
+        """
+        self.write("ecstasy.txt")
+        os.symlink("ecstasy.txt", f"{self.folder}/x.txt")
+        self.assertEqual(self.load(), Poem("x", POEM.text, f"{self.folder}/x.txt"))
+
+    def test_absolute(self) -> None:
+        """
+        It does not matter how such a link spells its target.
+        """
+        os.symlink(self.write("ecstasy.txt"), f"{self.folder}/x.txt")
+        self.assertEqual(self.load().text, POEM.text)
+
+    def test_folderIsALink(self) -> None:
+        """
+        The folder itself may be a link.
+        """
+        self.write("x.txt")
+        os.symlink(self.folder, f"{self.outside}/link")
+        found = PoemNamed("x", [f"{self.outside}/link"]).load().poems[0]
+        self.assertEqual(found, Poem("x", POEM.text, f"{self.outside}/link/x.txt"))
+
+    def test_outside(self) -> None:
+        """
+        A link out of the folder is refused, though the file may be read.
+        """
+        write(self.outside, "secret")
+        self.assertLeadsOut("../secret")
+
+    def test_absoluteOutside(self) -> None:
+        """
+        So is a link to somewhere else altogether.
+        """
+        self.assertLeadsOut("/etc/passwd")
+
+    def test_subfolder(self) -> None:
+        """
+        So is a link to a folder within.
+        """
+        os.mkdir(f"{self.folder}/sub")
+        write(f"{self.folder}/sub", "x.txt")
+        self.assertLeadsOut("sub/x.txt")
+
+    def test_twice(self) -> None:
+        """
+        So is a link to a link that leads out.
+        """
+        write(self.outside, "secret")
+        os.symlink("../secret", f"{self.folder}/y.txt")
+        self.assertLeadsOut("y.txt")
+
+    def test_dangling(self) -> None:
+        """
+        A link to nothing is refused under the link's own name.
+        """
+        os.symlink("y.txt", f"{self.folder}/x.txt")
+        refusal = self.refusal(PoemNamed("x", [self.folder]))
+        self.assertEqual(refusal, f"{self.folder}/x.txt: No such file or directory")
+
+    def test_loop(self) -> None:
+        """
+        A link to itself is refused.
+        """
+        os.symlink("x.txt", f"{self.folder}/x.txt")
+        self.assertIn(f"{self.folder}/x.txt: Too many", self.refusal(PoemNamed("x", [self.folder])))
+
+    def test_putThereMeanwhile(self) -> None:
+        """
+        A link that takes the file's place after the look at it is not followed.
+        """
+        path, realpath = self.write("x.txt"), os.path.realpath
+        secret = write(self.outside, "secret", b"secret")
+
+        def realpathAndLink(asked: str) -> str:
+            found = realpath(asked)
+            if asked == path:
+                os.remove(path)
+                os.symlink(secret, path)
+            return found
+
+        self.patch(poem.os.path, "realpath", realpathAndLink)
+        self.assertIn(f"{path}: Too many", self.refusal(PoemNamed("x", [self.folder])))
+
+
+class AnthologyTests(FolderCase):
+    """
+    Tests for L{Anthology}.
+    """
+
+    def test_all(self) -> None:
+        """
+        It is every poem along the folders, by name.
+        """
+        other = makeFolder(self)
+        paths = [write(other, "a.txt"), self.write("b.txt"), write(other, "c.txt")]
+        poems = [Poem(name, POEM.text, path) for name, path in zip("abc", paths, strict=True)]
+        loaded = Anthology([self.folder, other]).load()
+        self.assertEqual((loaded.poems, list(loaded.leftOut)), (poems, []))
+
+    def test_onlyPoems(self) -> None:
+        """
+        What no name could stand for is no part of it.
+        """
+        self.write("x.txt")
+        for entry in ("x", "x.txt~", ".x.txt", "x.y.txt", "x.TXT", "é.txt", "-.txt", ".txt", "\n"):
+            self.write(entry)
+        self.assertEqual([each.name for each in Anthology([self.folder]).load().poems], ["x"])
+
+    def test_shadows(self) -> None:
+        """
+        An earlier folder's poem goes before a later one's of the same name.
+        """
+        other = makeFolder(self)
+        self.write("x.txt", b"ours")
+        write(other, "x.txt", b"theirs")
+        loaded = Anthology([self.folder, other]).load()
+        self.assertEqual([each.text for each in loaded.poems], [b"ours"])
+
+    def test_leftOut(self) -> None:
+        """
+        What cannot be read is left out, with the cause; a later folder's does not stand in for it.
+        """
+        other = makeFolder(self)
+        self.write("x.txt")
+        path = self.write("y.txt", b"")
+        write(other, "y.txt")
+        loaded = Anthology([self.folder, other]).load()
+        self.assertEqual([each.name for each in loaded.poems], ["x"])
+        self.assertEqual(
+            [str(each) for each in loaded.leftOut],
+            [f"{path}: is empty; a poem has at least one byte"],
+        )
+
+    def test_linkOutside(self) -> None:
+        """
+        A link out of its folder is left out.
+        """
+        self.write("x.txt")
+        os.symlink("/etc/passwd", f"{self.folder}/y.txt")
+        (why,) = Anthology([self.folder]).load().leftOut
+        self.assertIn("leads out of its folder", str(why))
+
+    def test_none(self) -> None:
+        """
+        Folders without a poem are refused.
+        """
+        folders = [self.folder, "/nowhere"]
+        self.assertEqual(
+            self.refusal(Anthology(folders)), f"no poem to read in {self.folder}:/nowhere"
+        )
+
+    def test_noneThatCanBeRead(self) -> None:
+        """
+        Poems none of which can be read are refused, each with its cause.
+        """
+        self.write("x.txt", b"")
+        os.mkdir(f"{self.folder}/y.txt")
+        refusal = self.refusal(Anthology([self.folder]))
+        self.assertTrue(refusal.startswith(f"no poem to read in {self.folder}: "), refusal)
+        self.assertIn(f"{self.folder}/x.txt: is empty", refusal)
+        self.assertIn(f"; {self.folder}/y.txt: ", refusal)
+
+    def test_closedFolder(self) -> None:
+        """
+        A folder that is there and cannot be listed is no reason to serve others' poems alone.
+        """
+        other = makeFolder(self)
+        write(other, "x.txt")
+        os.chmod(self.folder, 0)
+        with asNobody():
+            refusal = self.refusal(Anthology([self.folder, other]))
+        self.assertIn(f"{self.folder}: Permission denied", refusal)
+
+    def test_again(self) -> None:
+        """
+        Each look lists the folders as they are then.
+        """
+        anthology = Anthology([self.folder])
+        path = self.write("x.txt")
+        anthology.load()
+        os.remove(path)
+        self.write("y.txt")
+        self.assertEqual([each.name for each in anthology.load().poems], ["y"])
+
+
+letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"
+names = st.builds(
+    str.__add__, st.sampled_from(letters), st.text(st.sampled_from(letters + "-"), max_size=99)
+)
+hostile = st.one_of(
+    st.text(),
+    st.lists(
+        st.sampled_from(["..", "/", ".", "secret", "poetry", "\0", "\n", "%s", "{}", "\x1b", "é"])
+    ).map("".join),
+    st.builds("{}{}".format, names, st.sampled_from(["\n", "\0", " ", "/", ".", ".txt", "\u0661"])),
+    st.text(st.sampled_from(letters), min_size=101),
+    names.map("-".__add__),
+)
+
+
+class NameTests(FolderCase):
+    """
+    Tests for names that anybody may come up with.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        write(self.outside, "secret.txt")
+        write(self.folder, ".txt")
+        write(self.folder, "-.txt")
+
+    @given(name=hostile)
+    def test_hostile(self, name: str) -> None:
+        """
+        What is no name finds nothing, and the refusal is one line of plain text.
+        """
+        if set(name) <= set(letters + "-") and 0 < len(name) <= 100 and name[0] != "-":
+            return
+        refusal = self.refusal(PoemNamed(name, [self.folder]))
+        self.assertIn("is no name of a poem", refusal)
+        self.assertTrue(refusal.isascii() and refusal.isprintable(), refusal)
+
+    @given(name=names)
+    def test_good(self, name: str) -> None:
+        """
+        What is a name finds its own file.
+        """
+        path = self.write(f"{name}.txt", name.encode())
+        loaded = PoemNamed(name, [self.folder]).load()
+        self.assertEqual(loaded.poems, [Poem(name, name.encode(), path)])

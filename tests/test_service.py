@@ -1,0 +1,258 @@
+"""
+Tests for L{fastpoetry.service}.
+"""
+
+from __future__ import annotations
+
+from fakes import POEM, FakeSelection, Reactor, ThreadPool, makeFolder, records, said, write
+from twisted.application.service import IService
+from twisted.internet.interfaces import IReactorThreads
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from fastpoetry import service as serviceModule
+from fastpoetry.poem import Poem, PoemAt, PoemError
+from fastpoetry.service import PoetryService
+
+OLD = Poem("x", b"old", "/poetry/x.txt")
+NEW = Poem("x", b"new", "/etc/poetry/x.txt")
+
+
+class ServiceCase(SynchronousTestCase):
+    """
+    A service that has not started.
+    """
+
+    def setUp(self) -> None:
+        self.reactor = Reactor()
+        self.pool: ThreadPool = self.reactor.pool
+        self.selection = FakeSelection(OLD)
+        self.service = PoetryService(self.selection, self.reactor)
+
+
+class StartTests(ServiceCase):
+    """
+    Tests for the start.
+    """
+
+    def test_interfaces(self) -> None:
+        """
+        It is a service, and the reactor it is tested with is one.
+        """
+        verifyObject(IService, self.service)
+        verifyObject(IReactorThreads, self.reactor)
+
+    def test_loads(self) -> None:
+        """
+        It has its poem as soon as it has started.
+        """
+        self.service.startService()
+        self.assertIs(self.service.poem, OLD)
+        self.assertIs(self.successResultOf(self.service.whenPoem()), OLD)
+        self.assertTrue(self.service.running)
+
+    def test_fails(self) -> None:
+        """
+        Without a poem it does not start.
+        """
+        self.selection.found = PoemError("x: is gone")
+        self.assertRaises(PoemError, self.service.startService)
+        self.assertFalse(self.service.running)
+
+    def test_record(self) -> None:
+        """
+        One record says what was loaded and from where, as the tutorial's does.
+        """
+        with capturedLogs() as events:
+            self.service.startService()
+        self.assertEqual(
+            records(events),
+            [
+                {
+                    "text": "loaded a poem from: /poetry/x.txt",
+                    "level": "info",
+                    "origin": "/poetry/x.txt",
+                    "poem": "x",
+                    "bytes": 3,
+                    "digest": OLD.digest,
+                    "message_id": "75bd5b2d1e3d4f139ebabd17d05f836b",
+                }
+            ],
+        )
+
+    def test_notUTF8(self) -> None:
+        """
+        A poem that is not UTF-8 is served as it is, with one warning that says where.
+        """
+        poem = Poem("x", b"perch\xe9", "/x.txt")
+        self.selection.find(poem)
+        with capturedLogs() as events:
+            self.service.startService()
+        self.assertIs(self.service.poem, poem)
+        self.assertEqual(
+            records(events)[1:],
+            [
+                {
+                    "text": "/x.txt is not UTF-8 (byte 5); it is served as it is",
+                    "level": "warn",
+                    "origin": "/x.txt",
+                    "poem": "x",
+                    "offset": 5,
+                    "message_id": "ae6de87d944d44769eb825e65fa730e2",
+                }
+            ],
+        )
+
+    def test_UTF8(self) -> None:
+        """
+        A poem that is UTF-8 has no such warning.
+        """
+        self.selection.find(Poem("x", "perché".encode(), "/x.txt"))
+        with capturedLogs() as events:
+            self.service.startService()
+        self.assertEqual(said(events), ["loaded a poem from: /x.txt"])
+
+    def test_description(self) -> None:
+        """
+        It says in a person's words what it serves.
+        """
+        self.selection.find(POEM)
+        self.service.startService()
+        self.assertEqual(self.service.description, "ecstasy (310 bytes)")
+
+
+class AnthologyTests(ServiceCase):
+    """
+    Tests for a service with several poems.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.poems = [Poem(name, name.encode(), f"/{name}.txt") for name in "abc"]
+
+    def test_random(self) -> None:
+        """
+        Each reader gets one of them, as chance has it.
+        """
+        self.selection.find(*self.poems)
+        self.service.startService()
+        self.patch(serviceModule, "choice", lambda poems: poems[2])
+        self.assertIs(self.service.poem, self.poems[2])
+        self.patch(serviceModule, "choice", lambda poems: poems[0])
+        self.assertIs(self.service.poem, self.poems[0])
+
+    def test_all(self) -> None:
+        """
+        All of them have their turn.
+        """
+        self.selection.find(*self.poems)
+        self.service.startService()
+        self.assertEqual({self.service.poem.name for _ in range(1000)}, set("abc"))
+
+    def test_description(self) -> None:
+        """
+        It says how many there are.
+        """
+        self.selection.find(*self.poems)
+        self.service.startService()
+        self.assertEqual(self.service.description, "an anthology of 3 poems")
+
+    def test_leftOut(self) -> None:
+        """
+        Each that is left out has one warning, and the others are loaded.
+        """
+        self.selection.find(*self.poems[:2], leftOut=[PoemError("/c.txt: is empty")])
+        with capturedLogs() as events:
+            self.service.startService()
+        self.assertEqual(
+            said(events),
+            [
+                "left a poem out: /c.txt: is empty",
+                "loaded a poem from: /a.txt",
+                "loaded a poem from: /b.txt",
+            ],
+        )
+        warning = records(events)[0]
+        self.assertEqual((warning["level"], warning["cause"]), ("warn", "/c.txt: is empty"))
+
+
+class ReloadTests(ServiceCase):
+    """
+    Tests for the reload.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.service.startService()
+
+    def test_replaces(self) -> None:
+        """
+        When the new poem is read it takes the old one's place, and a record says so.
+        """
+        self.selection.find(NEW)
+        reloaded = self.service.reload()
+        with capturedLogs() as events:
+            self.pool.work()
+        self.successResultOf(reloaded)
+        self.assertIs(self.service.poem, NEW)
+        self.assertEqual(said(events), ["loaded a poem from: /etc/poetry/x.txt"])
+
+    def test_inAThread(self) -> None:
+        """
+        Until a thread has read it the old poem is served: the disk holds up nobody.
+        """
+        self.selection.found = AssertionError("read in the reactor's thread")
+        reloaded = self.service.reload()
+        self.selection.find(NEW)
+        self.assertNoResult(reloaded)
+        self.assertIs(self.service.poem, OLD)
+        self.pool.work()
+        self.successResultOf(reloaded)
+
+    def test_keeps(self) -> None:
+        """
+        Where it cannot be read the old poem stays, and exactly one error says why.
+        """
+        self.selection.found = PoemError("/x.txt: is empty")
+        reloaded = self.service.reload()
+        with capturedLogs() as events:
+            self.pool.work()
+        self.successResultOf(reloaded)
+        self.assertIs(self.service.poem, OLD)
+        self.assertEqual(
+            records(events),
+            [
+                {
+                    "text": "kept the old poem: /x.txt: is empty",
+                    "level": "error",
+                    "cause": "/x.txt: is empty",
+                    "message_id": "d9a7bc3707d94fb8a97a3861b7924ca8",
+                }
+            ],
+        )
+
+    def test_recovers(self) -> None:
+        """
+        A later reload finds what an earlier one did not.
+        """
+        self.selection.found = PoemError("/x.txt: is empty")
+        self.service.reload()
+        self.pool.work()
+        self.selection.find(NEW)
+        self.service.reload()
+        self.pool.work()
+        self.assertIs(self.service.poem, NEW)
+
+    def test_wholePoems(self) -> None:
+        """
+        Who was given the old poem keeps all of it.
+        """
+        path = write(makeFolder(self), "x", b"the old one")
+        service = PoetryService(PoemAt(path), self.reactor)
+        service.startService()
+        old = service.poem
+        write(*path.rsplit("/", 1), b"another")
+        service.reload()
+        self.pool.work()
+        self.assertEqual((old.text, service.poem.text), (b"the old one", b"another"))
