@@ -1,0 +1,190 @@
+"""
+What is counted and what is said of readers.
+
+Every connection is counted once, at its end. As many as the budget allows get a record of their
+own, all others are summed up in one record a second, so that no flood of readers makes journald
+drop what else there is to say. Decides nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+from operator import sub
+
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+from fastpoetry.poem import Poem
+
+Address = tuple[str, int] | tuple[str, int, int, int] | str | None
+"""What accept(2) says of a client: host and port first for INET; for UNIX nothing of use."""
+
+
+def addressOf(peer: IAddress) -> Address:
+    """
+    What accept(2) would have said of one of Twisted's addresses.
+    """
+    host = getattr(peer, "host", None)
+    return None if host is None else (host, getattr(peer, "port", 0))
+
+
+def formatPeer(address: Address) -> str:
+    """
+    A client's address for a person: C{192.0.2.7:40000}, C{[2001:db8::7]:40000} or C{unix}.
+    """
+    if not isinstance(address, tuple):
+        return "unix"
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+@dataclass
+class Counts:
+    """
+    How connections ended.
+
+    @ivar poems: with the whole poem handed to the system.
+    @ivar bytes: of those poems.
+    @ivar left: by the client, before the end.
+    @ivar gaveUp: by a deadline, with a reset.
+    @ivar turnedAway: by the limit for one source, with a reset.
+    """
+
+    poems: int = 0
+    bytes: int = 0
+    left: int = 0
+    gaveUp: int = 0
+    turnedAway: int = 0
+
+    @property
+    def connections(self) -> int:
+        """
+        All of them, each ended in one of those ways.
+        """
+        return self.poems + self.left + self.gaveUp + self.turnedAway
+
+
+class Ledger:
+    """
+    The counts since the start, and the records of them.
+
+    @ivar counts: all connections since the start.
+    """
+
+    _log = Logger()
+
+    def __init__(self, clock: IReactorTime, budgetPerSecond: int) -> None:
+        """
+        @param clock: for the seconds of the budget.
+        @param budgetPerSecond: how many records about single connections a second may have.
+        """
+        self.counts = Counts()
+        self._told = Counts()
+        self._clock = clock
+        self._budget = self._allowance = budgetPerSecond
+        self._second: IDelayedCall | None = None
+
+    def sent(self, poem: Poem, address: Address) -> None:
+        """
+        A whole poem is with the system, which goes on sending it whatever becomes of us.
+        """
+        counts = self.counts
+        counts.poems += 1
+        counts.bytes += len(poem.text)
+        if (self._allowance or self._second is None) and self._mayTell():
+            self._told.poems += 1
+            self._told.bytes += len(poem.text)
+            self._log.info(
+                "sending {bytes} bytes of poetry to {peer}",
+                bytes=len(poem.text),
+                peer=formatPeer(address),
+                poem=poem.name,
+                message_id="51c4b039c6b549da8188e2ad236b9868",
+            )
+
+    def left(self, poem: Poem, address: Address, takenBytes: int) -> None:
+        """
+        A client went away, or its network failed, before it had everything.
+        """
+        self.counts.left += 1
+        if self._mayTell():
+            self._told.left += 1
+            self._log.info(
+                "{peer} left after {taken} of {bytes} bytes",
+                peer=formatPeer(address),
+                taken=takenBytes,
+                bytes=len(poem.text),
+                poem=poem.name,
+                message_id="aac587f9fd8d4d049348340f51b0da4a",
+            )
+
+    def gaveUp(self, poem: Poem, address: Address, takenBytes: int, cause: str) -> None:
+        """
+        A client was reset before it had everything.
+        """
+        self.counts.gaveUp += 1
+        if self._mayTell():
+            self._told.gaveUp += 1
+            self._log.warn(
+                "gave up on {peer} after {taken} of {bytes} bytes: {cause}",
+                peer=formatPeer(address),
+                taken=takenBytes,
+                bytes=len(poem.text),
+                cause=cause,
+                poem=poem.name,
+                message_id="470c42a041664ba0ba7ef62f224426bf",
+            )
+
+    def turnedAway(self, address: Address, cause: str) -> None:
+        """
+        A client was reset at once, because of others from the same source.
+        """
+        self.counts.turnedAway += 1
+        if self._mayTell():
+            self._told.turnedAway += 1
+            self._log.warn(
+                "turned {peer} away: {cause}",
+                peer=formatPeer(address),
+                cause=cause,
+                message_id="4c40f64984b04c188433d02c24c4950e",
+            )
+
+    def close(self) -> None:
+        """
+        Tell what is still untold, since the process ends.
+        """
+        if self._second is not None:
+            self._second.cancel()
+            self._endSecond()
+
+    def _mayTell(self) -> bool:
+        """
+        Spend one record of this second's budget, if there is one.
+        """
+        if self._second is None:
+            self._second = self._clock.callLater(1.0, self._endSecond)
+        if self._allowance > 0:
+            self._allowance -= 1
+            return True
+        return False
+
+    def _endSecond(self) -> None:
+        """
+        Sum up what had no record of its own, and start the budget anew.
+        """
+        self._second = None
+        self._allowance = self._budget
+        untold = Counts(*map(sub, astuple(self.counts), astuple(self._told)))
+        if untold.connections:
+            self._told = Counts(*astuple(self.counts))
+            self._log.info(
+                "sent {poems} more poems, {bytes} bytes, over {connections} connections without a "
+                "record each: {left} left early, {gave_up} given up on, {turned_away} turned away",
+                poems=untold.poems,
+                bytes=untold.bytes,
+                connections=untold.connections,
+                left=untold.left,
+                gave_up=untold.gaveUp,
+                turned_away=untold.turnedAway,
+                message_id="4f161caf0e264a26815e0fb0d6cba257",
+            )

@@ -1,0 +1,386 @@
+"""
+Tests for L{fastpoetry.ledger}.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from fakes import POEM, records, said
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import SynchronousTestCase
+
+from fastpoetry.ledger import Counts, Ledger, formatPeer
+from fastpoetry.poem import Poem
+
+HERE = ("192.0.2.7", 40000)
+
+SENT = "51c4b039c6b549da8188e2ad236b9868"
+LEFT = "aac587f9fd8d4d049348340f51b0da4a"
+GAVE_UP = "470c42a041664ba0ba7ef62f224426bf"
+TURNED_AWAY = "4c40f64984b04c188433d02c24c4950e"
+SUMMARY = "4f161caf0e264a26815e0fb0d6cba257"
+
+
+class PeerTests(SynchronousTestCase):
+    """
+    Tests for L{formatPeer}.
+    """
+
+    def test_IPv4(self) -> None:
+        """
+        An IPv4 client is its host and port.
+        """
+        self.assertEqual(formatPeer(HERE), "192.0.2.7:40000")
+
+    def test_IPv6(self) -> None:
+        """
+        An IPv6 client has brackets around its host, as in a URL.
+        """
+        self.assertEqual(formatPeer(("2001:db8::7", 40000, 0, 0)), "[2001:db8::7]:40000")
+
+    def test_UNIX(self) -> None:
+        """
+        The clients of a UNIX socket are all called the same.
+        """
+        self.assertEqual([formatPeer(each) for each in ("", None)], ["unix", "unix"])
+
+
+class LedgerCase(SynchronousTestCase):
+    """
+    A ledger and a clock.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+
+    def ledger(self, budget: int = 100) -> Ledger:
+        """
+        @return: a new ledger.
+        """
+        return Ledger(self.clock, budget)
+
+
+class RecordTests(LedgerCase):
+    """
+    Tests for the records of single connections.
+    """
+
+    def one(self, event: str, *args: Any) -> dict[str, Any]:
+        """
+        @return: the only record that an event makes, with its text and level.
+        """
+        with capturedLogs() as events:
+            getattr(self.ledger(), event)(*args)
+        (record,) = records(events)
+        return record
+
+    def test_sent(self) -> None:
+        """
+        A whole poem has a record that says how many bytes go to whom, as the tutorial's does.
+        """
+        self.assertEqual(
+            self.one("sent", POEM, HERE),
+            {
+                "text": "sending 310 bytes of poetry to 192.0.2.7:40000",
+                "level": "info",
+                "bytes": 310,
+                "peer": "192.0.2.7:40000",
+                "poem": "ecstasy",
+                "message_id": SENT,
+            },
+        )
+
+    def test_left(self) -> None:
+        """
+        A client that left has a record that says how far it came.
+        """
+        self.assertEqual(
+            self.one("left", POEM, HERE, 7),
+            {
+                "text": "192.0.2.7:40000 left after 7 of 310 bytes",
+                "level": "info",
+                "taken": 7,
+                "bytes": 310,
+                "peer": "192.0.2.7:40000",
+                "poem": "ecstasy",
+                "message_id": LEFT,
+            },
+        )
+
+    def test_gaveUp(self) -> None:
+        """
+        A client given up on has a warning that says how far it came, and why it was reset.
+        """
+        self.assertEqual(
+            self.one("gaveUp", POEM, HERE, 7, "it sleeps"),
+            {
+                "text": "gave up on 192.0.2.7:40000 after 7 of 310 bytes: it sleeps",
+                "level": "warn",
+                "taken": 7,
+                "bytes": 310,
+                "cause": "it sleeps",
+                "peer": "192.0.2.7:40000",
+                "poem": "ecstasy",
+                "message_id": GAVE_UP,
+            },
+        )
+
+    def test_turnedAway(self) -> None:
+        """
+        A client turned away has a warning that says why.
+        """
+        self.assertEqual(
+            self.one("turnedAway", HERE, "too many"),
+            {
+                "text": "turned 192.0.2.7:40000 away: too many",
+                "level": "warn",
+                "cause": "too many",
+                "peer": "192.0.2.7:40000",
+                "message_id": TURNED_AWAY,
+            },
+        )
+
+    def test_hostileName(self) -> None:
+        """
+        Braces in what is logged are only text.
+        """
+        record = self.one("gaveUp", Poem("{peer!r}", b"x", ""), "", 0, "{0.__class__}")
+        self.assertEqual(record["text"], "gave up on unix after 0 of 1 bytes: {0.__class__}")
+
+
+class CountTests(LedgerCase):
+    """
+    Tests for the counts.
+    """
+
+    def test_counts(self) -> None:
+        """
+        Each connection is counted once, by how it ended; bytes are those of whole poems.
+        """
+        ledger = self.ledger()
+        ledger.sent(POEM, HERE)
+        ledger.sent(POEM, HERE)
+        ledger.left(POEM, HERE, 1)
+        ledger.left(POEM, HERE, 1)
+        ledger.left(POEM, HERE, 1)
+        for _ in range(4):
+            ledger.gaveUp(POEM, HERE, 1, "")
+        for _ in range(5):
+            ledger.turnedAway(HERE, "")
+        self.assertEqual(ledger.counts, Counts(2, 620, 3, 4, 5))
+        self.assertEqual(ledger.counts.connections, 14)
+
+    def test_budgetDoesNotMatter(self) -> None:
+        """
+        What has no record of its own is counted too.
+        """
+        ledger = self.ledger(0)
+        ledger.sent(POEM, HERE)
+        ledger.turnedAway(HERE, "")
+        self.assertEqual(ledger.counts, Counts(1, 310, 0, 0, 1))
+
+
+class BudgetTests(LedgerCase):
+    """
+    Tests for the budget.
+    """
+
+    def test_spent(self) -> None:
+        """
+        Beyond the budget there are no more records, of whatever kind.
+        """
+        ledger = self.ledger(2)
+        with capturedLogs() as events:
+            ledger.sent(POEM, HERE)
+            ledger.turnedAway(HERE, "")
+            ledger.sent(POEM, HERE)
+            ledger.left(POEM, HERE, 0)
+            ledger.gaveUp(POEM, HERE, 0, "")
+            ledger.turnedAway(HERE, "")
+        self.assertEqual([each["message_id"] for each in events], [SENT, TURNED_AWAY])
+
+    def test_summary(self) -> None:
+        """
+        At the end of the second one record sums up what had none of its own, and only that.
+        """
+        ledger = self.ledger(1)
+        for _ in range(3):
+            ledger.sent(POEM, HERE)
+        for _ in range(4):
+            ledger.left(POEM, HERE, 1)
+        for _ in range(5):
+            ledger.gaveUp(POEM, HERE, 1, "")
+        for _ in range(6):
+            ledger.turnedAway(HERE, "")
+        self.clock.advance(0.9)
+        with capturedLogs() as events:
+            self.clock.advance(0.1)
+        self.assertEqual(
+            said(events),
+            [
+                "sent 2 more poems, 620 bytes, over 17 connections without a record each: "
+                "4 left early, 5 given up on, 6 turned away"
+            ],
+        )
+        self.assertEqual(events[0]["message_id"], SUMMARY)
+        fields = ("poems", "bytes", "connections", "left", "gave_up", "turned_away")
+        self.assertEqual([events[0][each] for each in fields], [2, 620, 17, 4, 5, 6])
+
+    def test_renewed(self) -> None:
+        """
+        The next second has the whole budget again.
+        """
+        ledger = self.ledger(1)
+        ledger.sent(POEM, HERE)
+        ledger.sent(POEM, HERE)
+        self.clock.advance(1)
+        with capturedLogs() as events:
+            ledger.sent(POEM, HERE)
+            ledger.sent(POEM, HERE)
+        self.assertEqual([each["message_id"] for each in events], [SENT])
+
+    def test_summedUpOnce(self) -> None:
+        """
+        What one summary has counted is not in the next.
+        """
+        ledger = self.ledger(0)
+        ledger.sent(POEM, HERE)
+        self.clock.advance(1)
+        with capturedLogs() as events:
+            ledger.left(POEM, HERE, 1)
+            self.clock.advance(1)
+        self.assertEqual([(each["poems"], each["left"]) for each in events], [(0, 1)])
+
+    def test_nothingToSumUp(self) -> None:
+        """
+        There is no summary of nothing.
+        """
+        ledger = self.ledger(1)
+        ledger.sent(POEM, HERE)
+        with capturedLogs() as events:
+            self.clock.advance(1)
+        self.assertEqual(events, [])
+
+    def test_noTimerAtRest(self) -> None:
+        """
+        Where nobody comes no timer runs.
+        """
+        ledger = self.ledger()
+        ledger.sent(POEM, HERE)
+        self.clock.advance(1)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_budgetOfNothing(self) -> None:
+        """
+        With a budget of 0 every connection is in a summary.
+        """
+        ledger = self.ledger(0)
+        with capturedLogs() as events:
+            ledger.sent(POEM, HERE)
+            ledger.turnedAway(HERE, "")
+            self.clock.advance(1)
+        self.assertEqual(
+            [(each["message_id"], each["connections"]) for each in events], [(SUMMARY, 2)]
+        )
+
+
+class CloseTests(LedgerCase):
+    """
+    Tests for the end.
+    """
+
+    def test_flushes(self) -> None:
+        """
+        What is untold when the process ends is told at once.
+        """
+        ledger = self.ledger(0)
+        ledger.sent(POEM, HERE)
+        with capturedLogs() as events:
+            ledger.close()
+        self.assertEqual([each["poems"] for each in events], [1])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_nothingToTell(self) -> None:
+        """
+        Without connections the end has no record; a second end neither.
+        """
+        ledger = self.ledger(0)
+        with capturedLogs() as events:
+            ledger.close()
+            ledger.close()
+        self.assertEqual(events, [])
+
+
+sizes = st.integers(0, 10**6)
+endings = st.one_of(
+    st.tuples(st.just("sent"), sizes),
+    st.tuples(st.sampled_from(["left", "gaveUp", "turnedAway"]), st.just(0)),
+)
+steps = st.one_of(
+    endings,
+    st.tuples(st.just("wait"), st.sampled_from([0.0, 0.3, 0.5, 1.0, 2.5])),
+    st.tuples(st.just("close"), st.just(0)),
+)
+
+
+class SumTests(SynchronousTestCase):
+    """
+    Tests for what the records add up to.
+    """
+
+    @given(budget=st.integers(0, 5), story=st.lists(steps, max_size=60))
+    def test_nothingGoesUncounted(self, budget: int, story: list[tuple[str, Any]]) -> None:
+        """
+        Whatever happens, single records and summaries together are exactly the counts.
+        """
+        with capturedLogs() as events:
+            ledger = self.tell(budget, story)
+            ledger.close()
+        told = Counts()
+        for event in events:
+            kind = event["message_id"]
+            summary = event if kind == SUMMARY else Counter[str]()
+            told.poems += summary["poems"] + (kind == SENT)
+            told.bytes += summary["bytes"] + (event["bytes"] if kind == SENT else 0)
+            told.left += summary["left"] + (kind == LEFT)
+            told.gaveUp += summary["gave_up"] + (kind == GAVE_UP)
+            told.turnedAway += summary["turned_away"] + (kind == TURNED_AWAY)
+            if kind == SUMMARY:
+                ends = ("poems", "left", "gave_up", "turned_away")
+                self.assertEqual(event["connections"], sum(event[each] for each in ends))
+        self.assertEqual(told, ledger.counts)
+
+    @given(budget=st.integers(0, 5), story=st.lists(endings, max_size=20))
+    def test_budgetIsKept(self, budget: int, story: list[tuple[str, Any]]) -> None:
+        """
+        However the connections of a second end, as many have a record as the budget allows.
+        """
+        with capturedLogs() as events:
+            self.tell(budget, story)
+        self.assertEqual(len(events), min(budget, len(story)))
+
+    def tell(self, budget: int, story: list[tuple[str, Any]]) -> Ledger:
+        """
+        @return: a ledger to which all that has happened.
+        """
+        clock = Clock()
+        ledger = Ledger(clock, budget)
+        for name, value in story:
+            if name == "sent":
+                ledger.sent(Poem("x", b"x" * value, ""), HERE)
+            elif name == "wait":
+                clock.advance(value)
+            elif name == "turnedAway":
+                ledger.turnedAway(HERE, "cause")
+            elif name == "left":
+                ledger.left(POEM, HERE, 1)
+            elif name == "gaveUp":
+                ledger.gaveUp(POEM, HERE, 1, "cause")
+            else:
+                ledger.close()
+        return ledger
