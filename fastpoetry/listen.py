@@ -1,0 +1,134 @@
+"""
+The service that listens: an endpoint, and the poetry that comes out of it.
+
+Decides for each port whether it goes the fast way; knows neither options nor where the endpoint
+came from.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from twisted.application import service
+from twisted.internet import tcp
+from twisted.internet.address import UNIXAddress
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from fastpoetry.ledger import formatPeer
+from fastpoetry.port import FastPort
+from fastpoetry.protocol import PoetryFactory
+
+
+class PoetryListener(service.Service):
+    """
+    Serves poetry on one endpoint for as long as it runs, and then until its readers have it all.
+    """
+
+    _log = Logger()
+    _listening: Deferred[IListeningPort] | None = None
+    _ports: tuple[Any, ...] = ()
+
+    def __init__(
+        self, endpoint: IStreamServerEndpoint, factory: PoetryFactory, reactor: Any
+    ) -> None:
+        """
+        @param endpoint: where to listen.
+        @param factory: has the source of the poems and the rules for their readers.
+        @param reactor: provides C{IReactorFDSet}, C{IReactorTime} and C{IReactorCore}.
+        """
+        self._endpoint = endpoint
+        self._factory = factory
+        self._reactor = reactor
+
+    def privilegedStartService(self) -> None:
+        """
+        Listen, while the process may still bind a low port.
+
+        @raise CannotListenError: for one, if the endpoint says at once that it cannot.
+        """
+        super().privilegedStartService()
+        failures: list[Failure] = []
+        self._fail: Callable[[Failure], object] = failures.append
+        self._listening = self._endpoint.listen(self._factory)
+        self._listening.addCallback(self._begin)
+        self._listening.addErrback(lambda failure: self._fail(failure))
+        if failures:
+            failures[0].raiseException()
+        self._fail = self._giveUp
+
+    def startService(self) -> None:
+        """
+        Listen, unless that has been done.
+        """
+        super().startService()
+        if self._listening is None:
+            self.privilegedStartService()
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Accept nobody any more, and see off who is here.
+
+        @return: fires when that is done, see L{Policy.drain}.
+        """
+        super().stopService()
+        if self._listening is not None:
+            self._listening.cancel()
+            self._listening = None
+        ports, self._ports = self._ports, ()
+        for port in ports:
+            self._factory.policy.removePort(port)
+        stopped = DeferredList([maybeDeferred(port.stopListening) for port in ports])
+        return stopped.addCallback(lambda _: self._factory.policy.drain())
+
+    def _begin(self, port: Any) -> None:
+        """
+        Serve on every socket of a port, the fast way where there is nothing in between.
+        """
+        self._ports = tuple(self._quicken(each) for each in getattr(port, "ports", (port,)))
+        for each in self._ports:
+            self._factory.policy.addPort(each)
+        self._log.info(
+            "serving poetry on {addresses} (journalctl -t fastpoetry has every instance's records)",
+            addresses=", ".join(_describe(each.getHost()) for each in self._ports),
+            message_id="0217db627ce8470bb0671ca6e3266dc1",
+        )
+
+    def _quicken(self, port: Any) -> Any:
+        """
+        A fast port in the place of a plain one; TLS and PROXY headers have a factory of their own.
+        """
+        if isinstance(port, tcp.Port) and port.factory is self._factory:
+            fast = FastPort(port, self._factory.source, self._factory.policy, self._reactor)
+            fast.startListening()
+            return fast
+        if hasattr(port.factory, "wrappedFactory"):
+            from fastpoetry.proxied import makePatient  # few need it, and it costs time
+
+            makePatient(port.factory)
+        return port
+
+    def _giveUp(self, failure: Failure) -> None:
+        """
+        A server that cannot listen is none: end, with a record that says why.
+        """
+        if not failure.check(CancelledError):  # by our own stop
+            self._log.failure(
+                "cannot listen, so there is nothing to do",
+                failure,
+                message_id="08e1b6dd16394f819c02a8adcd4326af",
+            )
+            self._reactor.stop()
+
+
+def _describe(address: Any) -> str:
+    """
+    A listening address for a person: C{127.0.0.1:10000}, or the path of a UNIX socket.
+    """
+    if isinstance(address, UNIXAddress):
+        return os.fsdecode(address.name or b"a UNIX socket without a name")
+    return formatPeer((address.host, address.port))

@@ -1,0 +1,200 @@
+"""
+The poetry protocol on any of Twisted's transports.
+
+For connections that the fast port does not serve: through TLS, behind a PROXY header, on any other
+endpoint. Knows neither files nor where poems come from.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
+    IPullProducer,
+    ISSLTransport,
+)
+from twisted.internet.protocol import Protocol, ServerFactory, connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from fastpoetry.ledger import addressOf
+from fastpoetry.poem import Poem
+from fastpoetry.policy import Policy, Reader
+from fastpoetry.port import END_ON_CLOSE, RESET_ON_CLOSE, Source, countUnacknowledged
+
+_PIECE_BYTES = 16 * 1024
+"""What is copied into a transport at a time: a stopped reader costs no more than that."""
+
+
+@implementer(IPullProducer, IHalfCloseableProtocol)
+class PoetryProtocol(Protocol, Reader):
+    """
+    Sends one poem and closes, as RFC 865 has it.
+
+    What the client writes is of no interest, and that it closes its side first is no reason to end.
+    """
+
+    factory: PoetryFactory
+    transport: Any  # a TCP or UNIX transport, or what wraps one: no interface has all of it
+
+    _sentBytes = 0
+    _hasEnded = False
+    _clientHasEnded = False
+    _waiting: Deferred[Any] | None = None
+
+    def __init__(self) -> None:
+        """
+        All there is to know comes with the connection.
+        """
+
+    def connectionMade(self) -> None:
+        """
+        Begin to send, as soon as there is a poem.
+        """
+        poem = self.factory.source.poem
+        if poem is not None:
+            self._begin(poem)
+        else:
+            self.factory.policy.arrive(self)
+            waiting = self.factory.source.whenPoem()
+            self._waiting = waiting.addCallbacks(self._begin, lambda _: self.forgo())
+
+    def _begin(self, poem: Poem) -> None:
+        """
+        Begin to send, unless others of the same source are enough.
+        """
+        policy = self.factory.policy
+        policy.depart(self)
+        address = addressOf(self.transport.getPeer())
+        Reader.__init__(self, poem, address, policy.seconds())
+        if policy.isTooMany(address):
+            policy.turnAway(address)
+            self.transport.abortConnection()
+            return
+        policy.begin(self)
+        policy.isFull()  # then the port accepts no more after this
+        self._closeMeans(RESET_ON_CLOSE)
+        self.transport.registerProducer(self, False)
+
+    def forgo(self) -> None:
+        """
+        There is no poem for who waits.
+        """
+        self.transport.abortConnection()
+
+    def resumeProducing(self) -> None:
+        """
+        The transport has passed on what it had: write the next piece, or end.
+        """
+        piece = self.poem.text[self._sentBytes : self._sentBytes + _PIECE_BYTES]
+        if piece:
+            self._sentBytes += len(piece)
+            self.transport.write(piece)
+        else:
+            self._finish()
+
+    def stopProducing(self) -> None:
+        """
+        The transport is closed; it says so to L{connectionLost} too.
+        """
+
+    def readConnectionLost(self) -> None:
+        """
+        The client has closed its side: after ours, nothing is left to wait for.
+        """
+        self._clientHasEnded = True
+        if self._hasEnded:
+            self.transport.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        """
+        Our side is closed.
+        """
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """
+        Nothing is left of the connection.
+        """
+        if self._waiting is not None:
+            self._waiting.cancel()
+        self.factory.policy.depart(self)
+        self.factory.policy.leave(self)
+
+    def hasClosed(self) -> bool:
+        """
+        Never: the transport tells us when that happens.
+        """
+        return False
+
+    def measure(self) -> int:
+        """
+        How many bytes of the poem the client has acknowledged.
+
+        Through a layer such as TLS that cannot be known; there, the last byte is never taken for
+        acknowledged, so that a client that does not close is ended by a deadline.
+        """
+        connection = self._plainSocket()
+        unacknowledged = 1 if connection is None else countUnacknowledged(connection)
+        return self._sentBytes - min(self._sentBytes, unacknowledged)
+
+    def close(self) -> None:
+        """
+        Close a connection whose client has everything.
+        """
+        self.transport.loseConnection()
+
+    def reset(self) -> None:
+        """
+        Close a connection short of its end, with a reset.
+        """
+        self.transport.abortConnection()
+
+    def _finish(self) -> None:
+        """
+        Say that this was all, and read on until the client closes too.
+        """
+        self._hasEnded = True
+        self.transport.unregisterProducer()
+        self._closeMeans(END_ON_CLOSE)
+        self.factory.policy.finish(self, self.factory.policy.seconds())
+        if self._clientHasEnded or ISSLTransport.providedBy(self.transport):
+            self.transport.loseConnection()  # TLS has an end of its own, and no half-close
+        else:
+            self.transport.loseWriteConnection()
+
+    def _plainSocket(self) -> socket.socket | None:
+        """
+        The socket that the client is at the other end of, if no layer is in between.
+        """
+        handle = self.transport.getHandle()
+        return handle if isinstance(handle, socket.socket) else None
+
+    def _closeMeans(self, linger: bytes) -> None:
+        """
+        Set how the connection ends if the process does. TLS tells a cut from an end by itself.
+        """
+        connection = self._plainSocket()
+        if connection is not None and connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+
+class PoetryFactory(ServerFactory):
+    """
+    Makes a L{PoetryProtocol} a connection.
+
+    @ivar source: has the poem for each reader.
+    @ivar policy: has the rules for all of them.
+    """
+
+    protocol: Any = PoetryProtocol
+    noisy = False
+
+    def __init__(self, source: Source, policy: Policy) -> None:
+        """
+        @param source: a L{PoetryService}, for one.
+        """
+        self.source = source
+        self.policy = policy

@@ -1,0 +1,355 @@
+"""
+Tests for L{fastpoetry.listen}.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from fakes import (
+    FakeEndpoint,
+    FakePort,
+    FakeReader,
+    FakeSource,
+    Reactor,
+    makeFolder,
+    records,
+    said,
+)
+from twisted.application.service import IService, MultiService
+from twisted.internet import tcp, unix
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.protocol import ServerFactory
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from fastpoetry.listen import PoetryListener
+from fastpoetry.policy import Limits, Policy
+from fastpoetry.port import FastPort
+from fastpoetry.protocol import PoetryFactory
+
+
+class Several:
+    """
+    A port over several others, as an adopted one is.
+    """
+
+    def __init__(self, *ports: Any) -> None:
+        self.ports = ports
+
+
+class ListenerCase(SynchronousTestCase):
+    """
+    A listener that has not started.
+    """
+
+    def setUp(self) -> None:
+        self.reactor = Reactor()
+        self.policy = Policy(Limits(), self.reactor)
+        self.factory = PoetryFactory(FakeSource(), self.policy)
+        self.endpoint = FakeEndpoint()
+        self.listener = PoetryListener(self.endpoint, self.factory, self.reactor)
+
+    def plainPort(self, factory: Any = None) -> Any:
+        """
+        @return: a TCP port of Twisted's own that listens.
+        """
+        port = tcp.Port(0, factory or self.factory, 50, "127.0.0.1", self.reactor)
+        port.startListening()
+        self.addCleanup(self.reactor.advance, 0)
+        self.addCleanup(port.stopListening)
+        return port
+
+    def start(self, port: Any) -> list[str]:
+        """
+        Start, and have the endpoint listen.
+
+        @return: what is logged then.
+        """
+        self.listener.startService()
+        with capturedLogs() as events:
+            self.endpoint.listening.callback(port)
+        return said(events)
+
+
+class StartTests(ListenerCase):
+    """
+    Tests for the start.
+    """
+
+    def test_interfaces(self) -> None:
+        """
+        It is a service; the endpoint and the port it is tested with are such.
+        """
+        verifyObject(IService, self.listener)
+        verifyObject(IStreamServerEndpoint, self.endpoint)
+        verifyObject(IListeningPort, FakePort())
+
+    def test_privileged(self) -> None:
+        """
+        It listens while the process may still bind a low port, and only once.
+        """
+        self.listener.privilegedStartService()
+        self.assertEqual(self.endpoint.factories, [self.factory])
+        self.listener.startService()
+        self.assertEqual(self.endpoint.factories, [self.factory])
+
+    def test_late(self) -> None:
+        """
+        Added to a parent that already runs, it listens at once.
+        """
+        parent = MultiService()
+        parent.startService()
+        self.listener.setServiceParent(parent)
+        self.assertEqual(self.endpoint.factories, [self.factory])
+
+    def test_fast(self) -> None:
+        """
+        A plain TCP port is replaced by a fast one on the same socket.
+        """
+        plain = self.plainPort()
+        self.start(plain)
+        (fast,) = self.reactor.getReaders()
+        self.assertIsInstance(fast, FastPort)
+        self.assertEqual(fast.fileno(), plain.fileno())
+
+    def test_fastUNIX(self) -> None:
+        """
+        So is a plain UNIX port.
+        """
+        path = os.path.join(makeFolder(self), "s")
+        plain: Any = unix.Port(path, self.factory, reactor=self.reactor)
+        plain.startListening()
+        self.addCleanup(self.reactor.advance, 0)
+        self.addCleanup(plain.stopListening)
+        said = self.start(plain)
+        (fast,) = self.reactor.getReaders()
+        self.assertIsInstance(fast, FastPort)
+        self.assertTrue(said[0].startswith(f"serving poetry on {path} ("), said)
+
+    def test_wrapped(self) -> None:
+        """
+        A port with another factory around ours, as for TLS, is left as it is.
+        """
+        plain = self.plainPort(ServerFactory())
+        self.start(plain)
+        self.assertEqual(self.reactor.getReaders(), [plain])
+
+    def test_several(self) -> None:
+        """
+        Of a port over several others each is served as it can be.
+        """
+        plain, other = self.plainPort(), FakePort()
+        self.start(Several(plain, other))
+        (fast,) = self.reactor.getReaders()
+        self.assertIsInstance(fast, FastPort)
+        self.policy.pause("")
+        self.assertEqual((self.reactor.getReaders(), other.reading), ([], False))
+
+    def test_paused(self) -> None:
+        """
+        At a limit it accepts nothing.
+        """
+        port = FakePort()
+        self.start(port)
+        self.policy.pause("")
+        self.assertFalse(port.reading)
+
+
+class RecordTests(ListenerCase):
+    """
+    Tests for the record of where it listens.
+    """
+
+    def record(self, *addresses: Any) -> str:
+        """
+        @return: what is logged for ports at these addresses.
+        """
+        (text,) = self.start(Several(*map(FakePort, addresses)))
+        head, tail = (
+            "serving poetry on ",
+            " (journalctl -t fastpoetry has every instance's records)",
+        )
+        self.assertTrue(text.startswith(head) and text.endswith(tail), text)
+        return text[len(head) : -len(tail)]
+
+    def test_everywhere(self) -> None:
+        """
+        One record names every address, and where a unit's records are found.
+        """
+        self.assertEqual(
+            self.record(
+                IPv4Address("TCP", "127.0.0.1", 10000),
+                IPv6Address("TCP", "::1", 10000),
+                UNIXAddress(b"/run/fastpoetry/ecstasy.sock"),
+            ),
+            "127.0.0.1:10000, [::1]:10000, /run/fastpoetry/ecstasy.sock",
+        )
+
+    def test_noName(self) -> None:
+        """
+        A UNIX socket without a name is called that.
+        """
+        self.assertEqual(self.record(UNIXAddress(None)), "a UNIX socket without a name")
+
+    def test_anyName(self) -> None:
+        """
+        A path need not be text.
+        """
+        self.assertEqual(self.record(UNIXAddress(b"/run/\xff.sock")), "/run/\udcff.sock")
+
+    def test_fields(self) -> None:
+        """
+        The record has the addresses in a field of its own.
+        """
+        self.listener.startService()
+        with capturedLogs() as events:
+            self.endpoint.listening.callback(FakePort(IPv4Address("TCP", "192.0.2.1", 17)))
+        (record,) = records(events)
+        self.assertEqual(
+            (record["addresses"], record["level"], record["message_id"]),
+            ("192.0.2.1:17", "info", "0217db627ce8470bb0671ca6e3266dc1"),
+        )
+
+
+class FailureTests(ListenerCase):
+    """
+    Tests for an endpoint that cannot listen.
+    """
+
+    def error(self) -> CannotListenError:
+        """
+        @return: what an endpoint says of a port that is taken.
+        """
+        return CannotListenError("127.0.0.1", 17, OSError(98, "Address already in use"))
+
+    def test_atOnce(self) -> None:
+        """
+        What is known at once ends the start, as twistd expects.
+        """
+        self.endpoint.listening = fail(self.error())
+        self.assertRaises(CannotListenError, self.listener.privilegedStartService)
+        self.assertFalse(self.reactor.hasStopped)
+
+    def test_later(self) -> None:
+        """
+        What is known later ends the program, with one record that says why.
+        """
+        self.listener.privilegedStartService()
+        self.listener.startService()
+        with capturedLogs() as events:
+            self.endpoint.listening.errback(self.error())
+        self.assertTrue(self.reactor.hasStopped)
+        (record,) = records(events)
+        self.assertEqual(
+            (record["text"], record["level"], record["message_id"]),
+            (
+                "cannot listen, so there is nothing to do",
+                "critical",
+                "08e1b6dd16394f819c02a8adcd4326af",
+            ),
+        )
+        self.assertEqual(len(self.flushLoggedErrors(CannotListenError)), 1)
+
+    def test_beginFails(self) -> None:
+        """
+        A port that cannot be served on is a failure like any other.
+        """
+        self.endpoint.listening = succeed(object())
+        self.assertRaises(AttributeError, self.listener.privilegedStartService)
+
+    def test_beginFailsLater(self) -> None:
+        """
+        So it is when it comes later.
+        """
+        self.listener.startService()
+        self.endpoint.listening.callback(object())
+        self.assertTrue(self.reactor.hasStopped)
+        self.assertEqual(len(self.flushLoggedErrors(AttributeError)), 1)
+
+
+class StopTests(ListenerCase):
+    """
+    Tests for the stop.
+    """
+
+    def test_stops(self) -> None:
+        """
+        Nobody is accepted any more, and the limits leave the port alone.
+        """
+        port = FakePort()
+        self.start(port)
+        self.successResultOf(self.listener.stopService())
+        self.assertTrue(port.stopped)
+        self.policy.pause("")
+        self.assertEqual(port.turns, 0)
+
+    def test_fast(self) -> None:
+        """
+        A fast port gives its socket back.
+        """
+        plain = self.plainPort()
+        self.start(plain)
+        stopped = self.listener.stopService()
+        self.assertEqual(self.reactor.getReaders(), [])
+        self.assertNoResult(stopped)
+        self.reactor.advance(0)
+        self.successResultOf(stopped)
+        self.assertFalse(plain.connected)
+
+    def test_waits(self) -> None:
+        """
+        Who is here is waited for.
+        """
+        self.start(FakePort())
+        reader = FakeReader(self.policy)
+        self.policy.begin(reader)
+        stopped = self.listener.stopService()
+        self.assertNoResult(stopped)
+        self.policy.leave(reader)
+        self.successResultOf(stopped)
+
+    def test_portsFirst(self) -> None:
+        """
+        Before anybody is waited for every port has stopped, so that nobody comes meanwhile.
+        """
+        port: Any = FakePort()
+        stopping: Deferred[None] = Deferred()
+        self.patch(port, "stopListening", lambda: stopping)
+        self.start(port)
+        stopped = self.listener.stopService()
+        self.assertNoResult(stopped)
+        stopping.callback(None)
+        self.successResultOf(stopped)
+
+    def test_beforeItListens(self) -> None:
+        """
+        An endpoint that does not listen yet is told to give up, which is no failure.
+        """
+        self.listener.startService()
+        with capturedLogs() as events:
+            self.successResultOf(self.listener.stopService())
+        self.assertTrue(self.endpoint.listening.called)
+        self.assertEqual(said(events), [])
+        self.assertFalse(self.reactor.hasStopped)
+
+    def test_beforeItStarts(self) -> None:
+        """
+        Where nothing was started there is nothing to stop.
+        """
+        self.successResultOf(self.listener.stopService())
+
+    def test_again(self) -> None:
+        """
+        After a stop it can start again.
+        """
+        self.start(FakePort())
+        self.listener.stopService()
+        self.endpoint.listening = Deferred()
+        self.start(FakePort())
+        self.assertEqual(len(self.endpoint.factories), 2)

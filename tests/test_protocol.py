@@ -1,0 +1,566 @@
+"""
+Tests for L{fastpoetry.protocol}.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from itertools import pairwise
+from typing import Any
+
+from fakes import (
+    LONG,
+    POEM,
+    SECONDS,
+    FakePort,
+    FakeSource,
+    FakeTLSTransport,
+    FakeTransport,
+    Reactor,
+    makeFolder,
+    receiveAll,
+    said,
+)
+from twisted.internet import tcp, unix
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
+    IProtocolFactory,
+    IPullProducer,
+    ISSLTransport,
+    ITCPTransport,
+)
+from twisted.logger import capturedLogs
+from twisted.protocols.policies import WrappingFactory
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from fastpoetry.ledger import Counts
+from fastpoetry.poem import Poem
+from fastpoetry.policy import Limits, Policy
+from fastpoetry.protocol import PoetryFactory, PoetryProtocol
+
+THREE_PIECES = Poem("three", bytes(range(250)) * 160, "/poetry/three.txt")
+"""40,000 bytes."""
+
+PEER = IPv4Address("TCP", "192.0.2.7", 40000)
+
+
+class ProtocolCase(SynchronousTestCase):
+    """
+    A factory, and what connects to it.
+    """
+
+    limits = Limits()
+
+    def setUp(self) -> None:
+        self.reactor = Reactor()
+        self.source = FakeSource()
+        self.policy = Policy(self.limits, self.reactor)
+        self.factory = PoetryFactory(self.source, self.policy)
+
+    def connect(self, transport: FakeTransport | None = None) -> FakeTransport:
+        """
+        @return: the transport of a new connection.
+        """
+        transport = transport or FakeTransport(PEER)
+        self.protocol: Any = self.factory.buildProtocol(PEER)
+        self.protocol.makeConnection(transport)
+        return transport
+
+    def pull(self, transport: FakeTransport) -> list[int]:
+        """
+        Have a transport ask for data until it is told that this was all.
+
+        @return: how long each piece was.
+        """
+        lengths = [0]
+        while transport.producer is not None:
+            transport.producer.resumeProducing()
+            lengths.append(len(transport.value()))
+        return [later - each for each, later in pairwise(lengths) if later > each]
+
+    def pairOfSockets(self) -> tuple[socket.socket, socket.socket]:
+        """
+        @return: the server's and the client's end of a TCP connection.
+        """
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            client = socket.create_connection(listening.getsockname())
+            server, _ = listening.accept()
+        for each in (client, server):
+            self.addCleanup(each.close)
+        return server, client
+
+    def wait(self, seconds: int) -> None:
+        """
+        Let time pass, a second at a time.
+        """
+        self.reactor.pump([1.0] * seconds)
+
+
+class InterfaceTests(ProtocolCase):
+    """
+    Tests for what the protocol is to others, and others are to it.
+    """
+
+    def test_interfaces(self) -> None:
+        """
+        The factory makes protocols that can be half-closed and send when they are asked to.
+        """
+        verifyObject(IProtocolFactory, self.factory)
+        self.connect()
+        self.assertIsInstance(self.protocol, PoetryProtocol)
+        verifyObject(IPullProducer, self.protocol)
+        verifyObject(IHalfCloseableProtocol, self.protocol)
+
+    def test_fakes(self) -> None:
+        """
+        The transports that they are tested with have what transports have.
+        """
+        verifyObject(ITCPTransport, FakeTransport())
+        verifyObject(ISSLTransport, FakeTLSTransport())
+
+    def test_quiet(self) -> None:
+        """
+        The factory does not log that it starts: the service says where it listens.
+        """
+        with capturedLogs() as events:
+            self.factory.doStart()
+            self.factory.doStop()
+        self.assertEqual(events, [])
+
+
+class SendTests(ProtocolCase):
+    """
+    Tests for a poem on its way.
+    """
+
+    def test_everything(self) -> None:
+        """
+        The whole poem is sent, then the sending half is closed.
+        """
+        transport = self.connect()
+        self.pull(transport)
+        self.assertEqual(transport.value(), POEM.text)
+        self.assertEqual(transport.did, ["loseWriteConnection"])
+
+    def test_whenAsked(self) -> None:
+        """
+        Nothing is written before the transport asks for it.
+        """
+        transport = self.connect()
+        self.assertEqual((transport.value(), transport.streaming), (b"", False))
+
+    def test_pieces(self) -> None:
+        """
+        A long poem is copied in pieces, each when the one before is gone.
+        """
+        self.source.poem = THREE_PIECES
+        transport = self.connect()
+        self.assertEqual(self.pull(transport), [16384, 16384, 7232])
+        self.assertEqual(transport.value(), THREE_PIECES.text)
+
+    def test_counted(self) -> None:
+        """
+        It is counted when the last byte is written, with a record that says to whom.
+        """
+        transport = self.connect()
+        transport.producer.resumeProducing()
+        self.assertEqual(self.policy.ledger.counts, Counts())
+        with capturedLogs() as events:
+            self.pull(transport)
+        self.assertEqual(self.policy.ledger.counts, Counts(1, 310))
+        self.assertEqual(said(events), ["sending 310 bytes of poetry to 192.0.2.7:40000"])
+
+    def test_peers(self) -> None:
+        """
+        Whatever the transport, the record says to whom.
+        """
+        for peer, name in (
+            (IPv6Address("TCP", "2001:db8::7", 40000), "[2001:db8::7]:40000"),
+            (UNIXAddress(b""), "unix"),
+            (object(), "unix"),
+        ):
+            with capturedLogs() as events:
+                self.pull(self.connect(FakeTransport(peer)))
+            self.assertEqual(said(events), [f"sending 310 bytes of poetry to {name}"])
+
+    def test_onePoem(self) -> None:
+        """
+        A connection goes on with the poem it has begun, whatever there is now.
+        """
+        self.source.poem = THREE_PIECES
+        transport = self.connect()
+        transport.producer.resumeProducing()
+        self.source.poem = POEM
+        self.pull(transport)
+        self.assertEqual(transport.value(), THREE_PIECES.text)
+
+
+class ClientTests(ProtocolCase):
+    """
+    Tests for what a client may do.
+    """
+
+    def test_writes(self) -> None:
+        """
+        What it writes is thrown away, and it gets everything.
+        """
+        transport = self.connect()
+        self.protocol.dataReceived(b"GET / HTTP/1.1\r\n\r\n")
+        self.pull(transport)
+        self.protocol.dataReceived(b"more")
+        self.assertEqual(transport.value(), POEM.text)
+        self.assertEqual(transport.did, ["loseWriteConnection"])
+
+    def test_halfClosesFirst(self) -> None:
+        """
+        If it has closed its side first, it gets everything, and then both are closed.
+        """
+        transport = self.connect()
+        self.protocol.readConnectionLost()
+        self.assertEqual(transport.did, [])
+        self.pull(transport)
+        self.assertEqual(transport.value(), POEM.text)
+        self.assertEqual(transport.did, ["loseConnection"])
+
+    def test_halfClosesAfterwards(self) -> None:
+        """
+        When it closes its side after ours, nothing is left to wait for.
+        """
+        transport = self.connect()
+        self.pull(transport)
+        self.protocol.writeConnectionLost()
+        self.protocol.readConnectionLost()
+        self.assertEqual(transport.did, ["loseWriteConnection", "loseConnection"])
+        self.protocol.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.policy.readers, 0)
+        self.assertEqual(self.policy.ledger.counts, Counts(1, 310))
+
+    def test_leaves(self) -> None:
+        """
+        If it leaves before, that is counted.
+        """
+        transport = self.connect()
+        transport.producer.stopProducing()
+        self.protocol.connectionLost(Failure(ConnectionLost()))
+        self.assertEqual(self.policy.readers, 0)
+        self.assertEqual(self.policy.ledger.counts, Counts(left=1))
+
+    def test_stalls(self) -> None:
+        """
+        If it takes nothing, the connection is aborted.
+        """
+        self.source.poem = THREE_PIECES
+        transport = self.connect()
+        self.wait(30)
+        self.assertEqual(transport.did, ["abortConnection"])
+        self.protocol.connectionLost(Failure(ConnectionLost()))
+        self.assertEqual(self.policy.readers, 0)
+        self.assertEqual(self.policy.ledger.counts, Counts(gaveUp=1))
+
+
+class PolicyTests(ProtocolCase):
+    """
+    Tests for the rules, which are those of the fast port.
+    """
+
+    limits = Limits(maxReaders=2, maxReadersPerSource=1)
+
+    def test_tooMany(self) -> None:
+        """
+        A client whose source has enough under way is reset, counted, and sent nothing.
+        """
+        self.connect()
+        transport = self.connect()
+        self.assertEqual((transport.did, transport.value()), (["abortConnection"], b""))
+        self.assertIsNone(transport.producer)
+        self.protocol.connectionLost(Failure(ConnectionLost()))
+        self.assertEqual(self.policy.readers, 1)
+        self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=1))
+
+    def test_full(self) -> None:
+        """
+        With as many readers as may be, no more are accepted after this one.
+        """
+        port = FakePort()
+        self.policy.addPort(port)
+        self.connect()
+        self.assertTrue(port.reading)
+        self.connect(FakeTransport(IPv4Address("TCP", "192.0.2.8", 40000)))
+        self.assertFalse(port.reading)
+
+    def test_drain(self) -> None:
+        """
+        A stop waits for it, and cuts it short when it has waited long enough.
+        """
+        transport = self.connect()
+        drained = self.policy.drain()
+        self.assertNoResult(drained)
+        self.wait(20)
+        self.assertEqual(transport.did, ["abortConnection"])
+        self.protocol.connectionLost(Failure(ConnectionLost()))
+        self.successResultOf(drained)
+
+
+class SocketTests(ProtocolCase):
+    """
+    Tests for a connection with nothing between it and its socket.
+    """
+
+    def linger(self, connection: socket.socket) -> tuple[int, ...]:
+        """
+        @return: what a close means: C{(1, 0)} is a reset.
+        """
+        option = connection.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+        return struct.unpack("ii", option)
+
+    def test_linger(self) -> None:
+        """
+        Until the last byte is written the end of the process is a reset; then it is none.
+        """
+        server, _ = self.pairOfSockets()
+        transport = self.connect(FakeTransport(PEER, server))
+        self.assertEqual(self.linger(server), (1, 0))
+        self.pull(transport)
+        self.assertEqual(self.linger(server), (0, 0))
+
+    def test_UNIX(self) -> None:
+        """
+        On a UNIX socket, which knows no reset, that is left alone.
+        """
+        server, client = socket.socketpair()
+        self.addCleanup(server.close)
+        self.addCleanup(client.close)
+        transport = self.connect(FakeTransport(UNIXAddress(b""), server))
+        self.assertEqual(self.linger(server), (0, 0))
+        self.pull(transport)
+        self.assertEqual(self.protocol.measure(), 310)
+
+    def test_measure(self) -> None:
+        """
+        What waits in the kernel is not taken yet.
+        """
+        self.source.poem = THREE_PIECES
+        server, _ = self.pairOfSockets()
+        transport = self.connect(FakeTransport(PEER, server))
+        transport.producer.resumeProducing()
+        self.assertEqual(self.protocol.measure(), 16384)
+        server.setblocking(False)
+        with self.assertRaises(BlockingIOError):
+            while True:
+                server.send(bytes(65536))
+        self.assertEqual(self.protocol.measure(), 0)
+
+    def test_closed(self) -> None:
+        """
+        A client that has everything and does not close is closed after a while, not reset.
+        """
+        server, _ = self.pairOfSockets()
+        transport = self.connect(FakeTransport(PEER, server))
+        self.pull(transport)
+        self.wait(1)
+        self.assertEqual(transport.did, ["loseWriteConnection"])
+        self.wait(3)
+        self.assertEqual(set(transport.did), {"loseWriteConnection", "loseConnection"})
+
+
+class TLSTests(ProtocolCase):
+    """
+    Tests for connections with a layer in between, such as TLS.
+    """
+
+    def test_handshakeIsRead(self) -> None:
+        """
+        The transport underneath is never told to stop reading: the layer has to read, too.
+        """
+        outer: Any = WrappingFactory(self.factory).buildProtocol(PEER)
+        transport = FakeTransport(PEER)
+        outer.makeConnection(transport)
+        self.assertEqual(transport.producerState, "producing")
+
+    def test_ends(self) -> None:
+        """
+        TLS, which has an end of its own and no half-close, is closed after the last byte.
+        """
+        transport = FakeTLSTransport(PEER)
+        self.connect(transport)
+        self.pull(transport)
+        self.assertEqual(transport.value(), POEM.text)
+        self.assertEqual(transport.did, ["loseConnection"])
+
+    def test_endsByADeadline(self) -> None:
+        """
+        A client that does not answer the end, or does not read on, is aborted in time.
+        """
+        transport = FakeTLSTransport(PEER)
+        self.connect(transport)
+        self.pull(transport)
+        self.wait(10)
+        self.assertEqual(transport.did, ["loseConnection"])
+        self.wait(25)
+        self.assertEqual(transport.did[-1], "abortConnection")
+
+
+class WaitTests(ProtocolCase):
+    """
+    Tests for a source that has no poem yet, as a proxy's.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.source.poem = None
+
+    def test_waits(self) -> None:
+        """
+        A client waits until there is a poem.
+        """
+        transport = self.connect()
+        self.assertIsNone(transport.producer)
+        self.source.give(POEM)
+        self.pull(transport)
+        self.assertEqual(transport.value(), POEM.text)
+
+    def test_halfClosesMeanwhile(self) -> None:
+        """
+        It may close its side meanwhile.
+        """
+        transport = self.connect()
+        self.protocol.readConnectionLost()
+        self.source.give(POEM)
+        self.pull(transport)
+        self.assertEqual(transport.value(), POEM.text)
+        self.assertEqual(transport.did, ["loseConnection"])
+
+    def test_fails(self) -> None:
+        """
+        Where there will be no poem it is reset.
+        """
+        transport = self.connect()
+        self.source.giveUp()
+        self.assertEqual((transport.did, transport.value()), (["abortConnection"], b""))
+        self.protocol.connectionLost(Failure(ConnectionLost()))
+        self.assertEqual(self.policy.readers, 0)
+
+    def test_leaves(self) -> None:
+        """
+        One that leaves meanwhile waits no more, and is sent nothing.
+        """
+        transport = self.connect()
+        (waiting,) = self.source.waiting
+        self.protocol.connectionLost(Failure(ConnectionLost()))
+        self.assertTrue(waiting.called)
+        self.assertIsNone(transport.producer)
+        self.assertEqual(self.policy.readers, 0)
+
+    def test_others(self) -> None:
+        """
+        That does not end it for others who wait.
+        """
+        transport = self.connect()
+        self.connect()
+        self.protocol.connectionLost(Failure(ConnectionLost()))
+        self.source.waiting[0].callback(POEM)
+        self.pull(transport)
+        self.assertEqual(transport.value(), POEM.text)
+
+
+class TransportTests(ProtocolCase):
+    """
+    Tests on Twisted's own transports and real sockets.
+    """
+
+    def listen(self, poem: Poem) -> None:
+        """
+        Listen with a port of Twisted's own.
+        """
+        self.source.poem = poem
+        port = tcp.Port(0, self.factory, 50, "127.0.0.1", self.reactor)
+        port.startListening()
+        self.address: Any = port.socket.getsockname()
+        self.addCleanup(self.reactor.advance, 0)
+        self.addCleanup(port.stopListening)
+
+    def client(self, family: int = socket.AF_INET) -> socket.socket:
+        """
+        @return: a client that has connected.
+        """
+        client = socket.socket(family)
+        self.addCleanup(client.close)
+        client.settimeout(SECONDS)
+        client.connect(self.address)
+        return client
+
+    def end(self) -> None:
+        """
+        Serve who has come until it has gone.
+        """
+        while self.policy.readers:
+            self.reactor.turn()
+
+    def test_wroteFirst(self) -> None:
+        """
+        A client that wrote before gets everything, and no reset.
+        """
+        self.listen(POEM)
+        client = self.client()
+        client.sendall(b"x" * 65536)
+        self.assertEqual(self.reactor.fetch(client), POEM.text)
+        client.shutdown(socket.SHUT_WR)
+        self.end()
+        self.assertEqual(client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 0)
+
+    def test_halfClosedFirst(self) -> None:
+        """
+        A client that closed its side before gets everything.
+        """
+        self.listen(LONG)
+        client = self.client()
+        client.shutdown(socket.SHUT_WR)
+        self.assertEqual(self.reactor.fetch(client), LONG.text)
+        self.end()
+        self.assertEqual(self.policy.ledger.counts, Counts(1, len(LONG.text)))
+
+    def test_stalls(self) -> None:
+        """
+        A client that stops reading is reset: it can tell that it has not everything.
+        """
+        self.listen(LONG)
+        client = self.client()
+        self.reactor.turn()
+        self.reactor.turn()
+        self.wait(31)
+        self.assertEqual(self.policy.readers, 0)
+        self.assertRaises(ConnectionResetError, receiveAll, client)
+
+    def test_cutShort(self) -> None:
+        """
+        So is one that is there when a stop has waited long enough.
+        """
+        self.listen(LONG)
+        client = self.client()
+        self.reactor.turn()
+        drained = self.policy.drain()
+        self.wait(20)
+        self.reactor.advance(0)
+        self.successResultOf(drained)
+        self.assertRaises(ConnectionResetError, receiveAll, client)
+
+    def test_UNIX(self) -> None:
+        """
+        Clients of a UNIX socket get everything too.
+        """
+        self.source.poem = LONG
+        self.address = os.path.join(makeFolder(self), "s")
+        port = unix.Port(self.address, self.factory, reactor=self.reactor)
+        port.startListening()
+        client = self.client(socket.AF_UNIX)
+        client.shutdown(socket.SHUT_WR)
+        self.assertEqual(self.reactor.fetch(client), LONG.text)
+        self.end()
+        port.stopListening()
+        self.reactor.advance(0)
