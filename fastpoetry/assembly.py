@@ -1,0 +1,118 @@
+"""
+How blocks and their sources become one service: what the twistd commands have in common.
+
+Every part comes from a room of its own; here they are only put together, and tried out as far as
+that can be done before twistd becomes a daemon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.application.service import MultiService
+from twisted.internet.abstract import isIPv6Address
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
+from twisted.internet.interfaces import IStreamServerEndpoint
+
+from fastpoetry.adopted import AdoptError
+from fastpoetry.idle import IdleService
+from fastpoetry.listen import PoetryListener
+from fastpoetry.notify import NotifyService
+from fastpoetry.options import DEFAULT_INTERFACE, DEFAULT_PORT, Block, CommandOptions, refuse
+from fastpoetry.policy import Policy
+from fastpoetry.protocol import PoetryFactory
+from fastpoetry.trial import Trial
+
+_BACKLOG = 4096
+"""Connections that may wait for us; net.core.somaxconn has the last word."""
+
+
+def assemble(
+    options: CommandOptions, makeSource: Callable[[Block], Any], reactor: Any
+) -> MultiService:
+    """
+    Make the whole service: one C{MultiService} a block, and what they share.
+
+    @param options: parsed.
+    @param makeSource: makes the service that is the source of a block's poems, and has
+        C{description} and C{reload()} besides.
+    @param reactor: for all of them.
+    @raise SystemExit: if a source or an endpoint cannot be had.
+    """
+    policy = Policy(options.limits, reactor)
+    root = MultiService()
+    sources = []
+    with Trial() as trial:
+        for block in options.blocks:
+            source = makeSource(block)
+            sources.append(source)
+            endpoints = _endpoints(block, trial, reactor)
+            _makeBlock(source, endpoints, policy, reactor).setServiceParent(root)
+    if "exitIdleSeconds" in options:
+        seconds = options["exitIdleSeconds"]
+        idle = IdleService(reactor, seconds, lambda: policy.idleSeconds, reactor.stop)
+        idle.setServiceParent(root)
+
+    def status() -> str:
+        served = ", ".join(source.description for source in sources)
+        sent = policy.ledger.counts.poems
+        return f"Serving {served}: {sent:,} poems sent, {policy.readers} readers"
+
+    def reload() -> Deferred[Any]:
+        return gatherResults([source.reload() for source in sources])
+
+    NotifyService(reactor, status=status, reload=reload).setServiceParent(root)
+    return root
+
+
+def _makeBlock(
+    source: Any, endpoints: list[IStreamServerEndpoint], policy: Policy, reactor: Any
+) -> MultiService:
+    """
+    Put a source and its listeners together.
+    """
+    parts = MultiService()
+    source.setServiceParent(parts)
+    factory = PoetryFactory(source, policy)
+    for endpoint in endpoints:
+        PoetryListener(endpoint, factory, reactor).setServiceParent(parts)
+    return parts
+
+
+def _endpoints(block: Block, trial: Trial, reactor: Any) -> list[IStreamServerEndpoint]:
+    """
+    Where a block listens.
+
+    @raise SystemExit: if a description cannot be understood, or its port cannot be had.
+    """
+    if block.listen:
+        asked = [(f"--listen {each}", _parseEndpoint(each, reactor)) for each in block.listen]
+    else:
+        port = DEFAULT_PORT if block.port is None else block.port
+        interface = DEFAULT_INTERFACE if block.interface is None else block.interface
+        make = TCP6ServerEndpoint if isIPv6Address(interface) else TCP4ServerEndpoint
+        asked = [(f"--port {port} --iface {interface}", make(reactor, port, _BACKLOG, interface))]
+    for option, endpoint in asked:
+        try:
+            trial.check(endpoint)
+        except (OSError, UnicodeError) as why:  # the latter from a name that is none
+            refuse(f"{option}: {getattr(why, 'strerror', None) or why}")
+    return [endpoint for _, endpoint in asked]
+
+
+def _parseEndpoint(description: str, reactor: Any) -> IStreamServerEndpoint:
+    """
+    The endpoint of a description.
+
+    @raise SystemExit: if there is none, or no descriptor was passed for it.
+    """
+    asked = f"--listen {description}"
+    try:
+        endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
+    except AdoptError as why:
+        refuse(why)
+    except Exception as why:  # each kind of endpoint has errors of its own
+        refuse(f"{asked}: not a Twisted endpoint description: {why or type(why).__name__}")
+    return endpoint

@@ -1,0 +1,98 @@
+"""
+The twistd command C{fastpoetry}: its options, and the service they ask for.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from twisted.application.service import MultiService
+
+from fastpoetry.assembly import assemble
+from fastpoetry.options import Block, CommandOptions, refuse
+from fastpoetry.poem import Anthology, PoemAt, PoemError, PoemNamed, Selection
+from fastpoetry.service import PoetryService
+
+DEFAULT_POETRY_PATH = "/etc/fastpoetry/poetry:/usr/share/fastpoetry/poetry"
+
+_ANTHOLOGY = "--anthology"
+
+
+class Options(CommandOptions):
+    """
+    The command line of C{twistd fastpoetry}.
+    """
+
+    synopsis = "[--poem NAME|PATH | --anthology] [--port PORT | --listen ENDPOINT] ..."
+    longdesc = (
+        "Sends a poem to whoever connects, and closes. Each --poem or --anthology opens a block; "
+        "the port and endpoints that follow are its own."
+    )
+    command = "fastpoetry"
+    opens = "--poem or --anthology"
+
+    def opt_poem(self, value: str) -> None:
+        """
+        Serve a poem: a path, if there is a slash in it; otherwise a name along --poetry-path.
+        """
+        self.openBlock(f"--poem {value}", value)
+
+    def opt_anthology(self) -> None:
+        """
+        Serve every poem along --poetry-path, a random one each time.
+        """
+        self.openBlock(_ANTHOLOGY, None)
+
+    def opt_poetry_path(self, value: str) -> None:
+        """
+        The folders to look for poems in, first to last, with a colon between them [default:
+        /etc/fastpoetry/poetry, then /usr/share/fastpoetry/poetry].
+        """
+        self.setOnce("--poetry-path", "poetryPath", value)
+
+    def postOptions(self) -> None:
+        """
+        Turn what each block asks for into a selection.
+
+        @raise SystemExit: if the options do not go together.
+        """
+        super().postOptions()
+        path = self.get("poetryPath", DEFAULT_POETRY_PATH)
+        folders = [os.path.abspath(folder) for folder in path.split(":") if folder]
+        if not folders:
+            refuse(f"--poetry-path {path}: names no folder")
+        for block in self.blocks:
+            block.what = _select(block, folders)
+
+
+def makeService(options: Options, reactor: Any = None) -> MultiService:
+    """
+    Make what the options ask for.
+
+    @param options: parsed.
+    @param reactor: for tests; twistd's own otherwise.
+    @raise SystemExit: if a poem cannot be served or an endpoint cannot be had.
+    """
+    if reactor is None:
+        from twisted.internet import reactor
+
+    def makeSource(block: Block) -> PoetryService:
+        try:
+            block.what.load()  # again in startService; here a refusal is one line
+        except PoemError as why:
+            refuse(f"{block.asked}: {why}")
+        return PoetryService(block.what, reactor)
+
+    return assemble(options, makeSource, reactor)
+
+
+def _select(block: Block, folders: list[str]) -> Selection:
+    """
+    Which poems a block serves.
+    """
+    if block.asked == _ANTHOLOGY:
+        return Anthology(folders)
+    if "/" in block.what:
+        return PoemAt(os.path.abspath(block.what))
+    return PoemNamed(block.what, folders)

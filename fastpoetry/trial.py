@@ -1,0 +1,69 @@
+"""
+Whether endpoints could be listened on, asked before the program becomes a daemon.
+
+Listening itself comes after that, when all that is left for an error is a traceback in a log.
+Listens for no client: what it binds is closed again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from contextlib import ExitStack, suppress
+
+from twisted.internet.abstract import isIPv6Address
+from twisted.internet.interfaces import IStreamServerEndpoint
+
+
+class Trial(ExitStack):
+    """
+    Tries endpoints out, and until it is closed holds their ports, so that one asked for twice is
+    found too.
+    """
+
+    def check(self, endpoint: IStreamServerEndpoint) -> None:
+        """
+        See whether an endpoint can be had. Those of no kind that is known here pass.
+
+        @raise OSError: if it cannot.
+        """
+        # Where Twisted's endpoints keep these, in all versions; there is no public way to them.
+        inner = getattr(endpoint, "_wrappedEndpoint", endpoint)
+        port, path = getattr(inner, "_port", None), getattr(inner, "_address", None)
+        if port is not None:
+            self._checkPort(getattr(inner, "_interface", ""), port)
+        elif isinstance(path, str):
+            _checkPath(path)
+
+    def _checkPort(self, interface: str, port: int) -> None:
+        """
+        Bind a TCP port as Twisted does.
+        """
+        family = socket.AF_INET6 if isIPv6Address(interface) else socket.AF_INET
+        trial = self.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((interface, port))
+        except OverflowError:
+            raise OSError(errno.EINVAL, "not a port from 0 to 65535") from None
+        trial.listen(0)  # two that are only bound may share a port
+
+
+def _checkPath(path: str) -> None:
+    """
+    See whether a UNIX socket can be made. One that nobody serves is a leftover, which Twisted's
+    lock lets it remove.
+    """
+    folder = os.path.dirname(path) or "."
+    os.stat(folder)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    with suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        with socket.socket(socket.AF_UNIX) as client, suppress(ConnectionRefusedError):
+            client.setblocking(False)
+            client.connect(path)
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))

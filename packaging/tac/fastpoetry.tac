@@ -1,0 +1,29 @@
+"""
+One poem on one port, as a deployment: C{twistd --nodaemon --python fastpoetry.tac}.
+
+The settings are those of C{twistd fastpoetry}, kept in a file. It serves nothing by itself: plain
+Python only reads it.
+"""
+
+import os
+
+from twisted.application.service import Application
+
+from fastpoetry.tap import DEFAULT_POETRY_PATH, Options, makeService
+
+poem = "ecstasy"
+port = 10000
+interface = "localhost"
+
+# The poems of the clone that this file is in come first; where there is none, those installed.
+clone = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
+poetryPath = os.path.join(clone, "poetry") + ":" + DEFAULT_POETRY_PATH
+
+# twistd runs it under another name; what follows reads the poem and tries the port.
+if __name__ != "__main__":
+    options = Options()
+    options.parseOptions(
+        ["--poetry-path", poetryPath, "--poem", poem, "--port", str(port), "--iface", interface]
+    )
+    application = Application("fastpoetry")
+    makeService(options).setServiceParent(application)

@@ -1,0 +1,29 @@
+"""
+Two poems, each on its own port, as a deployment: C{twistd --nodaemon --python two-poems.tac}.
+
+Each is a block with a C{MultiService} of its own, and both are in one process, under one set of
+limits. It serves nothing by itself: plain Python only reads it.
+"""
+
+import os
+
+from twisted.application.service import Application
+
+from fastpoetry.tap import DEFAULT_POETRY_PATH, Options, makeService
+
+ports = {"ecstasy": 10000, "fascination": 10001}
+interface = "localhost"
+
+# The poems of the clone that this file is in come first; where there is none, those installed.
+clone = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
+poetryPath = os.path.join(clone, "poetry") + ":" + DEFAULT_POETRY_PATH
+
+# twistd runs it under another name; what follows reads the poems and tries the ports.
+if __name__ != "__main__":
+    arguments = ["--poetry-path", poetryPath]
+    for poem, port in ports.items():
+        arguments += ["--poem", poem, "--port", str(port), "--iface", interface]
+    options = Options()
+    options.parseOptions(arguments)
+    application = Application("fastpoetry")
+    makeService(options).setServiceParent(application)
