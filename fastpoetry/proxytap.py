@@ -1,0 +1,138 @@
+"""
+The twistd command C{fastpoetry-proxy}: its options, and the service they ask for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from twisted.application.service import MultiService
+from twisted.internet.endpoints import clientFromString
+
+from fastpoetry.assembly import assemble
+from fastpoetry.copy import CopyFile
+from fastpoetry.options import Block, CommandOptions, parseCount, parseSeconds, refuse, tunable
+from fastpoetry.proxy import Freshness, PoetryProxyService
+
+_freshness = Freshness()
+
+
+class Options(CommandOptions):
+    """
+    The command line of C{twistd fastpoetry-proxy}.
+    """
+
+    synopsis = "[--upstream ENDPOINT] [--port PORT | --listen ENDPOINT] ..."
+    longdesc = (
+        "Sends the poem of another poetry server to whoever connects, and closes. Each --upstream "
+        "opens a block; the port and endpoints that follow are its own."
+    )
+    command = "fastpoetry-proxy"
+    opens = "--upstream"
+
+    opt_max_age = tunable(
+        "--max-age",
+        "maxAgeSeconds",
+        parseSeconds,
+        f"Seconds for which a poem is fresh: its upstream is not asked again "
+        f"[default: {_freshness.maxAgeSeconds:g}; poems change seldom, and a reload asks at once].",
+    )
+    opt_stale_while_revalidate = tunable(
+        "--stale-while-revalidate",
+        "revalidateSeconds",
+        parseSeconds,
+        f"Seconds for which a poem is served after that while another is fetched "
+        f"[default: {_freshness.revalidateSeconds:g}, so that nobody waits for an upstream].",
+    )
+    opt_stale_if_error = tunable(
+        "--stale-if-error",
+        "errorSeconds",
+        parseSeconds,
+        f"Seconds for which a poem is served after its freshness while the upstream gives none "
+        f"[default: {_freshness.errorSeconds:g}, a day to mend it].",
+    )
+    opt_connect_timeout = tunable(
+        "--connect-timeout",
+        "connectSeconds",
+        parseSeconds,
+        f"Seconds to be connected to the upstream [default: {_freshness.connectSeconds:g}].",
+    )
+    opt_idle_timeout = tunable(
+        "--idle-timeout",
+        "idleSeconds",
+        parseSeconds,
+        f"Seconds for which the upstream may send nothing [default: {_freshness.idleSeconds:g}].",
+    )
+    opt_total_timeout = tunable(
+        "--total-timeout",
+        "totalSeconds",
+        parseSeconds,
+        f"Seconds for a whole fetch, and for readers to wait where there is no poem yet "
+        f"[default: {_freshness.totalSeconds:g}, as long as people wait].",
+    )
+    opt_max_size = tunable(
+        "--max-size",
+        "mostBytes",
+        parseCount(1),
+        f"Bytes of a poem, at most [default: {_freshness.mostBytes}, as in the server].",
+    )
+
+    def opt_upstream(self, value: str) -> None:
+        """
+        Fetch the poem from a Twisted client endpoint, as tcp:host=poems.example:port=10000.
+        """
+        self.openBlock(f"--upstream {value}", value)
+
+    def opt_expect_sha256(self, value: str) -> None:
+        """
+        The SHA-256 of the upstream's poem, in hexadecimal: any other is not taken.
+        """
+        if not re.fullmatch("[0-9a-fA-F]{64}", value):
+            refuse(f"--expect-sha256 {value}: not 64 hexadecimal digits")
+        block = self.blocks[-1]
+        if block.digest is not None:
+            refuse(f"--expect-sha256 {value}: given already ({block.digest})")
+        block.digest = value.lower()
+
+    def opt_cache(self, value: str) -> None:
+        """
+        The folder for copies that outlast a restart [default: systemd's CACHE_DIRECTORY, or none].
+        """
+        self.setOnce("--cache", "cache", os.path.abspath(value))
+
+    @property
+    def freshness(self) -> Freshness:
+        """
+        The times that were asked for, with the defaults for the others.
+        """
+        keys = Freshness.__dataclass_fields__.keys() & self.keys()
+        return Freshness(**{key: self[key] for key in keys})
+
+
+def makeService(options: Options, reactor: Any = None) -> MultiService:
+    """
+    Make what the options ask for.
+
+    @param options: parsed.
+    @param reactor: for tests; twistd's own otherwise.
+    @raise SystemExit: if an endpoint or the cache's folder cannot be had.
+    """
+    if reactor is None:
+        from twisted.internet import reactor
+    folder = options.get("cache") or os.environ.get("CACHE_DIRECTORY")
+    if folder and not os.access(folder, os.W_OK | os.X_OK):
+        refuse(f"--cache {folder}: not a folder that can be written to")
+
+    def makeSource(block: Block) -> PoetryProxyService:
+        try:
+            endpoint = clientFromString(reactor, block.what)
+        except Exception as why:  # each kind of endpoint has errors of its own
+            refuse(f"{block.asked}: not a Twisted client endpoint: {why or type(why).__name__}")
+        file = CopyFile(folder, block.what) if folder else None
+        return PoetryProxyService(
+            block.what, endpoint, options.freshness, reactor, block.digest, file
+        )
+
+    return assemble(options, makeSource, reactor)
