@@ -1,0 +1,231 @@
+"""
+Tests that the systemd rooms serve a program that has nothing to do with poetry, whatever it lacks.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("adopted", "journal", "notify")
+
+IMPORT = """
+import sys
+import {room}
+print(*(each for each in sys.modules if each.split(".")[0] == "fastpoetry"))
+print("twisted.internet.reactor" in sys.modules)
+"""
+
+# What systemd does between fork and exec: LISTEN_PID is known only there.
+TWISTD = """
+import os, sys
+for number, descriptor in enumerate(sys.argv.pop(1).split(), 3):
+    os.dup2(int(descriptor), number)
+os.environ["LISTEN_PID"] = str(os.getpid())
+twistd = "from twisted.scripts.twistd import run; run()"
+os.execv(sys.executable, [sys.executable, "-c", twistd, *sys.argv[1:]])
+"""
+
+JOURNAL = """
+from twisted.logger import Logger, globalLogBeginner
+from fastpoetry.journal import observer
+globalLogBeginner.beginLoggingTo([observer({}, "/nonexistent/socket")])
+Logger().info("one {what}", what="record\\n[error] forged")
+Logger().info("another")
+"""
+
+NOTIFY = """
+import os, signal, sys
+from twisted.application.service import MultiService
+from twisted.internet import reactor
+from twisted.logger import globalLogBeginner, textFileLogObserver
+from fastpoetry.notify import NotifyService
+log = textFileLogObserver(sys.__stdout__, timeFormat=None)
+globalLogBeginner.beginLoggingTo([log], redirectStandardIO=False)
+services = MultiService()
+NotifyService(reactor, status=lambda: "fine", reload=reactor.stop).setServiceParent(services)
+services.startService()
+reactor.addSystemEventTrigger("before", "shutdown", services.stopService)
+reactor.callWhenRunning(os.kill, os.getpid(), signal.SIGHUP)
+reactor.run()
+"""
+
+
+def run(
+    program: str, *arguments: str, passed: Sequence[socket.socket] = (), **variables: str
+) -> tuple[int, str, str]:
+    """
+    Run a Python program with what is to be tested on its path, and nothing of systemd's but this.
+
+    @param passed: sockets that it inherits.
+    @param variables: of its environment.
+    @return: its exit status, and what it says on stdout and on stderr.
+    """
+    systemd = ("LISTEN_", "NOTIFY_", "WATCHDOG_")
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(systemd)}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env={**environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **variables},
+        pass_fds=[each.fileno() for each in passed],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+class ImportTests(SynchronousTestCase):
+    """
+    What comes along.
+    """
+
+    def test_alone(self) -> None:
+        """
+        Importing a room brings in nothing else of this package, and installs no reactor.
+        """
+        for room in ROOMS:
+            room = f"fastpoetry.{room}"
+            said = run(IMPORT.format(room=room))
+            self.assertEqual(said, (0, f"fastpoetry {room}\nFalse\n", ""))
+
+    def test_plugin(self) -> None:
+        """
+        Nor does the drop-in, which every twistd on the machine imports.
+        """
+        _, said, _ = run(IMPORT.format(room="twisted.plugins.fastpoetry_plugin"))
+        self.assertEqual(said, "\nFalse\n")
+
+
+class AdoptedTests(SynchronousTestCase):
+    """
+    Somebody else's C{twistd web}, with sockets that are not what it wants.
+    """
+
+    def refusal(self, endpoint: str, *passed: socket.socket, names: str = "") -> str:
+        """
+        @param endpoint: what twistd is to listen on.
+        @param passed: what it is passed.
+        @param names: their names.
+        @return: the line that is all that it says.
+        """
+        options = ("--nodaemon", "--pidfile=", "--logfile=-", "web", "--path=.")
+        descriptors = " ".join(str(each.fileno()) for each in passed)
+        variables = {"LISTEN_FDS": str(len(passed)), "LISTEN_FDNAMES": names} if passed else {}
+        status, said, refused = run(
+            *(TWISTD, descriptors, *options, f"--listen={endpoint}"), passed=passed, **variables
+        )
+        self.assertEqual((status, said), (1, ""))
+        (line,) = refused.splitlines()
+        return line
+
+    def socket(self, kind: int = socket.SOCK_STREAM) -> socket.socket:
+        """
+        @return: a bound socket, which a stream socket listens on.
+        """
+        made = socket.socket(socket.AF_INET, kind)
+        self.addCleanup(made.close)
+        made.bind(("127.0.0.1", 0))
+        if kind == socket.SOCK_STREAM:
+            made.listen()
+        return made
+
+    def test_nothing(self) -> None:
+        """
+        Without a socket it says who passes one.
+        """
+        self.assertEqual(
+            self.refusal("adopted:"),
+            "adopted: no descriptor was passed: "
+            "a .socket unit or systemd-socket-activate must pass one",
+        )
+
+    def test_otherName(self) -> None:
+        """
+        Without the name that it wants it says which there are.
+        """
+        made = self.socket()
+        port = made.getsockname()[1]
+        self.assertEqual(
+            self.refusal("adopted:name=admin", made, names="web"),
+            "adopted:name=admin: no passed descriptor has that name; "
+            f"passed: 3 'web' AF_INET 127.0.0.1:{port}",
+        )
+
+    def test_otherKind(self) -> None:
+        """
+        Of what cannot be listened on it says what that is.
+        """
+        made = self.socket(socket.SOCK_DGRAM)
+        port = made.getsockname()[1]
+        self.assertEqual(
+            self.refusal("adopted:", made, names="web"),
+            "adopted: only listening stream sockets can be adopted; "
+            f"passed: 3 'web' AF_INET 127.0.0.1:{port} is a datagram socket",
+        )
+
+
+class JournalTests(SynchronousTestCase):
+    """
+    A program on a machine without a journal.
+    """
+
+    def test_nothing(self) -> None:
+        """
+        It says so once on stderr, and writes its records there.
+        """
+        status, said, complaint = run(JOURNAL)
+        self.assertEqual((status, said), (0, ""))
+        self.assertEqual(
+            complaint.splitlines(),
+            [
+                "-c: cannot write to the journal at /nonexistent/socket "
+                "(No such file or directory); until that works, records are written here",
+                "[info] one record",
+                "    [error] forged",
+                "[info] another",
+            ],
+        )
+
+
+class NotifyTests(SynchronousTestCase):
+    """
+    A program that systemd did not start.
+    """
+
+    def test_nothing(self) -> None:
+        """
+        It says nothing; SIGHUP reloads all the same.
+        """
+        status, said, complaint = run(NOTIFY)
+        self.assertEqual((status, complaint), (0, ""))
+        self.assertNotIn("fastpoetry", said)
+
+    def test_nobodyThere(self) -> None:
+        """
+        Where nobody listens it says so once, and goes on.
+        """
+        status, said, complaint = run(NOTIFY, NOTIFY_SOCKET="/nonexistent/socket")
+        self.assertEqual((status, complaint), (0, ""))
+        ours = [line for line in said.splitlines() if "fastpoetry" in line]
+        self.assertEqual(
+            ours,
+            [
+                "- [fastpoetry.notify._Manager#warn] systemd cannot be told how this program is "
+                "doing: /nonexistent/socket: No such file or directory"
+            ],
+        )
+
+    def test_noWatchdog(self) -> None:
+        """
+        A watchdog's time that is none is no time.
+        """
+        status, _, complaint = run(NOTIFY, NOTIFY_SOCKET="@nobody", WATCHDOG_USEC="soon")
+        self.assertEqual((status, complaint), (0, ""))

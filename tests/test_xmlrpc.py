@@ -1,0 +1,152 @@
+"""
+Tests for C{packaging/tac/poetry-xmlrpc.tac}, under a real twistd and with real clients.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Timer
+from typing import Any
+from xmlrpc.client import ServerProxy
+
+from twisted.trial.unittest import SynchronousTestCase
+
+ROOT = Path(__file__).resolve().parent.parent
+TAC = ROOT / "packaging/tac/poetry-xmlrpc.tac"
+POEM = (ROOT / "poetry/ecstasy.txt").read_bytes()
+
+HANG_SECONDS = 60.0
+TWISTD = ("-c", "from twisted.scripts.twistd import run; run()", "--nodaemon", "--pidfile=")
+
+
+class TacTests(SynchronousTestCase):
+    """
+    One poem, two protocols.
+    """
+
+    def setUp(self) -> None:
+        """
+        Lay out a clone with the poem, and with the deployment on ports that are free.
+        """
+        folder = TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.poem = Path(folder.name, "poetry/ecstasy.txt")
+        self.tac = Path(folder.name, "packaging/tac/poetry-xmlrpc.tac")
+        for path in (self.poem, self.tac):
+            path.parent.mkdir(parents=True)
+        self.poem.write_bytes(POEM)
+        text, count = re.subn(r'"tcp:100[08]0:', '"tcp:0:', TAC.read_text())
+        self.assertEqual(count, 2)
+        self.tac.write_text(text)
+
+    def start(self, arguments: Sequence[str]) -> subprocess.Popen[str]:
+        """
+        Start a Python with what is to be tested on its path.
+
+        @param arguments: for the interpreter.
+        """
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=self.tac.parent,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        guard = Timer(HANG_SECONDS, process.kill)
+        guard.start()
+        self.addCleanup(process.__exit__, None, None, None)
+        self.addCleanup(process.terminate)
+        self.addCleanup(guard.cancel)
+        return process
+
+    def find(self, process: subprocess.Popen[str], pattern: str) -> str:
+        """
+        @return: what the group of a pattern matches in the first line of the log that has it.
+        """
+        seen = ""
+        for line in process.stdout or ():
+            found = re.search(pattern, line)
+            if found:
+                return found[1]
+            seen += line
+        raise self.failureException(f"{pattern} is not in {seen}")
+
+    def serve(self) -> None:
+        """
+        Run twistd until it serves.
+        """
+        self.twistd = self.start([*TWISTD, "--python", str(self.tac)])
+        self.port = int(self.find(self.twistd, r"serving poetry on 127\.0\.0\.1:(\d+)"))
+        xmlrpcPort = self.find(self.twistd, r"Site starting on (\d+)")
+        self.proxy = ServerProxy(f"http://127.0.0.1:{xmlrpcPort}")
+        self.addCleanup(self.proxy("close"))
+        self.find(self.twistd, "(loaded a poem from)")
+
+    def call(self) -> bytes:
+        """
+        @return: the poem over XML-RPC.
+        """
+        poem: Any = self.proxy.poem()
+        return bytes(poem.data)
+
+    def connect(self) -> bytes:
+        """
+        @return: the poem over TCP.
+        """
+        with socket.create_connection(("127.0.0.1", self.port), HANG_SECONDS) as client:
+            return b"".join(iter(lambda: client.recv(65536), b""))
+
+    def test_bothProtocols(self) -> None:
+        """
+        Either protocol gives the poem, byte for byte.
+        """
+        self.serve()
+        self.assertEqual(self.call(), POEM)
+        self.assertEqual(self.connect(), POEM)
+
+    def test_everyByte(self) -> None:
+        """
+        What XML has no place for arrives too.
+        """
+        poem = bytes(range(256)) + b"]]></value>"
+        self.poem.write_bytes(poem)
+        self.serve()
+        self.assertEqual(self.call(), poem)
+
+    def test_reload(self) -> None:
+        """
+        After SIGHUP both give the new poem: it is one service that holds it.
+        """
+        self.serve()
+        self.assertEqual(self.call(), POEM)  # so that it runs, and has a handler for the signal
+        self.poem.write_bytes(b"new\n")
+        self.twistd.send_signal(signal.SIGHUP)
+        self.find(self.twistd, "(loaded a poem from)")
+        self.assertEqual((self.call(), self.connect()), (b"new\n", b"new\n"))
+
+    def test_brokenPoem(self) -> None:
+        """
+        A poem that cannot be served is refused in one line.
+        """
+        self.poem.write_bytes(b"")
+        twistd = self.start([*TWISTD, "--logfile=log", "--python", str(self.tac)])
+        said, _ = twistd.communicate()
+        self.assertRegex(said, r"^fastpoetry: .*ecstasy\.txt: is empty.*\n$")
+        self.assertEqual(twistd.returncode, 1)
+
+    def test_plainPython(self) -> None:
+        """
+        Plain Python finds nothing to serve.
+        """
+        python = self.start([str(self.tac)])
+        said, _ = python.communicate()
+        self.assertEqual((said, python.returncode), ("", 0))
