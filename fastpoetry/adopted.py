@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from systemd import daemon
 from twisted.internet import tcp, unix
@@ -58,8 +57,7 @@ class AdoptError(SystemExit, Exception):
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
 
 
-@dataclass(frozen=True)
-class Descriptor:
+class Descriptor(NamedTuple):
     """
     A file descriptor as it was passed to this process.
 

@@ -58,7 +58,11 @@ def assemble(
     def status() -> str:
         served = ", ".join(source.description for source in sources)
         sent = policy.ledger.counts.poems
-        return f"Serving {served}: {sent:,} poems sent, {policy.readers} readers"
+        readers = policy.readers
+        return (
+            f"Serving {served}: {sent:,} {'poem' if sent == 1 else 'poems'} sent, "
+            f"{readers:,} {'reader' if readers == 1 else 'readers'}"
+        )
 
     def reload() -> Deferred[Any]:
         return gatherResults([source.reload() for source in sources])
@@ -92,8 +96,10 @@ def _endpoints(block: Block, trial: Trial, reactor: Any) -> list[IStreamServerEn
     else:
         port = DEFAULT_PORT if block.port is None else block.port
         interface = DEFAULT_INTERFACE if block.interface is None else block.interface
-        make = TCP6ServerEndpoint if isIPv6Address(interface) else TCP4ServerEndpoint
-        asked = [(f"--port {port} --iface {interface}", make(reactor, port, _BACKLOG, interface))]
+        # Loopback without asking anybody (RFC 6761, 6.3): a minimal Debian cannot look it up.
+        host = "127.0.0.1" if interface == "localhost" else interface
+        make = TCP6ServerEndpoint if isIPv6Address(host) else TCP4ServerEndpoint
+        asked = [(f"--port {port} --iface {interface}", make(reactor, port, _BACKLOG, host))]
     for option, endpoint in asked:
         try:
             trial.check(endpoint)

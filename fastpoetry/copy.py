@@ -7,12 +7,15 @@ The only room that writes a file. Knows nothing of freshness or of the network.
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from tempfile import NamedTemporaryFile
 
 from fastpoetry.poem import Poem
+
+_TIME = re.compile(rb"([0-9]+\.[0-9]{3})\n")
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class CopyFile:
         @param upstream: whose poem; each has a file of its own.
         """
         self._upstream = upstream
-        self.path = os.path.join(folder, sha256(upstream.encode()).hexdigest()[:32] + ".poem")
+        self.path = os.path.join(folder, sha256(os.fsencode(upstream)).hexdigest()[:32] + ".poem")
 
     def load(self) -> Copy | None:
         """
@@ -62,26 +65,34 @@ class CopyFile:
             return None
         except OSError as why:
             raise CopyError(f"{self.path}: {why.strerror}") from None
-        time, newline, text = rest.partition(b"\n")
-        if sha256(rest).hexdigest().encode() != digest or not newline or not text:
+        time = _TIME.match(rest)
+        if sha256(rest).hexdigest().encode() != digest or time is None or time.end() == len(rest):
             raise CopyError(f"{self.path}: is damaged, and will be replaced")
-        return Copy(Poem(self._upstream, text, self.path), float(time))
+        return Copy(Poem(self._upstream, rest[time.end() :], self.path), float(time[1]))
 
     def save(self, copy: Copy) -> None:
         """
         Replace the copy, at once and whole or not at all.
 
-        @raise OSError: if that cannot be done; then the old copy is there as it was.
+        @raise CopyError: if that cannot be done; then the old copy is there as it was.
         """
         rest = b"%.3f\n%b" % (copy.fetchedAt, copy.poem.text)
-        folder = os.path.dirname(self.path)
-        with NamedTemporaryFile(dir=folder, delete=False) as file:
+        try:
+            self._replace(sha256(rest).hexdigest().encode() + b"\n" + rest)
+        except OSError as why:
+            raise CopyError(f"{self.path}: {why.strerror}") from None
+
+    def _replace(self, content: bytes) -> None:
+        """
+        Put new content in the place of the old, by way of a new file.
+        """
+        with NamedTemporaryFile(dir=os.path.dirname(self.path), delete=False) as file:
             try:
-                file.write(sha256(rest).hexdigest().encode() + b"\n" + rest)
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())  # or a crash may leave the new name with no content
                 os.replace(file.name, self.path)
-            except BaseException:
+            except OSError:
                 with suppress(OSError):
                     os.unlink(file.name)
                 raise

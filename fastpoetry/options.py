@@ -180,7 +180,7 @@ class CommandOptions(usage.Options):
         """
         The limits that were asked for, with the defaults for the others.
         """
-        keys = Limits.__dataclass_fields__.keys() & self.keys()
+        keys = self.keys() & set(Limits._fields)
         return Limits(**{key: self[key] for key in keys})
 
     def opt_port(self, value: str) -> None:

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 MAX_POEM_BYTES = 64 * 1024 * 1024
 """A poem is held in memory whole, and once more while it is being reloaded."""
@@ -69,8 +69,7 @@ class Poem:
             object.__setattr__(self, "strangeAt", why.start)
 
 
-@dataclass(frozen=True)
-class Loaded:
+class Loaded(NamedTuple):
     """
     What one look at the poetry brought.
 
@@ -95,8 +94,7 @@ class Selection(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class PoemAt:
+class PoemAt(NamedTuple):
     """
     The poem in one file, wherever it is.
 
@@ -115,8 +113,7 @@ class PoemAt:
         return Loaded([_readPoem(stem, self.path, self.path)])
 
 
-@dataclass(frozen=True)
-class PoemNamed:
+class PoemNamed(NamedTuple):
     """
     The poem of one name, in the first folder that has it.
 
@@ -158,8 +155,7 @@ class PoemNamed:
         )
 
 
-@dataclass(frozen=True)
-class Anthology:
+class Anthology(NamedTuple):
     """
     Every poem along the folders, an earlier folder's before a later one's of the same name.
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
 from socket import AF_INET6, inet_pton
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -43,8 +42,7 @@ _MAPPED = bytes(10) + b"\xff\xff"
 """What an IPv4 address begins with on an IPv6 socket (RFC 4291, 2.5.5.2)."""
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """
     What an administrator may set.
 
@@ -234,7 +232,6 @@ class Policy:
         A connection has to wait before it is a reader.
         """
         self._arriving[arrival] = None
-        self.isFull()
 
     def depart(self, arrival: Arrival) -> None:
         """
@@ -258,9 +255,9 @@ class Policy:
 
         @param now: the clock's seconds, or a moment before.
         """
-        self._stopSending(reader)
+        if not self._stopSending(reader):  # or it is visited already
+            self._rounds.add(reader, _Rounds.QUICK, now)
         self._lingering[reader] = None
-        self._rounds.add(reader, _Rounds.QUICK, now)
         self.ledger.sent(reader.poem, reader.address)
 
     def leave(self, reader: Reader) -> None:

@@ -88,7 +88,17 @@ def countUnacknowledged(connection: socket.SocketType) -> int:
     return count
 
 
-def _setLinger(connection: socket.SocketType, linger: bytes) -> None:
+def limitUnsent(connection: socket.SocketType, poem: Poem) -> None:
+    """
+    Keep a large poem that its reader does not take from filling the machine's memory.
+    """
+    # On a UNIX socket, net.core.wmem_default is the limit.
+    if len(poem.text) > _MOST_UNSENT_BYTES and connection.family != socket.AF_UNIX:
+        option = socket.TCP_NOTSENT_LOWAT
+        connection.setsockopt(socket.IPPROTO_TCP, option, _MOST_UNSENT_BYTES)
+
+
+def setLinger(connection: socket.SocketType, linger: bytes) -> None:
     """
     Set what a close means, for a listening socket's future connections too (inet_csk_clone_lock).
 
@@ -146,8 +156,7 @@ class SocketReader(Reader):
         Send the poem, or as much as goes at once, and have the rest sent and the end looked after.
         """
         try:
-            if len(self.poem.text) > _MOST_UNSENT_BYTES:
-                self._limitUnsent()
+            limitUnsent(self._socket, self.poem)
             self._send()
         except OSError:  # reset while it was in the backlog
             self._policy.ledger.left(self.poem, self.address, 0)
@@ -211,7 +220,7 @@ class SocketReader(Reader):
         """
         Close a connection short of its end, with a reset (on a UNIX socket there is none).
         """
-        _setLinger(self._socket, RESET_ON_CLOSE)
+        setLinger(self._socket, RESET_ON_CLOSE)
         self._reactor.removeWriter(self)
         self.close()
 
@@ -235,47 +244,31 @@ class SocketReader(Reader):
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, END_ON_CLOSE)
             self._socket.shutdown(socket.SHUT_WR)
 
-    def _limitUnsent(self) -> None:
-        """
-        Keep a poem that its reader does not take from filling the machine's memory.
-        """
-        if self._socket.family != socket.AF_UNIX:  # there, net.core.wmem_default is the limit
-            self._socket.setsockopt(
-                socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _MOST_UNSENT_BYTES
-            )
-
 
 @implementer(IListeningPort, IReadDescriptor)
-class FastPort:
+class BorrowedPort:
     """
-    A listening port that sends poems.
+    A listening port that accepts in the place of another, and never more than the policy allows.
 
-    It borrows the socket of a port that somebody else made, and gives it back to be closed as that
-    one sees fit: an adopted socket stays with systemd, a UNIX socket's file goes.
+    It borrows the socket, and gives it back to be closed as its owner sees fit: an adopted socket
+    stays with systemd, a UNIX socket's file goes.
     """
 
-    def __init__(
-        self, port: tcp.Port, source: Source, policy: Policy, reactor: IReactorFDSet
-    ) -> None:
+    def __init__(self, port: tcp.Port, policy: Policy, reactor: IReactorFDSet) -> None:
         """
         @param port: a listening one, and so is a L{twisted.internet.unix.Port}.
-        @param source: has the poem for each reader.
-        @param policy: has the rules for all of them.
+        @param policy: has the rules for readers.
         """
         self._port = port
         self._socket: socket.socket = port.socket
-        self._source = source
         self._policy = policy
         self._reactor = reactor
-        self._hasOldBacklog = True
-        self._waiting: Deferred[Poem] | None = None
 
     def startListening(self) -> None:
         """
         Accept, in the place of the port that was there before.
         """
         self._port.stopReading()
-        _setLinger(self._socket, RESET_ON_CLOSE)
         self.startReading()
 
     def stopListening(self) -> Deferred[None]:
@@ -285,9 +278,6 @@ class FastPort:
         @return: fires when the socket is given back.
         """
         self.stopReading()
-        if self._waiting is not None:
-            self._waiting.cancel()
-        _setLinger(self._socket, END_ON_CLOSE)
         stopped: Deferred[None] = maybeDeferred(self._port.stopListening)
         return stopped
 
@@ -329,6 +319,55 @@ class FastPort:
 
     def doRead(self) -> None:
         """
+        Have the other port accept, one at a time: by itself it takes a hundred, and closes those
+        that it has no descriptor for.
+        """
+        for _ in range(_BATCH):
+            if self._policy.isFull():
+                return
+            self._port.numberAccepts = 1
+            self._port.doRead()
+            if self._port.numberAccepts == 1:  # it would be more, had it accepted one
+                return
+
+
+class FastPort(BorrowedPort):
+    """
+    A listening port that sends poems, with nothing in between.
+    """
+
+    def __init__(
+        self, port: tcp.Port, source: Source, policy: Policy, reactor: IReactorFDSet
+    ) -> None:
+        """
+        @param port: as in L{BorrowedPort}.
+        @param source: has the poem for each reader.
+        """
+        super().__init__(port, policy, reactor)
+        self._source = source
+        self._hasOldBacklog = True
+        self._waiting: Deferred[Poem] | None = None
+
+    def startListening(self) -> None:
+        """
+        Accept; from now on, connections are born with a reset for their end.
+        """
+        setLinger(self._socket, RESET_ON_CLOSE)
+        super().startListening()
+
+    def stopListening(self) -> Deferred[None]:
+        """
+        Accept no more, and leave the socket as it was.
+
+        @return: fires when the socket is given back.
+        """
+        if self._waiting is not None:
+            self._waiting.cancel()
+        setLinger(self._socket, END_ON_CLOSE)
+        return super().stopListening()
+
+    def doRead(self) -> None:
+        """
         Serve who has come.
         """
         # What accept() does, but for flags and timeouts that nobody uses here.
@@ -354,7 +393,7 @@ class FastPort:
                 continue  # it was the client's connection that failed (accept(2), Error handling)
             connection = socket.SocketType(family, socket.SOCK_STREAM, 0, descriptor)
             if self._hasOldBacklog:  # from before startListening, so it inherited nothing
-                _setLinger(connection, RESET_ON_CLOSE)
+                setLinger(connection, RESET_ON_CLOSE)
             SocketReader(connection, address, poem, now, self._policy, self._reactor).start()
 
     def _waitForPoem(self) -> None:
@@ -363,11 +402,18 @@ class FastPort:
         """
         self.stopReading()
         if self._waiting is None:
+            self._policy.arrive(self)  # for all who wait behind us: the server is not idle
             self._waiting = waiting = self._source.whenPoem()
             waiting.addCallbacks(self._serveAll, self._resetAll)
 
+    def forgo(self) -> None:
+        """
+        Leave those who wait in the backlog, for who adopts the socket next.
+        """
+
     def _serveAll(self, _: Poem) -> None:
         self._waiting = None
+        self._policy.depart(self)
         self.startReading()
 
     def _resetAll(self, failure: Failure) -> None:
@@ -375,12 +421,13 @@ class FastPort:
         Let who has waited know that there is no poem, and begin anew with who comes next.
         """
         self._waiting = None
+        self._policy.depart(self)
         if failure.check(CancelledError):  # by our own stop, which leaves them in the backlog
             return
         with suppress(OSError):  # there is nobody left, or we come back for them at once
             while True:
                 connection, address = self._socket.accept()
-                _setLinger(connection, RESET_ON_CLOSE)
+                setLinger(connection, RESET_ON_CLOSE)
                 connection.close()
                 self._policy.ledger.turnedAway(address, "there is no poem yet")
         self.startReading()

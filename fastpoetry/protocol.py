@@ -17,13 +17,21 @@ from twisted.internet.interfaces import (
     ISSLTransport,
 )
 from twisted.internet.protocol import Protocol, ServerFactory, connectionDone
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from fastpoetry.ledger import addressOf
 from fastpoetry.poem import Poem
 from fastpoetry.policy import Policy, Reader
-from fastpoetry.port import END_ON_CLOSE, RESET_ON_CLOSE, Source, countUnacknowledged
+from fastpoetry.port import (
+    END_ON_CLOSE,
+    RESET_ON_CLOSE,
+    Source,
+    countUnacknowledged,
+    limitUnsent,
+    setLinger,
+)
 
 _PIECE_BYTES = 16 * 1024
 """What is copied into a transport at a time: a stopped reader costs no more than that."""
@@ -75,8 +83,11 @@ class PoetryProtocol(Protocol, Reader):
             self.transport.abortConnection()
             return
         policy.begin(self)
-        policy.isFull()  # then the port accepts no more after this
-        self._closeMeans(RESET_ON_CLOSE)
+        self._lowest = _lowestOf(self.transport)
+        self._socket = _socketOf(self._lowest)
+        if self._socket is not None:
+            setLinger(self._socket, RESET_ON_CLOSE)
+            limitUnsent(self._socket, poem)
         self.transport.registerProducer(self, False)
 
     def forgo(self) -> None:
@@ -131,20 +142,22 @@ class PoetryProtocol(Protocol, Reader):
 
     def measure(self) -> int:
         """
-        How many bytes of the poem the client has acknowledged.
+        How many bytes of the poem the client has acknowledged, as far as that can be told.
 
-        Through a layer such as TLS that cannot be known; there, the last byte is never taken for
-        acknowledged, so that a client that does not close is ended by a deadline.
+        TLS makes them more on their way, so it is less than it is; all of it is exact.
         """
-        connection = self._plainSocket()
-        unacknowledged = 1 if connection is None else countUnacknowledged(connection)
+        unacknowledged = 0
+        if self._socket is not None:
+            unacknowledged = countUnacknowledged(self._socket) + len(self._lowest.dataBuffer)
         return self._sentBytes - min(self._sentBytes, unacknowledged)
 
     def close(self) -> None:
         """
-        Close a connection whose client has everything.
+        Close a connection whose client has everything, and does not close it.
+
+        Below TLS, which would wait for the client's word (RFC 8446, 6.1 does not ask us to).
         """
-        self.transport.loseConnection()
+        self._lowest.loseConnection()
 
     def reset(self) -> None:
         """
@@ -158,27 +171,13 @@ class PoetryProtocol(Protocol, Reader):
         """
         self._hasEnded = True
         self.transport.unregisterProducer()
-        self._closeMeans(END_ON_CLOSE)
+        if self._socket is not None:
+            setLinger(self._socket, END_ON_CLOSE)
         self.factory.policy.finish(self, self.factory.policy.seconds())
         if self._clientHasEnded or ISSLTransport.providedBy(self.transport):
             self.transport.loseConnection()  # TLS has an end of its own, and no half-close
         else:
             self.transport.loseWriteConnection()
-
-    def _plainSocket(self) -> socket.socket | None:
-        """
-        The socket that the client is at the other end of, if no layer is in between.
-        """
-        handle = self.transport.getHandle()
-        return handle if isinstance(handle, socket.socket) else None
-
-    def _closeMeans(self, linger: bytes) -> None:
-        """
-        Set how the connection ends if the process does. TLS tells a cut from an end by itself.
-        """
-        connection = self._plainSocket()
-        if connection is not None and connection.family != socket.AF_UNIX:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
 
 class PoetryFactory(ServerFactory):
@@ -198,3 +197,20 @@ class PoetryFactory(ServerFactory):
         """
         self.source = source
         self.policy = policy
+
+
+def _lowestOf(transport: Any) -> Any:
+    """
+    The TCP or UNIX transport below TLS and all other layers.
+    """
+    while isinstance(transport, ProtocolWrapper):
+        transport = transport.transport
+    return transport
+
+
+def _socketOf(transport: Any) -> socket.socket | None:
+    """
+    The socket of a transport; C{stdio:}, for one, has none.
+    """
+    handle = transport.getHandle() if hasattr(transport, "getHandle") else None
+    return handle if isinstance(handle, socket.socket) else None

@@ -7,6 +7,7 @@ its two extensions are those of RFC 5861.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import uniform
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from twisted.application import service
 from twisted.internet import defer, error
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
+from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
@@ -24,8 +25,18 @@ from twisted.python.failure import Failure
 from fastpoetry.copy import Copy, CopyError, CopyFile
 from fastpoetry.poem import MAX_POEM_BYTES, Poem
 
-_MOST_BACKOFF_SECONDS = 30.0
+_LEAST_PAUSE_SECONDS = 1.0
+"""Between a failure and the next attempt, whoever asks for it."""
+
+_MOST_PAUSE_SECONDS = 10.0
 """So that an upstream which is back is noticed within that time."""
+
+_LEAST_USE_SECONDS = 1.0
+"""
+How long a poem will do whatever its freshness.
+
+Those who waited for it are served out of a backlog, which takes some turns of the reactor.
+"""
 
 _REMIND_SECONDS = 600.0
 """Between two records of an outage that goes on."""
@@ -66,6 +77,7 @@ class _Outage:
     A time in which the upstream gives no poem.
 
     @ivar since: when the first attempt failed.
+    @ivar failedAt: when the last one did.
     @ivar toldAt: when the last record said so.
     @ivar attempts: how many have failed.
     @ivar cause: of the last one.
@@ -73,6 +85,7 @@ class _Outage:
 
     since: float
     toldAt: float
+    failedAt: float = 0.0
     attempts: int = 0
     cause: str = ""
 
@@ -118,7 +131,7 @@ class PoetryProxyService(service.Service):
         self._nextAttempt = 0.0
         self._settling: IDelayedCall | None = None
         self._served: Poem | None = None
-        self._isDue = True
+        self._isDue = False
 
     @property
     def poem(self) -> Poem | None:
@@ -161,7 +174,7 @@ class PoetryProxyService(service.Service):
         """
         super().startService()
         try:
-            self._copy = self._file.load() if self._file is not None else None
+            self._copy = self._load()
         except CopyError as why:
             self._tellCopy(why)
         self._settle()
@@ -171,6 +184,7 @@ class PoetryProxyService(service.Service):
         Fetch no more.
         """
         super().stopService()
+        self._isDue = False
         if self._fetch is not None:
             self._fetch.cancel()
         if self._settling is not None:
@@ -188,14 +202,35 @@ class PoetryProxyService(service.Service):
         done: Deferred[None] = Deferred()
         self._reloads.append(done)
         self._isDropped = True
-        self._nextAttempt = 0.0
-        if self._fetch is None:
-            self._beginFetch()
+        if self._outage is not None:
+            self._nextAttempt = self._outage.failedAt + _LEAST_PAUSE_SECONDS
+        self._settle()
         return done
+
+    def _load(self) -> Copy | None:
+        """
+        The copy from the last time, if there is one.
+
+        @raise CopyError: if there is one, and it is not what is wanted.
+        """
+        copy = self._file.load() if self._file is not None else None
+        if copy is None:
+            return None
+        if not self._isExpected(copy.poem):
+            raise CopyError(f"{copy.poem.origin}: is another poem, SHA-256 {copy.poem.digest}")
+        # One from the future was fetched by a clock that was wrong.
+        return Copy(copy.poem, min(copy.fetchedAt, self._reactor.seconds()))
+
+    def _isExpected(self, poem: Poem) -> bool:
+        """
+        Whether a poem may be the upstream's.
+        """
+        return self._expectedDigest in (None, poem.digest)
 
     def _settle(self) -> None:
         """
-        Derive from the facts what is served, and come back when time alone will change it.
+        Derive from the facts what is served and whether to fetch, and come back when time alone
+        will change it.
         """
         now = self._reactor.seconds()
         freshness, copy = self._freshness, self._copy
@@ -204,8 +239,9 @@ class PoetryProxyService(service.Service):
         if copy is not None:
             staleAt = copy.fetchedAt + freshness.maxAgeSeconds
             revalidateUntil = staleAt + freshness.revalidateSeconds
+            revalidateUntil = max(revalidateUntil, copy.fetchedAt + _LEAST_USE_SECONDS)
             errorUntil = staleAt + freshness.errorSeconds
-            isFresh = now < staleAt and not self._isDropped
+            isFresh = now < staleAt and not self._isDropped and self._outage is None
             isUsable = now < revalidateUntil or (self._outage is not None and now < errorUntil)
             changes += [staleAt, revalidateUntil, errorUntil]
         self._served = copy.poem if copy is not None and isUsable else None
@@ -214,14 +250,24 @@ class PoetryProxyService(service.Service):
             self._settling.cancel()
         later = [when for when in changes if when > now]
         self._settling = self._reactor.callLater(min(later) - now, self._settle) if later else None
-        if self._isDue and self._waiters:
+        if self._served is not None:
+            self._give(self._served)
+        if self._isDue and (self._waiters or self._reloads):
             self._beginFetch()
+
+    def _give(self, poem: Poem) -> None:
+        """
+        Give a poem to who waits.
+        """
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.callback(poem)
 
     def _beginFetch(self) -> None:
         """
         Fetch, for all who wait and will wait.
         """
-        self._isDue = False
+        self._isDue = self._isDropped = False
         fetch: Deferred[Poem] = Deferred.fromCoroutine(self._fetchWhole())
         self._fetch = fetch.addTimeout(self._freshness.totalSeconds, self._reactor)
         fetch.addCallbacks(self._keep, self._fail).addBoth(self._endFetch)
@@ -232,22 +278,26 @@ class PoetryProxyService(service.Service):
 
         @raise UpstreamError: for one, if it is not whole, or not the one that is expected.
         """
-        fetch = _Fetch(self._freshness)
+        fetch = _Fetch(self._freshness, self._reactor)
         factory = Factory.forProtocol(lambda: fetch)
         factory.noisy = False
         connected = self._endpoint.connect(factory)
         await connected.addTimeout(self._freshness.connectSeconds, self._reactor)
-        poem = Poem(self._upstream, await fetch.whole, self._upstream)
-        if self._expectedDigest not in (None, poem.digest):
+        text = await fetch.whole
+        # In a thread, since it looks at every byte.
+        pool = self._reactor.getThreadPool()
+        poem = await deferToThreadPool(
+            self._reactor, pool, Poem, self._upstream, text, self._upstream
+        )
+        if not self._isExpected(poem):
             raise UpstreamError(f"upstream sent another poem, SHA-256 {poem.digest}")
         return poem
 
     def _keep(self, poem: Poem) -> None:
         """
-        Hold a whole poem, and give it to who waits.
+        Hold a whole poem, also on disk.
         """
         self._copy = copy = Copy(poem, self._reactor.seconds())
-        self._isDropped = False
         self._log.info(
             "fetched {bytes} bytes of poetry from {upstream}",
             bytes=len(poem.text),
@@ -259,13 +309,7 @@ class PoetryProxyService(service.Service):
         if self._file is not None:
             pool = self._reactor.getThreadPool()
             saved = deferToThreadPool(self._reactor, pool, self._file.save, copy)
-            saved.addErrback(self._tellUnsaved)
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            waiter.callback(poem)
-
-    def _tellUnsaved(self, failure: Failure) -> None:
-        self._tellCopy(failure.value)
+            saved.addErrback(lambda failure: self._tellCopy(failure.value))
 
     def _fail(self, failure: Failure) -> None:
         """
@@ -277,10 +321,11 @@ class PoetryProxyService(service.Service):
         if self._outage is None:
             self._outage = _Outage(now, -_REMIND_SECONDS)
         outage = self._outage
+        outage.failedAt = now
         outage.attempts += 1
         outage.cause = _explain(failure)
-        backoff = min(_MOST_BACKOFF_SECONDS, 2.0 ** min(outage.attempts, 10))
-        self._nextAttempt = now + uniform(backoff / 2, backoff)  # not all proxies at the same time
+        pause = min(_MOST_PAUSE_SECONDS, _LEAST_PAUSE_SECONDS * 2 ** min(outage.attempts, 10))
+        self._nextAttempt = now + uniform(pause / 2, pause)  # not all proxies at the same time
         if now - outage.toldAt >= _REMIND_SECONDS:
             outage.toldAt = now
             self._log.warn(
@@ -297,7 +342,9 @@ class PoetryProxyService(service.Service):
         See what has come of it.
         """
         self._fetch = None
-        reloads, self._reloads = self._reloads, []
+        reloads: list[Deferred[None]] = []
+        if not self._isDropped:  # otherwise they were asked for since, and another fetch follows
+            reloads, self._reloads = self._reloads, []
         if self.running:
             self._settle()
         for reload in reloads:
@@ -338,14 +385,21 @@ class _Fetch(Protocol, TimeoutMixin):
 
     transport: Any
 
-    def __init__(self, freshness: Freshness) -> None:
+    def __init__(self, freshness: Freshness, clock: IReactorTime) -> None:
         """
         @param freshness: has the limits.
         """
         self.whole: Deferred[bytes] = Deferred(lambda _: self._abort())
         self._freshness = freshness
+        self._clock = clock
         self._pieces: list[bytes] = []
         self._size = 0
+
+    def callLater(self, period: float, func: Callable[[], object]) -> IDelayedCall:
+        """
+        What the timeout is made with.
+        """
+        return self._clock.callLater(period, func)
 
     def connectionMade(self) -> None:
         """

@@ -19,6 +19,15 @@ from fastpoetry.proxy import Freshness, PoetryProxyService
 _freshness = Freshness()
 
 
+def _parseSpan(option: str, value: str) -> float:
+    """
+    A time that may be none at all.
+
+    @raise SystemExit: if it is not a time.
+    """
+    return 0.0 if value == "0" else parseSeconds(option, value)
+
+
 class Options(CommandOptions):
     """
     The command line of C{twistd fastpoetry-proxy}.
@@ -35,21 +44,21 @@ class Options(CommandOptions):
     opt_max_age = tunable(
         "--max-age",
         "maxAgeSeconds",
-        parseSeconds,
+        _parseSpan,
         f"Seconds for which a poem is fresh: its upstream is not asked again "
         f"[default: {_freshness.maxAgeSeconds:g}; poems change seldom, and a reload asks at once].",
     )
     opt_stale_while_revalidate = tunable(
         "--stale-while-revalidate",
         "revalidateSeconds",
-        parseSeconds,
+        _parseSpan,
         f"Seconds for which a poem is served after that while another is fetched "
         f"[default: {_freshness.revalidateSeconds:g}, so that nobody waits for an upstream].",
     )
     opt_stale_if_error = tunable(
         "--stale-if-error",
         "errorSeconds",
-        parseSeconds,
+        _parseSpan,
         f"Seconds for which a poem is served after its freshness while the upstream gives none "
         f"[default: {_freshness.errorSeconds:g}, a day to mend it].",
     )
@@ -122,8 +131,9 @@ def makeService(options: Options, reactor: Any = None) -> MultiService:
     if reactor is None:
         from twisted.internet import reactor
     folder = options.get("cache") or os.environ.get("CACHE_DIRECTORY")
-    if folder and not os.access(folder, os.W_OK | os.X_OK):
-        refuse(f"--cache {folder}: not a folder that can be written to")
+    if folder and not (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
+        asked = "--cache " if "cache" in options else "CACHE_DIRECTORY="
+        refuse(f"{asked}{folder}: not a folder that can be written to")
 
     def makeSource(block: Block) -> PoetryProxyService:
         try:

@@ -23,6 +23,7 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IHalfCloseableDescriptor,
     IListeningPort,
+    IProtocol,
     IProtocolFactory,
     IReactorThreads,
     ISSLTransport,
@@ -31,6 +32,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.logger import LogEvent, formatEvent
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
@@ -80,7 +82,7 @@ class ThreadPool:
 
 
 @implementer(IReactorThreads)
-class Reactor(MemoryReactorClock):  # type: ignore[misc]
+class Reactor(MemoryReactorClock):
     """
     A reactor in memory, with threads; its sockets are served when a test says so.
     """
@@ -101,17 +103,28 @@ class Reactor(MemoryReactorClock):  # type: ignore[misc]
         Have as many threads as before.
         """
 
-    def callInThread(self, f: Callable[..., object], *args: object, **kw: object) -> None:
+    # The interface has that name for what is called.
+    def callInThread(
+        self,
+        callable: Callable[..., object],  # noqa: A002
+        *args: object,
+        **kw: object,
+    ) -> None:
         """
         Call when the threads work.
         """
-        self.pool.callInThreadWithCallback(lambda *_: None, lambda: f(*args, **kw))
+        self.pool.callInThreadWithCallback(lambda *_: None, lambda: callable(*args, **kw))
 
-    def callFromThread(self, f: Callable[..., object], *args: object, **kw: object) -> None:
+    def callFromThread(
+        self,
+        callable: Callable[..., object],  # noqa: A002
+        *args: object,
+        **kw: object,
+    ) -> None:
         """
         Call at once: there is but one thread.
         """
-        f(*args, **kw)
+        callable(*args, **kw)
 
     def turn(self, client: socket.socket | None = None) -> bool:
         """
@@ -281,6 +294,25 @@ class FakeReader(Reader):
         self.policy.leave(self)
 
 
+class FakeArrival:
+    """
+    A connection that has to wait before it is a reader.
+
+    @ivar forgone: whether it was told that it waits in vain.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.forgone = False
+
+    def forgo(self) -> None:
+        """
+        Be gone.
+        """
+        self.forgone = True
+        self.policy.depart(self)
+
+
 @implementer(IListeningPort)
 class FakePort:
     """
@@ -355,12 +387,18 @@ class FakeEndpoint:
 
 
 @implementer(ITCPTransport)
-class FakeTransport(StringTransport):  # type: ignore[misc]
+class FakeTransport(StringTransport):
     """
     A transport that remembers what it was told to do.
 
+    @ivar dataBuffer: what Twisted's own have not handed to the system yet.
     @ivar did: how it was told to end.
+    @ivar dataBuffer: what a real one has yet to send: nothing.
     """
+
+    producer: Any
+    dataBuffer = b""
+    dataBuffer = b""
 
     def __init__(self, peer: Any = None, handle: Any = None) -> None:
         super().__init__(peerAddress=peer)
@@ -415,15 +453,27 @@ class FakeTransport(StringTransport):  # type: ignore[misc]
 
 
 @implementer(ISSLTransport)
-class FakeTLSTransport(FakeTransport):
+class FakeTLS(ProtocolWrapper):
     """
-    A transport with TLS, whose client never answers the end of it.
+    A layer like TLS: it is closed when its client answers, which this one never does.
+
+    @ivar did: how it was told to end.
     """
+
+    def __init__(self, factory: WrappingFactory, wrappedProtocol: IProtocol) -> None:
+        super().__init__(factory, wrappedProtocol)
+        self.did: list[str] = []
 
     def getPeerCertificate(self) -> None:
         """
         None, as usual for a client.
         """
+
+    def loseConnection(self) -> None:
+        """
+        Wait for the client's word.
+        """
+        self.did.append("loseConnection")
 
 
 _LEGACY_KEYS = {"format", "isError", "message", "system", "time"}

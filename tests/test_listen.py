@@ -25,13 +25,15 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.protocol import ServerFactory
 from twisted.logger import capturedLogs
+from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from fastpoetry.listen import PoetryListener
 from fastpoetry.policy import Limits, Policy
-from fastpoetry.port import FastPort
+from fastpoetry.port import BorrowedPort, FastPort
 from fastpoetry.protocol import PoetryFactory
+from fastpoetry.proxied import PatientWrapper
 
 
 class Several:
@@ -123,7 +125,7 @@ class StartTests(ListenerCase):
         So is a plain UNIX port.
         """
         path = os.path.join(makeFolder(self), "s")
-        plain: Any = unix.Port(path, self.factory, reactor=self.reactor)
+        plain: Any = unix.Port(os.fsencode(path), self.factory, reactor=self.reactor)
         plain.startListening()
         self.addCleanup(self.reactor.advance, 0)
         self.addCleanup(plain.stopListening)
@@ -134,11 +136,22 @@ class StartTests(ListenerCase):
 
     def test_wrapped(self) -> None:
         """
-        A port with another factory around ours, as for TLS, is left as it is.
+        A port with another factory around ours, as for TLS, goes on to make its connections; but
+        it accepts only as many as may be.
         """
         plain = self.plainPort(ServerFactory())
         self.start(plain)
-        self.assertEqual(self.reactor.getReaders(), [plain])
+        (borrowed,) = self.reactor.getReaders()
+        self.assertIs(type(borrowed), BorrowedPort)
+        self.assertEqual(borrowed.fileno(), plain.fileno())
+
+    def test_PROXY(self) -> None:
+        """
+        Where a PROXY header is expected the poem waits for it.
+        """
+        wrapping = HAProxyWrappingFactory(self.factory)
+        self.start(self.plainPort(wrapping))
+        self.assertIs(wrapping.protocol, PatientWrapper)
 
     def test_several(self) -> None:
         """

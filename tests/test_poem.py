@@ -213,21 +213,23 @@ class TornTests(FolderCase):
     Tests for a file that somebody writes to while it is read: half a poem is never served.
     """
 
-    def refusalAfter(self, path: str, *, text: bytes) -> str:
+    def refusalAfter(self, path: str, text: bytes, laterBy: int = 0) -> str:
         """
         @return: why a poem is refused that is overwritten once its size is known.
+
+        @param laterBy: by how many nanoseconds that seems to be later; a clock may be too coarse.
         """
         fstat = os.fstat
 
         def fstatAndWrite(descriptor: int) -> os.stat_result:
             status = fstat(descriptor)
-            self.patch(poem.os, "fstat", fstat)
+            self.patch(os, "fstat", fstat)
             with open(path, "wb") as file:
                 file.write(text)
-            os.utime(path, ns=(0, status.st_mtime_ns + 1))
+            os.utime(path, ns=(0, status.st_mtime_ns + laterBy))
             return status
 
-        self.patch(poem.os, "fstat", fstatAndWrite)
+        self.patch(os, "fstat", fstatAndWrite)
         return self.refusal(PoemAt(path))
 
     def test_grows(self) -> None:
@@ -235,7 +237,7 @@ class TornTests(FolderCase):
         A file that grew is refused, with the way to do it well.
         """
         path = self.write("x", b"short")
-        refusal = self.refusalAfter(path, text=b"no more")
+        refusal = self.refusalAfter(path, b"no more")
         self.assertTrue(refusal.startswith(f"{path}: was written to while it was read; "), refusal)
         self.assertIn("(mv)", refusal)
 
@@ -243,14 +245,14 @@ class TornTests(FolderCase):
         """
         A file that shrank is refused.
         """
-        refusal = self.refusalAfter(self.write("x", b"long"), text=b"sh")
+        refusal = self.refusalAfter(self.write("x", b"long"), b"sh")
         self.assertIn("was written to while it was read", refusal)
 
     def test_sameSize(self) -> None:
         """
         A file that changed and kept its size is refused.
         """
-        refusal = self.refusalAfter(self.write("x", b"one"), text=b"two")
+        refusal = self.refusalAfter(self.write("x", b"one"), b"two", laterBy=1)
         self.assertIn("was written to while it was read", refusal)
 
     def test_replaced(self) -> None:
@@ -262,10 +264,10 @@ class TornTests(FolderCase):
         def fstatAndMove(descriptor: int) -> os.stat_result:
             status = fstat(descriptor)
             os.replace(self.write("y", b"a new one"), path)
-            self.patch(poem.os, "fstat", fstat)
+            self.patch(os, "fstat", fstat)
             return status
 
-        self.patch(poem.os, "fstat", fstatAndMove)
+        self.patch(os, "fstat", fstatAndMove)
         self.assertEqual(PoemAt(path).load().poems[0].text, b"old")
 
 
@@ -477,7 +479,7 @@ class LinkTests(FolderCase):
                 os.symlink(secret, path)
             return found
 
-        self.patch(poem.os.path, "realpath", realpathAndLink)
+        self.patch(os.path, "realpath", realpathAndLink)
         self.assertIn(f"{path}: Too many", self.refusal(PoemNamed("x", [self.folder])))
 
 

@@ -8,7 +8,7 @@ import contextlib
 from itertools import pairwise
 from resource import RLIM_INFINITY
 
-from fakes import POEM, FakePort, FakeReader, records, said
+from fakes import POEM, FakeArrival, FakePort, FakeReader, records, said
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
@@ -407,6 +407,123 @@ class SourceTests(PolicyCase):
             ["turned 192.0.2.7:40000 away: 2 readers of its address are under way"],
         )
         self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=1))
+
+
+class CrowdTests(PolicyCase):
+    """
+    Tests for a source many of whose readers were sent a small poem and do not take it: each has
+    its place in the kernel's memory.
+    """
+
+    limits = Limits(maxReadersPerSource=2)
+
+    def test_tooMany(self) -> None:
+        """
+        Those beyond the limit of one source are reset; others are not.
+        """
+        readers = [self.lingering(taken=0) for _ in range(3)]
+        other = self.lingering(taken=0, address=THERE)
+        self.wait(3)
+        self.assertEqual([each.did for each in readers], [[], [], ["reset"]])
+        self.assertEqual(other.did, [])
+
+    def test_theyCount(self) -> None:
+        """
+        They count with those under way, until they leave or are gone.
+        """
+        reader, _ = self.lingering(taken=0), self.sending()
+        self.assertFalse(self.policy.isTooMany(HERE))
+        self.wait(3)
+        self.assertTrue(self.policy.isTooMany(HERE))
+        self.policy.leave(reader)
+        self.assertFalse(self.policy.isTooMany(HERE))
+
+    def test_whoHasEverything(self) -> None:
+        """
+        Who has everything and only lingers does not count.
+        """
+        readers = [self.lingering() for _ in range(3)]
+        self.clock.pump([0.05, 1.0])
+        self.assertEqual([each.did for each in readers], [[], [], []])
+        self.assertFalse(self.policy.isTooMany(HERE))
+
+    def test_record(self) -> None:
+        """
+        Their poems are counted as sent already; a warning now and then says who takes nothing.
+        """
+        with capturedLogs() as events:
+            for _ in range(5):
+                self.lingering(taken=10)
+            self.wait(9)
+        self.assertEqual(self.policy.ledger.counts, Counts(5, 5 * WHOLE))
+        self.assertEqual(
+            records(events)[5:],
+            [
+                {
+                    "text": "gave up on 192.0.2.7:40000, who does not take the last 300 bytes: "
+                    "2 readers of its address take nothing",
+                    "level": "warn",
+                    "peer": "192.0.2.7:40000",
+                    "bytes": 300,
+                    "cause": "2 readers of its address take nothing",
+                    "message_id": "8661237894b24e009d5b2e4ed36bd13c",
+                }
+            ],
+        )
+
+
+class ArrivalTests(PolicyCase):
+    """
+    Tests for connections that have to wait before they are readers.
+    """
+
+    limits = Limits(maxReaders=2)
+
+    def arrive(self) -> FakeArrival:
+        """
+        @return: a connection that waits.
+        """
+        arrival = FakeArrival(self.policy)
+        self.policy.arrive(arrival)
+        return arrival
+
+    def test_counts(self) -> None:
+        """
+        It takes a reader's place, and whoever comes next waits for it.
+        """
+        first, _ = self.arrive(), self.arrive()
+        self.assertEqual(self.policy.readers, 2)
+        self.assertTrue(self.policy.isFull())
+        self.policy.depart(first)
+        self.assertEqual((self.policy.readers, self.port.reading), (1, True))
+
+    def test_departsOnce(self) -> None:
+        """
+        It makes room once.
+        """
+        first, _ = self.arrive(), self.arrive()
+        self.policy.depart(first)
+        self.policy.depart(first)
+        self.assertEqual(self.policy.readers, 1)
+
+    def test_idle(self) -> None:
+        """
+        While it waits somebody is there.
+        """
+        arrival = self.arrive()
+        self.clock.advance(5)
+        self.assertEqual(self.policy.idleSeconds, 0.0)
+        self.policy.depart(arrival)
+        self.clock.advance(5)
+        self.assertEqual(self.policy.idleSeconds, 5.0)
+
+    def test_drain(self) -> None:
+        """
+        A stop does not wait for who has had nothing yet.
+        """
+        arrivals = [self.arrive(), self.arrive()]
+        self.successResultOf(self.policy.drain())
+        self.assertEqual([each.forgone for each in arrivals], [True, True])
 
 
 class FullTests(PolicyCase):

@@ -26,6 +26,7 @@ from fakes import (
     said,
 )
 from twisted.internet import tcp, unix
+from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IListeningPort,
@@ -43,7 +44,8 @@ from zope.interface.verify import verifyObject
 from fastpoetry.ledger import Counts
 from fastpoetry.poem import Poem
 from fastpoetry.policy import Limits, Policy
-from fastpoetry.port import FastPort, SocketReader, countUnacknowledged
+from fastpoetry.port import BorrowedPort, FastPort, SocketReader, countUnacknowledged
+from fastpoetry.protocol import PoetryFactory
 
 SIOCOUTQNSD = 0x894B
 """How much the peer was not yet sent (tcp(7) has the like of it): linux/sockios.h."""
@@ -153,7 +155,7 @@ class InterfaceTests(PortCase):
         port = self.listen()
         verifyObject(IListeningPort, port)
         verifyObject(IReadDescriptor, port)
-        self.assertEqual(port.getHost().port, self.address[1])
+        self.assertEqual(port.getHost(), IPv4Address("TCP", *self.address))
         self.assertEqual(port.logPrefix(), "poetry")
 
     def test_reader(self) -> None:
@@ -778,10 +780,10 @@ class ExhaustionTests(PortCase):
         @return: a listening socket, after one look at it.
         """
         plain = FakePort()
-        plain.socket = FakeListener(*failures)
+        plain.socket = listener = FakeListener(*failures)
         self.listen(port=plain)
         self.port.doRead()
-        return plain.socket
+        return listener
 
     def test_exhausted(self) -> None:
         """
@@ -883,8 +885,9 @@ class WaitTests(PortCase):
         self.listen(None)
         client = self.connect()
         self.reactor.turn()
-        self.assertEqual((self.policy.readers, self.reactor.getReaders()), (0, []))
+        self.assertEqual((self.policy.readers, self.reactor.getReaders()), (1, []))
         self.source.give(POEM)
+        self.assertEqual(self.policy.readers, 0)
         self.reactor.turn()
         self.assertEqual(receiveAll(client), POEM.text)
 
@@ -956,6 +959,84 @@ class WaitTests(PortCase):
         self.assertEqual(self.policy.ledger.counts, Counts())
 
 
+class BorrowedTests(PortCase):
+    """
+    Tests for L{BorrowedPort}, where Twisted's own port makes the connections.
+    """
+
+    limits = Limits(maxReaders=70)
+
+    def listen(self, poem: Poem | None = POEM, port: Any = None) -> Any:
+        """
+        @return: a port that has taken the place of a plain one.
+        """
+        self.source.poem = poem
+        factory = PoetryFactory(self.source, self.policy)
+        plain: Any = tcp.Port(0, factory, 200, "127.0.0.1", self.reactor)
+        plain.startListening()
+        self.port: Any = BorrowedPort(plain, self.policy, self.reactor)
+        self.policy.addPort(self.port)
+        self.port.startListening()
+        self.addCleanup(self.stop)
+        self.address = plain.socket.getsockname()
+        return self.port
+
+    def test_interfaces(self) -> None:
+        """
+        It is a listening port, in the place of the other.
+        """
+        port = self.listen()
+        verifyObject(IListeningPort, port)
+        verifyObject(IReadDescriptor, port)
+        self.assertEqual(self.reactor.getReaders(), [port])
+
+    def test_everything(self) -> None:
+        """
+        A client gets the whole poem.
+        """
+        self.listen(LONG)
+        client = self.connect()
+        self.assertEqual(self.reactor.fetch(client), LONG.text)
+
+    def test_many(self) -> None:
+        """
+        Who is in the backlog is accepted in batches, with a look at everything else in between.
+        """
+        self.listen()
+        clients = [self.connect() for _ in range(69)]
+        self.port.doRead()
+        self.assertTrue(1 < self.policy.readers < 69, self.policy.readers)
+        self.port.doRead()
+        self.assertEqual(self.policy.readers, len(clients))
+
+    def test_noMore(self) -> None:
+        """
+        There are never more readers than may be; who else comes waits in the backlog.
+        """
+        self.listen(LONG)
+        clients = [self.connect() for _ in range(75)]
+        self.port.doRead()
+        self.port.doRead()
+        self.assertEqual(self.policy.readers, 70)
+        self.assertNotIn(self.port, self.reactor.getReaders())
+        for client in clients[:70]:
+            client.close()
+        while self.policy.readers:
+            self.reactor.turn()
+        self.assertEqual(self.reactor.fetch(clients[70]), LONG.text)
+
+    def test_nobody(self) -> None:
+        """
+        It does not wait where nobody has come, and asks once.
+        """
+        port = self.listen()
+        accepts: list[None] = []
+        doRead = port._port.doRead
+        self.patch(port._port, "doRead", lambda: accepts.append(doRead()))
+        port.doRead()
+        self.assertEqual(accepts, [None])
+
+
 class UNIXTests(PortCase):
     """
     Tests for UNIX sockets.
@@ -969,7 +1050,7 @@ class UNIXTests(PortCase):
         """
         @return: a UNIX port of Twisted's own that listens.
         """
-        port = unix.Port(self.path, ServerFactory(), 50, 0o600, reactor=self.reactor)
+        port = unix.Port(os.fsencode(self.path), ServerFactory(), 50, 0o600, reactor=self.reactor)
         port.startListening()
         return port
 

@@ -14,9 +14,8 @@ from fakes import (
     LONG,
     POEM,
     SECONDS,
-    FakePort,
     FakeSource,
-    FakeTLSTransport,
+    FakeTLS,
     FakeTransport,
     Reactor,
     makeFolder,
@@ -68,8 +67,9 @@ class ProtocolCase(SynchronousTestCase):
         @return: the transport of a new connection.
         """
         transport = transport or FakeTransport(PEER)
-        self.protocol: Any = self.factory.buildProtocol(PEER)
-        self.protocol.makeConnection(transport)
+        protocol: Any = self.factory.buildProtocol(PEER)
+        protocol.makeConnection(transport)
+        self.protocol = protocol
         return transport
 
     def pull(self, transport: FakeTransport) -> list[int]:
@@ -94,6 +94,13 @@ class ProtocolCase(SynchronousTestCase):
         for each in (client, server):
             self.addCleanup(each.close)
         return server, client
+
+    def lingerOf(self, connection: socket.socket) -> tuple[int, ...]:
+        """
+        @return: what a close means: C{(1, 0)} is a reset.
+        """
+        option = connection.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+        return struct.unpack("ii", option)
 
     def wait(self, seconds: int) -> None:
         """
@@ -122,7 +129,6 @@ class InterfaceTests(ProtocolCase):
         The transports that they are tested with have what transports have.
         """
         verifyObject(ITCPTransport, FakeTransport())
-        verifyObject(ISSLTransport, FakeTLSTransport())
 
     def test_quiet(self) -> None:
         """
@@ -269,7 +275,7 @@ class PolicyTests(ProtocolCase):
     Tests for the rules, which are those of the fast port.
     """
 
-    limits = Limits(maxReaders=2, maxReadersPerSource=1)
+    limits = Limits(maxReadersPerSource=1)
 
     def test_tooMany(self) -> None:
         """
@@ -282,17 +288,6 @@ class PolicyTests(ProtocolCase):
         self.protocol.connectionLost(Failure(ConnectionLost()))
         self.assertEqual(self.policy.readers, 1)
         self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=1))
-
-    def test_full(self) -> None:
-        """
-        With as many readers as may be, no more are accepted after this one.
-        """
-        port = FakePort()
-        self.policy.addPort(port)
-        self.connect()
-        self.assertTrue(port.reading)
-        self.connect(FakeTransport(IPv4Address("TCP", "192.0.2.8", 40000)))
-        self.assertFalse(port.reading)
 
     def test_drain(self) -> None:
         """
@@ -312,22 +307,15 @@ class SocketTests(ProtocolCase):
     Tests for a connection with nothing between it and its socket.
     """
 
-    def linger(self, connection: socket.socket) -> tuple[int, ...]:
-        """
-        @return: what a close means: C{(1, 0)} is a reset.
-        """
-        option = connection.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
-        return struct.unpack("ii", option)
-
     def test_linger(self) -> None:
         """
         Until the last byte is written the end of the process is a reset; then it is none.
         """
         server, _ = self.pairOfSockets()
         transport = self.connect(FakeTransport(PEER, server))
-        self.assertEqual(self.linger(server), (1, 0))
+        self.assertEqual(self.lingerOf(server), (1, 0))
         self.pull(transport)
-        self.assertEqual(self.linger(server), (0, 0))
+        self.assertEqual(self.lingerOf(server), (0, 0))
 
     def test_UNIX(self) -> None:
         """
@@ -337,7 +325,7 @@ class SocketTests(ProtocolCase):
         self.addCleanup(server.close)
         self.addCleanup(client.close)
         transport = self.connect(FakeTransport(UNIXAddress(b""), server))
-        self.assertEqual(self.linger(server), (0, 0))
+        self.assertEqual(self.lingerOf(server), (0, 0))
         self.pull(transport)
         self.assertEqual(self.protocol.measure(), 310)
 
@@ -374,36 +362,82 @@ class TLSTests(ProtocolCase):
     Tests for connections with a layer in between, such as TLS.
     """
 
+    def setUp(self) -> None:
+        super().setUp()
+        self.server, _ = self.pairOfSockets()
+        self.lower = FakeTransport(PEER, self.server)
+        wrapping = WrappingFactory(self.factory)
+        wrapping.protocol = FakeTLS
+        upper: Any = wrapping.buildProtocol(PEER)
+        upper.makeConnection(self.lower)
+        self.upper: FakeTLS = upper
+
+    def fill(self) -> None:
+        """
+        Have the client read no more.
+        """
+        self.server.setblocking(False)
+        with self.assertRaises(BlockingIOError):
+            while True:
+                self.server.send(bytes(65536))
+
+    def test_fake(self) -> None:
+        """
+        The layer that they are tested with is one.
+        """
+        verifyObject(ISSLTransport, self.upper)
+
     def test_handshakeIsRead(self) -> None:
         """
         The transport underneath is never told to stop reading: the layer has to read, too.
         """
-        outer: Any = WrappingFactory(self.factory).buildProtocol(PEER)
-        transport = FakeTransport(PEER)
-        outer.makeConnection(transport)
-        self.assertEqual(transport.producerState, "producing")
+        self.assertEqual(self.lower.producerState, "producing")
 
     def test_ends(self) -> None:
         """
         TLS, which has an end of its own and no half-close, is closed after the last byte.
         """
-        transport = FakeTLSTransport(PEER)
-        self.connect(transport)
-        self.pull(transport)
-        self.assertEqual(transport.value(), POEM.text)
-        self.assertEqual(transport.did, ["loseConnection"])
+        self.pull(self.lower)
+        self.assertEqual(self.lower.value(), POEM.text)
+        self.assertEqual((self.upper.did, self.lower.did), (["loseConnection"], []))
+
+    def test_linger(self) -> None:
+        """
+        Until then the end of the process is a reset underneath.
+        """
+        self.assertEqual(self.lingerOf(self.server), (1, 0))
+        self.pull(self.lower)
+        self.assertEqual(self.lingerOf(self.server), (0, 0))
+
+    def test_noAnswer(self) -> None:
+        """
+        A client that has everything and does not answer the end is closed underneath.
+        """
+        self.pull(self.lower)
+        self.wait(5)
+        self.assertIn("loseConnection", self.lower.did)
 
     def test_endsByADeadline(self) -> None:
         """
-        A client that does not answer the end, or does not read on, is aborted in time.
+        A client that reads no more is reset underneath in time, though all is written.
         """
-        transport = FakeTLSTransport(PEER)
-        self.connect(transport)
-        self.pull(transport)
-        self.wait(10)
-        self.assertEqual(transport.did, ["loseConnection"])
-        self.wait(25)
-        self.assertEqual(transport.did[-1], "abortConnection")
+        self.fill()
+        self.pull(self.lower)
+        self.wait(20)
+        self.assertEqual(self.lower.did, [])
+        self.wait(15)
+        self.assertEqual(self.lower.did[-1], "abortConnection")
+
+    def test_buffer(self) -> None:
+        """
+        So is one for which the transport still has something.
+        """
+        self.lower.dataBuffer = bytes(1000)
+        self.pull(self.lower)
+        self.wait(20)
+        self.assertEqual(self.lower.did, [])
+        self.wait(15)
+        self.assertEqual(self.lower.did[-1], "abortConnection")
 
 
 class WaitTests(ProtocolCase):

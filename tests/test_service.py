@@ -104,6 +104,15 @@ class StartTests(ServiceCase):
             ],
         )
 
+    def test_notUTF8FromTheStart(self) -> None:
+        """
+        That may be its first byte.
+        """
+        self.selection.find(Poem("x", b"\xe9", "/x.txt"))
+        with capturedLogs() as events:
+            self.service.startService()
+        self.assertIn("(byte 0)", said(events)[-1])
+
     def test_UTF8(self) -> None:
         """
         A poem that is UTF-8 has no such warning.
@@ -248,11 +257,12 @@ class ReloadTests(ServiceCase):
         """
         Who was given the old poem keeps all of it.
         """
-        path = write(makeFolder(self), "x", b"the old one")
+        folder = makeFolder(self)
+        path = write(folder, "x", b"the old one")
         service = PoetryService(PoemAt(path), self.reactor)
         service.startService()
         old = service.poem
-        write(*path.rsplit("/", 1), b"another")
+        write(folder, "x", b"another")
         service.reload()
         self.pool.work()
         self.assertEqual((old.text, service.poem.text), (b"the old one", b"another"))

@@ -10,7 +10,7 @@ from twisted.application.service import Application
 
 from fastpoetry.proxytap import Options, makeService
 
-upstream = "tcp:host=localhost:port=10000"
+upstream = "tcp:host=127.0.0.1:port=10000"
 port = 11000
 interface = "localhost"
 

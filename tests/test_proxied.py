@@ -1,0 +1,374 @@
+"""
+Tests for L{fastpoetry.proxied}.
+"""
+
+from __future__ import annotations
+
+import struct
+from ipaddress import ip_address
+from typing import Any
+
+from fakes import POEM, FakeSource, FakeTransport, Reactor, said
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.address import IPv4Address, UNIXAddress
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IHalfCloseableProtocol, ITCPTransport
+from twisted.internet.protocol import ServerFactory
+from twisted.logger import capturedLogs
+from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from fastpoetry.policy import LINGER_SECONDS, Limits, Policy
+from fastpoetry.protocol import PoetryFactory
+from fastpoetry.proxied import PatientWrapper, makePatient
+
+BALANCER = IPv4Address("TCP", "192.0.2.1", 50000)
+
+V1 = b"PROXY TCP4 192.0.2.7 192.0.2.2 40000 10000\r\n"
+
+
+def version2(source: str = "192.0.2.7", command: int = 1, extra: bytes = b"") -> bytes:
+    """
+    A header of version 2, as section 2.2 of the specification has it.
+
+    @param command: 1 for a client, 0 for the balancer's own check.
+    @param extra: what follows the addresses.
+    """
+    packed = ip_address(source).packed
+    family = 0x11 if len(packed) == 4 else 0x21
+    addresses = packed * 2 + struct.pack("!2H", 40000, 10000) + extra
+    start = b"\r\n\r\n\0\r\nQUIT\n"
+    return start + struct.pack("!BBH", 0x20 | command, family, len(addresses)) + addresses
+
+
+class ProxiedCase(SynchronousTestCase):
+    """
+    A factory as the endpoint C{haproxy:} wraps it, and what connects to it.
+    """
+
+    limits = Limits(stallSeconds=30.0, drainSeconds=20.0)
+
+    def setUp(self) -> None:
+        self.reactor = Reactor()
+        self.patch(PatientWrapper, "callLater", self.reactor.callLater)
+        self.start()
+
+    def start(self) -> None:
+        """
+        Begin anew.
+        """
+        self.policy = Policy(self.limits, self.reactor)
+        self.factory = HAProxyWrappingFactory(PoetryFactory(FakeSource(), self.policy))
+        makePatient(self.factory)
+
+    def connect(self, peer: Any = BALANCER) -> FakeTransport:
+        """
+        @return: the transport of a new connection.
+        """
+        transport = FakeTransport(peer)
+        wrapper: Any = self.factory.buildProtocol(peer)
+        wrapper.makeConnection(transport)
+        self.wrapper = wrapper
+        return transport
+
+    def lose(self) -> None:
+        """
+        Have the connection end.
+        """
+        self.wrapper.connectionLost(Failure(ConnectionDone()))
+
+    def pull(self, transport: FakeTransport) -> bytes:
+        """
+        Have a transport ask for data until it is told that this was all.
+
+        @return: what it was given.
+        """
+        while transport.producer is not None:
+            transport.producer.resumeProducing()
+        return transport.value()
+
+    def receive(self, *pieces: bytes, peer: Any = BALANCER) -> list[str]:
+        """
+        Connect, and say something.
+
+        @return: what is logged, when the poem has gone out if there is one.
+        """
+        with capturedLogs() as events:
+            transport = self.connect(peer)
+            for piece in pieces:
+                self.wrapper.dataReceived(piece)
+            self.sent = self.pull(transport)
+        self.did = transport.did
+        return said(events)
+
+
+class HeaderTests(ProxiedCase):
+    """
+    Tests for headers that are as they should be.
+    """
+
+    def assertSentTo(self, peer: str, *pieces: bytes) -> None:
+        """
+        Assert that whoever says so gets the poem, and is recorded under an address.
+        """
+        expected = [f"sending {len(POEM.text)} bytes of poetry to {peer}"]
+        self.assertEqual(self.receive(*pieces), expected)
+        self.assertEqual((self.sent, self.did), (POEM.text, ["loseWriteConnection"]))
+
+    def test_interfaces(self) -> None:
+        """
+        It is what its transport is, and can be half-closed.
+        """
+        self.connect()
+        verifyObject(IHalfCloseableProtocol, self.wrapper)
+        self.assertTrue(ITCPTransport.providedBy(self.wrapper))
+
+    def test_nothingBefore(self) -> None:
+        """
+        Nothing is sent before the header is there.
+        """
+        self.assertEqual(self.receive(), [])
+        self.assertEqual((self.sent, self.did), (b"", []))
+
+    def test_version1(self) -> None:
+        """
+        A header of version 1 names the client.
+        """
+        self.assertSentTo("192.0.2.7:40000", V1)
+
+    def test_version1IPv6(self) -> None:
+        """
+        An IPv6 address is recorded as the system writes it, however the balancer does.
+        """
+        header = b"PROXY TCP6 2001:DB8:0:0::7 2001:db8::2 40000 10000\r\n"
+        self.assertSentTo("[2001:db8::7]:40000", header)
+
+    def test_version1Unknown(self) -> None:
+        """
+        The shortest header of version 1 leaves the balancer's address.
+        """
+        self.assertSentTo("192.0.2.1:50000", b"PROXY UNKNOWN\r\n")
+
+    def test_version2(self) -> None:
+        """
+        A header of version 2 names the client.
+        """
+        self.assertSentTo("192.0.2.7:40000", version2())
+        self.assertSentTo("[2001:db8::7]:40000", version2("2001:db8::7"))
+
+    def test_version2Extra(self) -> None:
+        """
+        What else a header of version 2 says is of no interest.
+        """
+        self.assertSentTo("192.0.2.7:40000", version2(extra=b"\x04\0\x01x"))
+
+    def test_local(self) -> None:
+        """
+        A balancer's check gets the poem as well, under the balancer's own address.
+        """
+        self.assertSentTo("192.0.2.1:50000", version2(command=0))
+
+    def test_localUNIX(self) -> None:
+        """
+        On a UNIX socket that has none.
+        """
+        said = self.receive(version2(command=0), peer=UNIXAddress(b""))
+        self.assertEqual(said, [f"sending {len(POEM.text)} bytes of poetry to unix"])
+
+    def test_inPieces(self) -> None:
+        """
+        A header may come in pieces, down to single bytes.
+        """
+        for header, peer in (
+            (V1, "192.0.2.7:40000"),
+            (b"PROXY UNKNOWN\r\n", "192.0.2.1:50000"),
+            (version2(), "192.0.2.7:40000"),
+        ):
+            self.start()
+            self.assertSentTo(peer, *(bytes([each]) for each in header))
+
+    def test_whatFollows(self) -> None:
+        """
+        What the client writes is of no interest, with the header or later.
+        """
+        self.assertSentTo("192.0.2.7:40000", V1 + b"GET / HTTP/1.0\r\n", b"\r\n")
+
+    def test_source(self) -> None:
+        """
+        The limit for one source is the client's, not the balancer's.
+        """
+        self.connect()
+        self.wrapper.dataReceived(version2("192.0.2.7"))
+        self.policy.limits = Limits(maxReadersPerSource=1)
+        self.assertTrue(self.policy.isTooMany(("192.0.2.7", 1)))
+        self.assertFalse(self.policy.isTooMany(("192.0.2.1", 1)))
+
+
+class RefusalTests(ProxiedCase):
+    """
+    Tests for connections that do not say who they are.
+    """
+
+    def assertRefused(self, *pieces: bytes) -> None:
+        """
+        Assert that who says that gets nothing but a reset, and one record.
+        """
+        expected = ["turned 192.0.2.1:50000 away: no valid PROXY header"]
+        self.assertEqual(self.receive(*pieces), expected)
+        self.assertEqual((self.sent, self.did[-1]), (b"", "abortConnection"))
+
+    def test_noHeader(self) -> None:
+        """
+        Something else is refused at once, however short.
+        """
+        self.assertRefused(b"\n")
+        self.assertRefused(b"GET / HTTP/1.0\r\n\r\n")
+
+    def test_malformed(self) -> None:
+        """
+        So is a header that says something else than it should.
+        """
+        for header in (
+            b"PROXY TCP4 192.0.2.7 192.0.2.2 forty 10000\r\n",
+            b"PROXY TCP4 192.0.2.7\r\n",
+            b"PROXY TCP4 \xff 192.0.2.2 40000 10000\r\n",
+            b"PROXY TCP4 a\nrecord 192.0.2.2 40000 10000\r\n",
+            b"PROXY TCP6 \0 2001:db8::2 40000 10000\r\n",
+            b"PROXY SCTP 192.0.2.7 192.0.2.2 40000 10000\r\n",
+            b"PROXY TCP4 " + b"1" * 200,
+            version2()[:14] + struct.pack("!H", 3) + b"abc",
+            version2(command=7),
+        ):
+            self.assertRefused(header)
+
+    def test_once(self) -> None:
+        """
+        What comes after a refusal changes nothing.
+        """
+        self.assertRefused(b"nonsense\r\n", V1)
+
+    def test_nobodyDisturbed(self) -> None:
+        """
+        A client that waits meanwhile is served all the same.
+        """
+        other = self.connect()
+        wrapper = self.wrapper
+        self.assertRefused(b"nonsense\r\n")
+        wrapper.dataReceived(V1)
+        self.assertEqual(self.pull(other), POEM.text)
+
+    @given(st.lists(st.one_of(st.binary(max_size=40), st.sampled_from([V1, version2()]))))
+    def test_anything(self, pieces: list[bytes]) -> None:
+        """
+        Whatever comes, there is one record at most, and one end.
+        """
+        self.start()
+        self.assertLessEqual(len(self.receive(*pieces)), 1)
+        self.assertIn(self.sent, (b"", POEM.text))
+
+    @given(st.text(st.characters(exclude_characters=" \r"), max_size=40))
+    def test_anyAddress(self, host: str) -> None:
+        """
+        Whatever is said to be an address, only an address is recorded.
+        """
+        self.start()
+        header = b"PROXY TCP4 %s 192.0.2.2 40000 10000\r\n" % host.encode(errors="replace")
+        self.assertRefused(header)
+
+
+class EndTests(ProxiedCase):
+    """
+    Tests for what ends before the header is there.
+    """
+
+    def test_check(self) -> None:
+        """
+        A check that connects and leaves is no error: there is no record.
+        """
+        with capturedLogs() as events:
+            self.connect()
+            self.lose()
+        self.assertEqual(said(events), [])
+        self.assertEqual(self.policy.readers, 0)
+
+    def test_halfClosedCheck(self) -> None:
+        """
+        Nor is one that only closes its own side.
+        """
+        with capturedLogs() as events:
+            transport = self.connect()
+            self.wrapper.readConnectionLost()
+        self.assertEqual((said(events), transport.did), ([], ["loseConnection"]))
+
+    def test_halfClosedClient(self) -> None:
+        """
+        A client that closes its side first gets the poem to its end.
+        """
+        transport = self.connect()
+        self.wrapper.dataReceived(V1)
+        self.wrapper.readConnectionLost()
+        self.assertEqual(self.pull(transport), POEM.text)
+        self.assertEqual(transport.did, ["loseConnection"])
+
+    def test_timeout(self) -> None:
+        """
+        Who says nothing, or not enough, is refused at the stall timeout.
+        """
+        for beginning in (b"", V1[:20]):
+            self.start()
+            transport = self.connect()
+            self.wrapper.dataReceived(beginning)
+            with capturedLogs() as events:
+                self.reactor.advance(self.limits.stallSeconds)
+            expected = ["turned 192.0.2.1:50000 away: no PROXY header came"]
+            self.assertEqual((said(events), transport.did), (expected, ["abortConnection"]))
+
+    def test_noTimeoutAfter(self) -> None:
+        """
+        With the header there, the policy's deadlines are all there is.
+        """
+        self.connect()
+        self.wrapper.dataReceived(V1)
+        self.lose()
+        self.reactor.advance(1.0)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_stop(self) -> None:
+        """
+        A stop waits a moment for headers on their way, and for the poems after them.
+        """
+        transport = self.connect()
+        stopped = self.policy.drain()
+        self.wrapper.dataReceived(V1)
+        self.assertNoResult(stopped)
+        self.assertEqual(self.pull(transport), POEM.text)
+        self.lose()
+        self.successResultOf(stopped)
+
+    def test_stopAtLast(self) -> None:
+        """
+        A stop does not wait for longer than that.
+        """
+        transport = self.connect()
+        stopped = self.policy.drain()
+        self.reactor.advance(LINGER_SECONDS)
+        self.assertEqual(transport.did, ["abortConnection"])
+        self.lose()
+        self.successResultOf(stopped)
+
+
+class FactoryTests(SynchronousTestCase):
+    """
+    Tests for L{makePatient}.
+    """
+
+    def test_others(self) -> None:
+        """
+        A factory that reads no header stays as it is.
+        """
+        factory = ServerFactory()
+        makePatient(factory)
+        self.assertEqual(vars(factory), {})

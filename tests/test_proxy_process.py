@@ -1,0 +1,636 @@
+"""
+Tests of the real C{twistd fastpoetry-proxy}, with upstreams that misbehave on real sockets.
+
+What each time and state means is tested beside the room; here is what readers get.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from itertools import chain
+from pathlib import Path
+from unittest import skipUnless
+
+from fakes import receiveAll
+from faults.server import (
+    SENT,
+    Address,
+    FaultCase,
+    Reply,
+    Server,
+    connect,
+    fetch,
+    fetchMany,
+    makeText,
+    readAll,
+    readRecords,
+    resetNow,
+    run,
+    wait,
+)
+
+FETCHED = "8e3d4a0808a54168ab40bdf251136819"
+FAILED = "79766008b2c14493acb77a70aa9a6f3c"
+BACK = "b5a240cac91d41cba1214121e211a7eb"
+NO_COPY = "d9116cf49f434364ae55c197ff41359b"
+
+POEM = makeText(3003)
+NEW = makeText(3003, 1)
+
+# The Twisted introduction's client with a factory (part 5), less its options and its timings.
+_TUTORIAL_CLIENT = """
+import sys
+from twisted.internet import reactor
+from twisted.internet.protocol import ClientFactory, Protocol
+
+class PoetryProtocol(Protocol):
+    poem = b""
+
+    def dataReceived(self, data):
+        self.poem += data
+
+    def connectionLost(self, reason):
+        self.factory.poem_finished(self.poem)
+
+class PoetryClientFactory(ClientFactory):
+    protocol = PoetryProtocol
+
+    def poem_finished(self, poem):
+        sys.stdout.buffer.write(poem)
+        reactor.stop()
+
+reactor.connectTCP("127.0.0.1", int(sys.argv[1]), PoetryClientFactory())
+reactor.run()
+"""
+
+Behaviour = Callable[[socket.socket], object]
+"""What an upstream does with a connection, before it closes it."""
+
+
+def sends(*pieces: bytes, betweenSeconds: float = 0.0) -> Behaviour:
+    """
+    Send a poem in some pieces.
+    """
+
+    def behave(connection: socket.socket) -> None:
+        for number, piece in enumerate(pieces):
+            time.sleep(betweenSeconds if number else 0.0)
+            connection.sendall(piece)
+
+    return behave
+
+
+def isSilent(connection: socket.socket) -> None:
+    """
+    Send nothing until the other end goes away.
+    """
+    connection.recv(1)
+
+
+def trickles(connection: socket.socket) -> None:
+    """
+    Send a byte at a time, too slowly to be of use and too fast to be idle.
+    """
+    while True:
+        connection.sendall(b"a")
+        time.sleep(0.2)
+
+
+def isEndless(connection: socket.socket) -> None:
+    """
+    Send for as long as somebody reads.
+    """
+    while True:
+        connection.sendall(POEM)
+
+
+def breaksOff(connection: socket.socket) -> None:
+    """
+    Reset half-way.
+    """
+    connection.sendall(POEM[:1500])
+    resetNow(connection)
+
+
+def closesAtOnce(connection: socket.socket) -> None:
+    """
+    Send nothing.
+    """
+
+
+class Upstream:
+    """
+    An upstream on a port of its own.
+
+    @ivar behaviour: what it does with the next connection.
+    @ivar fetches: how many connections there were.
+    @ivar port: where it is.
+    @ivar endpoint: a description of that.
+    """
+
+    def __init__(self, behaviour: Behaviour | None, port: int) -> None:
+        """
+        @param behaviour: none, if it is to refuse connections for now.
+        @param port: where to be; 0 for anywhere.
+        """
+        self.behaviour = behaviour
+        self.fetches = 0
+        self._listener = socket.socket()
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._listener.bind(("127.0.0.1", port))
+        self.port: int = self._listener.getsockname()[1]
+        self.endpoint = f"tcp:host=127.0.0.1:port={self.port}"
+        if behaviour is not None:
+            self.begin(behaviour)
+
+    def begin(self, behaviour: Behaviour) -> None:
+        """
+        Accept connections.
+        """
+        self.behaviour = behaviour
+        self._listener.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """
+        Refuse connections from now on.
+        """
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self.fetches += 1
+                threading.Thread(target=self._serve, args=[connection], daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        assert self.behaviour is not None
+        with contextlib.suppress(OSError), connection:
+            self.behaviour(connection)
+
+
+class ProxyCase(FaultCase):
+    """
+    A test with proxies and their upstreams.
+
+    @ivar blocks: what each proxy has in its block, besides where it listens.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.blocks: dict[str, list[str]] = {}
+
+    def upstream(self, behaviour: Behaviour | None = None, port: int = 0) -> Upstream:
+        """
+        @return: an upstream that is gone when the test ends.
+        """
+        upstream = Upstream(behaviour, port)
+        self.addCleanup(upstream.close)
+        return upstream
+
+    def proxy(self, endpoint: str, *options: str, name: str = "poem") -> Address:
+        """
+        Make a block.
+
+        @return: where it will listen.
+        """
+        self.blocks[name] = [f"--upstream={endpoint}", *options]
+        return self.listen(name)
+
+    def arguments(self, *options: str, endpoint: str = "adopted") -> list[str]:
+        """
+        A command with all blocks.
+        """
+        blocks = (
+            [*block, f"--listen={endpoint}:name={name}"] for name, block in self.blocks.items()
+        )
+        return ["fastpoetry-proxy", *options, *chain.from_iterable(blocks)]
+
+    def origin(self, poems: dict[str, bytes]) -> dict[str, Address]:
+        """
+        Start a real server.
+
+        @param poems: what it serves, by name.
+        @return: where, by name.
+        """
+        listeners, self.listeners = self.listeners, {}
+        addresses = {name: self.listen(name) for name in poems}
+        for name, text in poems.items():
+            self.write(text, name)
+        server = Server(super().arguments(), self.listeners, self.folder / "origin", {})
+        self.addCleanup(server.close)
+        self.listeners = listeners
+        return addresses
+
+    def assertFetches(self, address: Address, poem: bytes) -> None:
+        """
+        Assert that a client gets a poem, all of it.
+        """
+        self.assertAll("isExact", [run(fetch(address, poem))])
+
+    def causes(self, server: Server) -> dict[str, str]:
+        """
+        Why each upstream has given nothing, from the records of that, of which each has one.
+        """
+        failures = server.records(FAILED)
+        causes = {each["upstream"]: each["cause"] for each in failures}
+        self.assertEqual(len(causes), len(failures))
+        return causes
+
+
+class ColdTests(ProxyCase):
+    """
+    A proxy that has no poem yet.
+    """
+
+    def test_thousandClients(self) -> None:
+        """
+        A thousand clients cost one fetch, and each of them gets every byte.
+        """
+        answer = threading.Event()
+        upstream = self.upstream(lambda client: answer.wait() and client.sendall(POEM))
+        address = self.proxy(upstream.endpoint)
+        server = self.serve()
+        clients = self.hold(1000, address)
+        answer.set()
+        self.assertEqual({receiveAll(client) for client in clients}, {POEM})
+        self.assertEqual(upstream.fetches, 1)
+        self.assertEqual(len(server.records(FETCHED)), 1)
+
+    def test_firstLeaves(self) -> None:
+        """
+        When the first client leaves, by a reset, the others get what was begun for it.
+        """
+        answer = threading.Event()
+        upstream = self.upstream(lambda client: answer.wait() and client.sendall(POEM))
+        address = self.proxy(upstream.endpoint)
+        self.serve()
+        first, *others = self.hold(3, address)
+        wait(lambda: upstream.fetches, "a fetch")
+        resetNow(first)
+        answer.set()
+        self.assertEqual([receiveAll(client) for client in others], [POEM] * 2)
+        self.assertEqual(upstream.fetches, 1)
+
+    def test_backAgain(self) -> None:
+        """
+        Clients who wait when the upstream comes up are served, and its absence has two records.
+        """
+        upstream = self.upstream()
+        address = self.proxy(upstream.endpoint)
+        server = self.serve()
+        clients = self.hold(3, address)
+        server.waitFor(FAILED)
+        upstream.begin(sends(POEM))
+        self.assertEqual([receiveAll(client) for client in clients], [POEM] * 3)
+        (failed,), (back,) = server.records(FAILED), server.records(BACK)
+        self.assertEqual(failed["cause"], "upstream refused")
+        self.assertEqual(back["upstream"], upstream.endpoint)
+
+    def test_slow(self) -> None:
+        """
+        An upstream that is slow, but not too slow, is waited for.
+        """
+        pieces = [POEM[at : at + 300] for at in range(0, len(POEM), 300)]
+        upstream = self.upstream(sends(*pieces, betweenSeconds=0.15))
+        address = self.proxy(upstream.endpoint)
+        self.serve("--idle-timeout=1")
+        self.assertFetches(address, POEM)
+
+    def test_restart(self) -> None:
+        """
+        Clients who wait when the proxy stops wait for the next one.
+        """
+        upstream = self.upstream(isSilent)
+        address = self.proxy(upstream.endpoint)
+        server = self.serve()
+        (client,) = self.hold(1, address)
+        wait(lambda: upstream.fetches, "a fetch")
+        server.end()
+        upstream.behaviour = sends(POEM)
+        self.serve()
+        self.assertEqual(receiveAll(client), POEM)
+
+
+class MisbehaviourTests(ProxyCase):
+    """
+    Upstreams that give no whole poem, each in its own way, all at the same time.
+    """
+
+    limits = ("--connect-timeout=2", "--idle-timeout=1", "--total-timeout=3", "--max-size=1000000")
+    digest = sha256(POEM).hexdigest()
+    behaviours: dict[str, tuple[Behaviour | None, str]] = {
+        "refuses": (None, "upstream refused"),
+        "silent": (isSilent, "upstream sent nothing for 1 s"),
+        "trickles": (trickles, "upstream took too long"),
+        "endless": (isEndless, "upstream sends more than 1000000 bytes"),
+        "breaksOff": (breaksOff, r"upstream broke off after \d+ bytes"),
+        "closes": (closesAtOnce, "upstream sent nothing and closed"),
+        "half": (sends(POEM[:1500]), "upstream sent another poem, SHA-256 [0-9a-f]{64}"),
+        "double": (sends(POEM, POEM), "upstream sent another poem, SHA-256 [0-9a-f]{64}"),
+    }
+
+    def assertCauses(self, server: Server, upstreams: dict[str, Upstream]) -> None:
+        """
+        Assert that each upstream has one record with its cause.
+        """
+        server.waitFor(FAILED, len(upstreams))
+        causes = self.causes(server)
+        for name, (_, cause) in self.behaviours.items():
+            self.assertRegex(causes[upstreams[name].endpoint], rf"\A{cause}\Z")
+        self.assertEqual(server.tracebacks(), [])
+
+    def test_cold(self) -> None:
+        """
+        Clients of a proxy without a poem wait until the timeout and are then reset, with one record
+        of the cause; meanwhile their upstream is asked at most once a second.
+        """
+        upstreams, addresses = {}, []
+        for name, (behaviour, _) in self.behaviours.items():
+            upstreams[name] = self.upstream(behaviour)
+            addresses.append(
+                self.proxy(upstreams[name].endpoint, f"--expect-sha256={self.digest}", name=name)
+            )
+        server = self.serve(*self.limits)
+        clients = [self.hold(1, address)[0] for address in addresses]
+        self.assertEqual({readAll(client) for client in clients}, {(0, "reset")})
+        self.assertCauses(server, upstreams)
+        self.assertLessEqual(max(upstream.fetches for upstream in upstreams.values()), 4)
+
+    def test_warm(self) -> None:
+        """
+        A proxy with a poem keeps it and goes on serving it.
+        """
+        upstreams, addresses = {}, []
+        for name in self.behaviours:
+            upstreams[name] = self.upstream(sends(POEM))
+            addresses.append(
+                self.proxy(upstreams[name].endpoint, f"--expect-sha256={self.digest}", name=name)
+            )
+        server = self.serve(*self.limits)
+        for address in addresses:
+            self.assertFetches(address, POEM)
+        for name, (behaviour, _) in self.behaviours.items():
+            if behaviour is None:
+                upstreams[name].close()
+            else:
+                upstreams[name].behaviour = behaviour
+        server.send(signal.SIGHUP)
+        for address in addresses:
+            self.assertFetches(address, POEM)
+        self.assertCauses(server, upstreams)
+        for address in addresses:
+            self.assertFetches(address, POEM)
+
+
+class WarmTests(ProxyCase):
+    """
+    A proxy that has a poem.
+    """
+
+    def test_onlyOnce(self) -> None:
+        """
+        A fresh poem is not asked for again.
+        """
+        upstream = self.upstream(sends(POEM))
+        address = self.proxy(upstream.endpoint)
+        self.serve()
+        self.assertFetches(address, POEM)
+        self.assertAll("isExact", run(fetchMany(500, address, POEM)))
+        self.assertEqual(upstream.fetches, 1)
+
+    def test_reload(self) -> None:
+        """
+        SIGHUP has a poem fetched anew that is fresh.
+        """
+        upstream = self.upstream(sends(POEM))
+        address = self.proxy(upstream.endpoint)
+        server = self.serve()
+        self.assertFetches(address, POEM)
+        upstream.behaviour = sends(NEW)
+        server.send(signal.SIGHUP)
+        server.waitFor(FETCHED, 2)
+        self.assertFetches(address, NEW)
+
+    def test_backAgain(self) -> None:
+        """
+        While the upstream is away the old poem is served; when it is back the new one follows.
+        """
+        upstream = self.upstream(sends(POEM))
+        address = self.proxy(upstream.endpoint)
+        server = self.serve("--max-age=0")
+        self.assertFetches(address, POEM)
+        upstream.close()
+        self.assertFetches(address, POEM)
+        server.waitFor(FAILED)
+        self.assertFetches(address, POEM)
+        self.upstream(sends(NEW), upstream.port)
+        wait(lambda: run(fetch(address, NEW)).isExact, "the new poem")
+        server.waitFor(BACK)
+
+    def test_large(self) -> None:
+        """
+        A poem of some megabytes arrives as it was sent.
+        """
+        poem = makeText(5_000_001)
+        upstream = self.upstream(sends(poem))
+        address = self.proxy(upstream.endpoint)
+        self.serve()
+        self.assertAll("isExact", run(fetchMany(5, address, poem)))
+
+
+class CacheTests(ProxyCase):
+    """
+    A proxy that keeps a copy on disk.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.cache = self.folder / "cache"
+        self.cache.mkdir()
+        self.source = self.upstream(sends(POEM))
+        self.address = self.proxy(self.source.endpoint)
+
+    def start(self, *options: str) -> Server:
+        """
+        Start the proxy, where systemd has told it of the folder.
+        """
+        return self.serve(*options, environ={"CACHE_DIRECTORY": str(self.cache)})
+
+    def fill(self) -> Path:
+        """
+        Have a poem fetched and kept, and the upstream gone.
+
+        @return: the copy.
+        """
+        server = self.start()
+        self.assertFetches(self.address, POEM)
+        wait(lambda: list(self.cache.glob("*.poem")), "the copy")
+        server.end()
+        self.source.close()
+        (copy,) = self.cache.iterdir()
+        return copy
+
+    def test_restart(self) -> None:
+        """
+        A proxy that is restarted while the upstream is down serves what it had, fresh or stale.
+        """
+        self.fill()
+        for options in ((), ("--max-age=0", "--stale-while-revalidate=0")):
+            server = self.start(*options)
+            self.assertFetches(self.address, POEM)
+            server.end()
+
+    def test_damaged(self) -> None:
+        """
+        A damaged or truncated copy is not served, and is replaced when the upstream is back.
+        """
+        copy = self.fill()
+        whole = copy.read_bytes()
+        damaged = bytes([whole[2000] ^ 1])
+        for count, content in enumerate(
+            (b"", whole[:-1], whole[: len(whole) // 2], whole[:2000] + damaged + whole[2001:]), 1
+        ):
+            copy.write_bytes(content)
+            server = self.start("--total-timeout=0.5")
+            self.assertEqual(readAll(connect(self.address)), (0, "reset"))
+            (record,) = server.records(NO_COPY)[count - 1 :]
+            self.assertEqual(record["cause"], f"{copy}: is damaged, and will be replaced")
+            server.end()
+        self.upstream(sends(NEW), self.source.port)
+        server = self.start()
+        self.assertFetches(self.address, NEW)
+        wait(lambda: copy.read_bytes().endswith(NEW), "a new copy")
+
+    def test_gone(self) -> None:
+        """
+        Where the folder has gone, readers are served all the same, and one record says so.
+        """
+        server = self.start()
+        wait(lambda: "serving" in server.log.read_text(), "the start")
+        self.cache.rmdir()
+        self.assertFetches(self.address, POEM)
+        (record,) = server.waitFor(NO_COPY)
+        self.assertIn(str(self.cache), record["cause"])
+
+    def test_idle(self) -> None:
+        """
+        A proxy that nobody uses exits, and the next one has its poem without asking again.
+        """
+        server = self.start("--exit-idle-time=0.5")
+        self.assertFetches(self.address, POEM)
+        self.assertEqual(server.wait(), 0)
+        self.start("--exit-idle-time=30")
+        self.assertFetches(self.address, POEM)
+        self.assertEqual(self.source.fetches, 1)
+
+
+class ChainTests(ProxyCase):
+    """
+    Proxies whose upstreams are no strangers.
+    """
+
+    def test_chain(self) -> None:
+        """
+        Through two proxies a poem of a real server arrives whole, and each is asked once.
+        """
+        _, port = self.origin({"origin": POEM})["origin"]
+        _, port = self.proxy(f"tcp:host=127.0.0.1:port={port}", name="middle")
+        address = self.proxy(f"tcp:host=127.0.0.1:port={port}", name="edge")
+        for name in ("middle", "edge"):
+            arguments = [
+                *("fastpoetry-proxy", *self.blocks[name], f"--listen=adopted:name={name}"),
+            ]
+            server = Server(arguments, {name: self.listeners[name]}, self.folder / name, {})
+            self.addCleanup(server.close)
+        self.assertAll("isExact", run(fetchMany(50, address, POEM)))
+        self.assertEqual(len(readRecords(self.folder / "origin", SENT)), 1)
+        self.assertEqual(len(readRecords(self.folder / "middle", SENT)), 1)
+
+    def test_loop(self) -> None:
+        """
+        One that is its own upstream resets its clients after the timeout, holds on to nothing, and
+        ends when it is told to.
+        """
+        address = self.listen()
+        self.blocks["poem"] = [f"--upstream=tcp:host=127.0.0.1:port={address[1]}"]
+        server = self.serve("--idle-timeout=0.5", "--total-timeout=1")
+        for _ in range(2):
+            clients = self.hold(20, address)
+            self.assertEqual({readAll(client) for client in clients}, {(0, "reset")})
+        self.assertLess(server.descriptors(), 30)
+        self.assertEqual(len(server.records(FAILED)), 1)
+        self.assertEqual(server.end(), -signal.SIGTERM)
+
+    def test_twoHundred(self) -> None:
+        """
+        Two hundred poems come through two hundred blocks of one process, each through its own.
+        """
+        poems = {f"poem{number}": makeText(2000, number) for number in range(200)}
+        where = self.origin(poems)
+        addresses = {
+            name: self.proxy(f"tcp:host=127.0.0.1:port={port}", name=f"proxy-{name}")
+            for name, (_, port) in where.items()
+        }
+        self.serve()
+
+        async def fetchAll() -> list[Reply]:
+            return await asyncio.gather(
+                *(fetch(address, poems[name]) for name, address in addresses.items())
+            )
+
+        self.assertAll("isExact", run(fetchAll()))
+
+
+class ClientTests(ProxyCase):
+    """
+    Clients that people have.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.source = self.upstream(sends(POEM))
+        self.address = self.proxy(self.source.endpoint)
+        self.serve()
+
+    @skipUnless(shutil.which("nc"), "no nc")
+    def test_nc(self) -> None:
+        """
+        nc prints the poem.
+        """
+        host, port = self.address
+        command = ["nc", str(host), str(port)]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
+        self.assertEqual(done.stdout, POEM)
+
+    def test_tutorialBlocking(self) -> None:
+        """
+        The tutorial's blocking client gets the poem, piece by piece.
+        """
+        poem = b""
+        with socket.socket() as client:
+            client.connect(self.address)
+            while piece := client.recv(10):
+                poem += piece
+        self.assertEqual(poem, POEM)
+
+    def test_tutorialTwisted(self) -> None:
+        """
+        The tutorial's Twisted client gets it when the connection is lost.
+        """
+        client = [sys.executable, "-c", _TUTORIAL_CLIENT, str(self.address[1])]
+        done = subprocess.run(client, capture_output=True, timeout=30)
+        self.assertEqual(done.stdout, POEM, done.stderr)

@@ -1,0 +1,319 @@
+"""
+Tests for L{fastpoetry.proxytap}: what a command line becomes, up to the upstreams it would ask.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from typing import Any
+
+from fakes import FakeTransport, Reactor, makeFolder, write
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.application.service import IService, MultiService
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from fastpoetry.copy import Copy, CopyFile
+from fastpoetry.poem import MAX_POEM_BYTES, Poem
+from fastpoetry.proxy import Freshness, PoetryProxyService
+from fastpoetry.proxytap import Options, makeService
+
+UPSTREAM = "unix:path=/run/poems.example.sock"
+DIGEST = "0123456789abcdef" * 4
+
+OPTIONS = {
+    "--max-age": "maxAgeSeconds",
+    "--stale-while-revalidate": "revalidateSeconds",
+    "--stale-if-error": "errorSeconds",
+    "--connect-timeout": "connectSeconds",
+    "--idle-timeout": "idleSeconds",
+    "--total-timeout": "totalSeconds",
+    "--max-size": "mostBytes",
+}
+"""The options and what of L{Freshness} each is."""
+
+SPANS = list(OPTIONS)[:3]
+
+
+def parse(*line: str) -> Options:
+    """
+    @return: the options of a command line.
+    """
+    options = Options()
+    options.parseOptions(list(line))
+    return options
+
+
+class ProxyTapCase(SynchronousTestCase):
+    """
+    A reactor, and nothing of systemd's.
+    """
+
+    def setUp(self) -> None:
+        self.reactor = Reactor()
+        self.patch(os, "environ", {})
+
+    def make(self, *line: str) -> MultiService:
+        """
+        @return: the service of a command line that says where to listen.
+        """
+        return makeService(parse(*line, "--port=0"), self.reactor)
+
+    def source(self, *line: str) -> PoetryProxyService:
+        """
+        @return: the source of the only block of such a command line.
+        """
+        block: Any = next(iter(self.make("--upstream", UPSTREAM, *line)))
+        (source, _listener) = block
+        assert isinstance(source, PoetryProxyService)
+        return source
+
+    def refusal(self, *line: str) -> str:
+        """
+        @return: why no service is made, which is one line on stderr and exit status 1.
+        """
+        why = self.assertRaises(SystemExit, self.make, *line).code
+        self.assertIsInstance(why, str)
+        self.assertTrue(why.startswith("fastpoetry: ") and why.isprintable(), why)
+        return str(why.removeprefix("fastpoetry: "))
+
+
+class OptionsTests(ProxyTapCase):
+    """
+    Tests for L{Options}.
+    """
+
+    def test_defaults(self) -> None:
+        """
+        Where nothing is said everything is as it is when the room is used without options.
+        """
+        self.assertEqual(parse("--upstream", UPSTREAM).freshness, Freshness())
+        self.assertEqual(Freshness().mostBytes, MAX_POEM_BYTES)
+
+    def test_all(self) -> None:
+        """
+        Each time and the size have an option of their own.
+        """
+        self.assertEqual(list(OPTIONS.values()), [each.name for each in fields(Freshness)])
+        values = {option: number for number, option in enumerate(OPTIONS, 1)}
+        line = [f"{option}={value}" for option, value in values.items()]
+        freshness = parse("--upstream", UPSTREAM, *line).freshness
+        self.assertEqual(freshness, Freshness(*values.values()))
+
+    def test_once(self) -> None:
+        """
+        Each is for the whole process, and is given once.
+        """
+        for option in (*OPTIONS, "--cache"):
+            why = self.refusal("--upstream", UPSTREAM, f"{option}=10", f"{option}=20")
+            self.assertIn(option, why)
+            self.assertIn("given already", why)
+
+    def test_strange(self) -> None:
+        """
+        What is no number, or none that makes sense, is refused with the option and the value.
+        """
+        for option in OPTIONS:
+            for value in ("", "x", "-1", "nan", "inf", "1e999", "1,5", "0x10"):
+                why = self.refusal("--upstream", UPSTREAM, f"{option}={value}")
+                self.assertTrue(why.startswith(f"{option} {value}: not a "), why)
+
+    def test_zero(self) -> None:
+        """
+        Each span of freshness may be none at all; a deadline and a size may not.
+        """
+        line = [f"{option}=0" for option in SPANS]
+        freshness = parse("--upstream", UPSTREAM, *line).freshness
+        self.assertEqual(freshness, Freshness(0, 0, 0))
+        for option in list(OPTIONS)[3:]:
+            self.assertIn(f"{option} 0: ", self.refusal("--upstream", UPSTREAM, f"{option}=0"))
+
+    def test_blocks(self) -> None:
+        """
+        Each upstream opens a block, with a digest of its own.
+        """
+        blocks = parse(
+            *("--upstream=unix:x", "-p1", f"--expect-sha256={DIGEST.upper()}"),
+            *("--upstream=unix:y", "-p2"),
+        ).blocks
+        self.assertEqual(
+            [(block.asked, block.what, block.port, block.digest) for block in blocks],
+            [("--upstream unix:x", "unix:x", 1, DIGEST), ("--upstream unix:y", "unix:y", 2, None)],
+        )
+
+    def test_digest(self) -> None:
+        """
+        What is no SHA-256, or a second one, is refused.
+        """
+        option = "--expect-sha256"
+        for value in ("", "0", DIGEST[1:], DIGEST + "0", "g" * 64, DIGEST[:-1] + "\n"):
+            why = self.refusal("--upstream", UPSTREAM, f"{option}={value}")
+            self.assertIn("not 64 hexadecimal digits", why)
+        why = self.refusal("--upstream", UPSTREAM, f"{option}={DIGEST}", f"{option}={DIGEST}")
+        self.assertIn("given already", why)
+
+    def test_noUpstream(self) -> None:
+        """
+        Without an upstream there is nothing to serve.
+        """
+        self.assertEqual(self.refusal(), "nothing to serve: say what with --upstream")
+
+    def test_help(self) -> None:
+        """
+        The help has every option with its default.
+        """
+        text = " ".join(str(Options()).split())
+        for option, field in OPTIONS.items():
+            default = str(getattr(Freshness(), field)).removesuffix(".0")
+            self.assertRegex(text, rf" {option}= [^\[]*\[default: {default}\b")
+
+
+class ServiceTests(ProxyTapCase):
+    """
+    Tests for the service that a command line becomes.
+    """
+
+    def test_tree(self) -> None:
+        """
+        Each block is a proxy and a listener.
+        """
+        service = self.make("--upstream", UPSTREAM, "-p1", "--upstream", UPSTREAM)
+        verifyObject(IService, service)
+        *blocks, _notify = service
+        parts = [[type(part).__name__ for part in block] for block in blocks]
+        self.assertEqual(parts, [["PoetryProxyService", "PoetryListener"]] * 2)
+
+    def test_connects(self) -> None:
+        """
+        Its upstream is asked when somebody wants the poem, and not before.
+        """
+        source = self.source()
+        source.startService()
+        self.addCleanup(source.stopService)
+        self.assertEqual(self.reactor.unixClients, [])
+        self.assertIsNone(source.poem)
+        self.assertEqual(self.reactor.unixClients[0][0], "/run/poems.example.sock")
+
+    def test_size(self) -> None:
+        """
+        What is said of freshness and size is what it keeps to.
+        """
+        source = self.source("--max-size=5")
+        source.startService()
+        self.addCleanup(source.stopService)
+        self.assertIsNone(source.poem)
+        fetch = self.reactor.unixClients[0][1].buildProtocol(None)
+        fetch.makeConnection(FakeTransport())
+        fetch.dataReceived(b"a poem")
+        self.assertIn("upstream sends more than 5 bytes", source.description)
+
+    def test_endpoints(self) -> None:
+        """
+        An upstream that is no client endpoint is refused with its description.
+        """
+        for upstream in ("", "x", "10000", "tcp", "tcp:host=x:port=y", "nothing:at:all", "tls:x"):
+            why = self.refusal("--upstream", upstream)
+            self.assertTrue(
+                why.startswith(f"--upstream {upstream}: not a Twisted client endpoint: "), why
+            )
+
+    @given(st.text() | st.text().map("unix:{}".format) | st.text().map("ssl:{}".format))
+    def test_anyEndpoint(self, upstream: str) -> None:
+        """
+        Whatever is said, it is an endpoint or is refused in one line.
+        """
+        try:
+            self.make("--upstream", upstream)
+        except SystemExit as why:
+            self.assertTrue(str(why.code).startswith("fastpoetry: "), why.code)
+            self.assertTrue(str(why.code).isprintable(), why.code)
+
+
+class CacheTests(ProxyTapCase):
+    """
+    Tests for where copies are kept.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.folder = makeFolder(self)
+        self.reactor.advance(1000)
+        self.save(self.folder)
+
+    def save(self, folder: str, text: bytes = b"a poem") -> None:
+        """
+        Have a copy in a folder.
+        """
+        CopyFile(folder, UPSTREAM).save(Copy(Poem(UPSTREAM, text, ""), 1000))
+
+    def served(self, *line: str) -> bytes | None:
+        """
+        @return: what a proxy serves without its upstream.
+        """
+        source = self.source(*line)
+        source.startService()
+        poem = source.poem
+        source.stopService()
+        return None if poem is None else poem.text
+
+    def test_none(self) -> None:
+        """
+        Without a folder there is no copy.
+        """
+        self.assertIsNone(self.served())
+
+    def test_option(self) -> None:
+        """
+        A folder can be said.
+        """
+        self.assertEqual(self.served("--cache", self.folder), b"a poem")
+
+    def test_environment(self) -> None:
+        """
+        systemd can say it (systemd.exec(5), CacheDirectory=).
+        """
+        os.environ["CACHE_DIRECTORY"] = self.folder
+        self.assertEqual(self.served(), b"a poem")
+
+    def test_optionFirst(self) -> None:
+        """
+        What is said goes before what systemd says.
+        """
+        os.environ["CACHE_DIRECTORY"] = self.folder
+        other = makeFolder(self)
+        self.save(other, b"another")
+        self.assertEqual(self.served("--cache", other), b"another")
+
+    def test_relative(self) -> None:
+        """
+        A folder stays the same when twistd changes its own.
+        """
+        before = os.getcwd()
+        self.addCleanup(os.chdir, before)
+        os.chdir(os.path.dirname(self.folder))
+        options = parse("--upstream", UPSTREAM, "--cache", os.path.basename(self.folder))
+        self.assertEqual(options["cache"], self.folder)
+
+    def test_unusable(self) -> None:
+        """
+        A folder that is none, or cannot be written to, is refused with who said it.
+        """
+        cause = "not a folder that can be written to"
+        file = write(self.folder, "file")
+        for path in (f"{self.folder}/gone", file):
+            self.assertEqual(
+                self.refusal("--upstream", UPSTREAM, "--cache", path), f"--cache {path}: {cause}"
+            )
+        os.environ["CACHE_DIRECTORY"] = file
+        self.assertEqual(self.refusal("--upstream", UPSTREAM), f"CACHE_DIRECTORY={file}: {cause}")
+
+    def test_digest(self) -> None:
+        """
+        A copy is served if it is the poem that is expected, and no other.
+        """
+        digest = Poem("", b"a poem", "").digest
+        cache = ("--cache", self.folder)
+        self.assertEqual(self.served(*cache, "--expect-sha256", digest), b"a poem")
+        self.assertIsNone(self.served(*cache, "--expect-sha256", DIGEST))
