@@ -1,0 +1,244 @@
+"""
+Real twistd processes for tests, and clients for them.
+
+Waits for conditions, never for time. Ends only what was started here: each process carries a mark
+in its environment, by which those are found that their parents have left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from ctypes import CDLL
+from fcntl import ioctl
+from pathlib import Path
+from typing import TypeVar
+from uuid import uuid4
+
+from fakes import makeFolder, receiveAll
+from twisted.trial.unittest import SynchronousTestCase
+
+ROOT = Path(__file__).resolve().parent.parent
+
+SECONDS = 30.0
+"""How long anything may take: far more than what is done at once by a busy machine."""
+
+_MARK = "FASTPOETRY_TEST"
+
+Address = tuple[str, int] | str
+"""Where a client connects: a host and a port, or the path of a UNIX socket."""
+
+_T = TypeVar("_T")
+
+
+def findTwistd() -> list[str]:
+    """
+    The twistd of the environment that the tests run in.
+
+    @return: a command to which arguments are added.
+    """
+    beside = os.path.dirname(sys.executable)
+    for path in (beside, None):
+        for name in ("twistd", "twistd3"):  # Debian has only the latter
+            if script := shutil.which(name, path=path):
+                return [sys.executable, script]
+    raise FileNotFoundError(f"no twistd in {beside} or along the PATH")
+
+
+def waitUntil(condition: Callable[[], _T], what: str) -> _T:
+    """
+    Wait until something is true.
+
+    @param what: that, for a person.
+    @return: what made it true.
+    @raise TimeoutError: if it takes too long.
+    """
+    deadline = time.monotonic() + SECONDS
+    while not (result := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{SECONDS:g} s were not enough: {what}")
+        time.sleep(0.01)
+    return result
+
+
+def findFreePort() -> int:
+    """
+    A TCP port of localhost that nobody has.
+    """
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        port: int = trial.getsockname()[1]
+        return port
+
+
+def fetch(address: Address) -> bytes:
+    """
+    What is sent to who connects.
+
+    @raise OSError: if nobody listens there.
+    """
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+    with socket.socket(family) as client:
+        client.settimeout(SECONDS)
+        client.connect(address)
+        return receiveAll(client)
+
+
+def fetchFrom(process: subprocess.Popen[str], address: Address) -> bytes:
+    """
+    What is sent to who connects, as soon as a process that was just started listens there.
+
+    @raise AssertionError: if it ends instead.
+    """
+
+    def attempt() -> bytes:
+        if process.poll() is not None:
+            raise AssertionError(finish(process))
+        with suppress(ConnectionRefusedError, FileNotFoundError):
+            return fetch(address)
+        return b""
+
+    return waitUntil(attempt, f"a poem from {address}")
+
+
+def isRunning(pid: int) -> bool:
+    """
+    Whether there is such a process, and it has not ended.
+    """
+    return statusOf(pid).get("State", "Z")[0] != "Z"
+
+
+def statusOf(pid: int) -> dict[str, str]:
+    """
+    What the kernel says of a process in proc_pid_status(5): nothing, once there is none.
+    """
+    with suppress(FileNotFoundError, ProcessLookupError):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return {}
+
+
+@contextmanager
+def ownNetwork() -> Iterator[None]:
+    """
+    Be on a loopback network of our own, where every port is free, together with the processes that
+    are started there. Who may not make one stays on the machine's.
+    """
+    libc = CDLL(None, use_errno=True)
+    newNetwork = 0x40000000  # CLONE_NEWNET; Python has no word for it before 3.12
+    with open("/proc/thread-self/ns/net", "rb") as before:
+        if libc.unshare(newNetwork):
+            yield
+            return
+        try:
+            with socket.socket() as control:  # netdevice(7): SIOCSIFFLAGS with IFF_UP
+                ioctl(control, 0x8914, struct.pack("16sh14x", b"lo", 1))
+            yield
+        finally:
+            if libc.setns(before.fileno(), newNetwork):
+                raise OSError("the test does not get back to the machine's network")
+
+
+class Workplace:
+    """
+    A folder with the shipped poems in C{poetry}, in which commands are run.
+
+    @ivar folder: it, which anybody may enter and read.
+    """
+
+    def __init__(self, case: SynchronousTestCase) -> None:
+        """
+        @param case: whose end is the end of the folder and of the processes.
+        """
+        self.folder = Path(makeFolder(case))
+        shutil.copytree(ROOT / "poetry", self.folder / "poetry")
+        self._mark = uuid4().hex
+        self._started: list[subprocess.Popen[str]] = []
+        case.addCleanup(self._clear)
+
+    @property
+    def log(self) -> str:
+        """
+        What twistd logged.
+        """
+        return (self.folder / "twistd.log").read_text()
+
+    def findProcesses(self) -> list[int]:
+        """
+        The processes that run and come from here.
+        """
+        mark = f"{_MARK}={self._mark}".encode()
+        found = []
+        for entry in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError):
+                if mark in entry.read_bytes() and isRunning(int(entry.parent.name)):
+                    found.append(int(entry.parent.name))
+        return found
+
+    def begin(self, *command: str) -> subprocess.Popen[str]:
+        """
+        Start a command, with pipes for its output and nothing of this process's environment.
+        """
+        environ = {
+            "LANG": "C.UTF-8",
+            "PATH": os.environ.get("PATH", os.defpath),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPATH": str(ROOT),
+            _MARK: self._mark,
+        }
+        process = subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._started.append(process)
+        return process
+
+    def run(self, *command: str) -> tuple[int, str, str]:
+        """
+        Run a command to its end; see L{finish}.
+        """
+        return finish(self.begin(*command))
+
+    def daemon(self, *arguments: str, pidFile: str = "twistd.pid") -> int:
+        """
+        Start twistd as a daemon, which serves by then.
+
+        @param pidFile: where it leaves its number.
+        @return: that number.
+        @raise AssertionError: if it does not start, or not silently.
+        """
+        ended = self.run(*findTwistd(), *arguments)
+        if ended != (0, "", ""):
+            raise AssertionError(ended)
+        return int((self.folder / pidFile).read_text())
+
+    def _clear(self) -> None:
+        for pid in self.findProcesses():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in self._started:
+            process.communicate()
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """
+    Wait for the end of a process.
+
+    @return: its exit status, what it wrote to stdout, and to stderr.
+    @raise TimeoutExpired: if it hangs.
+    """
+    output, errors = process.communicate(timeout=SECONDS)
+    return process.returncode, output, errors

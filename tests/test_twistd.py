@@ -1,0 +1,811 @@
+"""
+Tests of the real twistd with our commands and C{.tac} files, in processes of its own.
+
+What options mean, and what a room does, is tested beside each; here is what only a process shows.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from unittest import skipUnless
+
+from processes import (
+    ROOT,
+    Workplace,
+    fetch,
+    fetchFrom,
+    findFreePort,
+    findTwistd,
+    finish,
+    isRunning,
+    ownNetwork,
+    statusOf,
+    waitUntil,
+)
+from twisted.trial.unittest import SynchronousTestCase
+
+TUTORIAL = "twistd fastpoetry --port 10000 --poem poetry/ecstasy.txt"
+"""The line of the Twisted introduction, part 16."""
+
+NOBODY = 65534
+
+onlyRoot = skipUnless(os.geteuid() == 0, "only root may change users, roots and mounts")
+
+# A bare container has /dev/log for nobody, and ours must not be everybody's: a /dev for one
+# process, with what that one needs.
+_WITH_OWN_DEV = """
+for each in null urandom; do : >"$0/$each"; mount --bind "/dev/$each" "$0/$each"; done
+mount --rbind "$0" /dev
+exec "$@"
+"""
+
+
+def readPoem(name: str) -> bytes:
+    """
+    A poem as it is shipped.
+    """
+    return (ROOT / "poetry" / f"{name}.txt").read_bytes()
+
+
+class TwistdTestCase(SynchronousTestCase):
+    """
+    A test in a L{Workplace}.
+    """
+
+    def setUp(self) -> None:
+        """
+        Make the workplace, and find a port.
+        """
+        self.place = Workplace(self)
+        self.folder = self.place.folder
+        self.port = findFreePort()
+        self.address = ("127.0.0.1", self.port)
+        self.ecstasy = readPoem("ecstasy")
+
+    def stop(self, pid: int) -> None:
+        """
+        End a daemon, and wait until it is gone.
+        """
+        os.kill(pid, signal.SIGTERM)
+        self.waitFor(lambda: not isRunning(pid))
+
+    def waitFor(self, condition: Callable[[], object]) -> None:
+        """
+        Wait until something is true, and show the log if it does not become so.
+        """
+        try:
+            waitUntil(condition, "see the log")
+        except TimeoutError:
+            self.fail(self.place.log)
+
+    def waitForLog(self, text: str, times: int = 1) -> None:
+        """
+        Wait until something has been logged so often.
+        """
+        self.waitFor(lambda: self.place.log.count(text) >= times)
+
+    def reload(self, pid: int, text: str, times: int = 1) -> None:
+        """
+        Have a daemon reload, and wait until it has logged something so often.
+        """
+        os.kill(pid, signal.SIGHUP)
+        self.waitForLog(text, times)
+
+
+class TutorialTests(TwistdTestCase):
+    """
+    Tests of the tutorial's line, as it stands.
+    """
+
+    def test_everythingTheTutorialShows(self) -> None:
+        """
+        The daemon serves the poem, logs what it loaded and what it sent, and ends by the number in
+        its pid file, which it takes away.
+        """
+        with ownNetwork():
+            pid = self.place.daemon(*TUTORIAL.split()[1:])
+            self.assertEqual(fetch(("127.0.0.1", 10000)), self.ecstasy)
+        self.assertIn(f"loaded a poem from: {self.folder}/poetry/ecstasy.txt\n", self.place.log)
+        self.waitForLog(f"sending {len(self.ecstasy)} bytes of poetry to 127.0.0.1:")
+        self.assertEqual(self.place.run("sh", "-c", "kill $(cat twistd.pid)"), (0, "", ""))
+        self.waitFor(lambda: not isRunning(pid))
+        self.assertFalse((self.folder / "twistd.pid").exists())
+        self.assertIn("Server Shut Down.", self.place.log)
+        self.assertNotIn("Traceback", self.place.log)
+
+    def test_description(self) -> None:
+        """
+        C{twistd --help} lists the command with its description.
+        """
+        status, output, _ = self.place.run(*findTwistd(), "--help")
+        self.assertEqual(status, 0)
+        self.assertRegex(output, r"\n +fastpoetry +A fast poetry service\.\n")
+
+
+class ServingTests(TwistdTestCase):
+    """
+    Tests of what our own options serve.
+    """
+
+    def test_blocks(self) -> None:
+        """
+        Each block serves its own poem on its own port.
+        """
+        other = findFreePort()
+        first = ("--poem", "poetry/ecstasy.txt", "--port", str(self.port))
+        second = ("--poem", "poetry/science.txt", "--port", str(other))
+        self.place.daemon("fastpoetry", *first, *second)
+        self.assertEqual(fetch(self.address), self.ecstasy)
+        self.assertEqual(fetch(("127.0.0.1", other)), readPoem("science"))
+
+    def test_anthology(self) -> None:
+        """
+        Each poem of an anthology comes in its turn, which is a random one.
+        """
+        poems = {readPoem(name) for name in ("alla_sera", "ecstasy", "fascination", "science")}
+        self.place.daemon("fastpoetry", "-p", f"{self.port}", "--anthology", "--poetry-path=poetry")
+        # That one of four stays away for so long happens once in 10 ** 24 runs.
+        seen = {fetch(self.address) for _ in range(200)}
+        self.assertEqual(seen, poems)
+
+    def test_socket(self) -> None:
+        """
+        A UNIX socket is served for as long as the daemon runs, and is gone then.
+        """
+        path = str(self.folder / "poem.sock")
+        arguments = ("--poem", "poetry/ecstasy.txt", "--listen", "unix:poem.sock")
+        pid = self.place.daemon("--rundir", str(self.folder), "fastpoetry", *arguments)
+        self.assertEqual(fetch(path), self.ecstasy)
+        self.stop(pid)
+        self.assertFalse(os.path.exists(path))
+
+    def test_severalEndpoints(self) -> None:
+        """
+        One block serves on all endpoints that it lists.
+        """
+        path = str(self.folder / "poem.sock")
+        listen = ("--listen", f"tcp:{self.port}:interface=127.0.0.1", "--listen", f"unix:{path}")
+        self.place.daemon("fastpoetry", "--poem", "poetry/ecstasy.txt", *listen)
+        self.assertEqual([fetch(self.address), fetch(path)], [self.ecstasy] * 2)
+
+
+class OwnFeaturesTests(TwistdTestCase):
+    """
+    Tests that twistd's own features work with ours.
+    """
+
+    def setUp(self) -> None:
+        """
+        Have the arguments that most of the tests share.
+        """
+        super().setUp()
+        self.command = ("fastpoetry", "--port", str(self.port), "--poem", "poetry/ecstasy.txt")
+
+    def begin(self, *arguments: str) -> None:
+        """
+        Start in the foreground, and fetch.
+        """
+        self.process = self.place.begin(*findTwistd(), "--nodaemon", *arguments)
+        self.assertEqual(fetchFrom(self.process, self.address), self.ecstasy)
+
+    def test_foreground(self) -> None:
+        """
+        In the foreground the log is on stdout, and SIGTERM ends it all as it should: twistd dies of
+        the signal once it is done, which systemd and shells take for a clean end.
+        """
+        self.begin(*self.command)
+        self.process.terminate()
+        status, output, errors = finish(self.process)
+        self.assertEqual((status, errors), (-signal.SIGTERM, ""))
+        self.assertIn(f"sending {len(self.ecstasy)} bytes of poetry to 127.0.0.1:", output)
+        self.assertIn("Server Shut Down.", output)
+        self.assertNotIn("Traceback", output)
+        self.assertFalse((self.folder / "twistd.pid").exists())
+
+    def test_interrupt(self) -> None:
+        """
+        Ctrl-C ends it in the same way.
+        """
+        self.begin(*self.command)
+        self.process.send_signal(signal.SIGINT)
+        status, output, errors = finish(self.process)
+        self.assertEqual((status, errors), (-signal.SIGINT, ""))
+        self.assertIn("Server Shut Down.", output)
+        self.assertNotIn("Traceback", output)
+
+    def test_rotation(self) -> None:
+        """
+        SIGUSR1 puts the log file aside and begins another.
+        """
+        pid = self.place.daemon("--logfile", "twistd.log", *self.command)
+        fetch(self.address)
+        self.waitForLog("bytes of poetry")
+        os.kill(pid, signal.SIGUSR1)
+        old = self.folder / "twistd.log.1"
+        self.waitFor(old.exists)
+        self.assertIn("loaded a poem from", old.read_text())
+        self.assertEqual(fetch(self.address), self.ecstasy)
+        self.waitForLog("bytes of poetry")
+        self.assertNotIn("loaded a poem from", self.place.log)
+
+    @onlyRoot
+    def test_syslog(self) -> None:
+        """
+        With C{--syslog} every line goes there.
+        """
+        device = self.folder / "dev"
+        device.mkdir()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+            log.settimeout(30)
+            log.bind(str(device / "log"))
+            alone = ("unshare", "--mount", "sh", "-ec", _WITH_OWN_DEV, str(device))
+            twistd = (*findTwistd(), "--nodaemon", "--syslog", "--prefix=verse", *self.command)
+            self.process = self.place.begin(*alone, *twistd)
+            self.assertEqual(fetchFrom(self.process, self.address), self.ecstasy)
+            line = b""
+            while b"sending" not in line:
+                line = log.recv(4096)
+        # In angle brackets: daemon, or user, and info (RFC 5424, 6.2.1).
+        self.assertRegex(line, rb"^<(14|30)>.* verse: .*sending \d+ bytes of poetry to 127")
+        self.process.terminate()
+        self.assertEqual(finish(self.process), (-signal.SIGTERM, "", ""))
+
+    @onlyRoot
+    def test_otherUser(self) -> None:
+        """
+        With C{--uid} and C{--gid} a low port is bound before root is given up, and the poem is
+        read and served by somebody else.
+        """
+        os.chown(self.folder, NOBODY, NOBODY)
+        user = ("--uid", str(NOBODY), "--gid", str(NOBODY))
+        command = ("fastpoetry", "--port", "17", "--poem", "poetry/ecstasy.txt")
+        with ownNetwork():
+            pid = self.place.daemon(*user, *command)
+            self.assertEqual(fetch(("127.0.0.1", 17)), self.ecstasy)
+        status = statusOf(pid)
+        self.assertEqual(status["Uid"].split(), [str(NOBODY)] * 4)
+        self.assertEqual(status["Gid"].split(), [str(NOBODY)] * 4)
+        self.stop(pid)
+        self.assertFalse((self.folder / "twistd.pid").exists())
+        self.assertNotIn("Traceback", self.place.log)
+
+    @onlyRoot
+    def test_otherUserMayNotRead(self) -> None:
+        """
+        A poem that only root may read ends a start as somebody else, with exit status 1, and the
+        log says how to mend it.
+        """
+        (self.folder / "poetry/ecstasy.txt").chmod(0o600)
+        user = ("--uid", str(NOBODY), "--gid", str(NOBODY))
+        status, output, errors = self.place.run(*findTwistd(), *user, *self.command)
+        self.assertEqual((status, output), (1, ""))
+        self.assertIn("fastpoetry.poem.PoemError", errors)
+        self.waitForLog("mend it with: chmod a+r")
+        self.waitFor(lambda: not self.place.findProcesses())
+
+    def test_umask(self) -> None:
+        """
+        C{--umask} is the daemon's.
+        """
+        pid = self.place.daemon("--umask", "027", *self.command)
+        self.assertEqual(statusOf(pid)["Umask"], "0027")
+        self.assertEqual((self.folder / "twistd.pid").stat().st_mode & 0o777, 0o640)
+        self.assertEqual(fetch(self.address), self.ecstasy)
+
+    def test_otherFolder(self) -> None:
+        """
+        A relative path means the folder that the daemon was started in, wherever it goes to live,
+        at a reload too.
+        """
+        elsewhere = self.folder / "elsewhere"
+        elsewhere.mkdir()
+        pid = self.place.daemon("--rundir", "elsewhere", *self.command)
+        self.assertEqual(os.readlink(f"/proc/{pid}/cwd"), str(elsewhere))
+        self.assertEqual(fetch(self.address), self.ecstasy)
+        self.reload(pid, "loaded a poem from", times=2)
+
+    def startBeneath(self, *arguments: str) -> int:
+        """
+        Start a daemon beneath another root, which has a poem of its own where the first has one.
+        """
+        inside = Path(f"{self.folder}/root{self.folder}")
+        (inside / "poetry").mkdir(parents=True)
+        (inside / "poetry/ecstasy.txt").write_bytes(b"Another ecstasy\n")
+        # twistd opens it, to have a descriptor in reserve.
+        (self.folder / "root/dev").mkdir()
+        (self.folder / "root/dev/null").touch()
+        command = ("--chroot", "root", *self.command, *arguments)
+        return self.place.daemon(*command, pidFile=str(inside / "twistd.pid"))
+
+    @onlyRoot
+    def test_otherRoot(self) -> None:
+        """
+        With C{--chroot} what is served is the poem at that path beneath the root.
+        """
+        pid = self.startBeneath("--iface", "127.0.0.1")
+        self.assertEqual(fetch(self.address), b"Another ecstasy\n")
+        self.stop(pid)
+        self.assertEqual([*self.folder.rglob("twistd.pid")], [])
+
+    @onlyRoot
+    def test_localhost(self) -> None:
+        """
+        The default interface is there even where nothing says what C{localhost} is (RFC 6761, 6.3).
+        """
+        self.startBeneath()
+        self.assertEqual(fetch(self.address), b"Another ecstasy\n")
+
+
+class ReloadTests(TwistdTestCase):
+    """
+    Tests of SIGHUP.
+    """
+
+    def test_changedPoem(self) -> None:
+        """
+        The same process serves what the file holds now.
+        """
+        command = ("fastpoetry", "-p", str(self.port), "--poem", "./poem.txt")
+        (self.folder / "poem.txt").write_bytes(b"Once\n")
+        pid = self.place.daemon(*command)
+        self.assertEqual(fetch(self.address), b"Once\n")
+        (self.folder / "poem.txt").write_bytes(b"Twice\n")
+        self.assertEqual(fetch(self.address), b"Once\n")
+        self.reload(pid, "loaded a poem from", times=2)
+        self.assertEqual(fetch(self.address), b"Twice\n")
+        self.assertTrue(isRunning(pid))
+
+    def test_brokenPoem(self) -> None:
+        """
+        A poem that can no longer be read leaves the old one in place, with exactly one record that
+        names path and cause; once it is mended it is served.
+        """
+        poem = self.folder / "poetry/ecstasy.txt"
+        pid = self.place.daemon("fastpoetry", "-p", str(self.port), "--poem", "poetry/ecstasy.txt")
+        poem.write_bytes(b"")
+        self.reload(pid, "kept the old poem")
+        self.assertEqual(fetch(self.address), self.ecstasy)
+        poem.write_bytes(b"Mended\n")
+        self.reload(pid, "loaded a poem from", times=2)
+        self.assertEqual(fetch(self.address), b"Mended\n")
+        self.assertEqual(self.place.log.count("kept the old poem"), 1)
+        self.assertRegex(self.place.log, rf"#error\] kept the old poem: {poem}: is empty;")
+        self.assertEqual(re.findall("#error|#critical|Traceback", self.place.log), ["#error"])
+
+    def test_administratorsPoem(self) -> None:
+        """
+        A name is looked up anew, so that a poem in an earlier folder takes over.
+        """
+        own = self.folder / "own"
+        own.mkdir()
+        command = ("fastpoetry", "-p", f"{self.port}", "--poem=ecstasy", "--poetry-path=own:poetry")
+        pid = self.place.daemon(*command)
+        self.assertEqual(fetch(self.address), self.ecstasy)
+        (own / "ecstasy.txt").write_bytes(b"My own ecstasy\n")
+        self.reload(pid, f"loaded a poem from: {own}/ecstasy.txt")
+        self.assertEqual(fetch(self.address), b"My own ecstasy\n")
+
+
+class RefusalTestCase(TwistdTestCase):
+    """
+    A test of a start that is refused.
+    """
+
+    def assertRefused(self, *arguments: str, says: str, before: tuple[str, ...] = ()) -> None:
+        """
+        The command ends with exit status 1 and one line on stderr, in the foreground and as a
+        daemon; and there is no process, log or pid file.
+
+        @param says: what to find in the line.
+        @param before: a command that runs twistd.
+        """
+        files = sorted(self.folder.rglob("*"))
+        command = (*before, *findTwistd())
+        foreground = self.place.begin(*command, "-n", "--pidfile=own.pid", "fastpoetry", *arguments)
+        daemon = self.place.begin(*command, "fastpoetry", *arguments)
+        for status, output, errors in map(finish, (foreground, daemon)):
+            self.assertEqual((status, output), (1, ""), errors)
+            self.assertRegex(errors, r"\Afastpoetry: .+\n\Z")
+            self.assertTrue(errors[:-1].isprintable(), errors)
+            self.assertIn(says, errors)
+        self.assertEqual(self.place.findProcesses(), [])
+        self.assertEqual(sorted(self.folder.rglob("*")), files)
+
+
+class PoemRefusalTests(RefusalTestCase):
+    """
+    Tests of poems that cannot be served.
+    """
+
+    def assertPoemRefused(self, cause: str, before: tuple[str, ...] = ()) -> None:
+        """
+        The path C{poetry/bad.txt} is refused with a line that has option, path and cause.
+        """
+        says = f"--poem poetry/bad.txt: {self.folder}/poetry/bad.txt: {cause}"
+        arguments = ("--port", str(self.port), "--poem", "poetry/bad.txt")
+        self.assertRefused(*arguments, says=says, before=before)
+
+    @property
+    def bad(self) -> Path:
+        """
+        What is refused.
+        """
+        return self.folder / "poetry/bad.txt"
+
+    def test_missing(self) -> None:
+        """
+        There must be a file.
+        """
+        self.assertPoemRefused("No such file or directory")
+
+    def test_unreadable(self) -> None:
+        """
+        A file that may not be read is refused with a line that says how to mend it.
+        """
+        self.bad.write_bytes(b"For nobody's eyes\n")
+        self.bad.chmod(0)
+        # Root reads everything, unless it is told not to.
+        drop = "--bounding-set=-dac_override,-dac_read_search"
+        before = ("setpriv", drop, "--inh-caps=-all") if os.geteuid() == 0 else ()
+        mend = f"; mend it with: chmod a+r {self.bad}"
+        self.assertPoemRefused(f"Permission denied (uid {os.geteuid()}){mend}", before)
+
+    def test_empty(self) -> None:
+        """
+        A poem has at least one byte.
+        """
+        self.bad.touch()
+        self.assertPoemRefused("is empty")
+
+    def test_folder(self) -> None:
+        """
+        A folder is none.
+        """
+        self.bad.mkdir()
+        self.assertPoemRefused("is a folder")
+
+    def test_FIFO(self) -> None:
+        """
+        A FIFO without a writer is refused at once.
+        """
+        os.mkfifo(self.bad)
+        self.assertPoemRefused("is a FIFO")
+
+    def test_socket(self) -> None:
+        """
+        A socket is refused.
+        """
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(self.bad))
+            listener.listen()
+            self.assertPoemRefused("No such device or address")
+
+    def test_device(self) -> None:
+        """
+        A device without an end is refused.
+        """
+        says = "--poem /dev/zero: /dev/zero: is a device"
+        self.assertRefused("--poem", "/dev/zero", says=says)
+
+    def test_tooLarge(self) -> None:
+        """
+        One byte above 64 MiB is too much.
+        """
+        with open(self.bad, "wb") as file:
+            file.truncate(64 * 1024 * 1024 + 1)
+        self.assertPoemRefused("has 67108865 bytes; a poem has 67108864 (64 MiB) at most")
+
+    def test_danglingLink(self) -> None:
+        """
+        A link to nowhere is a poem that is missing.
+        """
+        self.bad.symlink_to("nowhere")
+        self.assertPoemRefused("No such file or directory")
+
+    def test_secondOfTwo(self) -> None:
+        """
+        One bad poem among good ones is enough.
+        """
+        good = ("--poem", "poetry/ecstasy.txt", "--port", str(self.port))
+        bad = ("--poem", "./no.txt", "--port", str(findFreePort()))
+        self.assertRefused(*good, *bad, says=f"--poem ./no.txt: {self.folder}/no.txt: No such file")
+
+    def test_unknownName(self) -> None:
+        """
+        A name that is not there is refused with the folders, what is in them, and the nearest.
+        """
+        self.assertRefused(
+            "--poem=ecstacy",
+            "--poetry-path=poetry:none",
+            says=f"--poem ecstacy: no poem ecstacy in {self.folder}/poetry:{self.folder}/none; "
+            "there is alla_sera, ecstasy, fascination, science; did you mean ecstasy?",
+        )
+
+    def test_emptyAnthology(self) -> None:
+        """
+        An anthology of nothing is refused.
+        """
+        says = f"--anthology: no poem to read in {self.folder}/none"
+        self.assertRefused("--anthology", "--poetry-path=none", says=says)
+
+    def test_nameThatIsNone(self) -> None:
+        """
+        A name that leads elsewhere is refused.
+        """
+        self.assertRefused("--poem", "..", says="--poem ..: '..' is no name of a poem")
+
+    def test_hostileName(self) -> None:
+        """
+        What would make another line, or command the terminal, is shown as what it is.
+        """
+        name = "a\nb\x1b[2J\r\u2028\udcff"  # the last is a byte that is not UTF-8
+        says = r"--poem a\nb\x1b[2J\r\u2028\udcff: "
+        self.assertRefused("--poem", name, says=says)
+
+    def test_hostilePath(self) -> None:
+        """
+        So is what a path holds.
+        """
+        says = rf"--poem ./a\nb\x1b[2J: {self.folder}/a\nb\x1b[2J: No such file"
+        self.assertRefused("--poem", "./a\nb\x1b[2J", says=says)
+
+
+class OptionRefusalTests(RefusalTestCase):
+    """
+    Tests of options that cannot be meant, and of places that cannot be had.
+    """
+
+    poem = ("--poem", "poetry/ecstasy.txt")
+
+    def test_nothing(self) -> None:
+        """
+        There must be something to serve.
+        """
+        self.assertRefused(says="nothing to serve: say what with --poem or --anthology")
+
+    def test_unknownOption(self) -> None:
+        """
+        An option that is none is refused by its name.
+        """
+        self.assertRefused("--pome", "ecstasy", says="option --pome not recognized")
+
+    def test_hostileOption(self) -> None:
+        """
+        An option that is none stays on its line.
+        """
+        self.assertRefused("--a\n\x1b[2J", says=r"option --a\n\x1b[2J not recognized")
+
+    def test_strayArgument(self) -> None:
+        """
+        An argument that belongs to no option is refused by what it is.
+        """
+        self.assertRefused(*self.poem, "science", says="science: ")
+
+    def test_missingValue(self) -> None:
+        """
+        An option that needs a value is refused without.
+        """
+        self.assertRefused("--poem", says="option --poem requires argument")
+
+    def test_twice(self) -> None:
+        """
+        A block has one port.
+        """
+        twice = ("--port", "10001", "--port", "10002")
+        self.assertRefused(*twice, *self.poem, says="--port 10002: given already (10001)")
+
+    def test_pathTwice(self) -> None:
+        """
+        The process has one poetry path.
+        """
+        twice = ("--poetry-path", "one", "--poetry-path", "two")
+        self.assertRefused(*twice, *self.poem, says="--poetry-path two: given already, as one")
+
+    def test_pathOfNothing(self) -> None:
+        """
+        A poetry path names a folder.
+        """
+        self.assertRefused("--poetry-path", ":", "--poem", "ecstasy", says="--poetry-path :")
+
+    def test_secondBlockWithoutAPort(self) -> None:
+        """
+        A second block needs a place of its own.
+        """
+        says = "--poem science: a second block needs a --port or --listen of its own"
+        self.assertRefused(*self.poem, "--poem", "science", says=says)
+
+    def test_portOutOfRange(self) -> None:
+        """
+        There is no port 65536.
+        """
+        says = "--port 65536: not a port from 0 to 65535"
+        self.assertRefused("--port", "65536", *self.poem, says=says)
+
+    def test_portOfManyDigits(self) -> None:
+        """
+        A number that Python does not read is no port either.
+        """
+        self.assertRefused("--port", "9" * 5000, *self.poem, says=": not a port from 0 to 65535")
+
+    def test_countOfManyDigits(self) -> None:
+        """
+        Nor is it a number of readers.
+        """
+        self.assertRefused("--max-readers", "9" * 5000, *self.poem, says="--max-readers 9999")
+
+    def test_portTaken(self) -> None:
+        """
+        A port that somebody serves is refused.
+        """
+        with socket.create_server(self.address):
+            says = f"--port {self.port} --iface localhost: Address already in use"
+            self.assertRefused("--port", str(self.port), *self.poem, says=says)
+
+    def test_portForTwo(self) -> None:
+        """
+        Two blocks cannot have the same port.
+        """
+        port = ("--port", str(self.port))
+        says = f"--port {self.port} --iface localhost: Address already in use"
+        self.assertRefused(*self.poem, *port, *self.poem, *port, says=says)
+
+    def test_endpointTaken(self) -> None:
+        """
+        So is an endpoint that somebody serves, with a layer above it too.
+        """
+        description = f"tcp:{self.port}:interface=127.0.0.1"
+        with socket.create_server(self.address):
+            for listen in (description, f"haproxy:{description}"):
+                says = f"--listen {listen}: Address already in use"
+                self.assertRefused(*self.poem, "--listen", listen, says=says)
+
+    def test_endpointTwice(self) -> None:
+        """
+        The same endpoint twice is refused.
+        """
+        listen = f"tcp:{self.port}:interface=127.0.0.1"
+        twice = ("--listen", listen, "--listen", listen)
+        self.assertRefused(*self.poem, *twice, says=f"--listen {listen}: ")
+
+    def test_interface(self) -> None:
+        """
+        An address that is not this machine's is refused.
+        """
+        arguments = ("--iface", "192.0.2.1", "--port", str(self.port))
+        says = f"--port {self.port} --iface 192.0.2.1: Cannot assign requested address"
+        self.assertRefused(*self.poem, *arguments, says=says)
+
+    def test_endpointOfNoKind(self) -> None:
+        """
+        An endpoint of an unknown kind is refused.
+        """
+        says = "--listen tpc:1: not a Twisted endpoint description: Unknown endpoint type: 'tpc'"
+        self.assertRefused(*self.poem, "--listen", "tpc:1", says=says)
+
+    def test_endpointThatDoesNotParse(self) -> None:
+        """
+        An endpoint of a known kind is refused for what it says.
+        """
+        says = "--listen tcp:ten: not a Twisted endpoint description: "
+        self.assertRefused(*self.poem, "--listen", "tcp:ten", says=says)
+
+    def test_hostileEndpoint(self) -> None:
+        """
+        A description stays on its line.
+        """
+        says = r"--listen a\n\x1b[2J: not a Twisted endpoint description: "
+        self.assertRefused(*self.poem, "--listen", "a\n\x1b[2J", says=says)
+
+    def test_endpointAndPort(self) -> None:
+        """
+        An endpoint and a port exclude each other.
+        """
+        arguments = ("--listen", "tcp:1", "--port", "2")
+        says = "--poem poetry/ecstasy.txt: --listen tcp:1 excludes --port and --iface"
+        self.assertRefused(*self.poem, *arguments, says=says)
+
+    def test_nothingToAdopt(self) -> None:
+        """
+        Where nothing was passed, nothing can be adopted.
+        """
+        says = "adopted: no descriptor was passed"
+        self.assertRefused(*self.poem, "--listen", "adopted:", says=says)
+
+    def test_noFolderForASocket(self) -> None:
+        """
+        A socket needs a folder that is there.
+        """
+        listen = f"unix:{self.folder}/none/poem.sock"
+        says = f"--listen {listen}: No such file or directory"
+        self.assertRefused(*self.poem, "--listen", listen, says=says)
+
+    def test_socketOnAFile(self) -> None:
+        """
+        A socket takes the place of nothing else.
+        """
+        listen = f"unix:{self.folder}/poetry/science.txt"
+        self.assertRefused(*self.poem, "--listen", listen, says=f"--listen {listen}: File exists")
+
+    def test_socketTaken(self) -> None:
+        """
+        A socket that somebody serves is refused.
+        """
+        path = str(self.folder / "poem.sock")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen()
+            says = f"--listen unix:{path}: Address already in use"
+            self.assertRefused(*self.poem, "--listen", f"unix:{path}", says=says)
+
+
+class DeploymentTests(TwistdTestCase):
+    """
+    Tests of the C{.tac} files, from a clone.
+    """
+
+    deployments = {
+        "fastpoetry.tac": {10000: "ecstasy"},
+        "two-poems.tac": {10000: "ecstasy", 10001: "fascination"},
+    }
+
+    def setUp(self) -> None:
+        """
+        Stand in the clone, and not in a folder that has poems too.
+        """
+        super().setUp()
+        self.place.folder = ROOT
+        self.pidFile = f"--pidfile={self.folder}/twistd.pid"
+
+    def test_served(self) -> None:
+        """
+        By twistd each serves its poems on its ports.
+        """
+        for name, poems in self.deployments.items():
+            with ownNetwork():
+                command = ("--nodaemon", self.pidFile, "--python", f"packaging/tac/{name}")
+                process = self.place.begin(*findTwistd(), *command)
+                for port, poem in poems.items():
+                    self.assertEqual(fetchFrom(process, ("127.0.0.1", port)), readPoem(poem), name)
+                process.terminate()
+                status, output, errors = finish(process)
+            self.assertEqual((status, errors), (-signal.SIGTERM, ""), output)
+            self.assertIn(f"loaded a poem from: {ROOT}/poetry/ecstasy.txt\n", output)
+
+    def test_elsewhere(self) -> None:
+        """
+        The clone's poems are found from any other folder, and as a daemon.
+        """
+        self.place.folder = self.folder
+        for name, poems in self.deployments.items():
+            with ownNetwork():
+                pid = self.place.daemon("--python", f"{ROOT}/packaging/tac/{name}")
+                for port, poem in poems.items():
+                    self.assertEqual(fetch(("127.0.0.1", port)), readPoem(poem), name)
+                self.stop(pid)
+
+    def test_refused(self) -> None:
+        """
+        What cannot be served is refused as on a command line.
+        """
+        for name in self.deployments:
+            with ownNetwork(), socket.create_server(("127.0.0.1", 10000)):
+                ended = self.place.run(
+                    *findTwistd(), self.pidFile, "--python", f"packaging/tac/{name}"
+                )
+            line = "fastpoetry: --port 10000 --iface localhost: Address already in use\n"
+            self.assertEqual(ended, (1, "", line), name)
+
+    def test_plainPython(self) -> None:
+        """
+        Plain Python does nothing with them, even where their ports are taken.
+        """
+        for name in self.deployments:
+            with ownNetwork(), socket.create_server(("127.0.0.1", 10000)):
+                ended = self.place.run(sys.executable, f"packaging/tac/{name}")
+            self.assertEqual(ended, (0, "", ""), name)
