@@ -25,6 +25,7 @@ help:
 	@echo 'make test     all tests; on booted systems too, as root on Debian (TESTS=path for some)'
 	@echo 'make check    lint and types'
 	@echo 'make bench    measure: poems a second, seconds of CPU, beside other servers'
+	@echo 'make deb      the Debian package of what is committed, in dist/ (COMMIT=HEAD)'
 	@echo 'make install  DESTDIR=$(DESTDIR) prefix=$(prefix) unitdir=$(unitdir)'
 	@echo 'make clean    remove what the others made in this folder'
 
@@ -36,9 +37,9 @@ define packages
 	[ -z "$$missing" ] || { \
 		asRoot=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 		echo "Installing" $$missing; \
-		$$asRoot apt-get -qq update && \
-		$$asRoot env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 \
-			install --no-install-recommends $$missing >/dev/null; }; }
+		said=$$({ $$asRoot apt-get update && \
+			$$asRoot env DEBIAN_FRONTEND=noninteractive apt-get install --yes \
+				--no-install-recommends $$missing; } 2>&1) || { echo "$$said" >&2; exit 1; }; }; }
 endef
 
 # What building systemd-python takes, which is on PyPI as a source only.
@@ -70,8 +71,9 @@ endif
 run: ready-to-run
 	@$(PYTHON) packaging/run $(TWISTD)
 
-# The system tests build Debian roots and boot them, which takes root; without it they are skipped.
-TEST_PACKAGES = systemd netcat-openbsd iproute2 strace
+# What tests look at the program with; those of the manual pages and the completion need the rest.
+TEST_PACKAGES = systemd iproute2 strace openssl jq groff mandoc bash-completion
+# The system tests make Debian roots and boot them. Without root they are skipped.
 ifeq ($(shell id -u),0)
 TEST_PACKAGES += systemd-container mmdebstrap
 endif
@@ -93,6 +95,28 @@ bench: $(VENV)/bench
 	$(call packages,gcc libc6-dev nginx-light libnginx-mod-stream)
 	@$(VENV)/bin/python benchmarks/run.py
 
+# What building the package takes; packaging/debian/control says it to dpkg.
+DEB_PACKAGES = git dpkg-dev debhelper bash-completion dh-python pybuild-plugin-pyproject \
+	python3-all python3-setuptools
+
+# A package is made of a commit, and of nothing else: whoever builds it, gets the same file.
+COMMIT = HEAD
+BUILDDIR = build
+DISTDIR = dist
+.PHONY: deb
+deb: SOURCE = $(abspath $(BUILDDIR))/deb/fastpoetry
+deb:
+	$(call packages,$(DEB_PACKAGES))
+	rm -rf $(dir $(SOURCE))
+	mkdir -p $(SOURCE) $(DISTDIR)
+	git -c tar.umask=022 archive $(COMMIT) | tar --extract --preserve-permissions --directory=$(SOURCE)
+	mv $(SOURCE)/packaging/debian $(SOURCE)
+	# With Debian's own Python, whatever else bears the name. Testing is for `make test`.
+	export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct $(COMMIT)) DEB_BUILD_OPTIONS=nocheck \
+		PATH=/usr/sbin:/usr/bin:/sbin:/bin; \
+	cd $(SOURCE) && dpkg-buildpackage --build-profiles=nocheck --unsigned-source --unsigned-changes
+	mv $(SOURCE)_*.deb $(SOURCE)_*.dsc $(SOURCE)_*.tar.* $(DISTDIR)
+
 INSTALL = install -D --mode=644
 .PHONY: install
 install:
@@ -104,6 +128,9 @@ install:
 	$(INSTALL) --target-directory=$(DESTDIR)$(catalogdir) packaging/systemd/fastpoetry.catalog
 	$(INSTALL) --target-directory=$(DESTDIR)$(datadir)/fastpoetry/poetry poetry/*.txt
 	install -d $(DESTDIR)$(sysconfdir)/fastpoetry/poetry
+	for command in twistd twistd3; do \
+		$(INSTALL) packaging/completion/fastpoetry \
+			$(DESTDIR)$(datadir)/bash-completion/completions/_$$command || exit; done
 	for page in $(wildcard packaging/man/*.[1-8]); do \
 		$(INSTALL) --target-directory=$(DESTDIR)$(mandir)/man$${page##*.} $$page || exit; done
 ifeq ($(DESTDIR),)

@@ -1,0 +1,350 @@
+"""
+Tests for C{packaging/completion/fastpoetry}, in a real bash at a terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import shutil
+import subprocess
+from getopt import gnu_getopt
+from pathlib import Path
+from unittest import skipUnless
+
+from fakes import makeFolder, write
+from twisted.python.usage import Options
+from twisted.scripts._twistd_unix import ServerOptions
+from twisted.trial.unittest import SynchronousTestCase
+
+from fastpoetry import proxytap, tap
+from fastpoetry.options import CommandOptions
+
+SCRIPT = Path(__file__).resolve().parent.parent / "packaging" / "completion" / "fastpoetry"
+LIBRARY = Path("/usr/share/bash-completion/bash_completion")
+POEMS = ["alla_sera.txt", "ecstasy.txt", "fascination.txt", "science.txt"]
+
+# Ctrl-G prints the line as it stands between two characters that bash prints nowhere else, and
+# empties it.
+_SETUP = r"""
+PS1=
+bind 'set bell-style none'
+bind -x '"\C-g": printf "\002%s\003" "$READLINE_LINE"; READLINE_LINE='
+printf '\002\003'
+"""
+
+_ANSWER_SECONDS = 20.0
+"""So that a bash which hangs is an error, and no endless wait."""
+
+
+class Bash:
+    """
+    A bash that somebody types to.
+    """
+
+    def __init__(self, folder: str, setup: str) -> None:
+        """
+        @param folder: the current one, and home.
+        @param setup: what to run first.
+        """
+        self._terminal, terminal = pty.openpty()
+        self._process = subprocess.Popen(
+            ["bash", "--norc", "--noprofile", "-i"],
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            cwd=folder,
+            env={"HOME": folder, "INPUTRC": "/dev/null", "PATH": os.defpath, "TERM": "dumb"},
+            start_new_session=True,
+        )
+        os.close(terminal)
+        self._seen = b""
+        self._ask(f"{setup}\n{_SETUP}")
+
+    def press(self, line: str, key: str) -> str:
+        """
+        Type a line, then a key.
+
+        @return: the line after that.
+        """
+        return self._ask(f"{line}{key}\x07")
+
+    def close(self) -> None:
+        """
+        End it.
+        """
+        self._process.kill()
+        self._process.wait()
+        os.close(self._terminal)
+
+    def _ask(self, text: str) -> str:
+        """
+        Type a text that has bash print something between the two characters.
+
+        @return: what that is.
+        """
+        os.write(self._terminal, text.encode())
+        while b"\3" not in self._seen:
+            if not select.select([self._terminal], [], [], _ANSWER_SECONDS)[0]:
+                raise AssertionError(f"bash does not answer, after {self._seen!r}")
+            self._seen += os.read(self._terminal, 4096)
+        answer, _, self._seen = self._seen.partition(b"\3")
+        return answer.rpartition(b"\2")[2].decode()
+
+
+@skipUnless(shutil.which("bash"), "there is no bash")
+class BashCase(SynchronousTestCase):
+    """
+    A folder with poems and a file, and a bash in it.
+    """
+
+    setup = f"source '{SCRIPT}'"
+
+    def setUp(self) -> None:
+        self.folder = makeFolder(self)
+        self.poetry = os.path.join(self.folder, "poetry")
+        os.mkdir(self.poetry)
+        for name in POEMS:
+            write(self.poetry, name)
+        write(self.folder, "README.md")
+        self.bash = Bash(self.folder, self.setup)
+        self.addCleanup(self.bash.close)
+
+    def complete(self, line: str) -> str:
+        """
+        @return: the line after the Tab key.
+        """
+        return self.bash.press(line, "\t")
+
+    def list(self, line: str) -> list[str]:
+        """
+        @return: all that may stand for the last word of a line.
+        """
+        completed = self.bash.press(line, "\033*")  # insert-completions, of Readline's
+        return completed.removeprefix(line[: line.rfind(" ") + 1]).split()
+
+
+class OptionTests(BashCase):
+    """
+    Which options are offered.
+    """
+
+    def optionsOf(self, options: CommandOptions) -> list[str]:
+        """
+        @return: what there is, as it is typed.
+        """
+        return sorted("--" + name.rstrip("=") for name in options.longOpt)
+
+    def test_server(self) -> None:
+        """
+        The options of C{fastpoetry} are those that it has.
+        """
+        offered = self.list("twistd3 -n fastpoetry ")
+        self.assertEqual(sorted(offered), self.optionsOf(tap.Options()))
+
+    def test_proxy(self) -> None:
+        """
+        The options of C{fastpoetry-proxy} are those that it has.
+        """
+        offered = self.list("twistd3 -n fastpoetry-proxy ")
+        self.assertEqual(sorted(offered), self.optionsOf(proxytap.Options()))
+
+    def test_one(self) -> None:
+        """
+        An option is completed when only one begins like that, also behind one without a value.
+        """
+        completed = self.complete("twistd fastpoetry --anthology --lis")
+        self.assertEqual(completed, "twistd fastpoetry --anthology --listen ")
+
+    def test_afterColon(self) -> None:
+        """
+        A value that ends with a colon does not hide the option behind it.
+        """
+        completed = self.complete("twistd3 fastpoetry --listen adopted: --poet")
+        self.assertEqual(completed, "twistd3 fastpoetry --listen adopted: --poetry-path ")
+
+    def test_number(self) -> None:
+        """
+        Where a number stands, or an address, nothing is offered, and no file either.
+        """
+        for option in ("--port", "-p", "--iface", "--max-readers"):
+            self.assertEqual(self.list(f"twistd3 fastpoetry {option} "), [])
+
+
+class CommandTests(BashCase):
+    """
+    What is ours on a line of twistd's.
+    """
+
+    def test_names(self) -> None:
+        """
+        The names of both commands are offered where a command stands.
+        """
+        self.assertEqual(self.list("twistd3 -n fast"), ["fastpoetry", "fastpoetry-proxy"])
+
+    def test_twistdsOptions(self) -> None:
+        """
+        An option of twistd's with a value takes the next word, and one without does not.
+        """
+        for option in _spellings(ServerOptions()):
+            takesValue = not gnu_getopt([option, "x"], *_declared(ServerOptions()))[1]
+            line = f"twistd3 {option} fastpoetry --poetry-"
+            expected = line if takesValue else f"{line}path "
+            self.assertEqual(self.complete(line), expected)
+
+    def test_twistdsLetters(self) -> None:
+        """
+        Of several letters in one word, the last may take the next one.
+        """
+        for letters, completed in (("-noy", "--poetry-"), ("-no", "--poetry-path ")):
+            line = f"twistd3 {letters} fastpoetry "
+            self.assertEqual(self.complete(f"{line}--poetry-"), f"{line}{completed}")
+
+    def test_others(self) -> None:
+        """
+        Other commands of twistd have file names, as without us.
+        """
+        self.assertEqual(self.complete("twistd3 -ny READ"), "twistd3 -ny README.md ")
+        self.assertEqual(self.complete("twistd3 web --path poe"), "twistd3 web --path poetry/")
+
+
+class PoemTests(BashCase):
+    """
+    Which poems are offered.
+    """
+
+    def test_all(self) -> None:
+        """
+        Every poem along the poetry path is offered by its name.
+        """
+        offered = self.list(f"twistd3 fastpoetry --poetry-path {self.poetry} --poem ")
+        self.assertEqual(offered, [name.removesuffix(".txt") for name in POEMS])
+
+    def test_severalFolders(self) -> None:
+        """
+        A poem may be in any folder of the path; one that is not there does no harm.
+        """
+        other = os.path.join(self.folder, "other")
+        os.mkdir(other)
+        write(other, "elegy.txt")
+        path = f"{self.poetry}:{other}:/nowhere"
+        offered = self.list(f"twistd3 fastpoetry --poetry-path={path} --poem e")
+        self.assertEqual(offered, ["ecstasy", "elegy"])
+
+    def test_equalsSign(self) -> None:
+        """
+        What stands before an equals sign stays.
+        """
+        line = "twistd3 fastpoetry --poetry-path=poetry --poem="
+        self.assertEqual(self.complete(f"{line}ec"), f"{line}ecstasy ")
+
+    def test_home(self) -> None:
+        """
+        A tilde in the path is the home folder.
+        """
+        offered = self.list("twistd3 fastpoetry --poetry-path ~/poetry --poem sc")
+        self.assertEqual(offered, ["science"])
+
+    def test_noNames(self) -> None:
+        """
+        What can be no name of a poem is not offered, and least of all run.
+        """
+        for name in ("x.y.txt", "-x.txt", "x y.txt", "$(touch run).txt", "`touch run`.txt", "x"):
+            write(self.poetry, name)
+        line = "twistd3 fastpoetry --poetry-path poetry --poem "
+        self.assertEqual(len(self.list(line)), len(POEMS))
+        self.assertFalse(os.path.exists(os.path.join(self.folder, "run")))
+
+    def test_path(self) -> None:
+        """
+        Where no name begins like that, a poem is a path.
+        """
+        for between in " =":
+            line = f"twistd3 fastpoetry --poem{between}poetry/"
+            self.assertEqual(self.complete(f"{line}ec"), f"{line}ecstasy.txt ")
+
+    def test_folders(self) -> None:
+        """
+        A poetry path is completed folder by folder.
+        """
+        line = "twistd3 fastpoetry --poetry-path /etc:"
+        self.assertEqual(self.complete(f"{line}poe"), f"{line}poetry/")
+
+
+class CooperationTests(BashCase):
+    """
+    What becomes of a completion that was there before.
+    """
+
+    setup = f"""
+        _theirs() {{ COMPREPLY=("theirs-$1-$2-$3"); compopt -o nospace; }}
+        complete -o nosort -F _theirs twistd3
+        source '{SCRIPT}'
+        source '{SCRIPT}'
+    """
+
+    def test_others(self) -> None:
+        """
+        It goes on completing what is not ours, with all that it may ask bash.
+        """
+        completed = self.complete("twistd3 web x")
+        self.assertEqual(completed, "twistd3 web theirs-twistd3-x-web")
+
+    def test_commands(self) -> None:
+        """
+        Our commands' names are offered beside its own words.
+        """
+        offered = self.list("twistd3 fastpoetry-")
+        self.assertEqual(offered, ["theirs-twistd3-fastpoetry--twistd3", "fastpoetry-proxy"])
+
+    def test_ours(self) -> None:
+        """
+        Behind our commands' names it is not asked.
+        """
+        completed = self.complete("twistd3 fastpoetry --anth")
+        self.assertEqual(completed, "twistd3 fastpoetry --anthology ")
+
+    def test_path(self) -> None:
+        """
+        A poem may be a path, whatever the other completion has declared.
+        """
+        completed = self.complete("twistd3 fastpoetry --poem READ")
+        self.assertEqual(completed, "twistd3 fastpoetry --poem README.md ")
+
+
+@skipUnless(LIBRARY.exists(), "bash-completion is not installed")
+class LibraryTests(BashCase):
+    """
+    How bash-completion finds us.
+    """
+
+    setup = f"""
+        mkdir completions
+        for name in _twistd _twistd3; do ln -s '{SCRIPT}' completions/$name; done
+        BASH_COMPLETION_USER_DIR=$PWD
+        source {LIBRARY}
+    """
+
+    def test_found(self) -> None:
+        """
+        It loads our file when one of our commands' names is first completed.
+        """
+        for command in ("twistd", "twistd3"):
+            completed = self.complete(f"{command} fastpoetry --poetry-path=poetry --poem sc")
+            self.assertEqual(completed[-8:], "science ")
+
+
+def _declared(options: Options) -> tuple[str, list[str]]:
+    """
+    @return: the options of a command as getopt takes them.
+    """
+    return options.shortOpt, options.longOpt
+
+
+def _spellings(options: Options) -> list[str]:
+    """
+    @return: each option of a command as it is typed.
+    """
+    short, long = _declared(options)
+    return [f"-{c}" for c in short if c != ":"] + [f"--{name.rstrip('=')}" for name in long]
