@@ -102,7 +102,8 @@ def fetchFrom(process: subprocess.Popen[str], address: Address) -> bytes:
     def attempt() -> bytes:
         if process.poll() is not None:
             raise AssertionError(finish(process))
-        with suppress(ConnectionRefusedError, FileNotFoundError):
+        # Reset is who comes while the port is only tried, before twistd begins.
+        with suppress(ConnectionRefusedError, ConnectionResetError, FileNotFoundError):
             return fetch(address)
         return b""
 

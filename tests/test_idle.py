@@ -62,9 +62,9 @@ class IdleTests(SynchronousTestCase):
         self.service.startService()
         self.clock.advance(50)
         self.leftAt = 50.0
-        self.clock.pump([1.0] * 59)
+        self.clock.pump([1.0] * 59 + [0.9])
         self.assertEqual(self.ends, 0)
-        self.clock.advance(1)
+        self.clock.advance(0.1)
         self.assertEqual(self.ends, 1)
 
     def test_somebodyStays(self) -> None:
