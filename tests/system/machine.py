@@ -1,0 +1,353 @@
+"""
+A Debian in a container, for as long as a test needs it.
+
+Starts one, runs commands in it, reads its journal and puts it away again; makes no root for it to
+start from (L{system.roots} does), and writes nothing to the one it is given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+_BOOT_SECONDS = 60.0
+_HALT_SECONDS = 30.0
+_POLL_SECONDS = 0.05
+_POWEROFF = signal.SIGRTMIN + 4
+"""Tells systemd to power off; see systemd(1), Signals."""
+
+_ENVIRONMENT = {
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "SYSTEMD_COLORS": "0",
+    "SYSTEMD_PAGER": "",
+    "TERM": "dumb",
+}
+"""What a command in the machine sees of the world: nothing of this machine's own settings."""
+
+# Every change goes to an overlay in memory, mounted where nobody else sees it: it outlasts a reboot
+# and is gone with the machine's last process. systemd-nspawn ends with 133 to be run again, when
+# the machine reboots.
+_START = """
+set -e
+[ -z "$1" ] || echo $$ >"$1/cgroup.procs"
+mount -t tmpfs -o mode=755 tmpfs "$2"
+mkdir "$2/upper" "$2/work" "$2/root"
+mount -t overlay -o "lowerdir=$3,upperdir=$2/upper,workdir=$2/work" overlay "$2/root"
+shift 3
+while "$@"; [ $? -eq 133 ]; do :; done
+"""
+
+_T = TypeVar("_T")
+
+
+class MachineError(Exception):
+    """
+    A machine that did not start, or a command in it that failed: what was seen.
+    """
+
+
+class Machine:
+    """
+    One container.
+
+    @ivar name: what it is called in the list of processes.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        *,
+        binds: Mapping[Path, str] | None = None,
+        environment: Mapping[str, str] | None = None,
+        boot: bool = True,
+        network: bool = False,
+    ) -> None:
+        """
+        @param root: a folder with a whole Debian in it.
+        @param binds: what to show of this machine in that one, read-only, and where.
+        @param environment: variables for commands in the machine.
+        @param boot: whether its first process is its systemd; otherwise one that does nothing.
+        @param network: share this machine's network, instead of a loopback of its own.
+        """
+        self.name = name
+        self._root = root
+        self._binds = dict(binds or {})
+        self._environment = {**_ENVIRONMENT, **(environment or {})}
+        self._boots = boot
+        self._network = network
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+        self._console = self._folder / "console"
+        self._cgroup = _makeCgroup(name)
+        self._container: subprocess.Popen[bytes] | None = None
+        self._leader = 0
+
+    def start(self) -> None:
+        """
+        Start the machine and wait until it is through with starting.
+
+        @raise MachineError: if it does not get there, with what it printed last.
+        """
+        memory = self._folder / "memory"
+        memory.mkdir()
+        start = ("unshare", "--mount", "sh", "-c", _START, "sh", self._cgroup or "", memory)
+        with self._console.open("wb") as console:
+            self._container = subprocess.Popen(
+                [*map(str, start), self._root, *self._nspawn(memory / "root")],
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
+            )
+        try:
+            self._awaitStart()
+        except BaseException:
+            self.close()
+            raise
+
+    def _nspawn(self, directory: Path) -> list[str]:
+        """
+        The container's command line.
+        """
+        first = ["--boot"] if self._boots else ["--as-pid2", "sleep", "infinity"]
+        return [
+            "systemd-nspawn",
+            f"--directory={directory}",
+            f"--machine={self.name}",
+            "--register=no",
+            "--console=pipe",
+            "--timezone=off",
+            f"--resolv-conf={'replace-host' if self._network else 'off'}",
+            *([] if self._network else ["--private-network"]),
+            *([] if self._cgroup is None else ["--keep-unit"]),
+            *(f"--bind-ro={here}:{there}" for here, there in self._binds.items()),
+            *first,
+        ]
+
+    def _awaitStart(self) -> None:
+        deadline = time.monotonic() + _BOOT_SECONDS
+        state = ""
+        while time.monotonic() < deadline and self._isAlive():
+            self._leader = self._findLeader()
+            if self._leader and not self._boots:
+                return
+            if self._leader:
+                state = self.run("systemctl", "is-system-running", check=False).stdout.strip()
+            if state == "running":
+                return
+            if state == "degraded":
+                raise MachineError(self.run("systemctl", "--failed").stdout)
+            time.sleep(_POLL_SECONDS)
+        seen = self._console.read_text(errors="replace").strip()[-2000:]
+        raise MachineError(f"{self.name} did not start ({state or 'no first process'}): {seen}")
+
+    def _isAlive(self) -> bool:
+        return self._container is not None and self._container.poll() is None
+
+    def _findLeader(self) -> int:
+        """
+        The machine's first process, by the number that it has out here; 0 if there is none yet.
+        """
+        assert self._container is not None
+        for nspawn in _findChildren(self._container.pid):
+            for child in _findChildren(nspawn):
+                if _isFirst(child):
+                    return child
+        return 0
+
+    def reboot(self) -> None:
+        """
+        Reboot the machine and wait until it is there again, with all that was written to it.
+        """
+        before = Path(f"/proc/{self._leader}")
+        self.run("systemctl", "reboot", check=False)
+        waitFor(lambda: not before.exists(), "the machine to go down", _HALT_SECONDS)
+        self._awaitStart()
+
+    def close(self) -> None:
+        """
+        Halt the machine and remove what it left.
+        """
+        if self._isAlive():
+            self._leader = self._findLeader() or self._leader
+            self._end()
+        if self._cgroup is not None:
+            _removeCgroup(self._cgroup)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _end(self) -> None:
+        """
+        Power the machine off, or cut it off if it does not obey.
+        """
+        assert self._container is not None
+        for number in (_POWEROFF, signal.SIGKILL) if self._boots else (signal.SIGKILL,):
+            # Until there is a first process, there is nothing but its container.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._leader or self._container.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._container.wait(_HALT_SECONDS)
+                return
+
+    def path(self, inside: str) -> Path:
+        """
+        A file of the machine, as this side can reach it.
+
+        @param inside: absolute, and without an absolute symbolic link on the way.
+        """
+        return Path(f"/proc/{self._leader}/root{inside}")
+
+    def command(self, *command: str) -> list[str]:
+        """
+        What to run out here so that a command runs in there, as root.
+        """
+        settings = (f"{name}={value}" for name, value in self._environment.items())
+        enter = ("nsenter", f"--target={self._leader}", "--all")
+        return [*enter, "env", "--chdir=/", "-i", *settings, *command]
+
+    def run(
+        self, *command: str, check: bool = True, seconds: float = 60.0
+    ) -> subprocess.CompletedProcess[str]:
+        """
+        Run a command in the machine and wait for it.
+
+        @param check: raise if its exit status is not 0.
+        @param seconds: how long it may take.
+        @raise MachineError: with all that it printed.
+        """
+        ran = subprocess.run(
+            self.command(*command),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=seconds,
+        )
+        if check and ran.returncode != 0:
+            raise MachineError(f"{command} exited {ran.returncode}: {ran.stdout}{ran.stderr}")
+        return ran
+
+    def fetch(self, *address: str) -> bytes:
+        """
+        What a server in the machine sends to somebody who says nothing.
+
+        @param address: a host and a port, or C{-U} and a path.
+        """
+        command = self.command("nc", "-d", *address)
+        return subprocess.run(command, stdout=subprocess.PIPE, timeout=30).stdout
+
+    def systemctl(self, *arguments: str) -> str:
+        """
+        Run systemctl.
+
+        @return: what it printed, without the last newline.
+        @raise MachineError: if it does not succeed.
+        """
+        return self.run("systemctl", *arguments).stdout.rstrip("\n")
+
+    def show(self, unit: str, key: str) -> str:
+        """
+        A property of a unit, as C{systemctl show} has it.
+        """
+        return self.systemctl("show", f"--property={key}", "--value", unit)
+
+    def journal(self, *matches: str) -> list[dict[str, str]]:
+        """
+        Records of the machine's journal, oldest first.
+
+        @param matches: options and matches of journalctl.
+        """
+        # Waits until journald has taken in what was sent so far.
+        self.run("journalctl", "--sync")
+        lines = self.run("journalctl", "--output=json", "--all", *matches).stdout
+        return [_readRecord(line) for line in lines.splitlines()]
+
+
+def _readRecord(line: str) -> dict[str, str]:
+    """
+    A record as journalctl prints it in JSON, where a value that is no text is a list of its bytes.
+    """
+    record: dict[str, str] = json.loads(line)
+    for name, value in record.items():
+        if isinstance(value, list):
+            record[name] = bytes(value).decode(errors="replace")
+    return record
+
+
+def waitFor(seek: Callable[[], _T], what: str, seconds: float = 20.0) -> _T:
+    """
+    Look again and again until something is there.
+
+    @param seek: gives what is sought, or something false as long as it is not there.
+    @param what: what to say if it never comes.
+    @raise MachineError: if it does not come in time.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        found = seek()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise MachineError(f"waited {seconds:g} s for {what}; found {found!r}")
+        time.sleep(_POLL_SECONDS)
+
+
+def _findChildren(process: int) -> list[int]:
+    try:
+        children = Path(f"/proc/{process}/task/{process}/children").read_text()
+    except OSError:
+        return []
+    return [int(child) for child in children.split()]
+
+
+def _isFirst(process: int) -> bool:
+    """
+    Whether a process is the first of a machine, and not one on the way to starting it.
+    """
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
+    numbers = next(line for line in status.splitlines() if line.startswith("NSpid:"))
+    return numbers.split()[-1] == "1"
+
+
+def _makeCgroup(name: str) -> Path | None:
+    """
+    A control group for one machine alone, where no systemd out here would give it one.
+
+    Two machines in one group would see each other's processes as those of their own units.
+    """
+    if Path("/run/systemd/system").is_dir():
+        return None
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    hierarchy = next((Path(mount[1]) for mount in mounts if mount[2] == "cgroup2"), None)
+    if hierarchy is None:
+        return None
+    group = hierarchy / f"{name}-{os.getpid()}"
+    group.mkdir(exist_ok=True)
+    return group
+
+
+def _removeCgroup(group: Path) -> None:
+    """
+    Remove a control group and those in it, each as soon as its last process is gone.
+    """
+
+    def isGone() -> bool:
+        for folder, _, _ in os.walk(group, topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+        return not group.exists()
+
+    waitFor(isGone, f"the last process in {group}", _HALT_SECONDS)

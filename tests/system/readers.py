@@ -1,0 +1,101 @@
+"""
+Readers inside a machine, who fetch a poem again and again for as long as a test has something to do
+to its servers.
+
+They are the clients of the tests of faults, which look at every byte and at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from system.conftest import SOURCE
+from system.machine import Machine
+
+# Ends when nobody holds its input any more.
+_FETCH = """
+import asyncio, dataclasses, json, sys
+from pathlib import Path
+from faults.server import fetchSteadily
+
+async def main(times, host, port, *poems):
+    stop, replies = asyncio.Event(), []
+    loop = asyncio.get_running_loop()
+    loop.add_reader(0, lambda: sys.stdin.buffer.raw.read(1) or (loop.remove_reader(0), stop.set()))
+    texts = [Path(each).read_bytes() for each in poems]
+    print("started", flush=True)
+    await fetchSteadily(replies, stop, int(times), (host, int(port)), *texts)
+    json.dump([dataclasses.astuple(each)[:-1] for each in replies], sys.stdout)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+class Replies:
+    """
+    What readers got.
+
+    @ivar kinds: how often they got what: C{poem}, or how much was wrong with it.
+    """
+
+    def __init__(self) -> None:
+        self.kinds: Counter[str] = Counter()
+
+    def add(self, count: int, isWhole: bool, isPart: bool, end: str) -> None:
+        """
+        Count a reply; see L{faults.server.Reply}.
+        """
+        if isWhole and end == "end":
+            self.kinds["poem"] += 1
+        elif isPart:
+            self.kinds[f"{count} bytes, then {end}"] += 1
+        else:
+            self.kinds["something else"] += 1
+
+    @property
+    def poems(self) -> int:
+        """
+        How many had the poem exactly.
+        """
+        return self.kinds["poem"]
+
+    @property
+    def faults(self) -> dict[str, int]:
+        """
+        What the others had, and how many.
+        """
+        return {kind: times for kind, times in self.kinds.items() if kind != "poem"}
+
+
+@contextmanager
+def reading(
+    machine: Machine, port: int, *poems: str, times: int = 16, host: str = "127.0.0.1"
+) -> Iterator[Replies]:
+    """
+    Have readers at work while something is done.
+
+    @param poems: the paths, in the machine, of all that they may get.
+    @param times: how many at a time.
+    @return: what they got, once that is done.
+    """
+    settings = (f"PYTHONPATH={SOURCE}/tests", "PYTHONDONTWRITEBYTECODE=1")
+    arguments = ("python3", "-c", _FETCH, str(times), host, str(port), *poems)
+    replies = Replies()
+    process = subprocess.Popen(
+        machine.command("env", *settings, *arguments),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "started\n"
+        yield replies
+    finally:
+        told, _ = process.communicate(timeout=60)
+    for each in json.loads(told):
+        replies.add(*each)

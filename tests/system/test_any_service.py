@@ -1,0 +1,235 @@
+"""
+Tests of C{docs/twisted-under-systemd.md}: its files and commands, as printed, on a booted system.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from typing import NamedTuple
+
+import pytest
+
+from system.conftest import CLONE, SOURCE, startMachine
+from system.machine import Machine, waitFor
+
+GUIDE = CLONE / "docs/twisted-under-systemd.md"
+
+_PACKAGES = (
+    *("systemd", "systemd-sysv", "dbus", "make", "curl"),
+    *("python3-twisted", "python3-systemd"),
+)
+
+_UNKNOWN = "bf959922182f406294f59108d0a5d6d0"
+"""The MESSAGE_ID of the guide's own kind of record."""
+
+_QUICK = """
+[Service]
+WatchdogSec=2
+RestartSec=100ms
+"""
+
+_TIDY = """
+systemctl --quiet disable --now web.socket signpost.socket
+systemctl stop web.service
+systemctl reset-failed
+rm -rf /run/systemd/system/*
+systemctl daemon-reload
+journalctl --quiet --rotate --vacuum-files=1
+"""
+
+
+class Step(NamedTuple):
+    """
+    A command that the guide prints.
+
+    @ivar command: for a shell.
+    @ivar printed: what comes of it; an ellipsis stands for anything.
+    """
+
+    command: str
+    printed: str
+
+
+def readFiles() -> dict[str, str]:
+    """
+    The files that the guide prints, by their paths.
+    """
+    found = re.findall(r"^`(/\S+)`:\n\n```\w*\n(.*?)^```", GUIDE.read_text(), re.M | re.S)
+    return dict(found)
+
+
+def readSteps() -> list[Step]:
+    """
+    The commands that it prints, in order.
+    """
+    blocks = re.findall(r"^```console\n(.*?)^```", GUIDE.read_text(), re.M | re.S)
+    steps = re.findall(r"^# (.*)\n((?:(?!# ).*\n)*)", "".join(blocks), re.M)
+    return [Step(*step) for step in steps]
+
+
+def matches(seen: str, printed: str) -> bool:
+    """
+    Whether a command printed what the guide says.
+    """
+    pattern = ".*".join(map(re.escape, printed.split("…")))
+    return re.fullmatch(pattern, seen.replace("\r\n", "\n"), re.S) is not None
+
+
+@pytest.fixture(scope="module")
+def guided(release: str) -> Iterator[Machine]:
+    """
+    A booted system with fastpoetry installed, and a curl.
+    """
+    machine = startMachine(release, _PACKAGES, "guided")
+    with closing(machine):
+        machine.run("make", f"--directory={SOURCE}", "install")
+        yield machine
+
+
+@pytest.fixture
+def machine(guided: Machine) -> Iterator[Machine]:
+    """
+    That system with the files of the guide, and nothing of it running.
+    """
+    for path, text in readFiles().items():
+        file = guided.path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    guided.systemctl("daemon-reload")
+    yield guided
+    guided.run("sh", "-c", _TIDY)
+
+
+def get(machine: Machine, *options: str) -> str:
+    """
+    What curl makes of a request.
+    """
+    return machine.run("curl", "--silent", "--show-error", "--max-time", "20", *options).stdout
+
+
+def test_guide(machine: Machine) -> None:
+    """
+    Whoever types what the guide prints sees what it prints.
+    """
+    steps = readSteps()
+    assert len(steps) > 15
+    for command, printed in steps:
+        machine.run("journalctl", "--sync")
+        seen = machine.run("sh", "-c", command).stdout
+        assert matches(seen, printed), f"# {command}\n{seen}instead of\n{printed}"
+
+
+def test_sixLines(machine: Machine) -> None:
+    """
+    The smallest unit has six lines, and can be started by hand as well.
+    """
+    assert len(readFiles()["/etc/systemd/system/web.service"].splitlines()) == 6
+    machine.systemctl("start", "web.service")
+    listing = get(machine, "http://127.0.0.1:8080/")
+    assert "systemd" in listing
+    assert get(machine, "--unix-socket", "/run/web.sock", "http://web/") == listing
+    assert {record["SYSLOG_IDENTIFIER"] for record in machine.journal("_COMM=twistd3")} == {"web"}
+
+
+def test_quiet(machine: Machine) -> None:
+    """
+    Once started, neither complains of anything.
+    """
+    machine.run("sh", "-c", "PYTHONPATH=/opt/signpost twistd3 --help")
+    machine.systemctl("start", "web.service", "signpost.service")
+    get(machine, "http://127.0.0.1:8080/", "http://127.0.0.1:8081/wiki")
+    for unit in ("web", "signpost"):
+        records = machine.journal(f"--unit={unit}")
+        assert [each for each in records if int(each["PRIORITY"]) < 5] == []
+        assert [each for each in records if "plugin cache" in each["MESSAGE"]] == []
+
+
+def test_readiness(machine: Machine) -> None:
+    """
+    When C{systemctl start} comes back, the application has said that it is ready, and how it is.
+    """
+    machine.systemctl("start", "signpost.service")
+    assert machine.show("signpost.service", "ActiveState") == "active"
+    assert machine.show("signpost.service", "StatusText") == "2 names, 0 requests"
+    assert machine.show("signpost.service", "WatchdogUSec") == "30s"
+
+
+def test_record(machine: Machine) -> None:
+    """
+    A stranger's text makes one record of the application's own kind, and no field but its own.
+    """
+    machine.systemctl("start", "signpost.socket")
+    get(machine, "http://127.0.0.1:8081/a%0aPRIORITY=0%0aFORGED=1")
+    (record,) = machine.journal(f"MESSAGE_ID={_UNKNOWN}")
+    assert record["NAME"] == "a\nPRIORITY=0\nFORGED=1"
+    assert record["PRIORITY"] == "4"
+    assert record["SYSLOG_IDENTIFIER"] == "signpost"
+    assert record["LOG_NAMESPACE"] == "signpost.Signpost"
+    assert record["_SYSTEMD_UNIT"] == "signpost.service"
+    assert "FORGED" not in record
+
+
+def test_reload(machine: Machine) -> None:
+    """
+    When C{systemctl reload} comes back, the same process has the new table.
+    """
+    machine.systemctl("start", "signpost.service")
+    process = machine.show("signpost.service", "MainPID")
+    for number in range(5):
+        with machine.path("/etc/signpost").open("a") as table:
+            print(f"{number} https://example.org/{number}", file=table)
+        machine.systemctl("reload", "signpost.service")
+        status = machine.show("signpost.service", "StatusText")
+        assert status == f"{3 + number} names, 0 requests"
+    assert machine.show("signpost.service", "MainPID") == process
+
+
+def test_refusal(machine: Machine) -> None:
+    """
+    A table that cannot be read is refused in one line; mended, it serves who waited all along.
+    """
+    table = machine.path("/etc/signpost")
+    good = table.read_text()
+    table.write_text("nonsense\n")
+    machine.systemctl("start", "signpost.socket")
+    waiting = subprocess.Popen(
+        machine.command("curl", "--silent", "--head", "http://127.0.0.1:8081/wiki"),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    waitFor(lambda: machine.show("signpost.service", "NRestarts") == "2", "the second restart", 30)
+    said = machine.journal("--unit=signpost", "_COMM=twistd3", "_TRANSPORT=stdout")
+    assert {record["MESSAGE"][:36] for record in said} == {"signpost: --table /etc/signpost: dic"}
+    table.write_text(good)
+    answer, _ = waiting.communicate(timeout=30)
+    assert "https://wiki.debian.org/" in answer
+
+
+def test_watchdog(machine: Machine) -> None:
+    """
+    An application that hangs tells where, and is restarted; who connects meanwhile is served.
+    """
+    dropIn = machine.path("/run/systemd/system/signpost.service.d/quick.conf")
+    dropIn.parent.mkdir(parents=True)
+    dropIn.write_text(_QUICK)
+    machine.systemctl("daemon-reload")
+    machine.systemctl("start", "signpost.service")
+    machine.systemctl("kill", "--kill-who=main", "--signal=STOP", "signpost.service")
+    assert "wiki.debian.org" in get(machine, "--head", "http://127.0.0.1:8081/wiki")
+    assert machine.show("signpost.service", "NRestarts") == "1"
+    assert machine.journal("--identifier=signpost", "--grep=Fatal Python error: Aborted")
+    assert machine.journal("--identifier=signpost", "--grep=in doPoll")
+
+
+def test_stop(machine: Machine) -> None:
+    """
+    A stop is a clean one; the socket's takes the service along.
+    """
+    machine.systemctl("start", "signpost.service")
+    machine.systemctl("stop", "signpost.socket")
+    assert machine.show("signpost.service", "ActiveState") == "inactive"
+    assert machine.show("signpost.service", "Result") == "success"
+    assert machine.journal("--unit=signpost", "--priority=warning") == []

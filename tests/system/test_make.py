@@ -1,0 +1,217 @@
+"""
+Tests of the Makefile's targets: on a machine that has git, make and python3, and nothing of ours.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from ssl import get_default_verify_paths
+
+import pytest
+
+from system.conftest import CLONE, UNITS, startMachine
+from system.machine import Machine, waitFor
+from system.roots import readAptSettings
+
+ADDRESS = ("127.0.0.1", 10000)
+HOME = "/root/fastpoetry"
+CTRL_C = b"\x03"
+_PAGES = "packaging/man/*.[1-8]"
+_SETUP_SECONDS = 300.0
+
+
+@pytest.fixture(scope="module")
+def fresh(release: str) -> Iterator[Machine]:
+    """
+    A machine on which somebody has just cloned the repository, with the network of this one.
+    """
+    # Not where Debian's own authorities are: installing those would replace this machine's.
+    bundle = "/etc/host-authorities.pem"
+    settings = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    settings.update(PIP_CERT=bundle, SSL_CERT_FILE=bundle)
+    machine = startMachine(
+        release, ("git", "make", "python3"), "fresh", environment=settings, boot=False, network=True
+    )
+    with closing(machine):
+        authorities = get_default_verify_paths().cafile
+        if authorities is not None:
+            shutil.copy(authorities, machine.path(bundle))
+        pip = Path("/etc/pip.conf")
+        if pip.exists():
+            shutil.copy(pip, machine.path(str(pip)))
+        apt = "".join(f"{line}\n" for line in readAptSettings())
+        machine.path("/etc/apt/apt.conf.d/99host").write_text(apt)
+        ours = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "dropin.cache")
+        shutil.copytree(CLONE, machine.path(HOME), ignore=ours, symlinks=True)
+        yield machine
+
+
+class Terminal:
+    """
+    C{make run} in a terminal of the machine, and what is to be seen there.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        """
+        @param machine: has a clone in L{HOME}.
+        """
+        typed = f"script --quiet --return --command 'make --directory={HOME} run' /dev/null"
+        self._log = machine.path("/root/terminal")
+        with self._log.open("wb") as output:
+            self._process = subprocess.Popen(
+                machine.command("sh", "-c", f"exec {typed}"),
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def read(self) -> str:
+        """
+        All that was printed so far.
+        """
+        return self._log.read_text(errors="replace")
+
+    def awaitLine(self, line: str) -> None:
+        """
+        Wait until something is printed.
+        """
+        waitFor(
+            lambda: line in self.read() or self._process.poll() is not None, line, _SETUP_SECONDS
+        )
+        assert line in self.read(), self.read()
+
+    def interrupt(self) -> int:
+        """
+        Press Ctrl-C.
+
+        @return: the exit status that a shell would see.
+        """
+        keyboard = self._process.stdin
+        assert keyboard is not None
+        keyboard.write(CTRL_C)
+        keyboard.flush()
+        status = self._process.wait(30)
+        keyboard.close()
+        return status
+
+
+def fetch() -> bytes:
+    """
+    What the server sends, through the network that the machines share with us.
+    """
+    with socket.create_connection(ADDRESS, 10) as client:
+        return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+def isFree() -> bool:
+    """
+    Whether the server's port can be had.
+    """
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(ADDRESS)
+            trial.listen()
+        except OSError:
+            return False
+    return True
+
+
+def test_run(fresh: Machine) -> None:
+    """
+    C{make run} sets up what it needs, serves the poem through an adopted socket, says how to fetch
+    it, and ends cleanly on Ctrl-C; the next one works at once.
+    """
+    waitFor(isFree, f"{ADDRESS} to be free on this machine")
+    poem = (CLONE / "poetry/ecstasy.txt").read_bytes()
+    for _ in range(2):
+        terminal = Terminal(fresh)
+        terminal.awaitLine("Serving poetry/ecstasy.txt on 127.0.0.1:10000. ")
+        terminal.awaitLine("Listening on 127.0.0.1:10000 as 3.")
+        assert "nc localhost 10000" in terminal.read()
+        assert fetch() == poem
+        assert fetch() == poem
+        assert terminal.interrupt() == 0, terminal.read()
+        for complaint in ("Error", "Traceback", "***"):
+            assert complaint not in terminal.read(), terminal.read()
+
+
+def test_runUnread(fresh: Machine) -> None:
+    """
+    C{make run} ends as cleanly if nobody has connected.
+    """
+    waitFor(isFree, f"{ADDRESS} to be free on this machine")
+    terminal = Terminal(fresh)
+    terminal.awaitLine("Listening on 127.0.0.1:10000 as 3.")
+    assert terminal.interrupt() == 0, terminal.read()
+
+
+def test_runBrokenPoem(fresh: Machine) -> None:
+    """
+    C{make run} checks the poem before it listens.
+    """
+    poem = fresh.path(f"{HOME}/poetry/ecstasy.txt")
+    text = poem.read_bytes()
+    poem.write_bytes(b"")
+    try:
+        ran = fresh.run("make", f"--directory={HOME}", "run", check=False)
+    finally:
+        poem.write_bytes(text)
+    assert ran.returncode != 0
+    assert "ecstasy.txt: is empty" in ran.stderr
+    assert "Listening" not in ran.stdout + ran.stderr
+
+
+def test_runPortTaken(fresh: Machine) -> None:
+    """
+    C{make run} says it if the port is taken.
+    """
+    waitFor(isFree, f"{ADDRESS} to be free on this machine")
+    with socket.create_server(ADDRESS):
+        ran = fresh.run("make", f"--directory={HOME}", "run", check=False)
+    assert ran.returncode != 0
+    assert "fastpoetry: cannot listen on 127.0.0.1:10000: Address already in use" in ran.stderr
+
+
+def test_test(fresh: Machine) -> None:
+    """
+    C{make test} sets up what it needs and runs tests, and has little to set up the second time.
+    """
+    command = ("sh", "-c", f"cd {HOME} && make test TESTS=tests/test_poem.py")
+    first = fresh.run(*command, seconds=_SETUP_SECONDS)
+    assert " passed in " in first.stdout.splitlines()[-1]
+    assert "Setting up" not in fresh.run(*command).stdout
+
+
+def test_install(tmp_path: Path) -> None:
+    """
+    C{make install} puts everything where it is told to, and nothing else anywhere.
+    """
+    where = (f"DESTDIR={tmp_path}", "prefix=/usr", "unitdir=/lib/systemd/system")
+    subprocess.run(["make", f"--directory={CLONE}", "install", *where], check=True)
+    files = {path for path in tmp_path.rglob("*") if not path.is_dir()}
+    assert {path.stat().st_mode & 0o7777 for path in files} == {0o644}
+    assert {str(path.relative_to(tmp_path)) for path in files} == {
+        *_list("usr/lib/python3/dist-packages", "fastpoetry/*.py", "fastpoetry/py.typed"),
+        *_list("usr/lib/python3/dist-packages", "twisted/plugins/*.py"),
+        *_list("usr/share/fastpoetry", "poetry/*.txt"),
+        *_list("lib/systemd/system", "*.socket", "*.service", "*.d/*.conf", within=UNITS),
+        *_list("usr/lib/systemd/catalog", "*.catalog", within=UNITS),
+        *(f"usr/share/bash-completion/completions/_{name}" for name in ("twistd", "twistd3")),
+        *(f"usr/share/man/man{page.suffix[1:]}/{page.name}" for page in CLONE.glob(_PAGES)),
+    }
+    assert (tmp_path / "etc/fastpoetry/poetry").is_dir()
+
+
+def _list(folder: str, *patterns: str, within: Path = CLONE) -> Iterator[str]:
+    """
+    Where files of the clone are installed.
+    """
+    for pattern in patterns:
+        yield from (f"{folder}/{path.relative_to(within)}" for path in within.glob(pattern))

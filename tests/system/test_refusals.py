@@ -1,0 +1,111 @@
+"""
+Tests of the units when something is wrong: names, poems, descriptors.
+"""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from system.conftest import listUnits
+from system.machine import Machine, waitFor
+
+POEM = "/etc/fastpoetry/poetry/ecstasy.txt"
+STARTING = "MESSAGE_ID=7d4958e842da4a758f6c1cdc7b36dcc5"
+"""The record with which systemd begins to start a unit; see C{journalctl --dump-catalog}."""
+
+
+def countStarts(machine: Machine) -> int:
+    """
+    How often the service was started so far.
+    """
+    return len(machine.journal("--boot", STARTING, "UNIT=fastpoetry@ecstasy.service"))
+
+
+@pytest.mark.parametrize("name", ["typo", "..-..-etc-shadow", "..", ".", r"..\x2f..\x2fetc"])
+def test_name(machine: Machine, name: str) -> None:
+    """
+    A name without a poem is refused with the cause in the journal, and leaves nothing behind.
+    """
+    refused = machine.run("systemctl", "start", f"fastpoetry@{name}.service", check=False)
+    assert refused.returncode != 0
+    (record, *_) = machine.journal("--boot", "--grep=Assertion failed for", "--reverse")
+    assert record["UNIT"] == f"fastpoetry@{name}.socket"
+    waitFor(lambda: not listUnits(machine), "the last trace of it to go")
+    assert not machine.path(f"/run/fastpoetry/{name}.sock").exists()
+
+
+def test_nameNotAllowed(machine: Machine) -> None:
+    """
+    A file whose name cannot be a poem's is refused with the cause in the unit's own journal.
+    """
+    machine.path("/etc/fastpoetry/poetry/a.b.txt").write_text("not to be had\n")
+    assert machine.run("systemctl", "start", "fastpoetry@a.b", check=False).returncode != 0
+    assert machine.journal("--boot", "--unit=fastpoetry@a.b", "--grep=is no name of a poem")
+
+
+def test_brokenPoem(machine: Machine) -> None:
+    """
+    Starting by hand with a broken poem fails each time, at once, with the cause in the journal.
+    """
+    machine.path(POEM).write_text("")
+    before = countStarts(machine)
+    for _ in range(3):
+        # Longer than the start takes, and shorter than the pause after it.
+        machine.run("sh", "-c", "! timeout 4 systemctl start fastpoetry@ecstasy")
+    assert countStarts(machine) == before + 3
+    records = machine.journal("--boot", "--unit=fastpoetry@ecstasy", "--grep=is empty")
+    assert records[-1]["SYSLOG_IDENTIFIER"] == "fastpoetry"
+    assert records[-1]["MESSAGE"].startswith(f"fastpoetry: --poem ecstasy: {POEM}: is empty")
+
+
+def test_brokenPoemWithClients(machine: Machine) -> None:
+    """
+    With clients waiting for a broken poem, the socket stays open and tries now and then, and they
+    are served when the poem is mended.
+    """
+    machine.path(POEM).write_text("")
+    machine.systemctl("start", "fastpoetry@ecstasy.socket")
+    command = machine.command("nc", "-d", "127.0.0.1", "10000")
+    clients = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
+    try:
+        before = countStarts(machine)
+        waitFor(lambda: countStarts(machine) >= before + 3, "a third try")
+        assert machine.show("fastpoetry@ecstasy.socket", "ActiveState") == "active"
+        tries = machine.journal("--boot", STARTING, "UNIT=fastpoetry@ecstasy.service")[-2:]
+        first, second = (int(record["__MONOTONIC_TIMESTAMP"]) for record in tries)
+        assert second - first > 4_000_000
+        machine.path(POEM).write_text("mended\n")
+        assert [client.communicate(timeout=30)[0] for client in clients] == [b"mended\n"] * 3
+    finally:
+        for client in clients:
+            client.kill()
+            client.wait()
+
+
+def test_brokenPoemAtReload(machine: Machine) -> None:
+    """
+    A poem that breaks before a reload leaves the old one in place, and one record of the error.
+    """
+    machine.path(POEM).write_text("old\n")
+    machine.systemctl("start", "fastpoetry@ecstasy")
+    machine.path(POEM).write_text("")
+    machine.systemctl("reload", "fastpoetry@ecstasy")
+    assert machine.fetch("127.0.0.1", "10000") == b"old\n"
+    errors = machine.journal(
+        f"_SYSTEMD_INVOCATION_ID={machine.show('fastpoetry@ecstasy', 'InvocationID')}",
+        "--priority=err",
+    )
+    assert len(errors) == 1
+    assert POEM in errors[0]["MESSAGE"]
+
+
+def test_unreadablePoem(machine: Machine) -> None:
+    """
+    The refusal of a poem that others may not read says how to mend that.
+    """
+    machine.path(POEM).write_text("for root only\n")
+    machine.path(POEM).chmod(0o600)
+    assert machine.run("systemctl", "start", "fastpoetry@ecstasy", check=False).returncode != 0
+    assert machine.journal("--boot", "--unit=fastpoetry@ecstasy", f"--grep=chmod a\\+r {POEM}")

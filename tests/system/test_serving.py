@@ -1,0 +1,228 @@
+"""
+Tests of the units while all is well: poems are served, under systemd's eyes.
+"""
+
+from __future__ import annotations
+
+import re
+
+from system.conftest import CLONE, UNITS
+from system.machine import Machine, waitFor
+
+ECSTASY = ("127.0.0.1", "10000")
+SCIENCE = ("127.0.0.1", "10002")
+QUOTE = ("127.0.0.1", "17")
+
+
+def read(poem: str) -> bytes:
+    """
+    A poem as it is shipped.
+    """
+    return (CLONE / f"poetry/{poem}.txt").read_bytes()
+
+
+def readRun(machine: Machine, *matches: str) -> list[dict[str, str]]:
+    """
+    What the service that runs now has logged.
+    """
+    run = machine.show("fastpoetry@ecstasy", "InvocationID")
+    return machine.journal(f"_SYSTEMD_INVOCATION_ID={run}", *matches)
+
+
+def test_start(machine: Machine) -> None:
+    """
+    Starting a service by hand serves its poem on its port and on its UNIX socket.
+    """
+    machine.systemctl("start", "fastpoetry@ecstasy")
+    assert machine.fetch(*ECSTASY) == read("ecstasy")
+    assert machine.fetch("-U", "/run/fastpoetry/ecstasy.sock") == read("ecstasy")
+
+
+def test_firstConnection(machine: Machine) -> None:
+    """
+    The first connection starts a service, and is served by it.
+    """
+    machine.systemctl("start", "fastpoetry@ecstasy.socket")
+    assert machine.show("fastpoetry@ecstasy.service", "ActiveState") == "inactive"
+    assert machine.fetch(*ECSTASY) == read("ecstasy")
+    assert machine.show("fastpoetry@ecstasy.service", "ActiveState") == "active"
+
+
+def test_shippedPorts(machine: Machine) -> None:
+    """
+    Each poem that is shipped has a port of its own.
+    """
+    for port, poem in enumerate(("ecstasy", "fascination", "science", "alla_sera"), 10000):
+        machine.systemctl("start", f"fastpoetry@{poem}.socket")
+        assert machine.fetch("127.0.0.1", str(port)) == read(poem)
+
+
+def test_twoInstances(machine: Machine) -> None:
+    """
+    Two instances run side by side, and one goes on when the other is stopped.
+    """
+    machine.systemctl("start", "fastpoetry@ecstasy", "fastpoetry@science")
+    assert machine.fetch(*ECSTASY) == read("ecstasy")
+    assert machine.fetch(*SCIENCE) == read("science")
+    machine.systemctl("stop", "fastpoetry@ecstasy.socket")
+    assert machine.fetch(*ECSTASY) == b""
+    assert machine.fetch(*SCIENCE) == read("science")
+
+
+def test_quoteOfTheDay(machine: Machine) -> None:
+    """
+    The service without an instance serves any of the poems.
+    """
+    machine.systemctl("start", "fastpoetry")
+    poems = {path.read_bytes() for path in CLONE.glob("poetry/*.txt")}
+    assert machine.fetch(*QUOTE) in poems
+
+
+def test_administratorsPoem(machine: Machine) -> None:
+    """
+    A poem of the administrator's needs no more than its file, and takes the place of a shipped one.
+    """
+    for name in ("mine", "ecstasy"):
+        machine.path(f"/etc/fastpoetry/poetry/{name}.txt").write_text("a poem of mine\n")
+        machine.systemctl("start", f"fastpoetry@{name}")
+        assert machine.fetch("-U", f"/run/fastpoetry/{name}.sock") == b"a poem of mine\n"
+
+
+def test_status(machine: Machine) -> None:
+    """
+    C{systemctl status} says in words what is served and how often it was.
+    """
+    machine.systemctl("start", "fastpoetry@ecstasy")
+    machine.fetch(*ECSTASY)
+    status = 'Status: "Serving ecstasy (2735 bytes): 1 poem sent, 0 readers"'
+    waitFor(lambda: status in machine.systemctl("status", "fastpoetry@ecstasy"), status)
+
+
+def test_journalFields(machine: Machine) -> None:
+    """
+    A poem sent is one record, with what there is to know in fields of their own.
+    """
+    machine.systemctl("start", "fastpoetry@ecstasy")
+    machine.fetch(*ECSTASY)
+    (record,) = readRun(machine, "--grep=sending")
+    assert record["MESSAGE"] == f"sending 2735 bytes of poetry to {record['PEER']}"
+    assert record["PEER"].startswith("127.0.0.1:")
+    wanted = {
+        "PRIORITY": "6",
+        "SYSLOG_IDENTIFIER": "fastpoetry",
+        "LOG_LEVEL": "info",
+        "LOG_NAMESPACE": "fastpoetry.ledger.Ledger",
+        "BYTES": "2735",
+        "MESSAGE_ID": "51c4b039c6b549da8188e2ad236b9868",
+    }
+    assert {name: record.get(name) for name in wanted} == wanted
+
+
+def test_journalSelection(machine: Machine) -> None:
+    """
+    C{-u fastpoetry} shows the quote service, C{-u 'fastpoetry@*'} every instance, C{-t fastpoetry}
+    all of them.
+    """
+    quote, instance = "fastpoetry.service", "fastpoetry@ecstasy.service"
+    machine.systemctl("start", quote, instance)
+
+    def ours(*selection: str) -> set[str]:
+        records = machine.journal("--boot", *selection)
+        return {record["_SYSTEMD_UNIT"] for record in records if record["_COMM"] == "twistd3"}
+
+    assert ours("--unit=fastpoetry") == {quote}
+    assert instance in ours("--unit=fastpoetry@*")
+    assert quote not in ours("--unit=fastpoetry@*")
+    assert {quote, instance} <= ours("--identifier=fastpoetry")
+
+
+def test_catalog(machine: Machine) -> None:
+    """
+    C{journalctl -x} explains our records.
+    """
+    ours = (UNITS / "fastpoetry.catalog").read_text()
+    known = machine.run("journalctl", "--dump-catalog").stdout
+    for entry in re.findall("^-- ([0-9a-f]{32})$", ours, re.MULTILINE):
+        assert entry in known
+
+
+def test_reload(machine: Machine) -> None:
+    """
+    When C{systemctl reload} returns, the same process serves what the file holds now.
+    """
+    machine.systemctl("start", "fastpoetry@ecstasy")
+    process = machine.show("fastpoetry@ecstasy", "MainPID")
+    for poem in ("old\n", "new\n") * 5:
+        machine.path("/etc/fastpoetry/poetry/ecstasy.txt").write_text(poem)
+        machine.systemctl("reload", "fastpoetry@ecstasy")
+        assert machine.fetch(*ECSTASY).decode() == poem
+    assert machine.show("fastpoetry@ecstasy", "MainPID") == process
+
+
+def test_stop(machine: Machine) -> None:
+    """
+    A service that is stopped is started again by its socket.
+    """
+    machine.systemctl("start", "fastpoetry@ecstasy")
+    machine.systemctl("stop", "fastpoetry@ecstasy")
+    assert machine.show("fastpoetry@ecstasy.service", "ActiveState") == "inactive"
+    assert machine.fetch(*ECSTASY) == read("ecstasy")
+
+
+def test_socketGone(machine: Machine) -> None:
+    """
+    With its socket stopped a service ends too, and no file looks like a server any more.
+    """
+    machine.systemctl("start", "fastpoetry@ecstasy")
+    machine.systemctl("stop", "fastpoetry@ecstasy.socket")
+    assert machine.show("fastpoetry@ecstasy.service", "ActiveState") == "inactive"
+    assert not machine.path("/run/fastpoetry/ecstasy.sock").exists()
+
+
+def test_manyRestarts(machine: Machine) -> None:
+    """
+    There is no limit to restarts in quick succession.
+    """
+    for _ in range(8):
+        machine.systemctl("restart", "fastpoetry@ecstasy")
+    assert machine.fetch(*ECSTASY) == read("ecstasy")
+
+
+def test_crash(machine: Machine) -> None:
+    """
+    Who connects after a crash waits for the next process.
+    """
+    machine.systemctl("start", "fastpoetry@ecstasy")
+    machine.systemctl("kill", "--signal=SIGKILL", "fastpoetry@ecstasy")
+    assert machine.fetch(*ECSTASY) == read("ecstasy")
+    assert machine.show("fastpoetry@ecstasy", "NRestarts") == "1"
+
+
+def test_watchdog(machine: Machine) -> None:
+    """
+    A service that stands still is restarted.
+    """
+    machine.systemctl("start", "fastpoetry@ecstasy")
+    process = machine.show("fastpoetry@ecstasy", "MainPID")
+    machine.systemctl("kill", "--signal=SIGSTOP", "fastpoetry@ecstasy")
+    assert machine.fetch(*ECSTASY) == read("ecstasy")
+    assert machine.show("fastpoetry@ecstasy", "MainPID") != process
+    assert machine.journal("--boot", "--unit=fastpoetry@ecstasy", "--grep=Watchdog timeout")
+
+
+def test_reboot(machine: Machine) -> None:
+    """
+    An enabled socket listens again after a reboot.
+    """
+    machine.systemctl("enable", "--now", "fastpoetry@ecstasy.socket")
+    machine.reboot()
+    assert machine.show("fastpoetry@ecstasy.socket", "ActiveState") == "active"
+    assert machine.fetch(*ECSTASY) == read("ecstasy")
+
+
+def test_enableService(machine: Machine) -> None:
+    """
+    Enabling a service enables its socket.
+    """
+    machine.systemctl("enable", "fastpoetry@ecstasy.service")
+    assert machine.systemctl("is-enabled", "fastpoetry@ecstasy.socket") == "enabled"

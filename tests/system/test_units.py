@@ -1,0 +1,116 @@
+"""
+Tests of the units themselves: what they allow, and that they agree with each other and the program.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fastpoetry.policy import Limits
+from system.conftest import SOURCE, UNITS
+from system.machine import Machine
+
+SERVICES = ("fastpoetry@ecstasy.service", "fastpoetry.service")
+
+# Tries to make a file in every folder that there is.
+_PROBE = r"""
+import os
+for folder, folders, _ in os.walk("/"):
+    if folder in ("/proc", "/sys"):
+        folders.clear()
+    try:
+        os.close(os.open(folder + "/probe", os.O_CREAT | os.O_WRONLY))
+    except OSError:
+        continue
+    print("could write to", folder)
+print("through")
+"""
+
+
+def test_verify(machine: Machine) -> None:
+    """
+    C{systemd-analyze verify} has nothing to say.
+    """
+    units = [
+        *SERVICES,
+        *("fastpoetry@ecstasy.socket", "fastpoetry.socket"),
+        *("fastpoetry-pause@fastpoetry.service", "fastpoetry-pause@fastpoetry@ecstasy.service"),
+    ]
+    verified = machine.run("systemd-analyze", "verify", "--man=no", *units)
+    assert verified.stdout + verified.stderr == ""
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_security(machine: Machine, service: str) -> None:
+    """
+    C{systemd-analyze security} sees an exposure of 0.5 at most, in the file and while it runs.
+    """
+    machine.systemctl("start", service)
+    file = f"{SOURCE}/packaging/systemd/{service.replace('ecstasy', '')}"
+    for which in ([service], ["--offline=true", file]):
+        # It fails above the threshold, which is in tenths.
+        machine.run("systemd-analyze", "security", "--threshold=5", *which)
+
+
+def test_nothingToWrite(machine: Machine) -> None:
+    """
+    In the sandbox there is no folder that a file could be written to.
+    """
+    probe = "/run/systemd/system/fastpoetry-probe.service"
+    machine.path(probe).write_text(
+        f"[Service]\nType=oneshot\nExecStart=/usr/bin/python3 -c {json.dumps(_PROBE)}\n"
+    )
+    machine.run("mkdir", f"{probe}.d")
+    sandbox = "/usr/lib/systemd/system/fastpoetry@.service.d/10-sandbox.conf"
+    machine.run("cp", sandbox, f"{probe}.d")
+    machine.systemctl("daemon-reload")
+    machine.systemctl("start", "fastpoetry-probe")
+    said = machine.journal("--boot", "_SYSTEMD_UNIT=fastpoetry-probe.service")
+    assert [record["MESSAGE"] for record in said] == ["through"]
+
+
+def test_noNetwork(machine: Machine) -> None:
+    """
+    The service sees no network, though its readers come from one.
+    """
+    machine.systemctl("start", "fastpoetry@ecstasy")
+    process = machine.show("fastpoetry@ecstasy", "MainPID")
+    assert machine.fetch("127.0.0.1", "10000")
+    listening = machine.path(f"/proc/{process}/net/tcp").read_text().splitlines()
+    assert len(listening) == 1
+
+
+def test_limits() -> None:
+    """
+    The limits in the units leave room for what the program allows itself.
+    """
+    limits = Limits()
+    unit = readSettings("fastpoetry@.service")
+    assert int(unit["LimitNOFILE"]) >= limits.maxReaders + 100
+    assert float(unit["TimeoutStopSec"]) >= limits.drainSeconds + 5
+    assert unit["MemoryMax"] == "2G"
+    assert limits.maxReaders * 128 * 1024 + 2 * 64 * 1024**2 + 64 * 1024**2 < 2 * 1024**3
+
+
+def test_sameSettings() -> None:
+    """
+    The two services differ in their names and in what they serve, and in nothing else.
+    """
+    instance, quote = readSettings("fastpoetry@.service"), readSettings("fastpoetry.service")
+    differing = {key for key in instance.keys() | quote.keys() if instance[key] != quote[key]}
+    named = {"Description", "Documentation", "Requires", "After", "Also"}
+    assert differing == {*named, "ExecStart"}
+
+
+def readSettings(unit: str) -> dict[str, str]:
+    """
+    A unit's settings; those of one name together.
+    """
+    settings: dict[str, str] = {}
+    for line in (UNITS / unit).read_text().replace("\\\n", "").splitlines():
+        key, equals, value = line.partition("=")
+        if equals and not line.startswith("#"):
+            settings[key] = f"{settings[key]}\n{value}" if key in settings else value
+    return settings
