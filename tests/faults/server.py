@@ -1,0 +1,595 @@
+"""
+A server on sockets that the test keeps, as systemd would, and clients good and bad.
+
+The socket outlives the server: it may stop, die and be started again. Asserts nothing itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import re
+import resource
+import select
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from twisted.trial.unittest import SynchronousTestCase
+
+_HERE = Path(__file__).resolve().parent
+ROOT = _HERE.parent.parent
+
+HANG_SECONDS = 60.0
+"""What takes longer hangs: far above anything that these tests wait for."""
+
+KIBI, MEBI = 1024, 1024 * 1024
+
+SENT = "51c4b039c6b549da8188e2ad236b9868"
+LEFT = "aac587f9fd8d4d049348340f51b0da4a"
+GAVE_UP = "470c42a041664ba0ba7ef62f224426bf"
+TURNED_AWAY = "4c40f64984b04c188433d02c24c4950e"
+SUMMARY = "4f161caf0e264a26815e0fb0d6cba257"
+FULL = "fbb58c123b214fef889bb057cdfb5239"
+LOADED = "75bd5b2d1e3d4f139ebabd17d05f836b"
+KEPT = "d9a7bc3707d94fb8a97a3861b7924ca8"
+SERVING = "0217db627ce8470bb0671ca6e3266dc1"
+
+Address = tuple[str, int] | str
+_T = TypeVar("_T")
+
+# What systemd does between fork and exec: LISTEN_PID is known only there.
+_LAUNCH = """
+import fcntl, os, resource, sys
+limit, fds, *command = sys.argv[1:]
+passed = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 100) for fd in fds.split(",") if fd]
+for number, fd in enumerate(passed, 3):
+    os.dup2(fd, number)
+os.closerange(3 + len(passed), 200)
+if passed:
+    os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(passed)))
+if int(limit):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (int(limit), int(limit)))
+os.execvp(command[0], command)
+"""
+_TWISTD = "from twisted.scripts.twistd import run; run()"
+
+
+def makeText(size: int, seed: int = 0) -> bytes:
+    """
+    A poem of so many bytes, in which no piece can pass for another.
+
+    @param seed: another makes another poem.
+    """
+    line = b"%07d %07d of a line that is told apart from any\n"
+    return b"".join(line % (seed, n) for n in range(size // 54 + 1))[:size]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """
+    What one client got.
+
+    @ivar count: how many bytes.
+    @ivar isWhole: whether they are one of the expected poems, all of it and nothing else.
+    @ivar isPart: whether they are how such a poem begins.
+    @ivar end: C{end} for a clean one, C{reset} or C{refused}.
+    @ivar seconds: from the connect to the end.
+    """
+
+    count: int
+    isWhole: bool
+    isPart: bool
+    end: str
+    seconds: float
+
+    @property
+    def isExact(self) -> bool:
+        """
+        Whether this is what a client hopes for.
+        """
+        return self.isWhole and self.end == "end"
+
+    @property
+    def isHonest(self) -> bool:
+        """
+        Whether a client can tell from this how much it got: everything, or not.
+        """
+        return self.isWhole or (self.isPart and self.end == "reset")
+
+
+def connect(address: Address, **how: Any) -> socket.socket:
+    """
+    A client's socket, connected; see L{_open}.
+    """
+    client = _open(address, **how)
+    client.settimeout(HANG_SECONDS)
+    client.connect(address)
+    return client
+
+
+def _open(address: Address, receiveBuffer: int = 0, source: str = "") -> socket.socket:
+    """
+    A client's socket, not yet connected.
+
+    @param receiveBuffer: its size in bytes, as the kernel rounds it.
+    @param source: the address to come from.
+    """
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+    client = socket.socket(family, socket.SOCK_STREAM)
+    if receiveBuffer:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receiveBuffer)
+    if source:
+        client.bind((source, 0))
+    return client
+
+
+def resetNow(client: socket.socket) -> None:
+    """
+    Leave as a client that crashes: with a reset.
+    """
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    client.close()
+
+
+async def fetch(
+    address: Address,
+    *poems: bytes,
+    write: bytes = b"",
+    halfClose: bool = False,
+    receiveBuffer: int = 0,
+    pauseSeconds: float = 0.0,
+    pieceBytes: int = 256 * KIBI,
+    betweenSeconds: float = 0.0,
+    source: str = "",
+) -> Reply:
+    """
+    Fetch a poem, whatever becomes of it.
+
+    @param poems: any of which it may be.
+    @param write: what to send before the first read.
+    @param halfClose: whether to close the writing side before the first read.
+    @param pauseSeconds: how long to wait before the first read.
+    @param pieceBytes: what to read at a time.
+    @param betweenSeconds: how long to wait after each read.
+    """
+    loop = asyncio.get_running_loop()
+    began = time.monotonic()
+    candidates, count, end = list(map(memoryview, poems)), 0, "end"
+    with _open(address, receiveBuffer, source) as client:
+        client.setblocking(False)
+        try:
+            await loop.sock_connect(client, address)
+        except ConnectionRefusedError:
+            return Reply(0, False, True, "refused", time.monotonic() - began)
+        except OSError:  # connected, but over by the time we looked
+            return Reply(0, False, True, "reset", time.monotonic() - began)
+        try:
+            if write:
+                await loop.sock_sendall(client, write)
+            if halfClose:
+                client.shutdown(socket.SHUT_WR)
+        except OSError:  # it was the sign; the next read would show a clean end
+            end = "reset"
+        if pauseSeconds:
+            await asyncio.sleep(pauseSeconds)
+        try:
+            while piece := await loop.sock_recv(client, pieceBytes):
+                upTo = count + len(piece)
+                candidates = [each for each in candidates if each[count:upTo] == piece]
+                count = upTo
+                if betweenSeconds:
+                    await asyncio.sleep(betweenSeconds)
+        except OSError:
+            end = "reset"
+    isWhole = any(len(each) == count for each in candidates)
+    return Reply(count, isWhole, bool(candidates), end, time.monotonic() - began)
+
+
+async def fetchMany(times: int, address: Address, *poems: bytes, **how: Any) -> list[Reply]:
+    """
+    Fetch so many times at once; see L{fetch}.
+    """
+    return await asyncio.gather(*(fetch(address, *poems, **how) for _ in range(times)))
+
+
+async def fetchSteadily(
+    replies: list[Reply], stop: asyncio.Event, times: int, address: Address, *poems: bytes
+) -> None:
+    """
+    So many clients at a time, each fetching again and again until it is to stop.
+
+    @param replies: grows by what they get.
+    """
+
+    async def client() -> None:
+        while not stop.is_set():
+            replies.append(await fetch(address, *poems))
+
+    await asyncio.gather(*(client() for _ in range(times)))
+
+
+def run(coroutine: Coroutine[Any, Any, _T], seconds: float = HANG_SECONDS) -> _T:
+    """
+    Run to the end what clients do.
+
+    @raise TimeoutError: if that does not come.
+    """
+
+    async def bounded() -> _T:
+        return await asyncio.wait_for(coroutine, seconds)
+
+    return asyncio.run(bounded())
+
+
+def readAll(client: socket.socket) -> tuple[int, str]:
+    """
+    Read until nothing more comes: how much that was, and how it ended.
+    """
+    count = 0
+    try:
+        while piece := client.recv(256 * KIBI):
+            count += len(piece)
+    except (ConnectionError, ssl.SSLEOFError):
+        return count, "reset"
+    return count, "end"
+
+
+async def readAllAtOnce(clients: list[socket.socket]) -> list[tuple[int, str]]:
+    """
+    Read with all clients together, since some are served only when others have done.
+    """
+    loop = asyncio.get_running_loop()
+
+    async def read(client: socket.socket) -> tuple[int, str]:
+        client.setblocking(False)
+        count = 0
+        try:
+            while piece := await loop.sock_recv(client, 256 * KIBI):
+                count += len(piece)
+        except ConnectionError:
+            return count, "reset"
+        return count, "end"
+
+    return await asyncio.gather(*map(read, clients))
+
+
+def wait(condition: Callable[[], object], what: str, seconds: float = HANG_SECONDS) -> None:
+    """
+    Wait until something is so.
+
+    @raise TimeoutError: if it does not become so.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(what)
+        time.sleep(0.01)
+
+
+def command(
+    arguments: Sequence[str],
+    listeners: dict[str, socket.socket],
+    *,
+    logger: str = "observers.records",
+    descriptors: int = 0,
+    before: Sequence[str] = (),
+) -> list[str]:
+    """
+    The command line of a twistd that adopts sockets.
+
+    @param arguments: for twistd, after its own.
+    @param listeners: the sockets to pass, by name.
+    @param logger: the observer of twistd's log.
+    @param descriptors: how many it may have open, if that is to be limited.
+    @param before: a command that runs a command.
+    """
+    fds = ",".join(str(each.fileno()) for each in listeners.values())
+    launch = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(descriptors), fds, *before]
+    options = ["--nodaemon", "--pidfile=", "--no_save", f"--logger={logger}"]
+    return [*launch, sys.executable, "-c", _TWISTD, *options, *arguments]
+
+
+def environment(listeners: dict[str, socket.socket], **others: str) -> dict[str, str]:
+    """
+    The environment of such a twistd.
+    """
+    return {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "PYTHONPATH": f"{ROOT}:{_HERE}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "LISTEN_FDNAMES": ":".join(listeners),
+        **others,
+    }
+
+
+class Server:
+    """
+    One process of twistd's.
+
+    @ivar log: the file with what it logs or prints.
+    @ivar pid: the process, until it has been waited for.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        listeners: dict[str, socket.socket],
+        log: Path,
+        environ: dict[str, str],
+        **how: Any,
+    ) -> None:
+        """
+        Start it; it serves once it can, and until then its clients wait in the backlog.
+
+        @param arguments: for twistd, after its own.
+        @param listeners: the sockets to pass, by name.
+        @param environ: more of the environment.
+        @param how: see L{command}.
+        """
+        self.log = log
+        with open(log, "ab") as output:
+            self.process = subprocess.Popen(
+                command(arguments, listeners, **how),
+                env=environment(listeners, **environ),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=[each.fileno() for each in listeners.values()],
+            )
+        self.pid = self.process.pid
+
+    def records(self, messageID: str = "") -> list[dict[str, Any]]:
+        """
+        What it has logged, of one kind or all.
+        """
+        return readRecords(self.log, messageID)
+
+    def tracebacks(self) -> list[str]:
+        """
+        The failures it has logged or printed.
+        """
+        return re.findall(r"(?m)^.*(?:Traceback|log_failure).*$", self.log.read_text())
+
+    def waitFor(self, messageID: str, times: int = 1) -> list[dict[str, Any]]:
+        """
+        The records of one kind, once there are so many.
+        """
+        # Counting is cheaper than reading, where the machine is busy already.
+        wait(lambda: self.log.read_text().count(messageID) >= times, f"{times} of {messageID}")
+        return self.records(messageID)
+
+    def send(self, number: int) -> None:
+        """
+        Send a signal.
+        """
+        self.process.send_signal(number)
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """
+        End it: its status, negative for a signal.
+        """
+        self.send(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """
+        Wait until it has ended, and for its status.
+        """
+        return self.process.wait(HANG_SECONDS)
+
+    def residentKiB(self, key: str = "VmRSS") -> int:
+        """
+        How much memory it has.
+
+        @param key: C{VmHWM} for the most that it had since L{forgetPeak}.
+        """
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition(f"{key}:")[2].split()[0])
+
+    def forgetPeak(self) -> None:
+        """
+        Begin anew with what C{VmHWM} counts (proc(5), clear_refs).
+        """
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
+    def cpuSeconds(self) -> float:
+        """
+        How much of a processor it has used.
+        """
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def descriptors(self) -> int:
+        """
+        How many descriptors it has open.
+        """
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def close(self) -> None:
+        """
+        Leave nothing behind.
+        """
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+class Nursery:
+    """
+    A process that forks servers, one at a time, each in some milliseconds.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], listeners: dict[str, socket.socket], log: Path
+    ) -> None:
+        """
+        @param arguments: for twistd, after its own.
+        @param listeners: the sockets to pass, by name.
+        @param log: the file for what the servers log.
+        """
+        twistd = command(arguments, listeners)
+        # The same arguments, for another program.
+        where = twistd.index(_TWISTD)
+        twistd[where - 1 : where + 1] = [str(_HERE / "nursery.py")]
+        count = str(len(listeners))
+        self._process = subprocess.Popen(
+            twistd,
+            env=environment(listeners, FAULTS_FDS=count, FAULTS_LOG=str(log)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            pass_fds=[each.fileno() for each in listeners.values()],
+        )
+
+    def order(self, what: str) -> int:
+        """
+        C{start} a server: its process. C{kill} it or C{wait} for it: its status.
+        """
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write(f"{what}\n")
+        if not select.select([stdout], [], [], HANG_SECONDS)[0]:
+            raise TimeoutError(what)
+        return int(stdout.readline())
+
+    def close(self) -> None:
+        """
+        Leave nothing behind.
+        """
+        self._process.communicate(timeout=HANG_SECONDS)
+
+
+def kernelBytes(port: int) -> int | None:
+    """
+    What the kernel holds in the sockets of one local port: input, output and what is set aside for
+    them. Nothing where there is no C{ss} to tell.
+    """
+    if shutil.which("ss") is None:
+        return None
+    told = subprocess.run(
+        ["ss", "--no-header", "--tcp", "--memory", "--numeric", "sport", "=", f":{port}"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    return sum(map(int, re.findall(r"\b[rwf](\d+)", " ".join(re.findall(r"skmem:\S+", told)))))
+
+
+def readRecords(log: Path, messageID: str = "") -> list[dict[str, Any]]:
+    """
+    The records in a log, of one kind or all.
+    """
+    lines = log.read_text().split("\n")[:-1]  # the last may not be all there yet
+    events = [json.loads(line) for line in lines if line.startswith("{")]
+    return [each for each in events if messageID in ("", each.get("message_id"))]
+
+
+class FaultCase(SynchronousTestCase):
+    """
+    A test with a folder, sockets and servers of its own, all gone when it ends.
+
+    @ivar folder: for the poems and the log.
+    @ivar log: of all its servers, one after the other.
+    @ivar listeners: the sockets, by name; the poem of that name is served there.
+    """
+
+    def setUp(self) -> None:
+        """
+        Make the folder, and room for thousands of clients.
+        """
+        self.folder = Path(tempfile.mkdtemp(prefix="fastpoetry-"))
+        self.addCleanup(shutil.rmtree, self.folder)
+        self.log = self.folder / "log"
+        self.listeners: dict[str, socket.socket] = {}
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+
+    def write(self, text: bytes, name: str = "poem") -> bytes:
+        """
+        Put a poem in its place at once, as an administrator should.
+        """
+        new = self.folder / "new"
+        new.write_bytes(text)
+        new.rename(self.folder / f"{name}.txt")
+        return text
+
+    def listen(self, name: str = "poem", family: int = socket.AF_INET) -> Address:
+        """
+        Make a socket, which stays for as long as the test does.
+        """
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        self.addCleanup(listener.close)
+        listener.bind(
+            str(self.folder / f"{name}.sock") if family == socket.AF_UNIX else ("127.0.0.1", 0)
+        )
+        listener.listen(4096)
+        self.listeners[name] = listener
+        address: Address = listener.getsockname()
+        return address
+
+    def arguments(self, *options: str, endpoint: str = "adopted") -> list[str]:
+        """
+        A command that serves on each socket the poem of its name.
+        """
+        blocks = [
+            [f"--poem={self.folder}/{name}.txt", f"--listen={endpoint}:name={name}"]
+            for name in self.listeners
+        ]
+        return ["fastpoetry", *options, *itertools.chain(*blocks)]
+
+    def serve(
+        self,
+        *options: str,
+        endpoint: str = "adopted",
+        environ: dict[str, str] | None = None,
+        **how: Any,
+    ) -> Server:
+        """
+        Start a server; see L{Server}.
+        """
+        arguments = self.arguments(*options, endpoint=endpoint)
+        server = Server(arguments, self.listeners, self.log, environ or {}, **how)
+        self.addCleanup(server.close)
+        return server
+
+    def nurse(self, *options: str) -> Nursery:
+        """
+        Start what forks servers.
+        """
+        nursery = Nursery(self.arguments(*options), self.listeners, self.log)
+        self.addCleanup(nursery.close)
+        return nursery
+
+    def hold(self, times: int, address: Address, **how: Any) -> list[socket.socket]:
+        """
+        Connect so many clients that do nothing; see L{connect}. Those that the server has reset
+        by the time they are connected are left out.
+        """
+        clients = []
+        for _ in range(times):
+            with contextlib.suppress(ConnectionResetError):
+                clients.append(connect(address, **how))
+                self.addCleanup(clients[-1].close)
+        return clients
+
+    def assertAll(self, quality: str, replies: Iterable[Reply]) -> None:
+        """
+        Assert that every reply C{isExact}, or C{isHonest}; show the ones that are not.
+        """
+        self.assertEqual([each for each in replies if not getattr(each, quality)][:5], [])

@@ -1,0 +1,222 @@
+"""
+P5: at a limit new clients wait or are turned away by rule; the others do not notice.
+"""
+
+from __future__ import annotations
+
+import resource
+import signal
+import socket
+import time
+
+from .server import (
+    FULL,
+    GAVE_UP,
+    KIBI,
+    LEFT,
+    MEBI,
+    SENT,
+    SUMMARY,
+    TURNED_AWAY,
+    FaultCase,
+    connect,
+    fetch,
+    fetchMany,
+    makeText,
+    readAll,
+    readAllAtOnce,
+    resetNow,
+    run,
+    wait,
+)
+
+
+class DescriptorTests(FaultCase):
+    """
+    More clients than the server may have open.
+    """
+
+    def test_fewDescriptors(self) -> None:
+        """
+        With 64 descriptors 500 clients are all served exactly, a few at a time; while all who are
+        there read nothing the server does next to nothing, and says so once.
+        """
+        address, poem = self.listen(), self.write(makeText(MEBI))
+        server = self.serve(descriptors=64)
+        clients = self.hold(500, address)
+        server.waitFor(FULL)
+        before = server.cpuSeconds()
+        time.sleep(1.5)
+        self.assertLess(server.cpuSeconds() - before, 0.3)
+        self.assertEqual(len(server.records(FULL)), 1)
+        self.assertEqual(len(server.records(SENT)), 0)
+        self.assertEqual(run(readAllAtOnce(clients)), [(len(poem), "end")] * 500)
+        self.assertEqual(server.tracebacks(), [])
+
+    def test_noDescriptorAtAll(self) -> None:
+        """
+        When accept(2) itself finds no descriptor, clients wait in the backlog until there is one.
+        """
+        address, poem = self.listen(), self.write(makeText(3003))
+        server = self.serve()
+        self.assertAll("isExact", [run(fetch(address, poem))])
+        _, hard = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (3, hard))
+        clients = self.hold(100, address)
+        server.waitFor(FULL)
+        before = server.cpuSeconds()
+        time.sleep(1)
+        self.assertLess(server.cpuSeconds() - before, 0.3)
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (hard, hard))
+        self.assertEqual({readAll(client) for client in clients}, {(len(poem), "end")})
+        self.assertEqual((len(server.records(FULL)), server.tracebacks()), (1, []))
+
+    def test_mostReaders(self) -> None:
+        """
+        With --max-readers it is the same, on a UNIX socket too.
+        """
+        addresses = [self.listen("poem"), self.listen("local", socket.AF_UNIX)]
+        self.write(makeText(MEBI), "local")
+        poem = self.write(makeText(MEBI))
+        server = self.serve("--max-readers=10")
+        clients = self.hold(50, addresses[0]) + self.hold(50, addresses[1])
+        server.waitFor(FULL)
+        self.assertEqual(run(readAllAtOnce(clients)), [(len(poem), "end")] * 100)
+        self.assertEqual(len(server.records(FULL)), 1)
+
+    def test_whoOnlyStaysMakesRoom(self) -> None:
+        """
+        Clients that have everything and do not close keep nobody waiting.
+        """
+        address, poem = self.listen(), self.write(makeText(3003))
+        self.serve("--max-readers=10")
+        clients = self.hold(300, address)
+        began = time.monotonic()
+        self.assertEqual({readAll(client) for client in clients}, {(len(poem), "end")})
+        self.assertLess(time.monotonic() - began, 20)
+
+
+class SourceTests(FaultCase):
+    """
+    One source that takes too many.
+    """
+
+    def test_poemUnderWay(self) -> None:
+        """
+        Of 500 connections of one source that read nothing 20 are held and the others are reset,
+        while another source is served.
+        """
+        address, poem = self.listen(), self.write(makeText(MEBI))
+        server = self.serve("--max-readers=100", "--max-readers-per-source=20")
+        greedy = self.hold(500, address)
+        self.assertAll("isExact", run(fetchMany(20, address, poem, source="127.0.0.2")))
+        server.waitFor(TURNED_AWAY, 200)
+        self.assertEqual(server.records(FULL), [])
+        replies = run(readAllAtOnce(greedy))
+        self.assertEqual(replies.count((len(poem), "end")), 20)
+        self.assertTrue(all(end == "reset" for count, end in replies if count < len(poem)))
+        self.assertAll("isExact", run(fetchMany(20, address, poem)))
+
+    def test_smallPoemNotTaken(self) -> None:
+        """
+        It is the same with a poem that is soon with the system, but not with its reader.
+        """
+        address, poem = self.listen(), self.write(makeText(16 * KIBI))
+        self.serve("--max-readers=100", "--max-readers-per-source=20")
+        greedy = self.hold(500, address, receiveBuffer=KIBI)
+        replies = run(fetchMany(20, address, poem, source="127.0.0.2"), seconds=10)
+        self.assertAll("isExact", replies)
+        replies = run(readAllAtOnce(greedy))
+        self.assertTrue(all(end == "reset" for count, end in replies if count < len(poem)))
+
+    def test_notOnUNIX(self) -> None:
+        """
+        On a UNIX socket there are no sources to tell apart.
+        """
+        address, poem = self.listen(family=socket.AF_UNIX), self.write(makeText(4 * MEBI))
+        self.serve("--max-readers-per-source=1")
+        replies = run(fetchMany(50, address, poem, pauseSeconds=0.3))
+        self.assertAll("isExact", replies)
+
+
+class BacklogTests(FaultCase):
+    """
+    Clients that are gone before they are accepted.
+    """
+
+    def test_resetBeforeTheServerStarts(self) -> None:
+        """
+        1,000 connections that were reset in the backlog are no trouble to the next client.
+        """
+        address, poem = self.listen(), self.write(makeText(3003))
+        for _ in range(1000):
+            resetNow(connect(address))
+        server = self.serve()
+        self.assertAll("isExact", [run(fetch(address, poem))])
+        self.assertEqual(server.tracebacks(), [])
+
+    def test_resetWhileItIsBusy(self) -> None:
+        """
+        It is the same while the server runs, but has no time to accept, and with a large poem.
+        """
+        address, poem = self.listen(), self.write(makeText(MEBI))
+        server = self.serve()
+        self.assertAll("isExact", [run(fetch(address, poem))])
+        descriptors = server.descriptors()
+        server.send(signal.SIGSTOP)
+        for _ in range(1000):
+            resetNow(connect(address))
+        server.send(signal.SIGCONT)
+        self.assertAll("isExact", [run(fetch(address, poem))])
+        self.assertEqual(server.tracebacks(), [])
+        wait(lambda: server.descriptors() <= descriptors, "the close")
+
+
+class CountTests(FaultCase):
+    """
+    Records of what became of connections.
+    """
+
+    def test_everyPoemIsCounted(self) -> None:
+        """
+        3,000 poems have as many records as the budget allows, and the rest are in the summaries.
+        """
+        address, poem = self.listen(), self.write(makeText(3003))
+        server = self.serve("--journal-budget=5")
+        began = time.monotonic()
+        for _ in range(30):
+            self.assertAll("isExact", run(fetchMany(100, address, poem)))
+            time.sleep(0.05)
+        server.end()
+        seconds = time.monotonic() - began
+        sent, sums = server.records(SENT), server.records(SUMMARY)
+        self.assertEqual(len(sent) + sum(each["poems"] for each in sums), 3000)
+        total = sum(each["bytes"] for each in sent + sums)
+        self.assertEqual(total, 3000 * len(poem))
+        self.assertTrue(5 <= len(sent) <= 5 * (seconds + 2))
+        self.assertTrue(1 <= len(sums) <= seconds + 2)
+
+    def test_everyConnectionIsCounted(self) -> None:
+        """
+        So it is with readers that leave, are given up on, or are turned away.
+        """
+        address, poem = self.listen(), self.write(makeText(MEBI))
+        options = ["--journal-budget=3", "--max-readers-per-source=10", "--stall-timeout=1"]
+        server = self.serve(*options)
+        for number in range(2, 12):
+            for client in self.hold(5, address, source=f"127.0.0.{number}"):
+                self.assertTrue(client.recv(1))
+                client.close()
+            self.hold(25, address, source=f"127.0.0.{number}")
+        self.assertAll("isExact", run(fetchMany(8, address, poem)))
+        server.end()
+        kinds = {"poems": SENT, "left": LEFT, "gave_up": GAVE_UP, "turned_away": TURNED_AWAY}
+        sums = server.records(SUMMARY)
+        counts = {
+            key: len(server.records(messageID)) + sum(each[key] for each in sums)
+            for key, messageID in kinds.items()
+        }
+        # Who left may have been seen to do so only when the others had come already.
+        away = counts.pop("turned_away")
+        self.assertTrue(150 <= away <= 200, away)
+        self.assertEqual(counts, {"poems": 8, "left": 50, "gave_up": 250 - away})

@@ -1,0 +1,193 @@
+"""
+P6: a broken poem never closes the port for good.
+
+What systemd does with a server that does not start is not here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from unittest import SkipTest
+
+from .server import (
+    KEPT,
+    LOADED,
+    MEBI,
+    Address,
+    FaultCase,
+    Server,
+    connect,
+    fetch,
+    makeText,
+    readAll,
+    run,
+)
+
+# Root reads what it may not, unless it gives that up.
+_AS_ANYBODY = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+
+
+class ReloadTests(FaultCase):
+    """
+    A poem that is broken when the server is told to reload.
+    """
+
+    def assertKept(
+        self, breakIt: Callable[[Path], object], cause: str, before: list[str] | None = None
+    ) -> None:
+        """
+        Assert that the old poem stays, that one record says why, and that a mended one is served.
+
+        @param breakIt: called with the poem's path, where nothing is any more.
+        @param cause: a part of the record.
+        @param before: a command that runs the server.
+        """
+        address, old = self.listen(), self.write(makeText(3003))
+        server = self.serve(before=before or [])
+        self.assertAll("isExact", [run(fetch(address, old))])
+        path = self.folder / "poem.txt"
+        path.unlink()
+        breakIt(path)
+        server.send(signal.SIGHUP)
+        (record,) = server.waitFor(KEPT)
+        self.assertIn(str(path), record["cause"])
+        self.assertIn(cause, record["cause"])
+        self.assertAll("isExact", [run(fetch(address, old))])
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        new = self.write(makeText(3003, 1))
+        self.assertReloads(server, address, new, 2)
+        self.assertEqual(len(server.records(KEPT)), 1)
+        self.assertEqual(server.tracebacks(), [])
+
+    def assertReloads(self, server: Server, address: Address, poem: bytes, times: int) -> None:
+        """
+        Assert that a reload brings a poem, the so many-th.
+        """
+        server.send(signal.SIGHUP)
+        server.waitFor(LOADED, times)
+        self.assertAll("isExact", [run(fetch(address, poem))])
+
+    def test_deleted(self) -> None:
+        """
+        A poem that is gone is not: the server has it.
+        """
+        self.assertKept(lambda path: None, "No such file")
+
+    def test_unreadable(self) -> None:
+        """
+        A poem that may not be read is no poem.
+        """
+        if os.geteuid() == 0 and shutil.which("setpriv") is None:
+            raise SkipTest("root may read everything")
+
+        def hide(path: Path) -> None:
+            path.write_bytes(b"secret")
+            path.chmod(0)
+
+        self.assertKept(hide, "Permission denied", _AS_ANYBODY if os.geteuid() == 0 else None)
+
+    def test_empty(self) -> None:
+        """
+        An empty file is no poem.
+        """
+        self.assertKept(lambda path: path.write_bytes(b""), "is empty")
+
+    def test_folder(self) -> None:
+        """
+        A folder is no poem.
+        """
+        self.assertKept(lambda path: path.mkdir(), "is a folder")
+
+    def test_fifo(self) -> None:
+        """
+        A FIFO is no poem, and nobody waits for its writer.
+        """
+        self.assertKept(os.mkfifo, "is a FIFO")
+
+    def test_device(self) -> None:
+        """
+        A device is no poem, however much it has to say.
+        """
+        self.assertKept(lambda path: path.symlink_to("/dev/zero"), "is a device")
+
+    def test_huge(self) -> None:
+        """
+        What is larger than a poem may be is not even read.
+        """
+
+        def grow(path: Path) -> None:
+            path.touch()
+            os.truncate(path, 1 << 40)
+
+        self.assertKept(grow, "64 MiB")
+
+    def test_linkToItself(self) -> None:
+        """
+        A link that leads nowhere is no poem.
+        """
+        self.assertKept(lambda path: path.symlink_to(path.name), "symbolic links")
+
+    def test_writtenToWhileItIsRead(self) -> None:
+        """
+        A poem that somebody writes to while it is read is not taken for one.
+        """
+        ended = threading.Event()
+
+        def writeOn(path: Path) -> None:
+            with open(path, "wb", buffering=0) as file:
+                os.truncate(path, 60 * MEBI)
+                while not ended.is_set():
+                    os.pwrite(file.fileno(), b"x", 0)
+
+        def start(path: Path) -> None:
+            writer = threading.Thread(target=writeOn, args=[path])
+            writer.start()
+            self.addCleanup(writer.join)
+            self.addCleanup(ended.set)
+            while not path.exists() or path.stat().st_size == 0:
+                pass
+
+        self.assertKept(start, "was written to")
+
+    def test_replacedWhileItIsRead(self) -> None:
+        """
+        A poem that is moved into place during a reload is either there as a whole or not yet.
+        """
+        address, poems = self.listen(), [makeText(8 * MEBI, seed) for seed in (1, 2)]
+        self.write(poems[0])
+        server = self.serve()
+        self.assertAll("isExact", [run(fetch(address, poems[0]))])
+        for number in range(30):
+            server.send(signal.SIGHUP)
+            self.write(poems[number % 2])
+            self.assertAll("isExact", [run(fetch(address, *poems))])
+        self.assertEqual(server.records(KEPT), [])
+        self.assertEqual(len({each["digest"] for each in server.records(LOADED)}), 2)
+
+
+class StartTests(FaultCase):
+    """
+    A poem that is broken when the server starts.
+    """
+
+    def test_clientsWaitUntilItIsMended(self) -> None:
+        """
+        The server ends at once, with the cause in one line; who waits at its socket goes on
+        waiting, and the server that finds the poem mended serves them.
+        """
+        address = self.listen()
+        clients = [connect(address) for _ in range(20)]
+        for _ in range(3):
+            self.assertEqual(self.serve().wait(), 1)
+        self.assertRegex(self.log.read_text(), r"\A(fastpoetry: --poem \S*: \S+: No such.*\n){3}\Z")
+        poem = self.write(makeText(3003))
+        self.serve()
+        for client in clients:
+            self.assertEqual(readAll(client), (len(poem), "end"))
+            client.close()
