@@ -435,7 +435,7 @@ class StopTests(NotifyCase):
         heard = []
 
         class Other(Service):
-            def stopService(other) -> None:  # noqa: N805
+            def stopService(other) -> None:
                 heard.extend(self.systemd.heard())
 
         services = MultiService()

@@ -1,0 +1,104 @@
+"""
+A poetry server as a Twisted tutorial would have it: the peer that the fast one is measured against.
+
+One plugin file, imported as a whole. It has no deadlines and no limits, closes as soon as it has
+written, and tells of each poem in the log unless it is to be silent.
+"""
+
+# A tutorial's code, and Twisted's types disagree with it.
+# mypy: ignore-errors
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.application import internet, service, strports
+from twisted.internet.protocol import Factory, Protocol
+from twisted.plugin import IPlugin
+from twisted.python import log, usage
+from zope.interface import implementer
+
+
+class PoetryProtocol(Protocol):
+    """
+    Sends the poem and closes.
+    """
+
+    factory: PoetryFactory
+
+    def connectionMade(self) -> None:
+        poem = self.factory.service.poem
+        if not self.factory.silent:
+            log.msg(f"sending {len(poem)} bytes of poetry to {self.transport.getPeer()}")
+        self.transport.write(poem)
+        self.transport.loseConnection()
+
+
+class PoetryFactory(Factory):
+    """
+    Knows where the poem is.
+    """
+
+    protocol = PoetryProtocol
+    noisy = False
+
+    def __init__(self, source: PoetryService, silent: bool) -> None:
+        self.service = source
+        self.silent = silent
+
+
+class PoetryService(service.Service):
+    """
+    Reads the poem when it starts.
+    """
+
+    poem = b""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def startService(self) -> None:
+        super().startService()
+        with open(self.path, "rb") as poem:
+            self.poem = poem.read()
+        log.msg(f"loaded a poem from: {self.path}")
+
+
+class Options(usage.Options):
+    """
+    A poem and where to serve it.
+    """
+
+    optParameters = [
+        ["port", "p", 10000, "The port number to listen on.", int],
+        ["poem", None, None, "The path to the poem."],
+        ["iface", None, "localhost", "The interface to listen on."],
+        ["listen", None, None, "An endpoint to listen on instead."],
+    ]
+    optFlags = [["silent", None, "Do not tell of each poem."]]
+
+
+@implementer(service.IServiceMaker, IPlugin)
+class TutorialServiceMaker:
+    """
+    Puts the service and its port together.
+    """
+
+    tapname = "tutorial-poetry"
+    description = "A tutorial's poetry service."
+    options = Options
+
+    def makeService(self, options: dict[str, Any]) -> service.MultiService:
+        parent = service.MultiService()
+        source = PoetryService(options["poem"])
+        source.setServiceParent(parent)
+        factory = PoetryFactory(source, bool(options["silent"]))
+        if options["listen"]:
+            port = strports.service(options["listen"], factory)
+        else:
+            port = internet.TCPServer(options["port"], factory, interface=options["iface"])
+        port.setServiceParent(parent)
+        return parent
+
+
+serviceMaker = TutorialServiceMaker()
