@@ -103,7 +103,7 @@ def _endpoints(block: Block, trial: Trial, reactor: Any) -> list[IStreamServerEn
     for option, endpoint in asked:
         try:
             trial.check(endpoint)
-        except (OSError, UnicodeError) as why:  # the latter from a name that is none
+        except (OSError, TypeError, UnicodeError) as why:  # the latter two from a name that is none
             refuse(f"{option}: {getattr(why, 'strerror', None) or why}")
     return [endpoint for _, endpoint in asked]
 

@@ -32,7 +32,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.logger import LogEvent, formatEvent
-from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
@@ -106,7 +106,7 @@ class Reactor(MemoryReactorClock):
     # The interface has that name for what is called.
     def callInThread(
         self,
-        callable: Callable[..., object],  # noqa: A002
+        callable: Callable[..., object],
         *args: object,
         **kw: object,
     ) -> None:
@@ -117,7 +117,7 @@ class Reactor(MemoryReactorClock):
 
     def callFromThread(
         self,
-        callable: Callable[..., object],  # noqa: A002
+        callable: Callable[..., object],
         *args: object,
         **kw: object,
     ) -> None:
@@ -398,7 +398,6 @@ class FakeTransport(StringTransport):
 
     producer: Any
     dataBuffer = b""
-    dataBuffer = b""
 
     def __init__(self, peer: Any = None, handle: Any = None) -> None:
         super().__init__(peerAddress=peer)
@@ -460,7 +459,7 @@ class FakeTLS(ProtocolWrapper):
     @ivar did: how it was told to end.
     """
 
-    def __init__(self, factory: WrappingFactory, wrappedProtocol: IProtocol) -> None:
+    def __init__(self, factory: Any, wrappedProtocol: IProtocol) -> None:
         super().__init__(factory, wrappedProtocol)
         self.did: list[str] = []
 

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from fastpoetry import copy as copyModule
 from fastpoetry.copy import Copy, CopyError, CopyFile
 from fastpoetry.poem import Poem
 
@@ -211,7 +210,7 @@ class UnusableTests(CopyCase):
         def fsync(descriptor: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        self.patch(copyModule.os, "fsync", fsync)
+        self.patch(os, "fsync", fsync)
         why = self.assertRaises(CopyError, self.file.save, self.copy(b"another\n"))
         self.assertEqual(str(why), f"{self.file.path}: No space left on device")
         self.assertEqual(self.file.load(), self.copy())

@@ -351,6 +351,14 @@ class StopTests(ListenerCase):
         self.assertEqual(said(events), [])
         self.assertFalse(self.reactor.hasStopped)
 
+    def test_twice(self) -> None:
+        """
+        A second stop does no more than wait.
+        """
+        self.start(FakePort())
+        self.listener.stopService()
+        self.successResultOf(self.listener.stopService())
+
     def test_beforeItStarts(self) -> None:
         """
         Where nothing was started there is nothing to stop.

@@ -41,7 +41,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from fastpoetry.ledger import Counts
+from fastpoetry.ledger import Address, Counts
 from fastpoetry.poem import Poem
 from fastpoetry.policy import Limits, Policy
 from fastpoetry.port import BorrowedPort, FastPort, SocketReader, countUnacknowledged
@@ -486,21 +486,29 @@ class LongTests(PortCase):
 class FakeConnection:
     """
     A connection that takes so much at a time, and remembers what it was handed.
+
+    @ivar handed: what it was given to send.
+    @ivar options: which options were set.
+    @ivar closed: whether it was closed.
     """
 
     family = socket.AF_INET
 
-    def __init__(self, takes: int = 100, receives: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self, takes: Callable[[], int] = lambda: 1000, receives: Callable[[], int] = lambda: 0
+    ) -> None:
         self.takes = takes
         self.receives = receives
         self.handed: list[Any] = []
+        self.options: list[int] = []
+        self.closed = False
 
     def send(self, data: Any, flags: int) -> int:
         """
         Take a part.
         """
         self.handed.append(data)
-        return min(self.takes, len(data))
+        return min(self.takes(), len(data))
 
     def recv_into(self, buffer: bytearray, size: int, flags: int) -> int:
         """
@@ -508,15 +516,22 @@ class FakeConnection:
         """
         return self.receives()
 
-    def setsockopt(self, *option: object) -> None:
+    def setsockopt(self, level: int, option: int, value: object) -> None:
         """
         Have another option.
         """
+        self.options.append(option)
 
     def shutdown(self, how: int) -> None:
         """
         End.
         """
+
+    def close(self) -> None:
+        """
+        Be gone.
+        """
+        self.closed = True
 
 
 class EconomyTests(PortCase):
@@ -524,17 +539,17 @@ class EconomyTests(PortCase):
     Tests for what a reader costs the server.
     """
 
-    def reader(self, connection: Any) -> SocketReader:
+    def reader(self, connection: Any, address: Address = "") -> SocketReader:
         """
         @return: a reader on a connection that nobody is at the other end of.
         """
-        return SocketReader(connection, "", POEM, 0.0, self.policy, self.reactor)
+        return SocketReader(connection, address, POEM, 0.0, self.policy, self.reactor)
 
     def test_noCopies(self) -> None:
         """
         However many pieces a poem goes out in, none is copied.
         """
-        connection = FakeConnection(takes=100)
+        connection = FakeConnection(lambda: 100)
         reader = self.reader(connection)
         reader.start()
         while self.reactor.writers:
@@ -543,6 +558,47 @@ class EconomyTests(PortCase):
         for piece in connection.handed:
             whole = piece.obj if isinstance(piece, memoryview) else piece
             self.assertIs(whole, POEM.text)
+
+    def test_small(self) -> None:
+        """
+        For a poem that goes out at once no more is set than what a close means.
+        """
+        connection = FakeConnection()
+        self.reader(connection).start()
+        self.assertEqual(connection.options, [socket.SO_LINGER])
+
+    def test_leftAtOnce(self) -> None:
+        """
+        The connection of a client that has gone is closed.
+        """
+
+        def reset() -> int:
+            raise ConnectionResetError(errno.ECONNRESET, "reset")
+
+        connection = FakeConnection(reset)
+        self.reader(connection).start()
+        self.assertTrue(connection.closed)
+        self.assertEqual(self.policy.ledger.counts, Counts(left=1))
+
+    def test_turnedAway(self) -> None:
+        """
+        So is one that is turned away.
+        """
+        self.policy = Policy(Limits(maxReadersPerSource=1), self.reactor)
+        connections = [FakeConnection(lambda: 100), FakeConnection(lambda: 100)]
+        for connection in connections:
+            self.reader(connection, ("192.0.2.7", 40000)).start()
+        self.assertEqual([each.closed for each in connections], [False, True])
+
+    def test_resetAfterwards(self) -> None:
+        """
+        A client that resets the connection has closed it.
+        """
+
+        def reset() -> int:
+            raise ConnectionResetError(errno.ECONNRESET, "reset")
+
+        self.assertTrue(self.reader(FakeConnection(receives=reset)).hasClosed())
 
     def test_anUploaderHoldsUpNobody(self) -> None:
         """
@@ -556,7 +612,7 @@ class EconomyTests(PortCase):
                 raise AssertionError("reads on and on")
             return 65536
 
-        reader = self.reader(FakeConnection(1000, receive))
+        reader = self.reader(FakeConnection(receives=receive))
         self.assertFalse(reader.hasClosed())
 
 
@@ -915,10 +971,23 @@ class WaitTests(PortCase):
         self.source.giveUp()
         self.assertRaises(ConnectionResetError, receiveAll, client)
         self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=1))
+        self.assertEqual(self.policy.readers, 0)
         self.assertEqual(self.reactor.getReaders(), [self.port])
         self.connect()
         self.reactor.turn()
         self.assertEqual(len(self.source.waiting), 1)
+
+    def test_failsForTheOldBacklog(self) -> None:
+        """
+        Who came before the port listened is reset too.
+        """
+        plain = self.plainPort()
+        self.address = plain.socket.getsockname()
+        client = self.connect()
+        self.listen(None, plain)
+        self.port.doRead()
+        self.source.giveUp()
+        self.assertRaises(ConnectionResetError, receiveAll, client)
 
     def test_failsAtOnce(self) -> None:
         """
@@ -955,6 +1024,7 @@ class WaitTests(PortCase):
         self.policy.removePort(self.port)
         self.port.stopListening()
         self.assertTrue(waiting.called)
+        self.assertEqual(self.policy.readers, 0)
         self.assertEqual(self.reactor.getReaders(), [])
         self.assertEqual(self.policy.ledger.counts, Counts())
 
@@ -1079,6 +1149,17 @@ class UNIXTests(PortCase):
         client.shutdown(socket.SHUT_WR)
         self.reactor.turn()
         self.assertEqual(self.reactor.fetch(client), LONG.text)
+
+    def test_clientDoesNotRead(self) -> None:
+        """
+        What was written cannot get lost, so that a client need not have read it to be closed.
+        """
+        self.listen()
+        client = self.connect()
+        self.reactor.turn()
+        self.visit(4)
+        self.assertEqual(self.policy.readers, 0)
+        self.assertEqual(receiveAll(client), POEM.text)
 
     def test_noSource(self) -> None:
         """

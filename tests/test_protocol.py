@@ -317,6 +317,16 @@ class SocketTests(ProtocolCase):
         self.pull(transport)
         self.assertEqual(self.lingerOf(server), (0, 0))
 
+    def test_memory(self) -> None:
+        """
+        For a stopped reader no more than a part of a long poem waits in the kernel.
+        """
+        self.source.poem = LONG
+        server, _ = self.pairOfSockets()
+        self.connect(FakeTransport(PEER, server))
+        option = server.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+        self.assertEqual(option, 128 * 1024)
+
     def test_UNIX(self) -> None:
         """
         On a UNIX socket, which knows no reset, that is left alone.
@@ -455,7 +465,9 @@ class WaitTests(ProtocolCase):
         """
         transport = self.connect()
         self.assertIsNone(transport.producer)
+        self.assertEqual(self.policy.readers, 1)
         self.source.give(POEM)
+        self.assertEqual(self.policy.readers, 1)
         self.pull(transport)
         self.assertEqual(transport.value(), POEM.text)
 
@@ -479,6 +491,16 @@ class WaitTests(ProtocolCase):
         self.assertEqual((transport.did, transport.value()), (["abortConnection"], b""))
         self.protocol.connectionLost(Failure(ConnectionLost()))
         self.assertEqual(self.policy.readers, 0)
+
+    def test_drain(self) -> None:
+        """
+        A stop does not let it wait.
+        """
+        transport = self.connect()
+        drained = self.policy.drain()
+        self.assertEqual(transport.did, ["abortConnection"])
+        self.protocol.connectionLost(Failure(ConnectionLost()))
+        self.successResultOf(drained)
 
     def test_leaves(self) -> None:
         """

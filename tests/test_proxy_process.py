@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -90,6 +92,32 @@ def sends(*pieces: bytes, betweenSeconds: float = 0.0) -> Behaviour:
     return behave
 
 
+def sendsAfter(event: threading.Event) -> Behaviour:
+    """
+    Send a poem when the test says so.
+    """
+
+    def behave(connection: socket.socket) -> None:
+        event.wait()
+        connection.sendall(POEM)
+
+    return behave
+
+
+def endpointOf(address: Address) -> str:
+    """
+    A description of where a server listens.
+    """
+    return f"tcp:host=127.0.0.1:port={portOf(address)}"
+
+
+def portOf(address: Address) -> str:
+    """
+    A TCP port, as an argument.
+    """
+    return str(address[1])
+
+
 def isSilent(connection: socket.socket) -> None:
     """
     Send nothing until the other end goes away.
@@ -116,9 +144,10 @@ def isEndless(connection: socket.socket) -> None:
 
 def breaksOff(connection: socket.socket) -> None:
     """
-    Reset half-way.
+    Reset half-way, once the other end knows that it is connected.
     """
     connection.sendall(POEM[:1500])
+    time.sleep(0.5)
     resetNow(connection)
 
 
@@ -261,7 +290,7 @@ class ColdTests(ProxyCase):
         A thousand clients cost one fetch, and each of them gets every byte.
         """
         answer = threading.Event()
-        upstream = self.upstream(lambda client: answer.wait() and client.sendall(POEM))
+        upstream = self.upstream(sendsAfter(answer))
         address = self.proxy(upstream.endpoint)
         server = self.serve()
         clients = self.hold(1000, address)
@@ -275,7 +304,7 @@ class ColdTests(ProxyCase):
         When the first client leaves, by a reset, the others get what was begun for it.
         """
         answer = threading.Event()
-        upstream = self.upstream(lambda client: answer.wait() and client.sendall(POEM))
+        upstream = self.upstream(sendsAfter(answer))
         address = self.proxy(upstream.endpoint)
         self.serve()
         first, *others = self.hold(3, address)
@@ -434,8 +463,12 @@ class WarmTests(ProxyCase):
         server = self.serve("--max-age=0")
         self.assertFetches(address, POEM)
         upstream.close()
-        self.assertFetches(address, POEM)
-        server.waitFor(FAILED)
+
+        def isAway() -> bool:
+            self.assertFetches(address, POEM)  # and so has it asked for again
+            return bool(server.records(FAILED))
+
+        wait(isAway, "a fetch that fails")
         self.assertFetches(address, POEM)
         self.upstream(sends(NEW), upstream.port)
         wait(lambda: run(fetch(address, NEW)).isExact, "the new poem")
@@ -547,9 +580,9 @@ class ChainTests(ProxyCase):
         """
         Through two proxies a poem of a real server arrives whole, and each is asked once.
         """
-        _, port = self.origin({"origin": POEM})["origin"]
-        _, port = self.proxy(f"tcp:host=127.0.0.1:port={port}", name="middle")
-        address = self.proxy(f"tcp:host=127.0.0.1:port={port}", name="edge")
+        origin = self.origin({"origin": POEM})["origin"]
+        middle = self.proxy(endpointOf(origin), name="middle")
+        address = self.proxy(endpointOf(middle), name="edge")
         for name in ("middle", "edge"):
             arguments = [
                 *("fastpoetry-proxy", *self.blocks[name], f"--listen=adopted:name={name}"),
@@ -566,7 +599,7 @@ class ChainTests(ProxyCase):
         ends when it is told to.
         """
         address = self.listen()
-        self.blocks["poem"] = [f"--upstream=tcp:host=127.0.0.1:port={address[1]}"]
+        self.blocks["poem"] = [f"--upstream={endpointOf(address)}"]
         server = self.serve("--idle-timeout=0.5", "--total-timeout=1")
         for _ in range(2):
             clients = self.hold(20, address)
@@ -582,8 +615,8 @@ class ChainTests(ProxyCase):
         poems = {f"poem{number}": makeText(2000, number) for number in range(200)}
         where = self.origin(poems)
         addresses = {
-            name: self.proxy(f"tcp:host=127.0.0.1:port={port}", name=f"proxy-{name}")
-            for name, (_, port) in where.items()
+            name: self.proxy(endpointOf(address), name=f"proxy-{name}")
+            for name, address in where.items()
         }
         self.serve()
 
@@ -593,6 +626,67 @@ class ChainTests(ProxyCase):
             )
 
         self.assertAll("isExact", run(fetchAll()))
+
+
+@skipUnless(importlib.util.find_spec("OpenSSL") and shutil.which("openssl"), "no OpenSSL")
+class TLSTests(ProxyCase):
+    """
+    An upstream behind TLS, which has an end of its own.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        key, certificate = self.folder / "key", self.folder / "certificates" / "poems.pem"
+        certificate.parent.mkdir()
+        command: list[str | Path] = [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=poems"),
+            *("-addext", "subjectAltName=DNS:poems", "-keyout", key, "-out", certificate),
+        ]
+        subprocess.run(command, check=True, capture_output=True)
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(certificate, key)
+        self.trusted = certificate.parent
+
+    def sends(self, text: bytes, end: Callable[[ssl.SSLSocket], object]) -> Behaviour:
+        """
+        Send something through TLS.
+
+        @param end: how to end it.
+        """
+
+        def behave(connection: socket.socket) -> None:
+            with self.context.wrap_socket(connection, server_side=True) as wrapped:
+                wrapped.sendall(text)
+                end(wrapped)
+
+        return behave
+
+    def proxyOf(self, upstream: Upstream) -> Address:
+        """
+        Start a proxy of an upstream that it trusts.
+
+        @return: where it listens.
+        """
+        inner = upstream.endpoint.replace(":", r"\:")
+        address = self.proxy(f"tls:poems:trustRoots={self.trusted}:endpoint={inner}:port=1")
+        self.server = self.serve("--total-timeout=1")
+        return address
+
+    def test_whole(self) -> None:
+        """
+        A poem with TLS's end after it is whole.
+        """
+        upstream = self.upstream(self.sends(POEM, lambda wrapped: wrapped.unwrap()))
+        self.assertFetches(self.proxyOf(upstream), POEM)
+
+    def test_cut(self) -> None:
+        """
+        One that was cut off without it, by whoever is on the way, is not.
+        """
+        upstream = self.upstream(self.sends(POEM[:1500], lambda wrapped: None))
+        self.assertEqual(readAll(connect(self.proxyOf(upstream))), (0, "reset"))
+        (record,) = self.server.waitFor(FAILED)
+        self.assertEqual(record["cause"], "upstream broke off after 1500 bytes")
 
 
 class ClientTests(ProxyCase):
@@ -611,8 +705,7 @@ class ClientTests(ProxyCase):
         """
         nc prints the poem.
         """
-        host, port = self.address
-        command = ["nc", str(host), str(port)]
+        command = ["nc", "127.0.0.1", portOf(self.address)]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
         self.assertEqual(done.stdout, POEM)
 
@@ -631,6 +724,6 @@ class ClientTests(ProxyCase):
         """
         The tutorial's Twisted client gets it when the connection is lost.
         """
-        client = [sys.executable, "-c", _TUTORIAL_CLIENT, str(self.address[1])]
+        client = [sys.executable, "-c", _TUTORIAL_CLIENT, portOf(self.address)]
         done = subprocess.run(client, capture_output=True, timeout=30)
         self.assertEqual(done.stdout, POEM, done.stderr)

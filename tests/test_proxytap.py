@@ -5,17 +5,20 @@ Tests for L{fastpoetry.proxytap}: what a command line becomes, up to the upstrea
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import fields
 from typing import Any
 
 from fakes import FakeTransport, Reactor, makeFolder, write
 from hypothesis import given
 from hypothesis import strategies as st
+from test_man import UNITS, Page
 from twisted.application.service import IService, MultiService
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from fastpoetry.copy import Copy, CopyFile
+from fastpoetry.options import CommandOptions
 from fastpoetry.poem import MAX_POEM_BYTES, Poem
 from fastpoetry.proxy import Freshness, PoetryProxyService
 from fastpoetry.proxytap import Options, makeService
@@ -317,3 +320,72 @@ class CacheTests(ProxyTapCase):
         cache = ("--cache", self.folder)
         self.assertEqual(self.served(*cache, "--expect-sha256", digest), b"a poem")
         self.assertIsNone(self.served(*cache, "--expect-sha256", DIGEST))
+
+
+class PageTests(SynchronousTestCase):
+    """
+    fastpoetry-proxy(8) against the options of the program.
+    """
+
+    def setUp(self) -> None:
+        self.options = Options()
+        self.section = Page("fastpoetry-proxy.8").section("OPTIONS")
+        self.entries = {
+            re.findall("--([a-z0-9-]+)", tag)[0]: text
+            for tag, text in Page("fastpoetry-proxy.8").entries("OPTIONS").items()
+        }
+
+    def test_names(self) -> None:
+        """
+        The page has the options that there are: what is the proxy's own with an explanation, and
+        what it has in common with the server without one.
+        """
+        common = {name.rstrip("=") for name in CommandOptions().longOpt}
+        names = {name.rstrip("=") for name in self.options.longOpt}
+        self.assertEqual(set(self.entries), names - common)
+        paragraph = self.section.partition(".SS")[0].replace("\\-", "-")
+        self.assertEqual(set(re.findall("--([a-z-]+)", paragraph)) - {"upstream"}, common)
+
+    def test_defaults(self) -> None:
+        """
+        The page has the defaults that C{--help} has.
+        """
+        inPage = {
+            name: found[1]
+            for name, text in self.entries.items()
+            if (found := re.search(r"The default is (\S+?)[.,:]? ", text))
+        }
+        inHelp = {
+            option.removeprefix("--"): found[1]
+            for option in OPTIONS
+            if (found := re.search(r"\[default: ([^],;]+)", self.options.docs[option[2:]]))
+        }
+        self.assertEqual(inPage, inHelp)
+
+
+class UnitPageTests(SynchronousTestCase):
+    """
+    fastpoetry-proxy@.service(8) against the units.
+    """
+
+    def setUp(self) -> None:
+        self.page = Page("fastpoetry-proxy@.service.8")
+        service, socket = (UNITS / f"fastpoetry-proxy@.{kind}" for kind in ("service", "socket"))
+        self.service, self.socket = service.read_text(), socket.read_text()
+
+    def test_variables(self) -> None:
+        """
+        The variables in the page are those that the service uses.
+        """
+        used = re.findall(r"\$\{?([A-Z]+)", re.findall(r"ExecStart=(.*\n.*)", self.service)[0])
+        self.assertEqual(list(self.page.entries("ENVIRONMENT FILE")), used)
+
+    def test_files(self) -> None:
+        """
+        The paths in the page are those of the units.
+        """
+        files = [path.replace("NAME", "%i") for path in self.page.entries("FILES")]
+        self.assertIn(f"\nEnvironmentFile={files[0]}\n", self.service)
+        self.assertIn(f"\nAssertPathExists={files[0]}\n", self.socket)
+        self.assertIn(f"\nListenStream={files[1]}\n", self.socket)
+        self.assertIn(f"\nCacheDirectory={files[2].removeprefix('/var/cache/')}\n", self.service)
