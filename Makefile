@@ -72,7 +72,7 @@ run: ready-to-run
 	@$(PYTHON) packaging/run $(TWISTD)
 
 # What tests look at the program with; those of the manual pages and the completion need the rest.
-TEST_PACKAGES = systemd iproute2 strace openssl jq groff mandoc bash-completion
+TEST_PACKAGES = systemd netcat-openbsd iproute2 strace openssl jq groff mandoc bash-completion
 # The system tests make Debian roots and boot them. Without root they are skipped.
 ifeq ($(shell id -u),0)
 TEST_PACKAGES += systemd-container mmdebstrap
@@ -108,14 +108,14 @@ deb: SOURCE = $(abspath $(BUILDDIR))/deb/fastpoetry
 deb:
 	$(call packages,$(DEB_PACKAGES))
 	rm -rf $(dir $(SOURCE))
-	mkdir -p $(SOURCE) $(DISTDIR)
+	install -d $(SOURCE) $(DISTDIR)
 	git -c tar.umask=022 archive $(COMMIT) | tar --extract --preserve-permissions --directory=$(SOURCE)
 	mv $(SOURCE)/packaging/debian $(SOURCE)
 	# With Debian's own Python, whatever else bears the name. Testing is for `make test`.
 	export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct $(COMMIT)) DEB_BUILD_OPTIONS=nocheck \
 		PATH=/usr/sbin:/usr/bin:/sbin:/bin; \
 	cd $(SOURCE) && dpkg-buildpackage --build-profiles=nocheck --unsigned-source --unsigned-changes
-	mv $(SOURCE)_*.deb $(SOURCE)_*.dsc $(SOURCE)_*.tar.* $(DISTDIR)
+	cp $(SOURCE)_*.deb $(SOURCE)_*.dsc $(SOURCE)_*.tar.* $(DISTDIR)
 
 INSTALL = install -D --mode=644
 .PHONY: install
@@ -128,6 +128,7 @@ install:
 	$(INSTALL) --target-directory=$(DESTDIR)$(catalogdir) packaging/systemd/fastpoetry.catalog
 	$(INSTALL) --target-directory=$(DESTDIR)$(datadir)/fastpoetry/poetry poetry/*.txt
 	install -d $(DESTDIR)$(sysconfdir)/fastpoetry/poetry
+	install -d $(DESTDIR)$(sysconfdir)/fastpoetry/proxy
 	for command in twistd twistd3; do \
 		$(INSTALL) packaging/completion/fastpoetry \
 			$(DESTDIR)$(datadir)/bash-completion/completions/_$$command || exit; done

@@ -7,6 +7,7 @@ its two extensions are those of RFC 5861.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import uniform
@@ -329,9 +330,9 @@ class PoetryProxyService(service.Service):
         if now - outage.toldAt >= _REMIND_SECONDS:
             outage.toldAt = now
             self._log.warn(
-                "no poem from {upstream} for {seconds:.0f} s: {cause}",
+                "no poem from {upstream} for {seconds} s: {cause}",
                 upstream=self._upstream,
-                seconds=now - outage.since,
+                seconds=round(now - outage.since),
                 cause=outage.cause,
                 attempts=outage.attempts,
                 message_id="79766008b2c14493acb77a70aa9a6f3c",
@@ -356,9 +357,9 @@ class PoetryProxyService(service.Service):
         """
         if self._outage is not None:
             self._log.info(
-                "{upstream} is back after {seconds:.0f} s and {attempts} attempts",
+                "{upstream} is back after {seconds} s and {attempts} attempts",
                 upstream=self._upstream,
-                seconds=self._reactor.seconds() - self._outage.since,
+                seconds=round(self._reactor.seconds() - self._outage.since),
                 attempts=self._outage.attempts,
                 message_id="b5a240cac91d41cba1214121e211a7eb",
             )
@@ -457,12 +458,15 @@ def _explain(failure: Failure) -> str:
     """
     What is wrong with an upstream, in a few words.
     """
-    if failure.check(UpstreamError):
-        return str(failure.value)
-    if failure.check(error.ConnectionRefusedError):
+    why = failure.value
+    if isinstance(why, UpstreamError):
+        return str(why)
+    if isinstance(why, error.ConnectionRefusedError):
         return "upstream refused"
-    if failure.check(error.DNSLookupError):
+    if isinstance(why, error.DNSLookupError):
         return "upstream has no address"
-    if failure.check(defer.TimeoutError, error.TimeoutError):
+    if isinstance(why, (defer.TimeoutError, error.TimeoutError)):
         return "upstream took too long"
+    if isinstance(why, error.ConnectError) and why.osError:
+        return f"upstream cannot be reached: {os.strerror(why.osError)}"
     return f"upstream failed: {failure.getErrorMessage()}"

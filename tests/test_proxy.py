@@ -645,14 +645,20 @@ class FailureTests(ProxyCase):
         """
         self.assertKept("upstream took too long", self.refusing(error.TimeoutError()))
 
+    def test_system(self) -> None:
+        """
+        So has a UNIX socket that is not there, and all else that the system has a word for.
+        """
+        self.assertKept(
+            "upstream cannot be reached: No such file or directory",
+            self.refusing(ConnectError(2, "gone")),
+        )
+
     def test_other(self) -> None:
         """
         Anything else has the cause that it says itself.
         """
-        self.assertKept(
-            "upstream failed: An error occurred while connecting: 2: gone.",
-            self.refusing(ConnectError(2, "gone")),
-        )
+        self.assertKept("upstream failed: no luck", self.refusing(ValueError("no luck")))
 
 
 class ExpectedTests(ProxyCase):

@@ -339,6 +339,15 @@ class ColdTests(ProxyCase):
         self.serve("--idle-timeout=1")
         self.assertFetches(address, POEM)
 
+    def test_notIdle(self) -> None:
+        """
+        A proxy that clients wait for is not idle: it resets them before it exits.
+        """
+        address = self.proxy(self.upstream(isSilent).endpoint)
+        server = self.serve("--exit-idle-time=0.3", "--total-timeout=1")
+        self.assertEqual(readAll(connect(address)), (0, "reset"))
+        self.assertEqual(server.wait(), 0)
+
     def test_restart(self) -> None:
         """
         Clients who wait when the proxy stops wait for the next one.

@@ -37,6 +37,7 @@ class KillTests(FaultCase):
         """
         address, poem = self.listen(), self.write(makeText(16 * MEBI))
         server = self.serve()
+        self.assertAll("isExact", [run(fetch(address, poem))])
         clients = self.hold(20, address)
         for client in clients:
             self.assertTrue(client.recv(1000))

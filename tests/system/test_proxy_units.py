@@ -1,0 +1,254 @@
+"""
+Tests of the proxy's units, before a server of the same machine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from system.conftest import SOURCE, UNITS, listUnits
+from system.machine import Machine, waitFor
+from system.test_units import readSettings
+
+EDGE = "fastpoetry-proxy@edge"
+SOCKET = "/run/fastpoetry-proxy/edge.sock"
+UPSTREAM = "tcp:host=127.0.0.1:port=10000"
+
+_TIDY = """
+systemctl stop 'fastpoetry*'
+rm -rf /etc/fastpoetry/proxy/* /var/cache/private/fastpoetry-proxy /var/cache/fastpoetry-proxy
+"""
+
+# Prints where a file can be made.
+_PROBE = """
+import os
+for folder, folders, _ in os.walk("/"):
+    if folder in ("/proc", "/sys"):
+        folders.clear()
+    try:
+        os.close(os.open(folder + "/probe", os.O_CREAT | os.O_WRONLY))
+    except OSError:
+        continue
+    print(folder)
+"""
+
+Set = Callable[..., None]
+
+
+@pytest.fixture
+def setEdge(machine: Machine) -> Iterator[Set]:
+    """
+    Writes the file of the proxy C{edge}.
+    """
+
+    def write(**settings: str) -> None:
+        lines = "".join(f"{key}={value}\n" for key, value in settings.items())
+        machine.path("/etc/fastpoetry/proxy/edge.env").write_text(lines)
+
+    write(UPSTREAM=UPSTREAM)
+    yield write
+    machine.run("sh", "-c", _TIDY)
+
+
+@pytest.fixture
+def edge(machine: Machine, setEdge: Set) -> Machine:
+    """
+    A machine where the proxy of a shipped poem's port listens, and so does that port; neither runs.
+    """
+    machine.systemctl("start", "fastpoetry@ecstasy.socket", f"{EDGE}.socket")
+    return machine
+
+
+def read(poem: str) -> bytes:
+    """
+    A poem as it is shipped.
+    """
+    return (UNITS.parent.parent / f"poetry/{poem}.txt").read_bytes()
+
+
+def readJournal(machine: Machine, *matches: str) -> list[dict[str, str]]:
+    """
+    Records of the proxy that runs now.
+    """
+    invocation = machine.show(EDGE, "InvocationID")
+    return machine.journal(f"_SYSTEMD_INVOCATION_ID={invocation}", *matches)
+
+
+def test_chain(edge: Machine) -> None:
+    """
+    The first connection starts the proxy, whose own starts its upstream, and gets the poem.
+    """
+    for unit in (EDGE, "fastpoetry@ecstasy"):
+        assert edge.show(f"{unit}.service", "ActiveState") == "inactive"
+    assert edge.fetch("-U", SOCKET) == read("ecstasy")
+    for unit in (EDGE, "fastpoetry@ecstasy"):
+        assert edge.show(f"{unit}.service", "ActiveState") == "active"
+
+
+def test_start(machine: Machine, setEdge: Set) -> None:
+    """
+    Starting the service starts its socket, and asks nobody for a poem yet.
+    """
+    machine.systemctl("start", EDGE)
+    assert machine.show(f"{EDGE}.socket", "ActiveState") == "active"
+    assert not readJournal(machine, f"UPSTREAM={UPSTREAM}")
+
+
+def test_name(machine: Machine, setEdge: Set) -> None:
+    """
+    A name without a file is refused, and leaves nothing behind.
+    """
+    for name in ("typo", "..", "..-edge"):
+        refused = machine.run("systemctl", "start", f"fastpoetry-proxy@{name}", check=False)
+        assert refused.returncode != 0
+        waitFor(lambda: not listUnits(machine), "the last trace of it to go")
+        assert not machine.path(f"/run/fastpoetry-proxy/{name}.sock").exists()
+
+
+def test_journal(edge: Machine) -> None:
+    """
+    A fetch is one record, with what there is to know in fields of their own.
+    """
+    edge.fetch("-U", SOCKET)
+    edge.fetch("-U", SOCKET)
+    (record,) = readJournal(edge, f"UPSTREAM={UPSTREAM}")
+    wanted = {
+        "MESSAGE": f"fetched 2735 bytes of poetry from {UPSTREAM}",
+        "PRIORITY": "6",
+        "SYSLOG_IDENTIFIER": "fastpoetry",
+        "LOG_NAMESPACE": "fastpoetry.proxy.PoetryProxyService",
+        "BYTES": "2735",
+        "MESSAGE_ID": "8e3d4a0808a54168ab40bdf251136819",
+    }
+    assert {name: record.get(name) for name in wanted} == wanted
+    sent = readJournal(edge, f"POEM={UPSTREAM}")
+    assert [each["MESSAGE"] for each in sent] == ["sending 2735 bytes of poetry to unix"] * 2
+
+
+def test_outage(edge: Machine) -> None:
+    """
+    While the upstream is down the old poem is served, the status says for how long and why, and the
+    catalog what that means.
+    """
+    edge.fetch("-U", SOCKET)
+    edge.systemctl("stop", "fastpoetry@ecstasy.socket")
+    edge.systemctl("reload", EDGE)
+    assert edge.fetch("-U", SOCKET) == read("ecstasy")
+    stale = re.compile("Stale for [1-9][0-9]* s: upstream refused")
+    waitFor(lambda: stale.search(edge.systemctl("status", EDGE)), stale.pattern)
+    shown = edge.run("journalctl", "-x", "--boot", f"--unit={EDGE}").stdout
+    assert f"Subject: {UPSTREAM} gives no poem" in shown
+
+
+def test_restart(edge: Machine) -> None:
+    """
+    A proxy that is restarted while its upstream is down serves the copy it has kept.
+    """
+    edge.fetch("-U", SOCKET)
+    kept = edge.path("/var/cache/private/fastpoetry-proxy/edge")
+    waitFor(lambda: list(kept.glob("*.poem")), "the copy")
+    edge.systemctl("stop", "fastpoetry@ecstasy.socket", EDGE)
+    assert edge.fetch("-U", SOCKET) == read("ecstasy")
+
+
+def test_reload(edge: Machine) -> None:
+    """
+    When C{systemctl reload} returns, the same process serves what the upstream has now.
+    """
+    edge.fetch("-U", SOCKET)
+    process = edge.show(EDGE, "MainPID")
+    for poem in ("old\n", "new\n") * 3:
+        edge.path("/etc/fastpoetry/poetry/ecstasy.txt").write_text(poem)
+        edge.systemctl("reload", "fastpoetry@ecstasy")
+        edge.systemctl("reload", EDGE)
+        assert edge.fetch("-U", SOCKET).decode() == poem
+    assert edge.show(EDGE, "MainPID") == process
+
+
+def test_upstreams(edge: Machine, setEdge: Set) -> None:
+    """
+    From inside the sandbox an upstream is found by its name, and on a UNIX socket.
+    """
+    for upstream in ("tcp:host=localhost:port=10000", "unix:path=/run/fastpoetry/ecstasy.sock"):
+        setEdge(UPSTREAM=upstream)
+        edge.systemctl("restart", EDGE)
+        assert edge.fetch("-U", SOCKET) == read("ecstasy")
+
+
+def test_options(edge: Machine, setEdge: Set) -> None:
+    """
+    The file may have more options of the command.
+    """
+    edge.systemctl("start", "fastpoetry@ecstasy")
+    setEdge(UPSTREAM=UPSTREAM, OPTIONS=f"--max-age=5 --expect-sha256={'0' * 64} --total-timeout=3")
+    assert edge.fetch("-U", SOCKET) == b""
+    (record,) = readJournal(edge, f"UPSTREAM={UPSTREAM}")
+    assert record["CAUSE"].startswith("upstream sent another poem, SHA-256 ")
+
+
+def test_noUpstream(machine: Machine, setEdge: Set) -> None:
+    """
+    A file that names no upstream is refused in one line, and the socket goes on listening.
+    """
+    setEdge(UPSTREAM="poems.example")
+    assert machine.run("systemctl", "start", EDGE, check=False).returncode != 0
+    records = machine.journal("--boot", f"--unit={EDGE}", "--grep=^fastpoetry: ")
+    said = "fastpoetry: --upstream poems.example: not a Twisted client endpoint: "
+    assert records[-1]["MESSAGE"].startswith(said)
+    assert records[-1]["SYSLOG_IDENTIFIER"] == "fastpoetry"
+    assert machine.show(f"{EDGE}.socket", "ActiveState") == "active"
+
+
+def test_verify(machine: Machine, setEdge: Set) -> None:
+    """
+    C{systemd-analyze verify} has nothing to say.
+    """
+    units = (f"{EDGE}.service", f"{EDGE}.socket", f"fastpoetry-pause@{EDGE}.service")
+    verified = machine.run("systemd-analyze", "verify", "--man=no", *units)
+    assert verified.stdout + verified.stderr == ""
+
+
+def test_security(edge: Machine) -> None:
+    """
+    C{systemd-analyze security} sees an exposure of 1.3 at most, in the file and while it runs.
+    """
+    edge.fetch("-U", SOCKET)
+    file = f"{SOURCE}/packaging/systemd/fastpoetry-proxy@.service"
+    for which in ([EDGE], ["--offline=true", file]):
+        # It fails above the threshold, which is in tenths.
+        edge.run("systemd-analyze", "security", "--threshold=13", *which)
+
+
+def test_write(machine: Machine, setEdge: Set) -> None:
+    """
+    Only the folder for the copy can be written to, and only root and the proxy can look inside.
+    """
+    folder = f"/run/systemd/system/{EDGE}.service.d"
+    machine.run("mkdir", folder)
+    machine.path("/run/probe.py").write_text(_PROBE)
+    machine.path(f"{folder}/probe.conf").write_text(
+        "[Service]\nType=oneshot\nExecStart=\nExecStart=/usr/bin/python3 /run/probe.py\n"
+    )
+    machine.systemctl("daemon-reload")
+    machine.systemctl("start", EDGE)
+    said = machine.journal("--boot", f"_SYSTEMD_UNIT={EDGE}.service", "_COMM=python3")
+    assert [record["MESSAGE"] for record in said] == ["/var/cache/private/fastpoetry-proxy/edge"]
+    kept = machine.path("/var/cache/private/fastpoetry-proxy/edge")
+    assert kept.stat().st_mode & 0o777 == 0o700
+
+
+def test_sameSettings() -> None:
+    """
+    The service differs from that of a single poem in its names, in what it serves, in its network
+    and in the copy, and in nothing else.
+    """
+    poem, proxy = readSettings("fastpoetry@.service"), readSettings("fastpoetry-proxy@.service")
+    keys = poem.keys() | proxy.keys()
+    differing = {key for key in keys if poem.get(key) != proxy.get(key)}
+    named = {"Description", "Documentation", "Requires", "After", "Also"}
+    network = {"PrivateNetwork", "RestrictAddressFamilies", "IPAddressDeny"}
+    served = {"ExecStart", "Environment", "EnvironmentFile"}
+    assert differing == named | network | served | {"CacheDirectory", "CacheDirectoryMode"}
