@@ -1,0 +1,110 @@
+"""
+Tests of the journal observer against a real journald: what arrives, and what happens when it stands
+still or is gone.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from system.conftest import SOURCE
+from system.journal_probe import HOSTILE
+from system.machine import Machine, waitFor
+from system.test_serving import ECSTASY, read
+
+
+def probe(machine: Machine, name: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """
+    Run one of the probes.
+
+    @return: what it saw of itself, and the records that it left.
+    """
+    script = f"{SOURCE}/tests/system/journal_probe.py"
+    run = f"{name}-{machine.show('systemd-journald', 'InvocationID')}"
+    seen = machine.run("env", f"PYTHONPATH={SOURCE}", "python3", "-B", script, name, run)
+    machine.run("journalctl", "--sync")
+    records = machine.journal(f"RUN={run}")
+    return json.loads(seen.stdout), records
+
+
+def test_levels(machine: Machine) -> None:
+    """
+    Each of Twisted's levels, new and old, has its priority, and each event is one record.
+    """
+    _, records = probe(machine, "levels")
+    found = {record["STEP"]: (record["PRIORITY"], record["LOG_LEVEL"]) for record in records}
+    assert len(records) == 7
+    assert found == {
+        "0": ("7", "debug"),
+        "1": ("6", "info"),
+        "2": ("4", "warn"),
+        "3": ("3", "error"),
+        "4": ("2", "critical"),
+        "5": ("6", "info"),
+        "6": ("3", "error"),
+    }
+
+
+def test_failures(machine: Machine) -> None:
+    """
+    A failure is one record, with its traceback and the place where it was raised.
+    """
+    _, records = probe(machine, "failures")
+    assert [record["STEP"] for record in records] == ["0", "1"]
+    for record in records:
+        assert "Traceback" in record["MESSAGE"]
+        assert record["CODE_FUNC"] == "failures"
+        assert "FORGED" not in record
+
+
+def test_hostile(machine: Machine) -> None:
+    """
+    Hostile text, in whatever place, makes no second record and no field.
+    """
+    _, records = probe(machine, "hostile")
+    assert len(records) == 1
+    assert records[0]["PRIORITY"] == "6"
+    assert "FORGED" not in records[0]
+    assert HOSTILE.count("\x1b") == 1
+    assert "\x1b" not in records[0]["PEER"]
+
+
+def test_standsStill(machine: Machine) -> None:
+    """
+    While journald stands still nobody waits for it; then the log goes on, and tells what was lost.
+    """
+    seen, records = probe(machine, "standstill")
+    kept = [record for record in records if record["STEP"] != "-1"]
+    lost = [
+        int(record["DROPPED"])
+        for record in machine.journal("MESSAGE_ID=18dca92ef40d43e18a4550720f27a296")
+    ]
+    assert len(kept) + lost[-1] == seen["logged"]
+    assert records[-1]["STEP"] == "-1"
+    assert seen["residentAfter"] - seen["residentBefore"] < 16 * 1024
+
+
+def test_restarted(machine: Machine) -> None:
+    """
+    The journal gone for a moment costs no record: those meanwhile are on standard error.
+    """
+    _, records = probe(machine, "gone")
+    assert [record["STEP"] for record in records] == ["1", "3"]
+
+
+def test_servesOn(machine: Machine) -> None:
+    """
+    The server serves while journald stands still, and its records come when it goes on.
+    """
+    machine.systemctl("start", "fastpoetry@ecstasy")
+    journald = machine.show("systemd-journald", "MainPID")
+    machine.run("sh", "-c", f"kill -STOP {journald}")
+    try:
+        poems = [machine.fetch(*ECSTASY) for _ in range(20)]
+    finally:
+        machine.run("sh", "-c", f"kill -CONT {journald}")
+    assert poems == [read("ecstasy")] * 20
+    run = machine.show("fastpoetry@ecstasy", "InvocationID")
+    sent = ("MESSAGE_ID=51c4b039c6b549da8188e2ad236b9868", f"_SYSTEMD_INVOCATION_ID={run}")
+    waitFor(lambda: len(machine.journal(*sent)) == 20, "the records of twenty poems")
