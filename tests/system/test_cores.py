@@ -1,0 +1,110 @@
+"""
+Tests of several processes on one listening socket, with the unit that we ship as an example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from system.conftest import SOURCE
+from system.machine import Machine, waitFor
+from system.readers import reading
+
+POEM = "/usr/share/fastpoetry/poetry/ecstasy.txt"
+UNITS = "/run/systemd/system"
+VENDOR = "/usr/lib/systemd/system"
+
+SERVICES = ("fastpoetry@ecstasy", "fastpoetry-ecstasy@2", "fastpoetry-ecstasy@3")
+SOCKET = "fastpoetry@ecstasy.socket"
+
+SAME = (
+    *("DynamicUser", "SystemCallFilter", "CapabilityBoundingSet", "ReadOnlyPaths", "IPAddressDeny"),
+    *("PrivateNetwork", "RestrictAddressFamilies", "Environment", "SyslogIdentifier"),
+    *("Type", "NotifyAccess", "Restart", "RestartUSec", "RestartPreventExitStatus", "WatchdogUSec"),
+    *("TimeoutStopUSec", "LimitNOFILE", "TasksMax", "MemoryMax"),
+)
+"""What the example repeats of fastpoetry@.service, or has from its sandbox."""
+
+
+@pytest.fixture
+def cores(machine: Machine) -> Iterator[Machine]:
+    """
+    A machine with the unit as its comment says to install it.
+    """
+    unit = "fastpoetry-ecstasy@.service"
+    machine.run("cp", f"{SOURCE}/packaging/examples/cores/{unit}", UNITS)
+    machine.run("ln", "-s", f"{VENDOR}/fastpoetry@.service.d", f"{UNITS}/{unit}.d")
+    machine.systemctl("daemon-reload")
+    machine.systemctl("enable", "--runtime", *SERVICES[1:])
+    yield machine
+    machine.systemctl("disable", "--runtime", *SERVICES[1:])
+
+
+def seeStates(machine: Machine) -> set[str]:
+    """
+    In which states the services are.
+    """
+    return {machine.show(f"{name}.service", "ActiveState") for name in SERVICES}
+
+
+def countSent(machine: Machine) -> dict[str, int]:
+    """
+    How many poems each process has sent since it started, as it says itself.
+    """
+
+    def count(name: str) -> int:
+        status = machine.show(f"{name}.service", "StatusText")
+        return int(status.partition("): ")[2].partition(" ")[0].replace(",", "") or 0)
+
+    return {name: count(name) for name in SERVICES}
+
+
+def test_together(cores: Machine) -> None:
+    """
+    The first connection starts all processes, in the same sandbox; they serve side by side.
+    """
+    cores.systemctl("start", SOCKET)
+    assert seeStates(cores) == {"inactive"}
+    with reading(cores, 10000, POEM) as replies:
+        waitFor(lambda: min(countSent(cores).values()) > 100, "each to send some")
+    assert replies.faults == {}
+    for key in SAME:
+        assert len({cores.show(f"{name}.service", key) for name in SERVICES}) == 1, key
+
+
+def test_oneAtATime(cores: Machine) -> None:
+    """
+    Restarting one after the other loses nobody.
+    """
+    cores.systemctl("start", f"{SERVICES[0]}.service")
+    waitFor(lambda: seeStates(cores) == {"active"}, "all of them")
+    with reading(cores, 10000, POEM) as replies:
+        for name in SERVICES:
+            cores.systemctl("restart", name)
+    assert (replies.faults, replies.poems > 0) == ({}, True)
+
+
+def test_oneLess(cores: Machine) -> None:
+    """
+    With one of them stopped, the first too, the others serve; it is not started for their readers.
+    """
+    cores.systemctl("start", f"{SERVICES[0]}.service")
+    waitFor(lambda: seeStates(cores) == {"active"}, "all of them")
+    cores.systemctl("stop", f"{SERVICES[0]}.service")
+    with reading(cores, 10000, POEM) as replies:
+        before = countSent(cores)[SERVICES[1]]
+        waitFor(lambda: countSent(cores)[SERVICES[1]] > before, "the others to send some")
+    assert replies.faults == {}
+    assert cores.show(f"{SERVICES[0]}.service", "ActiveState") == "inactive"
+
+
+def test_socketGone(cores: Machine) -> None:
+    """
+    With the socket stopped, all of them end.
+    """
+    cores.systemctl("start", f"{SERVICES[0]}.service")
+    waitFor(lambda: seeStates(cores) == {"active"}, "all of them")
+    cores.systemctl("stop", SOCKET)
+    waitFor(lambda: seeStates(cores) == {"inactive"}, "all of them to end")

@@ -1,0 +1,336 @@
+"""
+Tests of servers behind Debian's haproxy, with the configuration and the units that we ship for it.
+
+Three servers have addresses of their own on one machine. What it costs to lose one is counted, and
+printed (C{pytest -s}) for C{docs/scaling.md}.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from system.conftest import CLONE, SOURCE, startMachine
+from system.machine import Machine, waitFor
+from system.readers import reading
+
+_PACKAGES = (
+    *("systemd", "systemd-sysv", "dbus", "make", "netcat-openbsd", "iproute2", "haproxy"),
+    *("python3-twisted", "python3-systemd"),
+)
+
+SERVERS = {"a": "192.0.2.11", "b": "192.0.2.12", "c": "192.0.2.13"}
+"""The poems, all the same text, and where C{fastpoetry.cfg} has their servers."""
+
+READERS = 10000
+LOCAL, ALONE = 10001, 10002
+"""Ports for readers who get to one server: through its UNIX socket, and without any checks."""
+
+POEM = (CLONE / "poetry/ecstasy.txt").read_bytes()
+
+_CONFIGURATION = f"{SOURCE}/packaging/haproxy/fastpoetry.cfg"
+
+# Version 1 of the header, and the UNIX socket as Debian's haproxy sees it.
+_MORE = f"""
+listen local
+    bind 127.0.0.1:{LOCAL}
+    server a unix@/fastpoetry/a.sock send-proxy check inter 1s
+listen alone
+    bind 127.0.0.1:{ALONE}
+    server a {SERVERS["a"]}:10100 send-proxy-v2
+"""
+
+# A container may not raise the limit on descriptors as far as maxconn in the configuration needs.
+_START = f"""
+CONFIG={_CONFIGURATION}
+EXTRAOPTS="-S /run/haproxy-master.sock -f /etc/haproxy/more.cfg -n 2000"
+"""
+
+_ADDRESS = """
+[Socket]
+ListenStream={}:10100
+"""
+
+SENDING = "MESSAGE_ID=51c4b039c6b549da8188e2ad236b9868"
+STARTING = "MESSAGE_ID=7d4958e842da4a758f6c1cdc7b36dcc5"
+TURNED_AWAY = "MESSAGE_ID=4c40f64984b04c188433d02c24c4950e"
+
+
+@pytest.fixture(scope="module")
+def balanced(release: str) -> Iterator[Machine]:
+    """
+    Three servers and a balancer.
+    """
+    machine = startMachine(release, _PACKAGES, "balanced")
+    with closing(machine):
+        machine.run("make", f"--directory={SOURCE}", "install")
+        units = "/etc/systemd/system"
+        machine.run("cp", "-r", f"{SOURCE}/packaging/examples/haproxy/.", units)
+        for name, address in SERVERS.items():
+            machine.run("ip", "address", "add", f"{address}/32", "dev", "lo")
+            machine.path(f"/etc/fastpoetry/poetry/{name}.txt").write_bytes(POEM)
+            folder = machine.path(f"{units}/haproxy-fastpoetry@{name}.socket.d")
+            folder.mkdir()
+            (folder / "address.conf").write_text(_ADDRESS.format(address))
+        machine.systemctl("daemon-reload")
+        machine.systemctl("start", *(f"fastpoetry@{name}" for name in SERVERS))
+        machine.path("/etc/haproxy/more.cfg").write_text(_MORE)
+        machine.path("/etc/default/haproxy").write_text(_START)
+        machine.systemctl("restart", "haproxy")
+        yield machine
+
+
+@pytest.fixture
+def machine(balanced: Machine) -> Machine:
+    """
+    The same, with everything up.
+    """
+    for name in SERVERS:
+        balanced.systemctl("start", f"fastpoetry@{name}")
+        ask(balanced, f"set server poetry/{name} state ready")
+    awaitServers(balanced, "UP", *SERVERS)
+    return balanced
+
+
+@pytest.fixture
+def quiet(machine: Machine) -> Machine:
+    """
+    The same, when the load of the test before has used nothing of the journal's budget any more:
+    two checks of each server, a second apart, have a record of their own.
+    """
+    since = fromNowOn(machine)
+
+    def areRecorded() -> bool:
+        seen = Counter(peer.rpartition(":")[0] for peer in seePeers(machine, since))
+        return all(seen[address] > 1 for address in SERVERS.values())
+
+    waitFor(areRecorded, "checks to be recorded")
+    return machine
+
+
+def ask(machine: Machine, command: str) -> str:
+    """
+    What haproxy answers to a command of its administrator's.
+    """
+    return machine.run("sh", "-c", f"echo '{command}' | nc -U /run/haproxy/admin.sock").stdout
+
+
+def seeServers(machine: Machine, backend: str = "poetry") -> dict[str, tuple[str, int]]:
+    """
+    What haproxy thinks of each server, and how many readers are there.
+    """
+    lines = ask(machine, f"show stat {backend} 4 -1").lstrip("# ").splitlines()
+    names = lines[0].split(",")
+    servers = [dict(zip(names, line.split(","), strict=False)) for line in lines[1:] if line]
+    return {each["svname"]: (each["status"], int(each["scur"])) for each in servers}
+
+
+def awaitServers(machine: Machine, status: str, *names: str) -> None:
+    """
+    Wait until haproxy thinks that of those servers.
+    """
+    waitFor(lambda: {seeServers(machine)[name][0] for name in names} == {status}, status)
+
+
+def countSent(machine: Machine) -> dict[str, int]:
+    """
+    How many poems each server has sent since it started, as it says itself.
+    """
+
+    def count(name: str) -> int:
+        status = machine.show(f"fastpoetry@{name}.service", "StatusText")
+        return int(status.partition("): ")[2].split()[0].replace(",", ""))
+
+    return {name: count(name) for name in SERVERS}
+
+
+def fromNowOn(machine: Machine) -> str:
+    """
+    An option for what will be in the journal from now on.
+    """
+    # Not by its cursor: systemd 252 leaves out the first match after an entry that is none.
+    (last,) = machine.journal("--lines=1")
+    seconds, rest = divmod(int(last["__REALTIME_TIMESTAMP"]) + 1, 1_000_000)
+    return f"--since=@{seconds}.{rest:06}"
+
+
+def seePeers(machine: Machine, since: str) -> set[str]:
+    """
+    Who had a poem, as recorded.
+    """
+    return {record["PEER"] for record in machine.journal(since, SENDING)}
+
+
+def test_configuration(machine: Machine) -> None:
+    """
+    Debian's haproxy takes the configuration as it is, and has nothing to remark.
+    """
+    checked = machine.run("haproxy", "-c", "-f", _CONFIGURATION)
+    assert "WARNING" not in checked.stdout + checked.stderr
+
+
+@pytest.mark.parametrize(
+    ("client", "balancer", "port", "peer"),
+    [
+        ("127.0.0.5", "127.0.0.1", READERS, "127.0.0.5:"),
+        ("::1", "::1", READERS, "[::1]:"),
+        ("127.0.0.5", "127.0.0.1", LOCAL, "127.0.0.5:"),
+    ],
+    ids=["v2", "v2 IPv6", "v1 UNIX"],
+)
+def test_peer(quiet: Machine, client: str, balancer: str, port: int, peer: str) -> None:
+    """
+    Who comes through the balancer gets the poem, and is recorded under the client's address.
+    """
+    since = fromNowOn(quiet)
+    assert quiet.fetch("-s", client, balancer, str(port)) == POEM
+    waitFor(lambda: [each for each in seePeers(quiet, since) if each.startswith(peer)], peer)
+
+
+def test_trust(quiet: Machine) -> None:
+    """
+    A header is believed on the balancer's socket alone, and that is the balancer's alone.
+    """
+    said = "printf 'PROXY TCP4 192.0.2.7 192.0.2.2 40000 10000\\r\\n' | nc -NU "
+    since = fromNowOn(quiet)
+    quiet.run("sh", "-c", f"{said} /run/fastpoetry/a.sock")
+    waitFor(lambda: "unix" in seePeers(quiet, since), "the record")
+    assert not [each for each in seePeers(quiet, since) if each.startswith("192.0.2.7:")]
+    path = quiet.path("/var/lib/haproxy/fastpoetry/a.sock")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    assert quiet.run("stat", "-c", "%G", "/var/lib/haproxy/fastpoetry/a.sock").stdout == "haproxy\n"
+
+
+def test_malformed(quiet: Machine) -> None:
+    """
+    Who reaches the balancer's socket without a header has one record and nothing else, while the
+    balancer's readers have their poems.
+    """
+
+    def say(line: str) -> None:
+        command = f"printf '{line}\\r\\n\\r\\n' | nc {SERVERS['a']} 10100"
+        assert quiet.run("sh", "-c", command).stdout == ""
+
+    since = fromNowOn(quiet)
+    say("GET / HTTP/1.0")
+    say("PROXY TCP4 a b c d")
+    waitFor(lambda: len(quiet.journal(since, TURNED_AWAY)) >= 2, "the records")
+    causes = [record["CAUSE"] for record in quiet.journal(since, TURNED_AWAY)]
+    assert causes == ["no valid PROXY header"] * 2
+    with reading(quiet, READERS, "/etc/fastpoetry/poetry/a.txt") as replies:
+        for _ in range(5):
+            say("nonsense")
+    assert (replies.faults, replies.poems > 0) == ({}, True)
+
+
+def test_check(quiet: Machine) -> None:
+    """
+    A check that only connects and leaves is no error, and haproxy's own takes a whole poem.
+    """
+    since = fromNowOn(quiet)
+    for address in SERVERS.values():
+        quiet.run("nc", "-z", address, "10100")
+    waitFor(lambda: quiet.journal(since, SENDING, "POEM=b"), "a check")
+    records = quiet.journal(since, "SYSLOG_IDENTIFIER=fastpoetry")
+    assert [each["MESSAGE"] for each in records if int(each["PRIORITY"]) < 6] == []
+
+
+def test_shortPoem(machine: Machine) -> None:
+    """
+    A server whose poem is short is sent nobody.
+    """
+    path = machine.path("/etc/fastpoetry/poetry/b.txt")
+    path.write_bytes(POEM[:-100])
+    machine.systemctl("reload", "fastpoetry@b")
+    awaitServers(machine, "DOWN", "b")
+    path.write_bytes(POEM)
+    machine.systemctl("reload", "fastpoetry@b")
+    awaitServers(machine, "UP", "b")
+
+
+def test_brokenPoem(machine: Machine) -> None:
+    """
+    A server that cannot start is not tried again and again for the balancer's checks, and is back
+    once its poem is mended.
+    """
+    since = fromNowOn(machine)
+    path = machine.path("/etc/fastpoetry/poetry/b.txt")
+    path.write_bytes(b"")
+    machine.run("systemctl", "restart", "fastpoetry@b", check=False)
+    awaitServers(machine, "DOWN", "b")
+    path.write_bytes(POEM)
+    awaitServers(machine, "UP", "b")
+    assert len(machine.journal(since, STARTING, "UNIT=fastpoetry@b.service")) <= 3
+
+
+def test_restart(machine: Machine) -> None:
+    """
+    Restarting the services under load, one after the other, costs nobody anything.
+    """
+    with reading(machine, READERS, "/etc/fastpoetry/poetry/a.txt") as replies:
+        for name in SERVERS:
+            machine.systemctl("restart", f"fastpoetry@{name}")
+    assert (replies.faults, replies.poems > 0) == ({}, True)
+
+
+def test_stop(machine: Machine) -> None:
+    """
+    Stopping a server under load, once haproxy sends nobody there any more, and bringing it back
+    costs nobody anything.
+    """
+    with reading(machine, READERS, "/etc/fastpoetry/poetry/a.txt") as replies:
+        ask(machine, "set server poetry/b state drain")
+        waitFor(lambda: seeServers(machine)["b"][1] == 0, "the last reader to go")
+        machine.systemctl("stop", "fastpoetry@b.socket")
+        awaitServers(machine, "DOWN", "b")
+        machine.systemctl("start", "fastpoetry@b")
+        ask(machine, "set server poetry/b state ready")
+        awaitServers(machine, "UP", "b")
+        waitFor(lambda: countSent(machine)["b"] > 100, "readers to come back")
+    assert replies.faults == {}
+    assert min(countSent(machine).values()) > 100
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_loss(machine: Machine, how: str) -> None:
+    """
+    A server that goes without a word costs at most those who are there; all others go on, also when
+    it is back.
+    """
+    with reading(machine, READERS, "/etc/fastpoetry/poetry/a.txt") as replies:
+        if how == "kill":
+            machine.systemctl("kill", "--signal=KILL", "fastpoetry@b")
+        else:
+            machine.systemctl("stop", "fastpoetry@b.socket")
+            awaitServers(machine, "DOWN", "b")
+        machine.systemctl("start", "fastpoetry@b")
+        awaitServers(machine, "UP", "b")
+        waitFor(lambda: countSent(machine)["b"] > 100, "readers to come back")
+    print(f"\n{how}: {replies.poems:,} poems; lost: {replies.faults or 'nobody'}")
+    assert sum(replies.faults.values()) <= 4 * len(SERVERS) * 16
+    assert "something else" not in replies.faults
+
+
+def test_lossHalfWay(machine: Machine) -> None:
+    """
+    Who is in the middle of a long poem when its server is killed gets a short one with an end like
+    any other, since haproxy keeps the reset to itself; but it logs that the server broke off.
+    """
+    path = "/etc/fastpoetry/poetry/a.txt"
+    machine.path(path).write_bytes(POEM * 3000)
+    machine.systemctl("reload", "fastpoetry@a")
+    since = fromNowOn(machine)
+    with reading(machine, ALONE, path, times=4) as replies:
+        waitFor(lambda: seeServers(machine, "alone")["a"][1] >= 4, "the readers")
+        machine.systemctl("kill", "--signal=KILL", "fastpoetry@a")
+    machine.path(path).write_bytes(POEM)
+    machine.systemctl("start", "fastpoetry@a")
+    machine.systemctl("reload", "fastpoetry@a")
+    assert replies.faults
+    assert [kind for kind in replies.faults if not kind.endswith("bytes, then end")] == []
+    logged = machine.journal(since, "--unit=haproxy", "--grep= alone/a .* SD ")
+    assert len(logged) >= sum(replies.faults.values())
