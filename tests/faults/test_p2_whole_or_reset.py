@@ -11,6 +11,7 @@ import random
 import signal
 
 from .server import (
+    KIBI,
     MEBI,
     SENT,
     FaultCase,
@@ -81,9 +82,9 @@ class KillTests(FaultCase):
         """
         A poem that is with the system arrives, and ends well, though the server is dead by then.
         """
-        address, poem = self.listen(), self.write(makeText(3003))
+        address, poem = self.listen(), self.write(makeText(16 * KIBI))
         server = self.serve()
-        clients = self.hold(20, address)
+        clients = self.hold(20, address, receiveBuffer=KIBI)
         server.waitFor(SENT, 20)
         server.end(signal.SIGKILL)
         self.assertEqual([readAll(each) for each in clients], [(len(poem), "end")] * 20)

@@ -31,8 +31,8 @@ from .server import (
 STOPPED = -signal.SIGTERM
 """How a twistd ends that was told to, as systemd expects: by the same signal, after all is done."""
 
-_WAIT_SECONDS = 10.0
-"""A reply that took longer did not come from the next server, but from luck."""
+_STOP_SECONDS = 0.6
+"""What a stop may take on the average, though a busy machine takes its time for some."""
 
 _ENDS = 40
 
@@ -145,8 +145,8 @@ class UnderLoadTests(FaultCase):
                     for name, times in (("small", 16), ("large", 4))
                 )
             )
-            for number in range(20):
-                await asyncio.to_thread(self._restart, number)
+            stops = [await asyncio.to_thread(self._restart, number) for number in range(20)]
+            self.assertLess(sum(stops) / len(stops), _STOP_SECONDS)
             stop.set()
             self.serve()  # for who still waits
             await clients
@@ -154,16 +154,19 @@ class UnderLoadTests(FaultCase):
         run(load())
         self.assertAll("isExact", replies)
         self.assertGreater(len(replies), 1000)
-        self.assertLess(max(each.seconds for each in replies), _WAIT_SECONDS)
 
-    def _restart(self, number: int) -> None:
+    def _restart(self, number: int) -> float:
         """
         Let a server work for a moment, and stop it.
+
+        @return: the seconds that the stop took.
         """
         server = self.serve()
         server.waitFor(SERVING, 2 * number + 2)
         time.sleep(random.uniform(0, 0.1))
+        began = time.monotonic()
         self.assertEqual(server.end(), STOPPED)
+        return time.monotonic() - began
 
     def test_reloads(self) -> None:
         """
@@ -229,13 +232,14 @@ class IdleTests(FaultCase):
 
     def test_notWhileSomebodyReads(self) -> None:
         """
-        A reader that takes several times as long keeps it.
+        A reader that takes several times as long keeps it, for others too.
         """
         address, poem = self.listen(), self.write(makeText(16 * MEBI))
         server = self.serve("--exit-idle-time=0.2")
         (client,) = self.hold(1, address)
         count = len(client.recv(1000))
         time.sleep(1)
+        self.assertAll("isExact", [run(fetch(address, poem))])
         self.assertIsNone(server.process.poll())
         more, end = readAll(client)
         self.assertEqual((count + more, end), (len(poem), "end"))
