@@ -75,7 +75,7 @@ run: ready-to-run
 TEST_PACKAGES = systemd netcat-openbsd iproute2 strace openssl jq groff mandoc bash-completion
 # The system tests make Debian roots and boot them. Without root they are skipped.
 ifeq ($(shell id -u),0)
-TEST_PACKAGES += systemd-container mmdebstrap
+TEST_PACKAGES += systemd-container mmdebstrap lintian
 endif
 
 TESTS = tests

@@ -1,0 +1,98 @@
+"""
+The Debian package, built from this clone and put into machines.
+
+Builds with C{make deb} alone, and installs with apt alone, as whoever reads the README does.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from system.machine import Machine, MachineError
+
+CLONE = Path(__file__).resolve().parent.parent.parent
+
+_BUILD_SECONDS = 600.0
+
+
+def findBuildObstacle() -> str | None:
+    """
+    Why no package can be built here, or nothing.
+    """
+    if shutil.which("apt-get") is None:
+        return "building a Debian package needs Debian"
+    if os.geteuid() != 0:
+        return "installing what the build needs takes root"
+    if not (CLONE / ".git").exists():
+        return "building the package needs a git checkout"
+    return None
+
+
+def buildPackage(folder: Path, **environment: str) -> Path:
+    """
+    Build the package of what is in the clone now; what git does not know of yet is left out.
+
+    @param folder: where to build, and to leave everything.
+    @param environment: variables that the build is to see besides this machine's own.
+    @return: the folder of what was built.
+    @raise MachineError: if it cannot be built, with what was printed last.
+    """
+    # Uncommitted changes as a commit that belongs to no branch; nothing, if there are none.
+    changes = _run(["git", "-C", str(CLONE), "stash", "create"], environment)
+    _run(
+        [
+            *("make", f"--directory={CLONE}", "deb", f"COMMIT={changes.strip() or 'HEAD'}"),
+            *(f"BUILDDIR={folder}", f"DISTDIR={folder / 'dist'}"),
+        ],
+        environment,
+    )
+    return folder / "dist"
+
+
+def findPackage(folder: Path) -> Path:
+    """
+    The one binary package in a folder.
+    """
+    (package,) = folder.glob("*.deb")
+    return package
+
+
+def installPackage(machine: Machine, package: Path) -> str:
+    """
+    Install or upgrade to a package.
+
+    @return: what apt printed.
+    @raise MachineError: if that fails.
+    """
+    inside = f"/tmp/{package.name}"
+    machine.path(inside).write_bytes(package.read_bytes())
+    return runApt(machine, "install", inside)
+
+
+def runApt(machine: Machine, *command: str) -> str:
+    """
+    Run apt-get where there is nobody to ask.
+
+    @return: what it printed.
+    @raise MachineError: if it does not succeed.
+    """
+    quiet = ("DEBIAN_FRONTEND=noninteractive", "apt-get", "--yes", "-o", "Dpkg::Use-Pty=0")
+    ran = machine.run("env", *quiet, *command, seconds=120)
+    return ran.stdout + ran.stderr
+
+
+def _run(command: list[str], environment: dict[str, str]) -> str:
+    ran = subprocess.run(
+        command,
+        env={**os.environ, **environment},
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=_BUILD_SECONDS,
+    )
+    if ran.returncode != 0:
+        raise MachineError(f"{' '.join(command)}: {(ran.stdout + ran.stderr)[-3000:]}")
+    return ran.stdout
