@@ -32,6 +32,9 @@ let that overtake what is yet to be read. Apache's httpd lingers as long (MAX_SE
 _RELIEF_SECONDS = 0.25
 """How soon to look again for room, if nobody leaves meanwhile."""
 
+_HURRY_SECONDS = 0.05
+"""Between two looks at who lingers, while a stop waits for them: some round trips."""
+
 _QUIET_SECONDS = 10.0
 """The least time between two records of a limit that stays reached."""
 
@@ -311,11 +314,19 @@ class Policy:
             self._deadline = self._clock.callLater(self.limits.drainSeconds, self._cutShort)
             for arrival in list(self._arriving):
                 arrival.forgo()
-            self._hurry()
+            self._hurryOn()
             self._endDrain()
         waiter: Deferred[None] = Deferred()
         self._drained.chainDeferred(waiter)
         return waiter
+
+    def _hurryOn(self) -> None:
+        """
+        Look again and again who has everything by now, since a stop waits for them all.
+        """
+        self._hurry()
+        if self.readers and self._deadline is not None:
+            self._clock.callLater(_HURRY_SECONDS, self._hurryOn)
 
     def _seeWhoIsLeft(self) -> None:
         """

@@ -167,7 +167,7 @@ async def fetch(
     """
     loop = asyncio.get_running_loop()
     began = time.monotonic()
-    candidates, count, end = list(map(memoryview, poems)), 0, "end"
+    candidates, count, end = [memoryview(each) for each in poems], 0, "end"
     with _open(address, receiveBuffer, source) as client:
         client.setblocking(False)
         try:

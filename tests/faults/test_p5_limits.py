@@ -126,8 +126,8 @@ class SourceTests(FaultCase):
         greedy = self.hold(500, address, receiveBuffer=KIBI)
         replies = run(fetchMany(20, address, poem, source="127.0.0.2"), seconds=10)
         self.assertAll("isExact", replies)
-        replies = run(readAllAtOnce(greedy))
-        self.assertTrue(all(end == "reset" for count, end in replies if count < len(poem)))
+        rest = run(readAllAtOnce(greedy))
+        self.assertTrue(all(end == "reset" for count, end in rest if count < len(poem)))
 
     def test_notOnUNIX(self) -> None:
         """

@@ -229,8 +229,13 @@ class JournalTests(FaultCase):
         self.assertTrue(run(fetch(self.listeners["poem"].getsockname())).count)
         path.unlink()
         server.send(signal.SIGHUP)
-        records = []
-        wait(lambda: records.extend(self.read()) or _priorities(records).count(b"3"), "a refusal")
+        records: list[dict[str, bytes]] = []
+
+        def isRefused() -> bool:
+            records.extend(self.read())
+            return b"3" in _priorities(records)
+
+        wait(isRefused, "a refusal")
         server.end()
         records += self.read()
         self.assertSane(records)

@@ -342,6 +342,7 @@ def test_purge(fresh: Machine, package: Path) -> None:
     After a purge there is nothing that was not there before, except for what an administrator
     wrote.
     """
+    runApt(fresh, "purge", "fastpoetry")  # which another test may have left removed only
     before = set(fresh.run("sh", "-c", _LIST_FILES).stdout.splitlines())
     installPackage(fresh, package)
     poem = "/etc/fastpoetry/poetry/mine.txt"
