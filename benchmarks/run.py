@@ -100,6 +100,7 @@ def main() -> None:
             "machine": described,
             "rows": {name: asdict(row) for name, row in found.items()},
         }
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
         chart.drawAll(results, folder)
 
