@@ -8,8 +8,10 @@ drop what else there is to say. Decides nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from operator import sub
+from typing import Protocol
 
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -36,6 +38,15 @@ def formatPeer(address: Address) -> str:
         return "unix"
     host, port = address[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class Receiver(Protocol):
+    """
+    Whose poem is counted.
+    """
+
+    poem: Poem
+    address: Address
 
 
 @dataclass
@@ -84,20 +95,22 @@ class Ledger:
         self._budget = self._allowance = budgetPerSecond
         self._second: IDelayedCall | None = None
 
-    def sent(self, poem: Poem, address: Address) -> None:
+    def sent(self, receivers: Sequence[Receiver]) -> None:
         """
-        A whole poem is with the system, which goes on sending it whatever becomes of us.
+        Whole poems are with the system, which goes on sending them whatever becomes of us.
         """
-        counts = self.counts
-        counts.poems += 1
-        counts.bytes += len(poem.text)
-        if (self._allowance or self._second is None) and self._mayTell():
+        self.counts.poems += len(receivers)
+        self.counts.bytes += sum([len(each.poem.text) for each in receivers])
+        for receiver in receivers:
+            if not self._mayTell():
+                break
+            poem = receiver.poem
             self._told.poems += 1
             self._told.bytes += len(poem.text)
             self._log.info(
                 "sending {bytes} bytes of poetry to {peer}",
                 bytes=len(poem.text),
-                peer=formatPeer(address),
+                peer=formatPeer(receiver.address),
                 poem=poem.name,
                 message_id="51c4b039c6b549da8188e2ad236b9868",
             )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
 from socket import AF_INET6, inet_pton
 from typing import NamedTuple, Protocol
@@ -28,6 +29,12 @@ How long a client that has every byte may take to close its side.
 Closing while it still writes would answer it with a reset (RFC 1122, 4.2.2.13), and some systems
 let that overtake what is yet to be read. Apache's httpd lingers as long (MAX_SECS_TO_LINGER).
 """
+
+_SOON_SECONDS = 0.05
+"""When to look after readers first: by then most clients of this continent have closed."""
+
+_LATER_SECONDS = 1.0
+"""How often to look after those who have not: deadlines need no more."""
 
 _RELIEF_SECONDS = 0.25
 """How soon to look again for room, if nobody leaves meanwhile."""
@@ -73,26 +80,19 @@ class Reader(ABC):
 
     @ivar poem: what it is sent.
     @ivar address: whose it is.
-    @ivar takenBytes: how much of the poem the client had when last asked.
-    @ivar startedAt: when it came, in the clock's seconds.
-    @ivar movedAt: when it was last seen to take something.
     """
 
-    __slots__ = ("address", "movedAt", "poem", "startedAt", "takenBytes")
+    __slots__ = ()  # one that is a socket can have none from here
 
-    def __init__(self, poem: Poem, address: Address, now: float) -> None:
-        """
-        @param now: the clock's seconds.
-        """
-        self.poem = poem
-        self.address = address
-        self.takenBytes = 0
-        self.startedAt = self.movedAt = now
+    poem: Poem
+    address: Address
 
     @abstractmethod
-    def hasClosed(self) -> bool:
+    def closeAfterClient(self) -> bool:
         """
-        Whether a client that was sent everything has closed its side too.
+        Close a connection that was sent everything, if its client has closed its side too.
+
+        @return: whether it is closed, and so no reader any more.
         """
 
     @abstractmethod
@@ -102,7 +102,7 @@ class Reader(ABC):
         """
 
     @abstractmethod
-    def close(self) -> None:
+    def end(self) -> None:
         """
         Close a connection whose client has everything.
         """
@@ -112,6 +112,21 @@ class Reader(ABC):
         """
         Close a connection so that the client can tell that it has not everything.
         """
+
+
+@dataclass(slots=True)
+class _Progress:
+    """
+    How far a reader has come that did not take everything at once.
+
+    @ivar startedAt: when it came, in the clock's seconds.
+    @ivar movedAt: when it was last seen to take something.
+    @ivar takenBytes: how much of the poem the client had when last asked.
+    """
+
+    startedAt: float
+    movedAt: float
+    takenBytes: int = 0
 
 
 class Arrival(Protocol):
@@ -158,10 +173,11 @@ class Policy:
         self.limits = limits
         self.ledger = Ledger(clock, limits.journalBudgetPerSecond)
         self._clock = clock
-        self._rounds = _Rounds(clock, self._glance, self._visit)
+        self._soon = _Round(clock, _SOON_SECONDS, self._glance, self._watch)
+        self._later = _Round(clock, _LATER_SECONDS, self._visit, self._visitLater)
         self._arriving: dict[Arrival, None] = {}
-        self._sending: dict[Reader, None] = {}
-        self._lingering: dict[Reader, None] = {}
+        self._sending: dict[Reader, _Progress] = {}
+        self._lingering: dict[Reader, _Progress] = {}
         self._sources: dict[Reader, bytes] = {}
         self._perSource: Counter[bytes] = Counter()
         self._ports: list[Pausable] = []
@@ -189,7 +205,8 @@ class Policy:
         """
         How many connections there are now.
         """
-        return len(self._sending) + len(self._lingering) + len(self._arriving)
+        known = len(self._sending) + len(self._lingering) + len(self._arriving)
+        return known + self._soon.waiting
 
     @property
     def idleSeconds(self) -> float:
@@ -219,16 +236,16 @@ class Policy:
         source = _sourceOf(address)
         return source is not None and self._perSource[source] >= self.limits.maxReadersPerSource
 
-    def isFull(self) -> bool:
+    def makeRoom(self) -> int:
         """
-        Whether there are as many readers as may be; then the ports are made to wait.
+        How many more readers may be here. Where that is none, who lingers goes, or the ports wait.
         """
-        if self.readers < self._mostReaders:
-            return False
-        self.pause(
-            f"no more than {self._mostReaders} readers may be here (--max-readers, LimitNOFILE=)"
-        )
-        return self.readers >= self._mostReaders
+        if self.readers >= self._mostReaders:
+            self.pause(
+                f"no more than {self._mostReaders} readers may be here "
+                "(--max-readers, LimitNOFILE=)"
+            )
+        return max(0, self._mostReaders - self.readers)
 
     def arrive(self, arrival: Arrival) -> None:
         """
@@ -244,35 +261,41 @@ class Policy:
             del self._arriving[arrival]
             self._seeWhoIsLeft()
 
-    def begin(self, reader: Reader) -> None:
+    def serve(self, readers: list[Reader], now: float) -> None:
         """
-        A reader's poem is under way, and did not go out at once.
-        """
-        self._sending[reader] = None
-        self._count(reader)
-        self._rounds.add(reader, _Rounds.SLOW, reader.startedAt)
-
-    def finish(self, reader: Reader, now: float) -> None:
-        """
-        A reader's whole poem is with the system: count it, and let the client close first.
+        Some readers came, and their whole poems went to the system at once: count them, and let the
+        clients close first.
 
         @param now: the clock's seconds, or a moment before.
         """
-        if not self._stopSending(reader):  # or it is visited already
-            self._rounds.add(reader, _Rounds.QUICK, now)
-        self._lingering[reader] = None
-        self.ledger.sent(reader.poem, reader.address)
+        self._soon.add(readers, now)
+        self.ledger.sent(readers)
+
+    def begin(self, reader: Reader, now: float) -> None:
+        """
+        A reader came whose poem is under way, and did not go out at once.
+
+        @param now: the clock's seconds.
+        """
+        self._sending[reader] = _Progress(now, now)
+        self._count(reader)
+        self._later.add([reader], now)
+
+    def finish(self, reader: Reader) -> None:
+        """
+        The whole poem of a reader that had begun is with the system: as in L{serve}.
+        """
+        self._lingering[reader] = self._sending.pop(reader)
+        self._discount(reader)
+        self.ledger.sent([reader])
 
     def leave(self, reader: Reader) -> None:
         """
         A connection is closed, by whomever.
         """
-        if reader in self._lingering:
-            del self._lingering[reader]
-            self._discount(reader)
-        elif self._stopSending(reader):
-            self.ledger.left(reader.poem, reader.address, reader.takenBytes)
-        self._seeWhoIsLeft()
+        if progress := self._sending.pop(reader, None):
+            self.ledger.left(reader.poem, reader.address, progress.takenBytes)
+        self._forget(reader)
 
     def turnAway(self, address: Address) -> None:
         """
@@ -338,15 +361,13 @@ class Policy:
             self._emptySince = self._clock.seconds()
             self._endDrain()
 
-    def _stopSending(self, reader: Reader) -> bool:
+    def _forget(self, reader: Reader) -> None:
         """
-        Take a reader from those under way; whether it was among them.
+        Have nothing to do with a reader any more; again, it does nothing.
         """
-        if reader not in self._sending:
-            return False
-        del self._sending[reader]
+        self._lingering.pop(reader, None)
         self._discount(reader)
-        return True
+        self._seeWhoIsLeft()
 
     def _count(self, reader: Reader) -> None:
         """
@@ -367,16 +388,28 @@ class Policy:
             if not self._perSource[source]:
                 del self._perSource[source]
 
-    def _glance(self, reader: Reader) -> bool:
+    @staticmethod
+    def _glance(reader: Reader) -> bool:
         """
-        End a reader that has closed, as most have by now; whether to visit it.
+        End a reader that has closed, as most have by now; whether it is still there.
         """
-        if reader not in self._lingering:
-            return False
-        if reader.hasClosed():
-            reader.close()
-            return False
-        return True
+        return not reader.closeAfterClient()
+
+    def _watch(self, readers: list[Reader], now: float) -> None:
+        """
+        Have deadlines for those who were served at once and have not closed soon.
+        """
+        for reader in readers:
+            self._lingering[reader] = _Progress(now, now)
+        self._visitLater(readers, now)
+        self._seeWhoIsLeft()
+
+    def _visitLater(self, readers: list[Reader], now: float) -> None:
+        """
+        Come back to readers, if there are any.
+        """
+        if readers:
+            self._later.add(readers, now)
 
     def _visit(self, reader: Reader, lingerSeconds: float = LINGER_SECONDS) -> bool:
         """
@@ -384,18 +417,22 @@ class Policy:
 
         @param lingerSeconds: how long one that has everything may stay.
         """
-        if reader not in self._sending and not self._glance(reader):
+        progress = self._sending.get(reader) or self._lingering.get(reader)
+        if progress is None:
+            return False
+        if reader in self._lingering and reader.closeAfterClient():
+            self._forget(reader)
             return False
         taken = reader.measure()
         now = self._clock.seconds()
-        if taken > reader.takenBytes:
-            reader.takenBytes = taken
-            reader.movedAt = now
+        if taken > progress.takenBytes:
+            progress.takenBytes = taken
+            progress.movedAt = now
         if taken == len(reader.poem.text):
-            if self._drained is not None or now - reader.movedAt >= lingerSeconds:
-                reader.close()
+            if self._drained is not None or now - progress.movedAt >= lingerSeconds:
+                reader.end()
                 return False
-        elif cause := self._overdue(reader, now) or self._crowding(reader):
+        elif cause := self._overdue(progress, now) or self._crowding(reader):
             self._giveUp(reader, cause)
             return False
         return True
@@ -414,19 +451,19 @@ class Policy:
         self._count(reader)
         return ""
 
-    def _overdue(self, reader: Reader, now: float) -> str:
+    def _overdue(self, progress: _Progress, now: float) -> str:
         """
         Why a reader has had its time, or nothing.
         """
-        idle = now - reader.movedAt
+        idle = now - progress.movedAt
         if idle >= self.limits.stallSeconds:
             return f"it took nothing for {idle:.0f} s"
-        age = now - reader.startedAt
+        age = now - progress.startedAt
         if (
             age >= self.limits.stallSeconds
-            and reader.takenBytes < age * self.limits.minRateBytesPerSecond
+            and progress.takenBytes < age * self.limits.minRateBytesPerSecond
         ):
-            return f"it took {reader.takenBytes / age:.0f} bytes/s"
+            return f"it took {progress.takenBytes / age:.0f} bytes/s"
         return ""
 
     def _giveUp(self, reader: Reader, cause: str) -> None:
@@ -434,13 +471,13 @@ class Policy:
         Reset a reader. One that lingers was counted when its poem went to the system, so that it
         has no record; the source that has too many of them has one now and then.
         """
-        if self._stopSending(reader):
-            self.ledger.gaveUp(reader.poem, reader.address, reader.takenBytes, cause)
+        if progress := self._sending.pop(reader, None):
+            self.ledger.gaveUp(reader.poem, reader.address, progress.takenBytes, cause)
         elif self._mayTell("lingering"):
             self._log.warn(
                 "gave up on {peer}, who does not take the last {bytes} bytes: {cause}",
                 peer=formatPeer(reader.address),
-                bytes=len(reader.poem.text) - reader.takenBytes,
+                bytes=len(reader.poem.text) - self._lingering[reader].takenBytes,
                 cause=cause,
                 message_id="8661237894b24e009d5b2e4ed36bd13c",
             )
@@ -460,6 +497,7 @@ class Policy:
         """
         Close who has everything, since others wait for the place.
         """
+        self._soon.hurry()
         for reader in list(self._lingering):
             self._visit(reader, 0.0)
 
@@ -509,67 +547,92 @@ def _sourceOf(address: Address) -> bytes | None:
     return packed if packed.startswith(_MAPPED) else packed[:8]
 
 
-class _Rounds:
+class _Round:
     """
-    When to visit which reader: soon after its poem was sent, and then every second.
+    Readers to visit, each after the same delay.
 
-    Everyone in one queue waits equally long, so a queue is in order of time by itself, and costs
-    one timer however many wait in it.
+    Since all wait equally long, the queue is in order of time by itself, and costs one timer
+    however many wait in it.
+
+    @ivar waiting: how many readers.
     """
-
-    QUICK, SLOW = 0, 1
-
-    _delays = (0.05, 1.0)
-    """Seconds: by when most clients of this continent have closed, and what deadlines need."""
 
     _mostAtOnce = 64
     """Visits between two looks at the sockets, so that nobody waits for a round to end."""
 
-    def __init__(self, clock: IReactorTime, *visits: Callable[[Reader], bool]) -> None:
+    def __init__(
+        self,
+        clock: IReactorTime,
+        delaySeconds: float,
+        visit: Callable[[Reader], bool],
+        keep: Callable[[list[Reader], float], None],
+    ) -> None:
         """
-        @param visits: what to do with the readers of each queue; whether to come again.
+        @param visit: what to do with each reader; whether it is still to be looked after.
+        @param keep: takes those who are, and the clock's seconds.
         """
+        self.waiting = 0
         self._clock = clock
-        self._visits = visits
-        self._queues: list[deque[tuple[float, Reader]]] = [deque() for _ in self._delays]
-        self._underWay: set[int] = set()
+        self._delaySeconds = delaySeconds
+        self._visit = visit
+        self._keep = keep
+        self._queue: deque[tuple[float, list[Reader]]] = deque()
+        self._isTimed = False
 
-    def add(self, reader: Reader, queue: int, now: float) -> None:
+    def add(self, readers: list[Reader], now: float) -> None:
         """
-        Visit a reader after the delay of a queue, and then on.
+        Visit readers after the delay.
         """
-        delay = self._delays[queue]
-        self._queues[queue].append((now + delay, reader))
-        if queue not in self._underWay:
-            self._underWay.add(queue)
-            self._clock.callLater(delay, self._go, queue)
+        self.waiting += len(readers)
+        self._queue.append((now + self._delaySeconds, readers))
+        if not self._isTimed:
+            self._isTimed = True
+            self._clock.callLater(self._delaySeconds, self._go)
 
-    def _go(self, queue: int) -> None:
+    def hurry(self) -> None:
+        """
+        Visit everybody now, due or not.
+        """
+        now = self._clock.seconds()
+        for _ in range(len(self._queue)):  # and not those who are kept in this very queue
+            self._look(now)
+
+    def _go(self) -> None:
         """
         Visit who is due, and come back for the next.
         """
-        waiting = self._queues[queue]
         now = self._clock.seconds()
+        visits = 0
         try:
-            for _ in range(self._mostAtOnce):
-                if not waiting or waiting[0][0] > now:
-                    break
-                reader = waiting.popleft()[1]
-                if self._visits[queue](reader):
-                    self.add(reader, self.SLOW, now)
+            while self._queue and self._queue[0][0] <= now and visits < self._mostAtOnce:
+                visits += self._look(now)
         finally:  # whatever is wrong with one reader, the others have deadlines too
-            self._comeBack(queue, now)
+            self._comeBack(now)
 
-    def _comeBack(self, queue: int, now: float) -> None:
+    def _look(self, now: float) -> int:
+        """
+        Visit those who came together; how many they are.
+        """
+        _, readers = self._queue.popleft()
+        self.waiting -= len(readers)
+        kept = []
+        rest = iter(readers)
+        try:
+            for reader in rest:
+                if self._visit(reader):
+                    kept.append(reader)
+        finally:
+            kept += rest
+            self._keep(kept, now)
+        return len(readers)
+
+    def _comeBack(self, now: float) -> None:
         """
         Time the next visit, if there is one to make.
         """
-        waiting = self._queues[queue]
-        if waiting:
+        self._isTimed = bool(self._queue)
+        if self._queue:
+            late = now - self._queue[0][0]
             # Half a delay at least, so that a round under load is for many.
-            pause = (
-                max(waiting[0][0] - now, self._delays[queue] / 2) if waiting[0][0] > now else 0.0
-            )
-            self._clock.callLater(pause, self._go, queue)
-        else:
-            self._underWay.remove(queue)
+            pause = 0.0 if late >= 0 else max(-late, self._delaySeconds / 2)
+            self._clock.callLater(pause, self._go)

@@ -27,7 +27,6 @@ from twisted.internet.interfaces import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from fastpoetry.ledger import Address
 from fastpoetry.poem import Poem
 from fastpoetry.policy import Policy, Reader
 
@@ -88,12 +87,11 @@ def countUnacknowledged(connection: socket.SocketType) -> int:
     return count
 
 
-def limitUnsent(connection: socket.SocketType, poem: Poem) -> None:
+def limitUnsent(connection: socket.SocketType) -> None:
     """
     Keep a large poem that its reader does not take from filling the machine's memory.
     """
-    # On a UNIX socket, net.core.wmem_default is the limit.
-    if len(poem.text) > _MOST_UNSENT_BYTES and connection.family != socket.AF_UNIX:
+    if connection.family != socket.AF_UNIX:  # there, net.core.wmem_default is the limit
         option = socket.TCP_NOTSENT_LOWAT
         connection.setsockopt(socket.IPPROTO_TCP, option, _MOST_UNSENT_BYTES)
 
@@ -109,41 +107,22 @@ def setLinger(connection: socket.SocketType, linger: bytes) -> None:
 
 
 @implementer(IWriteDescriptor)
-class SocketReader(Reader):
+class SocketReader(Reader, socket.SocketType):
     """
-    A reader on a bare socket.
+    A reader that is its own socket: most need nothing else.
 
     The listening socket makes each connection reset on close. Only when the last byte is with the
     system is that taken back, so that whatever ends the process before, even a kill -9, is no end
     of the poem to its reader.
+
+    @ivar port: where it came in.
+    @ivar sentBytes: how much of the poem the system has.
     """
 
-    __slots__ = ("_policy", "_reactor", "_sentBytes", "_socket")
+    __slots__ = ("address", "poem", "port", "sentBytes")
 
-    def __init__(
-        self,
-        connection: socket.SocketType,
-        address: Address,
-        poem: Poem,
-        now: float,
-        policy: Policy,
-        reactor: IReactorFDSet,
-    ) -> None:
-        """
-        @param connection: may be blocking; it is never waited for.
-        @param now: the clock's seconds.
-        """
-        super().__init__(poem, address, now)
-        self._socket = connection
-        self._policy = policy
-        self._reactor = reactor
-        self._sentBytes = 0
-
-    def fileno(self) -> int:
-        """
-        The descriptor, for the reactor; -1 once closed.
-        """
-        return self._socket.fileno()
+    port: FastPort
+    sentBytes: int
 
     def logPrefix(self) -> str:
         """
@@ -151,25 +130,29 @@ class SocketReader(Reader):
         """
         return "poetry"
 
-    def start(self) -> None:
+    def start(self, now: float) -> bool:
         """
-        Send the poem, or as much as goes at once, and have the rest sent and the end looked after.
+        Send the poem. If not all of it goes at once, the rest is sent as the client takes it.
+
+        @param now: the clock's seconds.
+        @return: whether the system has all of it.
         """
         try:
-            limitUnsent(self._socket, self.poem)
-            self._send()
+            if len(self.poem.text) > _MOST_UNSENT_BYTES:
+                limitUnsent(self)
+            if self._send():
+                return True
         except OSError:  # reset while it was in the backlog
-            self._policy.ledger.left(self.poem, self.address, 0)
-            self._socket.close()
-            return
-        if self._sentBytes == len(self.poem.text):
-            self._policy.finish(self, self.startedAt)
-        elif self._policy.isTooMany(self.address):
-            self._policy.turnAway(self.address)
-            self._socket.close()
+            self.port.policy.ledger.left(self.poem, self.address, 0)
+            self.close()
+            return False
+        if self.port.policy.isTooMany(self.address):
+            self.port.policy.turnAway(self.address)
+            self.close()
         else:
-            self._policy.begin(self)
-            self._reactor.addWriter(self)
+            self.port.policy.begin(self, now)
+            self.port.reactor.addWriter(self)
+        return False
 
     def doWrite(self) -> Failure | None:
         """
@@ -178,71 +161,77 @@ class SocketReader(Reader):
         @return: what ends the connection, for the reactor, if something does.
         """
         try:
-            self._send()
+            if self._send():
+                self.port.reactor.removeWriter(self)
+                self.port.policy.finish(self)
         except OSError as why:
             return Failure(why)
-        if self._sentBytes == len(self.poem.text):
-            self._reactor.removeWriter(self)
-            self._policy.finish(self, self._policy.seconds())
         return None
 
-    def hasClosed(self) -> bool:
+    def closeAfterClient(self) -> bool:
         """
-        Whether the client has closed its side; what it wrote before is thrown away.
+        Close the connection if the client has closed its side; what it wrote before is thrown away.
 
         Unread input would make our close a reset, and that could overtake the poem.
         """
         try:
             for _ in range(_MOST_READS):
-                if not self._socket.recv_into(_wastepaper, 0, _NOW):
-                    return True
+                if not self.recv_into(_wastepaper, 0, _NOW):
+                    break
+            else:
+                return False
         except BlockingIOError:
             return False
         except OSError:
-            return True
-        return False
+            pass  # reset by the client
+        self.close()
+        return True
 
     def measure(self) -> int:
         """
         How many bytes of the poem the client has acknowledged.
         """
         # The end takes a place of its own in the sequence, and is none of the poem's bytes.
-        return self._sentBytes - min(self._sentBytes, countUnacknowledged(self._socket))
+        return self.sentBytes - min(self.sentBytes, countUnacknowledged(self))
 
-    def close(self) -> None:
+    def end(self) -> None:
         """
         Close a connection whose client has everything.
         """
-        self._socket.close()
-        self._policy.leave(self)
+        self.close()
+        self.port.policy.leave(self)
 
     def reset(self) -> None:
         """
         Close a connection short of its end, with a reset (on a UNIX socket there is none).
         """
-        setLinger(self._socket, RESET_ON_CLOSE)
-        self._reactor.removeWriter(self)
-        self.close()
+        setLinger(self, RESET_ON_CLOSE)
+        self.port.reactor.removeWriter(self)
+        self.end()
 
     def connectionLost(self, reason: Failure) -> None:
         """
         The client went away while its poem was under way, as the reactor found out.
         """
-        self.close()
+        self.end()
 
-    def _send(self) -> None:
+    def _send(self) -> bool:
         """
         Hand the system what it takes of the rest, without a copy; and the end after the last byte.
+
+        @return: whether it has everything.
         """
         text = self.poem.text
-        rest = memoryview(text)[self._sentBytes :] if self._sentBytes else text
+        rest = memoryview(text)[self.sentBytes :] if self.sentBytes else text
         try:
-            self._sentBytes += self._socket.send(rest, _LAST)
+            self.sentBytes += self.send(rest, _LAST)
         except BlockingIOError:
-            return
-        if self._sentBytes == len(text):
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, END_ON_CLOSE)
-            self._socket.shutdown(socket.SHUT_WR)
+            return False
+        if self.sentBytes < len(text):
+            return False
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, END_ON_CLOSE)
+        self.shutdown(socket.SHUT_WR)
+        return True
 
 
 @implementer(IListeningPort, IReadDescriptor)
@@ -261,8 +250,8 @@ class BorrowedPort:
         """
         self._port = port
         self._socket: socket.socket = port.socket
-        self._policy = policy
-        self._reactor = reactor
+        self.policy = policy
+        self.reactor = reactor
 
     def startListening(self) -> None:
         """
@@ -292,13 +281,13 @@ class BorrowedPort:
         """
         Accept what comes.
         """
-        self._reactor.addReader(self)
+        self.reactor.addReader(self)
 
     def stopReading(self) -> None:
         """
         Leave what comes in the backlog.
         """
-        self._reactor.removeReader(self)
+        self.reactor.removeReader(self)
 
     def fileno(self) -> int:
         """
@@ -323,7 +312,7 @@ class BorrowedPort:
         that it has no descriptor for.
         """
         for _ in range(_BATCH):
-            if self._policy.isFull():
+            if not self.policy.makeRoom():
                 return
             self._port.numberAccepts = 1
             self._port.doRead()
@@ -345,6 +334,7 @@ class FastPort(BorrowedPort):
         """
         super().__init__(port, policy, reactor)
         self._source = source
+        self._family = self._socket.family
         self._hasOldBacklog = True
         self._waiting: Deferred[Poem] | None = None
 
@@ -370,31 +360,43 @@ class FastPort(BorrowedPort):
         """
         Serve who has come.
         """
-        # What accept() does, but for flags and timeouts that nobody uses here.
-        accept = self._socket._accept  # type: ignore[attr-defined]
-        family = self._socket.family
-        now = self._policy.seconds()
-        for _ in range(_BATCH):
+        now = self.policy.seconds()
+        served: list[Reader] = []
+        for _ in range(min(_BATCH, self.policy.makeRoom())):
+            reader = self._accept()
+            if reader is None:
+                break
+            if reader.start(now):
+                served.append(reader)
+        if served:
+            self.policy.serve(served, now)
+
+    def _accept(self) -> SocketReader | None:
+        """
+        The next one in the backlog, if there is one, and a poem for it.
+        """
+        while True:
             poem = self._source.poem
             if poem is None:
                 self._waitForPoem()
-                return
-            if self._policy.isFull():
-                return
+                return None
             try:
-                descriptor, address = accept()
+                # What accept() does, but for flags and timeouts that nobody uses here.
+                descriptor, address = self._socket._accept()  # type: ignore[attr-defined]
             except BlockingIOError:
                 self._hasOldBacklog = False
-                return
+                return None
             except OSError as why:
                 if why.errno in _EXHAUSTED:
-                    self._policy.pause(why.strerror or str(why))
-                    return
+                    self.policy.pause(why.strerror or str(why))
+                    return None
                 continue  # it was the client's connection that failed (accept(2), Error handling)
-            connection = socket.SocketType(family, socket.SOCK_STREAM, 0, descriptor)
+            reader = SocketReader(self._family, socket.SOCK_STREAM, 0, descriptor)
+            reader.poem, reader.address = poem, address
+            reader.port, reader.sentBytes = self, 0
             if self._hasOldBacklog:  # from before startListening, so it inherited nothing
-                setLinger(connection, RESET_ON_CLOSE)
-            SocketReader(connection, address, poem, now, self._policy, self._reactor).start()
+                setLinger(reader, RESET_ON_CLOSE)
+            return reader
 
     def _waitForPoem(self) -> None:
         """
@@ -402,7 +404,7 @@ class FastPort(BorrowedPort):
         """
         self.stopReading()
         if self._waiting is None:
-            self._policy.arrive(self)  # for all who wait behind us: the server is not idle
+            self.policy.arrive(self)  # for all who wait behind us: the server is not idle
             self._waiting = waiting = self._source.whenPoem()
             waiting.addCallbacks(self._serveAll, self._resetAll)
 
@@ -413,7 +415,7 @@ class FastPort(BorrowedPort):
 
     def _serveAll(self, _: Poem) -> None:
         self._waiting = None
-        self._policy.depart(self)
+        self.policy.depart(self)
         self.startReading()
 
     def _resetAll(self, failure: Failure) -> None:
@@ -421,7 +423,7 @@ class FastPort(BorrowedPort):
         Let who has waited know that there is no poem, and begin anew with who comes next.
         """
         self._waiting = None
-        self._policy.depart(self)
+        self.policy.depart(self)
         if failure.check(CancelledError):  # by our own stop, which leaves them in the backlog
             return
         with suppress(OSError):  # there is nobody left, or we come back for them at once
@@ -429,5 +431,5 @@ class FastPort(BorrowedPort):
                 connection, address = self._socket.accept()
                 setLinger(connection, RESET_ON_CLOSE)
                 connection.close()
-                self._policy.ledger.turnedAway(address, "there is no poem yet")
+                self.policy.ledger.turnedAway(address, "there is no poem yet")
         self.startReading()

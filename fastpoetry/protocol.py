@@ -77,17 +77,17 @@ class PoetryProtocol(Protocol, Reader):
         policy = self.factory.policy
         policy.depart(self)
         address = addressOf(self.transport.getPeer())
-        Reader.__init__(self, poem, address, policy.seconds())
+        self.poem, self.address = poem, address
         if policy.isTooMany(address):
             policy.turnAway(address)
             self.transport.abortConnection()
             return
-        policy.begin(self)
+        policy.begin(self, policy.seconds())
         self._lowest = _lowestOf(self.transport)
         self._socket = _socketOf(self._lowest)
         if self._socket is not None:
             setLinger(self._socket, RESET_ON_CLOSE)
-            limitUnsent(self._socket, poem)
+            limitUnsent(self._socket)
         self.transport.registerProducer(self, False)
 
     def forgo(self) -> None:
@@ -134,7 +134,7 @@ class PoetryProtocol(Protocol, Reader):
         self.factory.policy.depart(self)
         self.factory.policy.leave(self)
 
-    def hasClosed(self) -> bool:
+    def closeAfterClient(self) -> bool:
         """
         Never: the transport tells us when that happens.
         """
@@ -151,7 +151,7 @@ class PoetryProtocol(Protocol, Reader):
             unacknowledged = countUnacknowledged(self._socket) + len(self._lowest.dataBuffer)
         return self._sentBytes - min(self._sentBytes, unacknowledged)
 
-    def close(self) -> None:
+    def end(self) -> None:
         """
         Close a connection whose client has everything, and does not close it.
 
@@ -173,7 +173,7 @@ class PoetryProtocol(Protocol, Reader):
         self.transport.unregisterProducer()
         if self._socket is not None:
             setLinger(self._socket, END_ON_CLOSE)
-        self.factory.policy.finish(self, self.factory.policy.seconds())
+        self.factory.policy.finish(self)
         if self._clientHasEnded or ISSLTransport.providedBy(self.transport):
             self.transport.loseConnection()  # TLS has an end of its own, and no half-close
         else:

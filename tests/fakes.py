@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from select import select
 from shutil import rmtree
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import SkipTest
 
 from twisted.internet.address import IPv4Address
@@ -249,19 +249,21 @@ class FakeReader(Reader):
 
     @ivar taken: how much of the poem it has.
     @ivar closed: whether its client has closed its side.
+    @ivar startedAt: when it came, in the clock's seconds.
     @ivar asked: when it was asked about either.
     @ivar did: what it was told.
     """
 
     def __init__(self, policy: Policy, address: Address = None, poem: Poem = POEM) -> None:
-        super().__init__(poem, address, policy.seconds())
+        self.poem, self.address = poem, address
+        self.startedAt = policy.seconds()
         self.policy = policy
         self.taken = 0
         self.closed = False
         self.asked: list[float] = []
         self.did: list[str] = []
 
-    def hasClosed(self) -> bool:
+    def closeAfterClient(self) -> bool:
         """
         What the test says.
         """
@@ -279,11 +281,11 @@ class FakeReader(Reader):
         if self.policy.seconds() not in self.asked:
             self.asked.append(self.policy.seconds())
 
-    def close(self) -> None:
+    def end(self) -> None:
         """
         Leave.
         """
-        self.did.append("close")
+        self.did.append("end")
         self.policy.leave(self)
 
     def reset(self) -> None:
@@ -292,6 +294,15 @@ class FakeReader(Reader):
         """
         self.did.append("reset")
         self.policy.leave(self)
+
+
+class Receipt(NamedTuple):
+    """
+    What is counted of a reader.
+    """
+
+    poem: Poem
+    address: Address
 
 
 class FakeArrival:

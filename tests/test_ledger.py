@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from fakes import POEM, records, said
+from fakes import POEM, Receipt, records, said
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
@@ -18,6 +18,7 @@ from fastpoetry.ledger import Counts, Ledger, formatPeer
 from fastpoetry.poem import Poem
 
 HERE = ("192.0.2.7", 40000)
+TO_HERE = Receipt(POEM, HERE)
 
 SENT = "51c4b039c6b549da8188e2ad236b9868"
 LEFT = "aac587f9fd8d4d049348340f51b0da4a"
@@ -84,7 +85,7 @@ class RecordTests(LedgerCase):
         A whole poem has a record that says how many bytes go to whom, as the tutorial's does.
         """
         self.assertEqual(
-            self.one("sent", POEM, HERE),
+            self.one("sent", [TO_HERE]),
             {
                 "text": "sending 310 bytes of poetry to 192.0.2.7:40000",
                 "level": "info",
@@ -163,8 +164,8 @@ class CountTests(LedgerCase):
         Each connection is counted once, by how it ended; bytes are those of whole poems.
         """
         ledger = self.ledger()
-        ledger.sent(POEM, HERE)
-        ledger.sent(POEM, HERE)
+        ledger.sent([TO_HERE])
+        ledger.sent([TO_HERE])
         ledger.left(POEM, HERE, 1)
         ledger.left(POEM, HERE, 1)
         ledger.left(POEM, HERE, 1)
@@ -180,7 +181,7 @@ class CountTests(LedgerCase):
         What has no record of its own is counted too.
         """
         ledger = self.ledger(0)
-        ledger.sent(POEM, HERE)
+        ledger.sent([TO_HERE])
         ledger.turnedAway(HERE, "")
         self.assertEqual(ledger.counts, Counts(1, 310, 0, 0, 1))
 
@@ -196,9 +197,9 @@ class BudgetTests(LedgerCase):
         """
         ledger = self.ledger(2)
         with capturedLogs() as events:
-            ledger.sent(POEM, HERE)
+            ledger.sent([TO_HERE])
             ledger.turnedAway(HERE, "")
-            ledger.sent(POEM, HERE)
+            ledger.sent([TO_HERE])
             ledger.left(POEM, HERE, 0)
             ledger.gaveUp(POEM, HERE, 0, "")
             ledger.turnedAway(HERE, "")
@@ -210,7 +211,7 @@ class BudgetTests(LedgerCase):
         """
         ledger = self.ledger(1)
         for _ in range(3):
-            ledger.sent(POEM, HERE)
+            ledger.sent([TO_HERE])
         for _ in range(4):
             ledger.left(POEM, HERE, 1)
         for _ in range(5):
@@ -236,12 +237,12 @@ class BudgetTests(LedgerCase):
         The next second has the whole budget again.
         """
         ledger = self.ledger(1)
-        ledger.sent(POEM, HERE)
-        ledger.sent(POEM, HERE)
+        ledger.sent([TO_HERE])
+        ledger.sent([TO_HERE])
         self.clock.advance(1)
         with capturedLogs() as events:
-            ledger.sent(POEM, HERE)
-            ledger.sent(POEM, HERE)
+            ledger.sent([TO_HERE])
+            ledger.sent([TO_HERE])
         self.assertEqual([each["message_id"] for each in events], [SENT])
 
     def test_summedUpOnce(self) -> None:
@@ -249,7 +250,7 @@ class BudgetTests(LedgerCase):
         What one summary has counted is not in the next.
         """
         ledger = self.ledger(0)
-        ledger.sent(POEM, HERE)
+        ledger.sent([TO_HERE])
         self.clock.advance(1)
         with capturedLogs() as events:
             ledger.left(POEM, HERE, 1)
@@ -261,7 +262,7 @@ class BudgetTests(LedgerCase):
         There is no summary of nothing.
         """
         ledger = self.ledger(1)
-        ledger.sent(POEM, HERE)
+        ledger.sent([TO_HERE])
         with capturedLogs() as events:
             self.clock.advance(1)
         self.assertEqual(events, [])
@@ -271,7 +272,7 @@ class BudgetTests(LedgerCase):
         Where nobody comes no timer runs.
         """
         ledger = self.ledger()
-        ledger.sent(POEM, HERE)
+        ledger.sent([TO_HERE])
         self.clock.advance(1)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
@@ -281,7 +282,7 @@ class BudgetTests(LedgerCase):
         """
         ledger = self.ledger(0)
         with capturedLogs() as events:
-            ledger.sent(POEM, HERE)
+            ledger.sent([TO_HERE])
             ledger.turnedAway(HERE, "")
             self.clock.advance(1)
         self.assertEqual(
@@ -299,7 +300,7 @@ class CloseTests(LedgerCase):
         What is untold when the process ends is told at once.
         """
         ledger = self.ledger(0)
-        ledger.sent(POEM, HERE)
+        ledger.sent([TO_HERE])
         with capturedLogs() as events:
             ledger.close()
         self.assertEqual([each["poems"] for each in events], [1])
@@ -372,7 +373,7 @@ class SumTests(SynchronousTestCase):
         ledger = Ledger(clock, budget)
         for name, value in story:
             if name == "sent":
-                ledger.sent(Poem("x", b"x" * value, ""), HERE)
+                ledger.sent([Receipt(Poem("x", b"x" * value, ""), HERE)])
             elif name == "wait":
                 clock.advance(value)
             elif name == "turnedAway":

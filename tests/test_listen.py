@@ -321,7 +321,7 @@ class StopTests(ListenerCase):
         """
         self.start(FakePort())
         reader = FakeReader(self.policy)
-        self.policy.begin(reader)
+        self.policy.begin(reader, 0.0)
         stopped = self.listener.stopService()
         self.assertNoResult(stopped)
         self.policy.leave(reader)

@@ -42,14 +42,14 @@ class PolicyCase(SynchronousTestCase):
         @return: a reader whose poem is under way.
         """
         reader = FakeReader(self.policy, address, poem)
-        self.policy.begin(reader)
+        self.policy.begin(reader, self.clock.seconds())
         return reader
 
     def finish(self, reader: FakeReader) -> None:
         """
         Have the rest of a reader's poem go to the system.
         """
-        self.policy.finish(reader, self.clock.seconds())
+        self.policy.finish(reader)
 
     def lingering(self, taken: int = WHOLE, address: Address = HERE) -> FakeReader:
         """
@@ -57,7 +57,7 @@ class PolicyCase(SynchronousTestCase):
         """
         reader = FakeReader(self.policy, address)
         reader.taken = taken
-        self.finish(reader)
+        self.policy.serve([reader], self.clock.seconds())
         return reader
 
     def wait(self, seconds: int) -> None:
@@ -301,7 +301,7 @@ class LingerTests(PolicyCase):
         self.wait(2)
         self.assertEqual(reader.did, [])
         self.wait(1)
-        self.assertEqual(reader.did, ["close"])
+        self.assertEqual(reader.did, ["end"])
 
     def test_counted(self) -> None:
         """
@@ -515,7 +515,7 @@ class ArrivalTests(PolicyCase):
         """
         first, _ = self.arrive(), self.arrive()
         self.assertEqual(self.policy.readers, 2)
-        self.assertTrue(self.policy.isFull())
+        self.assertEqual(self.policy.makeRoom(), 0)
         self.policy.depart(first)
         self.assertEqual((self.policy.readers, self.port.reading), (1, True))
 
@@ -566,7 +566,7 @@ class FullTests(PolicyCase):
         Below the limit there is room, and the ports accept.
         """
         self.sending()
-        self.assertFalse(self.policy.isFull())
+        self.assertGreater(self.policy.makeRoom(), 0)
         self.assertEqual(self.port.turns, 0)
 
     def test_full(self) -> None:
@@ -575,8 +575,8 @@ class FullTests(PolicyCase):
         """
         self.fill()
         with capturedLogs() as events:
-            self.assertTrue(self.policy.isFull())
-            self.assertTrue(self.policy.isFull())
+            self.assertEqual(self.policy.makeRoom(), 0)
+            self.assertEqual(self.policy.makeRoom(), 0)
         self.assertEqual((self.port.reading, self.port.turns), (False, 1))
         self.assertEqual(
             records(events),
@@ -597,22 +597,22 @@ class FullTests(PolicyCase):
         When one leaves the ports accept again, at once.
         """
         readers = self.fill()
-        self.policy.isFull()
+        self.policy.makeRoom()
         self.policy.leave(readers[0])
         self.assertTrue(self.port.reading)
-        self.assertFalse(self.policy.isFull())
+        self.assertGreater(self.policy.makeRoom(), 0)
 
     def test_looksAgain(self) -> None:
         """
         While nobody leaves the ports look again now and then.
         """
         self.fill()
-        self.policy.isFull()
+        self.policy.makeRoom()
         self.clock.advance(0.2)
         self.assertFalse(self.port.reading)
         self.clock.advance(0.05)
         self.assertTrue(self.port.reading)
-        self.policy.isFull()
+        self.policy.makeRoom()
         self.assertFalse(self.port.reading)
 
     def test_looksAgainAnew(self) -> None:
@@ -620,11 +620,11 @@ class FullTests(PolicyCase):
         When it is full again the time until then begins anew.
         """
         readers = self.fill()
-        self.policy.isFull()
+        self.policy.makeRoom()
         self.clock.advance(0.2)
         self.policy.leave(readers[0])
         self.sending()
-        self.policy.isFull()
+        self.policy.makeRoom()
         self.clock.advance(0.2)
         self.assertFalse(self.port.reading)
 
@@ -636,7 +636,7 @@ class FullTests(PolicyCase):
         self.fill()
         with capturedLogs() as events:
             for _ in range(100):
-                self.policy.isFull()
+                self.policy.makeRoom()
                 self.clock.advance(0.25)
         self.assertEqual([each["log_time"] > 0 for each in events], [True] * 3)
 
@@ -647,8 +647,8 @@ class FullTests(PolicyCase):
         reader = self.lingering()
         self.sending()
         with capturedLogs() as events:
-            self.assertFalse(self.policy.isFull())
-        self.assertEqual(reader.did, ["close"])
+            self.assertGreater(self.policy.makeRoom(), 0)
+        self.assertEqual(reader.did, ["end"])
         self.assertTrue(self.port.reading)
         self.assertEqual(events, [])
 
@@ -657,8 +657,8 @@ class FullTests(PolicyCase):
         They all go at once, rather than one for each that comes.
         """
         readers = [self.lingering(), self.lingering()]
-        self.policy.isFull()
-        self.assertEqual([each.did for each in readers], [["close"], ["close"]])
+        self.policy.makeRoom()
+        self.assertEqual([each.did for each in readers], [["end"], ["end"]])
 
     def test_whoHasNotEverythingStays(self) -> None:
         """
@@ -666,7 +666,7 @@ class FullTests(PolicyCase):
         """
         reader = self.lingering(WHOLE - 1)
         self.sending()
-        self.assertTrue(self.policy.isFull())
+        self.assertEqual(self.policy.makeRoom(), 0)
         self.assertEqual(reader.did, [])
 
     def test_lingersAgain(self) -> None:
@@ -674,7 +674,7 @@ class FullTests(PolicyCase):
         When there is room again, who comes may linger.
         """
         readers = self.fill()
-        self.policy.isFull()
+        self.policy.makeRoom()
         for each in readers:
             self.policy.leave(each)
         reader = self.lingering()
@@ -717,8 +717,8 @@ class DescriptorTests(SynchronousTestCase):
         """
         self.patch(policyModule, "getrlimit", lambda _: (descriptors, RLIM_INFINITY))
         policy = Policy(Limits(maxReaders=maxReaders, journalBudgetPerSecond=0), Clock())
-        while not policy.isFull():
-            policy.begin(FakeReader(policy))
+        while policy.makeRoom():
+            policy.begin(FakeReader(policy), 0.0)
         return policy.readers
 
     def test_fewer(self) -> None:
@@ -771,7 +771,7 @@ class DrainTests(PolicyCase):
         self.finish(reader)
         self.assertNoResult(drained)
         self.wait(2)
-        self.assertEqual(reader.did, ["close"])
+        self.assertEqual(reader.did, ["end"])
         self.successResultOf(drained)
 
     def test_lingering(self) -> None:
@@ -780,7 +780,7 @@ class DrainTests(PolicyCase):
         """
         reader = self.lingering()
         self.successResultOf(self.policy.drain())
-        self.assertEqual(reader.did, ["close"])
+        self.assertEqual(reader.did, ["end"])
 
     def test_notAcknowledged(self) -> None:
         """
@@ -792,7 +792,7 @@ class DrainTests(PolicyCase):
         self.assertNoResult(drained)
         reader.taken = WHOLE
         self.wait(1)
-        self.assertEqual(reader.did, ["close"])
+        self.assertEqual(reader.did, ["end"])
         self.successResultOf(drained)
 
     def test_cutShort(self) -> None:

@@ -397,7 +397,7 @@ class LongTests(PortCase):
         self.reactor.turn()
         taken = self.underWay.measure()
         self.assertTrue(0 < taken < 100_000, taken)
-        self.assertGreater(countUnacknowledged(self.underWay._socket), 0)
+        self.assertGreater(countUnacknowledged(self.underWay), 0)
         reader = self.underWay
         self.reactor.fetch(client)
         self.acknowledge(client)
@@ -483,40 +483,39 @@ class LongTests(PortCase):
         self.assertRaises(ConnectionResetError, receiveAll, client)
 
 
-class FakeConnection:
+class FakeReader(SocketReader):
     """
-    A connection that takes so much at a time, and remembers what it was handed.
+    A reader that takes so much at a time, and remembers what it was handed.
 
     @ivar handed: what it was given to send.
     @ivar options: which options were set.
     @ivar closed: whether it was closed.
     """
 
-    family = socket.AF_INET
-
     def __init__(
         self, takes: Callable[[], int] = lambda: 1000, receives: Callable[[], int] = lambda: 0
     ) -> None:
+        super().__init__()
         self.takes = takes
         self.receives = receives
         self.handed: list[Any] = []
         self.options: list[int] = []
         self.closed = False
 
-    def send(self, data: Any, flags: int) -> int:
+    def send(self, data: Any, flags: int = 0) -> int:
         """
         Take a part.
         """
         self.handed.append(data)
         return min(self.takes(), len(data))
 
-    def recv_into(self, buffer: bytearray, size: int, flags: int) -> int:
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         """
         Receive what the test says.
         """
         return self.receives()
 
-    def setsockopt(self, level: int, option: int, value: object) -> None:
+    def setsockopt(self, level: int, option: int, value: object, length: int = 0) -> None:  # type: ignore[override]
         """
         Have another option.
         """
@@ -531,6 +530,7 @@ class FakeConnection:
         """
         Be gone.
         """
+        super().close()
         self.closed = True
 
 
@@ -539,23 +539,24 @@ class EconomyTests(PortCase):
     Tests for what a reader costs the server.
     """
 
-    def reader(self, connection: Any, address: Address = "") -> SocketReader:
+    def arrive(self, reader: FakeReader, address: Address = "") -> bool:
         """
-        @return: a reader on a connection that nobody is at the other end of.
+        Have a reader come whose connection nobody is at the other end of, and start.
         """
-        return SocketReader(connection, address, POEM, 0.0, self.policy, self.reactor)
+        reader.poem, reader.address = POEM, address
+        reader.port, reader.sentBytes = self.listen(), 0
+        return reader.start(0.0)
 
     def test_noCopies(self) -> None:
         """
         However many pieces a poem goes out in, none is copied.
         """
-        connection = FakeConnection(lambda: 100)
-        reader = self.reader(connection)
-        reader.start()
+        reader = FakeReader(lambda: 100)
+        self.arrive(reader)
         while self.reactor.writers:
             reader.doWrite()
-        self.assertEqual([len(each) for each in connection.handed], [310, 210, 110, 10])
-        for piece in connection.handed:
+        self.assertEqual([len(each) for each in reader.handed], [310, 210, 110, 10])
+        for piece in reader.handed:
             whole = piece.obj if isinstance(piece, memoryview) else piece
             self.assertIs(whole, POEM.text)
 
@@ -563,9 +564,9 @@ class EconomyTests(PortCase):
         """
         For a poem that goes out at once no more is set than what a close means.
         """
-        connection = FakeConnection()
-        self.reader(connection).start()
-        self.assertEqual(connection.options, [socket.SO_LINGER])
+        reader = FakeReader()
+        self.assertTrue(self.arrive(reader))
+        self.assertEqual(reader.options, [socket.SO_LINGER])
 
     def test_leftAtOnce(self) -> None:
         """
@@ -575,9 +576,9 @@ class EconomyTests(PortCase):
         def reset() -> int:
             raise ConnectionResetError(errno.ECONNRESET, "reset")
 
-        connection = FakeConnection(reset)
-        self.reader(connection).start()
-        self.assertTrue(connection.closed)
+        reader = FakeReader(reset)
+        self.assertFalse(self.arrive(reader))
+        self.assertTrue(reader.closed)
         self.assertEqual(self.policy.ledger.counts, Counts(left=1))
 
     def test_turnedAway(self) -> None:
@@ -585,10 +586,10 @@ class EconomyTests(PortCase):
         So is one that is turned away.
         """
         self.policy = Policy(Limits(maxReadersPerSource=1), self.reactor)
-        connections = [FakeConnection(lambda: 100), FakeConnection(lambda: 100)]
-        for connection in connections:
-            self.reader(connection, ("192.0.2.7", 40000)).start()
-        self.assertEqual([each.closed for each in connections], [False, True])
+        readers = [FakeReader(lambda: 100), FakeReader(lambda: 100)]
+        for reader in readers:
+            self.arrive(reader, ("192.0.2.7", 40000))
+        self.assertEqual([each.closed for each in readers], [False, True])
 
     def test_resetAfterwards(self) -> None:
         """
@@ -598,7 +599,7 @@ class EconomyTests(PortCase):
         def reset() -> int:
             raise ConnectionResetError(errno.ECONNRESET, "reset")
 
-        self.assertTrue(self.reader(FakeConnection(receives=reset)).hasClosed())
+        self.assertTrue(FakeReader(receives=reset).closeAfterClient())
 
     def test_anUploaderHoldsUpNobody(self) -> None:
         """
@@ -612,8 +613,7 @@ class EconomyTests(PortCase):
                 raise AssertionError("reads on and on")
             return 65536
 
-        reader = self.reader(FakeConnection(receives=receive))
-        self.assertFalse(reader.hasClosed())
+        self.assertFalse(FakeReader(receives=receive).closeAfterClient())
 
 
 class LingerTests(PortCase):
@@ -758,6 +758,7 @@ class FullTests(PortCase):
         """
         self.listen(LONG)
         first, second = self.connect(), self.connect()
+        self.reactor.turn()
         self.reactor.turn()
         self.assertEqual(self.policy.readers, 1)
         self.assertNotIn(self.port, self.reactor.getReaders())

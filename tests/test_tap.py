@@ -13,6 +13,7 @@ from fakes import (
     POEM,
     FakeReader,
     Reactor,
+    Receipt,
     asNobody,
     countDescriptors,
     makeFolder,
@@ -306,7 +307,7 @@ class TreeTests(TapCase):
         policy = self.factories()[0].policy
         self.reactor.advance(6)
         reader = FakeReader(policy)
-        policy.begin(reader)
+        policy.begin(reader, 0.0)
         policy.leave(reader)
         self.reactor.advance(6.9)
         self.assertFalse(self.reactor.hasStopped)
@@ -358,9 +359,9 @@ class StatusTests(TapCase):
         self.assertEqual(notify.status(), "Serving ecstasy (310 bytes): 0 poems sent, 0 readers")
         policy = self.factories()[0].policy
         for _ in range(1204):
-            policy.ledger.sent(POEM, None)
+            policy.ledger.sent([Receipt(POEM, None)])
         for _ in range(3):
-            policy.begin(FakeReader(policy))
+            policy.begin(FakeReader(policy), 0.0)
         self.assertEqual(
             notify.status(), "Serving ecstasy (310 bytes): 1,204 poems sent, 3 readers"
         )
@@ -371,8 +372,8 @@ class StatusTests(TapCase):
         """
         service = self.start("--poem", "science")
         policy = self.factories()[0].policy
-        policy.ledger.sent(POEM, None)
-        policy.begin(FakeReader(policy))
+        policy.ledger.sent([Receipt(POEM, None)])
+        policy.begin(FakeReader(policy), 0.0)
         self.assertEqual(
             self.notify(service).status(), "Serving science (9 bytes): 1 poem sent, 1 reader"
         )
