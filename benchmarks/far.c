@@ -9,8 +9,9 @@
  *
  *     cc -O2 -o far far.c && ./far -e poem.txt -c 4000 -t 5 -d 10 0.0.0.0:10000
  *
- * The server must listen on all addresses; of ADDRESS only the port counts. Needs root, and a network namespace of
- * its own to be tidy. Everything else is as in load.c.
+ * The server must listen on all addresses; of ADDRESS only the port counts. With -r, a mask as in rps_cpus (see
+ * Documentation/networking/scaling.rst), the server's kernel receives on processors of its own. Needs root, and a
+ * network namespace of its own to be tidy. Everything else is as in load.c.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -72,6 +73,7 @@ static struct {
     long readers;
     double seconds;
     uint64_t roundTrip; /* ns */
+    const char *receivers;
     uint16_t port;
 } opt = {.readers = 64, .seconds = 5};
 
@@ -96,6 +98,14 @@ static void openDevice(void) {
     r.ifr_flags = IFF_UP | IFF_RUNNING;
     if (ioctl(s, SIOCSIFFLAGS, &r)) die("SIOCSIFFLAGS");
     close(s);
+}
+
+/* What arrives is otherwise received by whoever writes to the device; a network card interrupts a processor. */
+static void steer(const char *processors) {
+    static const char path[] = "/sys/class/net/far0/queues/rx-0/rps_cpus";
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0 || write(fd, processors, strlen(processors)) < 0) die(path);
+    close(fd);
 }
 
 static uint16_t fold(uint32_t total) {
@@ -249,23 +259,25 @@ static double run(void) {
 
 int main(int argc, char **argv) {
     int o;
-    while ((o = getopt(argc, argv, "e:c:t:d:")) != -1) {
+    while ((o = getopt(argc, argv, "e:c:t:d:r:")) != -1) {
         switch (o) {
         case 'e': readPoem(optarg); break;
         case 'c': opt.readers = atol(optarg); break;
         case 't': opt.seconds = atof(optarg); break;
         case 'd': opt.roundTrip = (uint64_t)(atof(optarg) * 2e6); break; /* milliseconds each way */
+        case 'r': opt.receivers = optarg; break;
         default: return 2;
         }
     }
     const char *port = optind + 1 == argc ? strrchr(argv[optind], ':') : NULL;
     if (!port || !poem || opt.readers < 1 || opt.readers > PORTS) {
-        fputs("far -e FILE [-c CONNECTIONS] [-t SECONDS] [-d MILLISECONDS] HOST:PORT\n", stderr);
+        fputs("far -e FILE [-c CONNECTIONS] [-t SECONDS] [-d MILLISECONDS] [-r PROCESSORS] HOST:PORT\n", stderr);
         return 2;
     }
     opt.port = (uint16_t)atoi(port + 1);
     readers = calloc((size_t)opt.readers, sizeof *readers);
     idle = calloc((size_t)opt.readers, sizeof *idle);
     openDevice();
+    if (opt.receivers) steer(opt.receivers);
     return report(run());
 }

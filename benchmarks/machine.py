@@ -52,6 +52,7 @@ def isolate() -> None:
     for name, value in _SETTINGS.items():
         Path("/proc/sys", name).write_text(value)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"], check=True)
+    subprocess.run(["mount", "-t", "sysfs", "sysfs", "/sys"], check=True)  # this network's own
     WORK.mkdir()
 
 

@@ -31,6 +31,9 @@ MEBIBYTE = 1 << 20
 FEW = 4
 """Readers of large poems at a time: more only take turns."""
 
+_ANY = "0.0.0.0"
+"""Where a server listens that is reached through the device of C{far}."""
+
 _MANY = ("--max-readers=20000", "--max-readers-per-source=20000")
 """The limits on readers, out of the way."""
 
@@ -93,6 +96,27 @@ def rate(bench: Bench) -> Row:
         [
             Bar("poems/s against nginx", rates["fastpoetry"] / rates["nginx"], least=1.0),
             Bar("poems/s against the tutorial", rates["fastpoetry"] / rates["tutorial"], least=2.5),
+            Bar("CPU a poem against nginx", costs["fastpoetry"] / costs["nginx"], most=1.3),
+        ],
+    )
+
+
+def card(bench: Bench) -> Row:
+    """
+    The same when the server's processor does all that a server's does, and nothing for clients.
+    """
+    names = ("fastpoetry", "nginx", "loop", "uvloop")
+    receivers = f"{1 << int(machine.processors()[0]):x}"
+    with _serving(bench, names, host=_ANY) as servers:
+        samples = _rotated(bench, servers, "-d", "0", "-r", receivers, program="far")
+    rates = _figure(samples, "poemsPerSecond")
+    costs = _figure(samples, "cpuMicroseconds")
+    return Row(
+        "3,003 bytes, 64 at a time, as through a network card of the server's processor",
+        ("poemsPerSecond", "cpuMicroseconds", "serverBusy", "busy", "p50us", "p99us"),
+        samples,
+        [
+            Bar("poems/s against nginx", rates["fastpoetry"] / rates["nginx"]),
             Bar("CPU a poem against nginx", costs["fastpoetry"] / costs["nginx"], most=1.3),
         ],
     )
@@ -189,7 +213,7 @@ def distance(bench: Bench) -> Row:
     """
     Readers 10 ms away, where nothing is acknowledged at once and every reader lingers.
     """
-    with _serving(bench, ("fastpoetry", "nginx", "uvloop"), host="0.0.0.0") as servers:
+    with _serving(bench, ("fastpoetry", "nginx", "uvloop"), host=_ANY) as servers:
         samples = bench.rotate(
             {
                 name: partial(bench.measure, server, "-d", "10", readers=4000, program="far")
@@ -326,14 +350,15 @@ def proxy(bench: Bench) -> Row:
     Proxies before one upstream: one of them need not ask, whether it can be asked or not.
     """
     names = ("proxy", "nginx-proxy", "socket-proxyd")
-    with _serving(bench, ("fastpoetry",)) as servers, ExitStack() as stack:
-        upstream = servers["fastpoetry"].where.address
+    # Client sockets would be the limit of ours, and of ours alone.
+    near = ("-d", "0")
+    with _serving(bench, ("fastpoetry",), host=_ANY) as servers, ExitStack() as stack:
+        upstream = f"127.0.0.1:{servers['fastpoetry'].where.port}"
         for name in names:
-            where = bench.place(upstream=upstream)
+            where = bench.place(host=_ANY, upstream=upstream)
             servers[name] = stack.enter_context(serving(name, where))
-        samples = _rotated(bench, servers)
-        stale = stack.enter_context(_widowed(bench, ("--max-age=1",)))
-        samples |= _rotated(bench, {"proxy, upstream down": stale})
+        servers["proxy, upstream down"] = stack.enter_context(_widowed(bench, ("--max-age=1",)))
+        samples = _rotated(bench, servers, *near, program="far")
     rates = _figure(samples, "poemsPerSecond")
     costs = _figure(samples, "cpuMicroseconds")
     mine = rates["proxy"]
@@ -353,6 +378,7 @@ def proxy(bench: Bench) -> Row:
 
 ROWS: dict[str, Callable[[Bench], Row]] = {
     "rate": rate,
+    "card": card,
     "held": held,
     "big": big,
     "stopped": stopped,
@@ -393,26 +419,31 @@ def _widowed(bench: Bench, options: Sequence[str]) -> Iterator[Server]:
     """
     with ExitStack() as stack:
         with serving("fastpoetry", bench.place()) as upstream:
-            where = bench.place(options=options, upstream=upstream.where.address)
+            where = bench.place(host=_ANY, options=options, upstream=upstream.where.address)
             server = stack.enter_context(serving("proxy", where))
-            bench.measure(server, seconds=0.1)
+            bench.measure(server, "-d", "0", seconds=0.1, program="far")
         time.sleep(1.5)  # what it has is stale now
         yield server
 
 
 def _rotated(
-    bench: Bench, servers: dict[str, Server], readers: int = 64, cpus: str | None = None
+    bench: Bench,
+    servers: dict[str, Server],
+    *flags: str,
+    readers: int = 64,
+    cpus: str | None = None,
+    program: str = "load",
 ) -> dict[str, Sample]:
     """
     Measure servers in turn, after a moment to warm up.
+
+    @param flags: and the rest as in L{Bench.measure}.
     """
+    measure = partial(bench.measure, readers=readers, cpus=cpus, program=program)
     for server in servers.values():
-        bench.measure(server, readers=readers, seconds=0.3, cpus=cpus)
+        measure(server, *flags, seconds=0.3)
     return bench.rotate(
-        {
-            name: partial(bench.measure, server, readers=readers, cpus=cpus)
-            for name, server in servers.items()
-        }
+        {name: partial(measure, server, *flags) for name, server in servers.items()}
     )
 
 
