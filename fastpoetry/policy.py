@@ -402,7 +402,7 @@ class Policy:
         for reader in readers:
             self._lingering[reader] = _Progress(now, now)
         self._visitLater(readers, now)
-        self._seeWhoIsLeft()
+        self._seeWhoIsLeft()  # of most, nothing; where all are here, a port looks once in vain
 
     def _visitLater(self, readers: list[Reader], now: float) -> None:
         """
