@@ -29,7 +29,7 @@ async def main(times, host, port, *poems):
     texts = [Path(each).read_bytes() for each in poems]
     print("started", flush=True)
     await fetchSteadily(replies, stop, int(times), (host, int(port)), *texts)
-    json.dump([dataclasses.astuple(each)[:-1] for each in replies], sys.stdout)
+    json.dump([dataclasses.astuple(each) for each in replies], sys.stdout)
 
 asyncio.run(main(*sys.argv[1:]))
 """
@@ -40,15 +40,18 @@ class Replies:
     What readers got.
 
     @ivar kinds: how often they got what: C{poem}, or how much was wrong with it.
+    @ivar longestSeconds: what the slowest took from its connect to the last byte.
     """
 
     def __init__(self) -> None:
         self.kinds: Counter[str] = Counter()
+        self.longestSeconds = 0.0
 
-    def add(self, count: int, isWhole: bool, isPart: bool, end: str) -> None:
+    def add(self, count: int, isWhole: bool, isPart: bool, end: str, seconds: float) -> None:
         """
         Count a reply; see L{faults.server.Reply}.
         """
+        self.longestSeconds = max(self.longestSeconds, seconds)
         if isWhole and end == "end":
             self.kinds["poem"] += 1
         elif isPart:
