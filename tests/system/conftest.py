@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import pytest
 
 from system.machine import Machine, MachineError, waitFor
+from system.package import buildPackage, findBuildObstacle, findPackage, installPackage
 from system.roots import findObstacle, findRoot
 
 CLONE = Path(__file__).resolve().parent.parent.parent
@@ -22,7 +23,7 @@ SOURCE = "/src"
 """Where the clone is in the machines."""
 
 _PACKAGES = (
-    *("systemd", "systemd-sysv", "dbus", "make", "netcat-openbsd"),
+    *("systemd", "systemd-sysv", "dbus", "netcat-openbsd"),
     *("python3-twisted", "python3-systemd"),
     *("python3-pytest", "python3-hypothesis", "python3-hamcrest"),
 )
@@ -65,7 +66,7 @@ def unitTests(release: str) -> Iterator[subprocess.Popen[str]]:
     """
     machine = startMachine(release, _PACKAGES, "unit", boot=False)
     with closing(machine):
-        _writeHosts(machine)
+        writeHosts(machine)
         script = f"cd {SOURCE} && python3 -B -m pytest -p no:cacheprovider tests/test_*.py"
         with subprocess.Popen(
             machine.command("sh", "-c", script), stdout=subprocess.PIPE, text=True
@@ -75,14 +76,33 @@ def unitTests(release: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.fixture(scope="session")
-def debian(release: str, unitTests: object) -> Iterator[Machine]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
-    A booted system with fastpoetry installed, for all tests of a release.
+    The folder with what C{make deb} makes.
+    """
+    obstacle = findBuildObstacle()
+    if obstacle is not None:
+        skip(obstacle)
+    return buildPackage(tmp_path_factory.mktemp("package"))
+
+
+@pytest.fixture(scope="session")
+def package(built: Path) -> Path:
+    """
+    The package.
+    """
+    return findPackage(built)
+
+
+@pytest.fixture(scope="session")
+def debian(release: str, package: Path, unitTests: object) -> Iterator[Machine]:
+    """
+    A booted system with the package installed, for all tests of a release.
     """
     machine = startMachine(release, _PACKAGES, "booted")
     with closing(machine):
-        _writeHosts(machine)
-        machine.run("make", f"--directory={SOURCE}", "install")
+        writeHosts(machine)
+        installPackage(machine, package)
         yield machine
 
 
@@ -111,7 +131,7 @@ def startMachine(release: str, packages: Sequence[str], kind: str, **settings: A
     return machine
 
 
-def _writeHosts(machine: Machine) -> None:
+def writeHosts(machine: Machine) -> None:
     """
     Give a machine the file that Debian's installer writes and mmdebstrap does not.
     """

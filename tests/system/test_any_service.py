@@ -8,17 +8,19 @@ import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from system.conftest import CLONE, SOURCE, startMachine
+from system.conftest import CLONE, startMachine
 from system.machine import Machine, waitFor
+from system.package import installPackage
 
 GUIDE = CLONE / "docs/twisted-under-systemd.md"
 
 _PACKAGES = (
-    *("systemd", "systemd-sysv", "dbus", "make", "curl"),
+    *("systemd", "systemd-sysv", "dbus", "curl"),
     *("python3-twisted", "python3-systemd"),
 )
 
@@ -79,13 +81,13 @@ def matches(seen: str, printed: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def guided(release: str) -> Iterator[Machine]:
+def guided(release: str, package: Path) -> Iterator[Machine]:
     """
-    A booted system with fastpoetry installed, and a curl.
+    A booted system with the package installed, and a curl.
     """
     machine = startMachine(release, _PACKAGES, "guided")
     with closing(machine):
-        machine.run("make", f"--directory={SOURCE}", "install")
+        installPackage(machine, package)
         yield machine
 
 

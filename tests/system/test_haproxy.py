@@ -11,15 +11,17 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from system.conftest import CLONE, SOURCE, startMachine
 from system.machine import Machine, waitFor
+from system.package import installPackage
 from system.readers import reading
 
 _PACKAGES = (
-    *("systemd", "systemd-sysv", "dbus", "make", "netcat-openbsd", "iproute2", "haproxy"),
+    *("systemd", "systemd-sysv", "dbus", "netcat-openbsd", "iproute2", "haproxy"),
     *("python3-twisted", "python3-systemd"),
 )
 
@@ -61,13 +63,13 @@ TURNED_AWAY = "MESSAGE_ID=4c40f64984b04c188433d02c24c4950e"
 
 
 @pytest.fixture(scope="module")
-def balanced(release: str) -> Iterator[Machine]:
+def balanced(release: str, package: Path) -> Iterator[Machine]:
     """
     Three servers and a balancer.
     """
     machine = startMachine(release, _PACKAGES, "balanced")
     with closing(machine):
-        machine.run("make", f"--directory={SOURCE}", "install")
+        installPackage(machine, package)
         units = "/etc/systemd/system"
         machine.run("cp", "-r", f"{SOURCE}/packaging/examples/haproxy/.", units)
         for name, address in SERVERS.items():

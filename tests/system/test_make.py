@@ -189,6 +189,17 @@ def test_test(fresh: Machine) -> None:
     assert "Setting up" not in fresh.run(*command).stdout
 
 
+def test_installHere(fresh: Machine) -> None:
+    """
+    C{make install} without a C{DESTDIR} makes twistd3 and journalctl know what is installed.
+    """
+    fresh.run("make", f"--directory={HOME}", "ready-to-run", "install", seconds=_SETUP_SECONDS)
+    listed = fresh.run("runuser", "-unobody", "twistd3", "--", "--help")
+    assert "    fastpoetry " in listed.stdout
+    assert listed.stderr == ""
+    assert "fastpoetry" in fresh.run("journalctl", "--list-catalog").stdout
+
+
 def test_install(tmp_path: Path) -> None:
     """
     C{make install} puts everything where it is told to, and nothing else anywhere.

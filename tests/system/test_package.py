@@ -4,8 +4,11 @@ Tests of the Debian package: what is in it, and what it does when it comes and g
 
 from __future__ import annotations
 
+import gzip
 import math
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -16,15 +19,9 @@ from pathlib import Path
 import pytest
 
 from fastpoetry import __version__
-from system.conftest import CLONE, listUnits, skip, startMachine
+from system.conftest import CLONE, listUnits, startMachine, writeHosts
 from system.machine import Machine, waitFor
-from system.package import (
-    buildPackage,
-    findBuildObstacle,
-    findPackage,
-    installPackage,
-    runApt,
-)
+from system.package import buildPackage, findPackage, installPackage, runApt
 
 _PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "netcat-openbsd", "man-db", "autopkgtest"),
@@ -55,6 +52,24 @@ while not select.select([sys.stdin], [], [], 0.005)[0]:
 print(read)
 """
 
+# Whoever types the README's commands is where `make deb` was, and has sudo.
+_SHELL = """
+set -e
+cd /root
+sudo() { "$@"; }
+"""
+
+# In the place of an editor, which systemctl starts on a terminal only.
+_EDIT = """#!/bin/sh
+shift $(($# - 1))
+cp /root/written "$1"
+"""
+
+_PACKAGE_ONLY = re.compile(
+    r"usr/(share/doc/fastpoetry|share/lintian|lib/python3/dist-packages/fastpoetry-[^/]*-info)/"
+)
+"""Documents, and what tells dpkg's and Python's tools of the package."""
+
 # Every file that may matter: not logs, caches and notes of dpkg, unless they are called after us.
 _LIST_FILES = r"""
 find / -xdev \( -path /var/log -o -path /var/lib/dpkg -o -path /var/lib/apt -o -path /var/cache \
@@ -65,23 +80,12 @@ find /run -maxdepth 1
 """
 
 
-@pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """
-    The folder with what C{make deb} makes.
-    """
-    obstacle = findBuildObstacle()
-    if obstacle is not None:
-        skip(obstacle)
-    return buildPackage(tmp_path_factory.mktemp("package"))
-
-
-@pytest.fixture(scope="session")
-def package(built: Path) -> Path:
-    """
-    The package.
-    """
-    return findPackage(built)
+_TIDY = """
+systemctl stop 'fastpoetry*.socket' 'fastpoetry*.service'
+rm -rf /etc/fastpoetry/*/* /etc/systemd/system/fastpoetry*.d
+rm -f /etc/systemd/system/*.wants/fastpoetry*
+systemctl daemon-reload
+"""
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +94,7 @@ def bare(release: str) -> Iterator[Machine]:
     A booted system with what the package depends on, for all tests of a release.
     """
     with closing(startMachine(release, _PACKAGES, "package")) as machine:
+        writeHosts(machine)
         yield machine
 
 
@@ -98,8 +103,7 @@ def fresh(bare: Machine) -> Iterator[Machine]:
     """
     That system without the package, as if it had never been there.
     """
-    if isInstalled(bare):
-        runApt(bare, "purge", "fastpoetry")
+    bare.run("dpkg", "--purge", "fastpoetry")
     yield bare
     tidy(bare)
 
@@ -136,8 +140,7 @@ def tidy(machine: Machine) -> None:
     """
     Stop everything, remove what an administrator added, and see that nothing ever complained.
     """
-    stop = "systemctl stop 'fastpoetry*.socket' 'fastpoetry*.service'"
-    machine.run("sh", "-c", f"{stop}; rm -rf /etc/fastpoetry/*/*")
+    machine.run("sh", "-c", _TIDY)
     complaints = ("journalctl", "--quiet", "--grep=Unable to write to plugin cache")
     assert machine.run(*complaints, check=False).stdout == ""
 
@@ -148,6 +151,19 @@ def isInstalled(machine: Machine) -> bool:
     """
     status = machine.run("dpkg-query", "-Wf${db:Status-Status}", "fastpoetry", check=False)
     return status.stdout == "installed"
+
+
+def listFiles(root: Path) -> dict[str, bytes]:
+    """
+    The files below a folder, with the units where systemd has them and the pages as they are read.
+    """
+    found = {}
+    for path in filter(Path.is_file, root.rglob("*")):
+        name, text = str(path.relative_to(root)), path.read_bytes()
+        if "/man/" in name and path.suffix == ".gz":
+            name, text = name.removesuffix(".gz"), gzip.decompress(text)
+        found[re.sub("^lib/", "usr/lib/", name)] = text
+    return found
 
 
 def run(*command: str | Path) -> str:
@@ -164,6 +180,14 @@ def listListeners(machine: Machine) -> list[str]:
     lines = machine.run("cat", "/proc/net/tcp", "/proc/net/tcp6").stdout.splitlines()
     fields = [line.split() for line in lines]
     return [field[1] for field in fields if field[3] == "0A"]
+
+
+def readInstallation() -> list[str]:
+    """
+    What the README's section on installing says to type, block by block.
+    """
+    section = (CLONE / "README.md").read_text().partition("\n## Install it\n")[2]
+    return re.findall(r"^```\n(.*?)^```", section.partition("\n## ")[0], re.M | re.S)
 
 
 def startEverything(machine: Machine) -> None:
@@ -205,6 +229,21 @@ def test_contents(package: Path) -> None:
         assert one in files
     twisted = {file for file in files if "/twisted/" in file and not file.endswith("/")}
     assert twisted == {f"{python}/twisted/plugins/fastpoetry_plugin.py"}
+
+
+def test_sameAsInstalled(package: Path, tmp_path: Path) -> None:
+    """
+    C{make install} and the package put the same files in the same places; the package alone has
+    what every package of Debian's has.
+    """
+    run("make", f"--directory={CLONE}", "install", f"DESTDIR={tmp_path / 'staged'}")
+    run("dpkg-deb", "--extract", package, tmp_path / "packed")
+    staged = listFiles(tmp_path / "staged")
+    packed = listFiles(tmp_path / "packed")
+    # Debian has twistd3 only.
+    del staged["usr/share/bash-completion/completions/_twistd"]
+    assert {name: packed.get(name) for name in staged} == staged
+    assert [each for each in packed.keys() - staged.keys() if not _PACKAGE_ONLY.match(each)] == []
 
 
 def test_version(package: Path) -> None:
@@ -263,6 +302,47 @@ def test_install(fresh: Machine, package: Path) -> None:
     files = ("list-unit-files", "--no-legend", "--state=enabled", "fastpoetry*")
     assert fresh.run("systemctl", *files, check=False).stdout == ""
     assert fresh.systemctl("is-system-running") == "running"
+
+
+def test_readme(fresh: Machine, package: Path) -> None:
+    """
+    Whoever types what the README says about installing has a poem, one of their own, and a port
+    for that.
+    """
+
+    def enter(block: str, *, terminal: bool = False) -> str:
+        typed = ["sh", "-c", _SHELL + block]
+        if terminal:
+            typed = ["script", "--quiet", "--return", "--command", shlex.join(typed), "/dev/null"]
+        return fresh.run("env", "SYSTEMD_EDITOR=/root/edit", *typed).stdout
+
+    fresh.path("/root/dist").mkdir(exist_ok=True)
+    fresh.path(f"/root/dist/{package.name}").write_bytes(package.read_bytes())
+    install, start, enable, own, port = readInstallation()
+    assert install.startswith("make deb\n")
+    enter(install.removeprefix("make deb\n"))
+    seen = enter(start)
+    assert seen.startswith((CLONE / "poetry/ecstasy.txt").read_text())
+    assert "sending 2735 bytes of poetry to 127.0.0.1:" in seen
+    assert 'Status: "Serving ecstasy (2735 bytes): ' in seen
+    enter(enable)
+    assert fresh.systemctl("is-enabled", "fastpoetry@ecstasy.socket") == "enabled"
+    fresh.path("/root/raven.txt").write_text("Once upon a midnight dreary\n")
+    fresh.path("/root/raven.txt").chmod(0o600)
+    assert enter(own) == "Once upon a midnight dreary\n"
+    fresh.path("/root/written").write_text(port)
+    fresh.path("/root/edit").write_text(_EDIT)
+    fresh.path("/root/edit").chmod(0o755)
+    readme = (CLONE / "README.md").read_text()
+    for command in ("edit", "restart"):
+        typed = f"sudo systemctl {command} fastpoetry@raven.socket"
+        assert typed in readme
+        enter(typed, terminal=True)
+    assert fresh.fetch("127.0.0.1", "10004") == b"Once upon a midnight dreary\n"
+    fresh.path("/etc/fastpoetry/poetry/raven.txt").write_text("Nevermore\n")
+    assert "sudo systemctl reload fastpoetry@raven`" in readme
+    enter("sudo systemctl reload fastpoetry@raven")
+    assert fresh.fetch("127.0.0.1", "10004") == b"Nevermore\n"
 
 
 def test_start(installed: Machine) -> None:
@@ -342,7 +422,6 @@ def test_purge(fresh: Machine, package: Path) -> None:
     After a purge there is nothing that was not there before, except for what an administrator
     wrote.
     """
-    runApt(fresh, "purge", "fastpoetry")  # which another test may have left removed only
     before = set(fresh.run("sh", "-c", _LIST_FILES).stdout.splitlines())
     installPackage(fresh, package)
     poem = "/etc/fastpoetry/poetry/mine.txt"
