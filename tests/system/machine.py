@@ -302,6 +302,13 @@ def waitFor(seek: Callable[[], _T], what: str, seconds: float = 20.0) -> _T:
         time.sleep(_POLL_SECONDS)
 
 
+def awaitTime(due: float) -> None:
+    """
+    Wait until C{time.monotonic()} has come that far: for promises that name a time.
+    """
+    time.sleep(max(0.0, due - time.monotonic()))
+
+
 def _findChildren(process: int) -> list[int]:
     try:
         children = Path(f"/proc/{process}/task/{process}/children").read_text()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import subprocess
 import time
 
-from system.machine import Machine, waitFor
+from system.machine import Machine, awaitTime, waitFor
 from system.readers import reading
 
 SERVICES = ("fastpoetry@ecstasy.service", "fastpoetry@science.service")
@@ -18,13 +18,6 @@ SMALL = "/usr/share/fastpoetry/poetry/ecstasy.txt"
 LARGE = "/etc/fastpoetry/poetry/science.txt"
 
 _RESTARTS = 20
-
-
-def awaitTime(due: float) -> None:
-    """
-    Wait until C{time.monotonic()} has come that far.
-    """
-    waitFor(lambda: time.monotonic() >= due, "the next second")
 
 
 def test_underLoad(machine: Machine, unitTests: subprocess.Popen[str]) -> None:
