@@ -30,8 +30,11 @@ Closing while it still writes would answer it with a reset (RFC 1122, 4.2.2.13),
 let that overtake what is yet to be read. Apache's httpd lingers as long (MAX_SECS_TO_LINGER).
 """
 
-_SOON_SECONDS = 0.05
-"""When to look after readers first: by then most clients of this continent have closed."""
+_SOON_SECONDS = 0.1
+"""
+When to look after readers first: by then most clients of this continent have closed, though both
+sides be busy. Looking at one too early costs more than keeping it a little longer.
+"""
 
 _LATER_SECONDS = 1.0
 """How often to look after those who have not: deadlines need no more."""

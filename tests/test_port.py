@@ -123,7 +123,7 @@ class PortCase(SynchronousTestCase):
         """
         Let so much time pass that everybody was asked so often how far they have come.
         """
-        self.reactor.pump([0.05] + [1.0] * times)
+        self.reactor.pump([0.1] + [1.0] * times)
 
     def acknowledge(self, client: socket.socket) -> None:
         """
