@@ -175,6 +175,42 @@ class VisitTests(PolicyCase):
                 self.clock.advance(1)
         self.assertEqual(other.did, ["reset"])
 
+    def test_servedTogether(self) -> None:
+        """
+        Of those who were served at once, each is asked, and who has closed is no reader any more.
+        """
+        readers = [FakeReader(self.policy) for _ in range(5)]
+        self.policy.serve([*readers], self.clock.seconds())
+        self.assertEqual(self.policy.readers, 5)
+        for reader in readers[:3]:
+            reader.closed = True
+        self.clock.advance(0.1)
+        self.assertEqual([each.asked for each in readers], [[0.1]] * 5)
+        self.assertEqual(self.policy.readers, 2)
+
+    def test_aFaultyOneOfThem(self) -> None:
+        """
+        One of them that cannot be asked does not keep the others from being asked.
+        """
+        readers = [FakeReader(self.policy) for _ in range(3)]
+        self.policy.serve([*readers], self.clock.seconds())
+        self.patch(readers[0], "closeAfterClient", lambda: 1 // 0)
+        with contextlib.suppress(ZeroDivisionError):
+            self.clock.advance(0.1)
+        for reader in readers[1:]:
+            reader.closed = True
+        self.clock.advance(1)
+        self.assertEqual(self.policy.readers, 0)
+
+    def test_oneTimer(self) -> None:
+        """
+        However many groups wait, they take one timer beside that of the records.
+        """
+        for _ in range(10):
+            self.lingering()
+            self.clock.advance(0.001)
+        self.assertEqual(len(self.clock.getDelayedCalls()), 2)
+
 
 class StallTests(PolicyCase):
     """
