@@ -11,7 +11,8 @@ from typing import Any
 from system.conftest import SOURCE
 from system.journal_probe import HOSTILE
 from system.machine import Machine, waitFor
-from system.test_serving import ECSTASY, read
+from system.readers import reading
+from system.test_serving import ECSTASY, addOptions, read
 
 
 def probe(machine: Machine, name: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
@@ -108,3 +109,29 @@ def test_servesOn(machine: Machine) -> None:
     run = machine.show("fastpoetry@ecstasy", "InvocationID")
     sent = ("MESSAGE_ID=51c4b039c6b549da8188e2ad236b9868", f"_SYSTEMD_INVOCATION_ID={run}")
     waitFor(lambda: len(machine.journal(*sent)) == 20, "the records of twenty poems")
+
+
+def test_servesOnUnderLoad(machine: Machine) -> None:
+    """
+    With journald standing still and its socket full, readers are served for as long as they come.
+    """
+    poem = "/usr/share/fastpoetry/poetry/ecstasy.txt"
+    # 513 records fill the socket; journald takes 10,000 in 30 s.
+    addOptions(machine, "--journal-budget=600")
+    machine.systemctl("start", "fastpoetry@ecstasy")
+    journald = machine.show("systemd-journald", "MainPID")
+
+    def countSent() -> int:
+        status = machine.show("fastpoetry@ecstasy", "StatusText")
+        return int(status.partition("): ")[2].partition(" ")[0].replace(",", ""))
+
+    machine.run("sh", "-c", f"kill -STOP {journald}")
+    try:
+        with reading(machine, int(ECSTASY[1]), poem) as replies:
+            waitFor(lambda: countSent() > 30_000, "many poems", 60)
+    finally:
+        machine.run("sh", "-c", f"kill -CONT {journald}")
+    assert (replies.faults, replies.poems > 30_000) == ({}, True)
+    run = machine.show("fastpoetry@ecstasy", "InvocationID")
+    sent = ("MESSAGE_ID=51c4b039c6b549da8188e2ad236b9868", f"_SYSTEMD_INVOCATION_ID={run}")
+    waitFor(lambda: len(machine.journal(*sent)) > 513, "more records than fit into the socket")

@@ -4,12 +4,13 @@ Tests of the units when something is wrong: names, poems, descriptors.
 
 from __future__ import annotations
 
+import stat
 import subprocess
 import time
 
 import pytest
 
-from system.conftest import listUnits
+from system.conftest import CLONE, listUnits
 from system.machine import Machine, awaitTime, waitFor
 
 POEM = "/etc/fastpoetry/poetry/ecstasy.txt"
@@ -98,6 +99,30 @@ def test_aMinute(machine: Machine) -> None:
         for client in clients:
             client.kill()
             client.wait()
+
+
+def test_otherDescriptor(machine: Machine) -> None:
+    """
+    A service that is passed a socket of another name ends with the cause, and leaves the socket as
+    it is; who has connected is served by the one that is passed the right name.
+    """
+    folder = machine.path("/run/systemd/system/fastpoetry@ecstasy.socket.d")
+    folder.mkdir(parents=True)
+    (folder / "name.conf").write_text("[Socket]\nFileDescriptorName=other\n")
+    machine.systemctl("daemon-reload")
+    assert machine.run("systemctl", "start", "fastpoetry@ecstasy", check=False).returncode != 0
+    (record, *_) = machine.journal(
+        "--boot", "--unit=fastpoetry@ecstasy", "--grep=^fastpoetry: ", "--reverse"
+    )
+    assert "adopted:name=ecstasy" in record["MESSAGE"]
+    assert "other" in record["MESSAGE"]
+    assert machine.show("fastpoetry@ecstasy.socket", "ActiveState") == "active"
+    path = "/run/fastpoetry/ecstasy.sock"
+    assert stat.S_IMODE(machine.path(path).stat().st_mode) == 0o666
+    client = subprocess.Popen(machine.command("nc", "-dU", path), stdout=subprocess.PIPE)
+    (folder / "name.conf").unlink()
+    machine.systemctl("daemon-reload")
+    assert client.communicate(timeout=30)[0] == (CLONE / "poetry/ecstasy.txt").read_bytes()
 
 
 def test_brokenPoemAtReload(machine: Machine) -> None:

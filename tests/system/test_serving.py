@@ -5,13 +5,44 @@ Tests of the units while all is well: poems are served, under systemd's eyes.
 from __future__ import annotations
 
 import re
+import subprocess
 
 from system.conftest import CLONE, UNITS
 from system.machine import Machine, waitFor
+from system.test_units import readSettings
 
 ECSTASY = ("127.0.0.1", "10000")
 SCIENCE = ("127.0.0.1", "10002")
 QUOTE = ("127.0.0.1", "17")
+
+
+# Begins to read, and goes on to the end when its input ends: what that is.
+_READER = """
+import socket, sys
+with socket.create_connection(("127.0.0.1", 10000)) as reader:
+    reader.recv(1)
+    print("reading", flush=True)
+    sys.stdin.read()
+    try:
+        while reader.recv(65536):
+            pass
+        print("end")
+    except ConnectionResetError:
+        print("reset")
+"""
+
+
+def addOptions(machine: Machine, *options: str) -> None:
+    """
+    Give a service more options, as its manual page says.
+    """
+    command = readSettings("fastpoetry@.service")["ExecStart"]
+    folder = machine.path("/run/systemd/system/fastpoetry@ecstasy.service.d")
+    folder.mkdir(parents=True)
+    (folder / "options.conf").write_text(
+        f"[Service]\nExecStart=\nExecStart={command} {' '.join(options)}\n"
+    )
+    machine.systemctl("daemon-reload")
 
 
 def read(poem: str) -> bytes:
@@ -167,6 +198,42 @@ def test_stop(machine: Machine) -> None:
     machine.systemctl("stop", "fastpoetry@ecstasy")
     assert machine.show("fastpoetry@ecstasy.service", "ActiveState") == "inactive"
     assert machine.fetch(*ECSTASY) == read("ecstasy")
+
+
+def test_stopInTime(machine: Machine) -> None:
+    """
+    A reader that has stopped is reset at the drain timeout, and the service ends well.
+    """
+    addOptions(machine, "--drain-timeout=1")
+    machine.path("/etc/fastpoetry/poetry/ecstasy.txt").write_bytes(b"a line\n" * (1 << 21))
+    machine.systemctl("start", "fastpoetry@ecstasy")
+    reader = subprocess.Popen(
+        machine.command("python3", "-c", _READER),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert reader.stdout is not None
+    assert reader.stdout.readline() == "reading\n"
+    machine.systemctl("stop", "fastpoetry@ecstasy.service")
+    assert reader.communicate(timeout=30)[0] == "reset\n"
+    assert machine.show("fastpoetry@ecstasy.service", "Result") == "success"
+
+
+def test_exitIdle(machine: Machine) -> None:
+    """
+    A service that exits for want of readers ends well, and leaves its socket, which starts it for
+    the next one, even as it exits.
+    """
+    addOptions(machine, "--exit-idle-time=0.01")
+    machine.systemctl("start", "fastpoetry@ecstasy.socket")
+    service = "fastpoetry@ecstasy.service"
+    for _ in range(5):
+        assert machine.fetch(*ECSTASY) == read("ecstasy")
+        waitFor(lambda: machine.show(service, "ActiveState") != "active", "the exit")
+    waitFor(lambda: machine.show(service, "ActiveState") == "inactive", "the end")
+    assert machine.show(service, "Result") == "success"
+    assert machine.show("fastpoetry@ecstasy.socket", "ActiveState") == "active"
 
 
 def test_socketGone(machine: Machine) -> None:
