@@ -52,7 +52,9 @@ def isolate() -> None:
     for name, value in _SETTINGS.items():
         Path("/proc/sys", name).write_text(value)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"], check=True)
-    subprocess.run(["mount", "-t", "sysfs", "sysfs", "/sys"], check=True)  # this network's own
+    # Those of this network; journald needs the control groups beneath.
+    subprocess.run(["mount", "-t", "sysfs", "sysfs", "/sys"], check=True)
+    subprocess.run(["mount", "-t", "cgroup2", "cgroup2", "/sys/fs/cgroup"], check=True)
     WORK.mkdir()
 
 
