@@ -146,6 +146,25 @@ class SlowTests(DeadlineCase):
         for record in server.waitFor(GAVE_UP, 10):
             self.assertRegex(record["cause"], r"^it took \d+ bytes/s$")
 
+    def test_fewBytesASecond(self) -> None:
+        """
+        So is one that takes a few bytes a second, whose system cannot even say so for each of them.
+        """
+        address, poem = self.listen(), self.write(makeText(MEBI))
+        server = self.serve("--stall-timeout=1")
+        clients = self.hold(10, address, receiveBuffer=KIBI)
+
+        def isGivenUpOn() -> bool:
+            time.sleep(0.25)
+            for client in clients:
+                client.recv(4)
+            return len(server.records(GAVE_UP)) == 10
+
+        wait(isGivenUpOn, "the deadline")
+        for count, end in map(readAll, clients):
+            self.assertLess(count, len(poem))
+            self.assertEqual(end, "reset")
+
     def test_smallPoemNotTaken(self) -> None:
         """
         A poem that is all with the system, but not with its reader, has the same deadline.

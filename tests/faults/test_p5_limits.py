@@ -103,12 +103,12 @@ class SourceTests(FaultCase):
 
     def test_poemUnderWay(self) -> None:
         """
-        Of 500 connections of one source that read nothing 20 are held and the others are reset,
+        Of 2,000 connections of one source that read nothing 20 are held and the others are reset,
         while another source is served.
         """
         address, poem = self.listen(), self.write(makeText(MEBI))
         server = self.serve("--max-readers=100", "--max-readers-per-source=20")
-        greedy = self.hold(500, address)
+        greedy = self.hold(2000, address)
         self.assertAll("isExact", run(fetchMany(20, address, poem, source="127.0.0.2")))
         server.waitFor(TURNED_AWAY, 200)
         self.assertEqual(server.records(FULL), [])
