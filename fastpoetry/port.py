@@ -362,41 +362,50 @@ class FastPort(BorrowedPort):
         """
         now = self.policy.seconds()
         served: list[Reader] = []
-        for _ in range(min(_BATCH, self.policy.makeRoom())):
-            reader = self._accept()
-            if reader is None:
-                break
-            if reader.start(now):
-                served.append(reader)
-        if served:
-            self.policy.serve(served, now)
+        try:
+            self._serve(served, now)
+        finally:  # whatever is wrong with one, the others are counted and looked after
+            if served:
+                self.policy.serve(served, now)
 
-    def _accept(self) -> SocketReader | None:
+    def _serve(self, served: list[Reader], now: float) -> None:
         """
-        The next one in the backlog, if there is one, and a poem for it.
+        Send poems to who has come.
+
+        @param served: gets those whose poem went to the system at once.
         """
-        while True:
+        for _ in range(min(_BATCH, self.policy.makeRoom())):
             poem = self._source.poem
             if poem is None:
                 self._waitForPoem()
-                return None
+                return
             try:
-                # What accept() does, but for flags and timeouts that nobody uses here.
-                descriptor, address = self._socket._accept()  # type: ignore[attr-defined]
+                reader = self._accept(poem)
             except BlockingIOError:
                 self._hasOldBacklog = False
-                return None
+                return
             except OSError as why:
                 if why.errno in _EXHAUSTED:
                     self.policy.pause(why.strerror or str(why))
-                    return None
+                    return
                 continue  # it was the client's connection that failed (accept(2), Error handling)
-            reader = SocketReader(self._family, socket.SOCK_STREAM, 0, descriptor)
-            reader.poem, reader.address = poem, address
-            reader.port, reader.sentBytes = self, 0
-            if self._hasOldBacklog:  # from before startListening, so it inherited nothing
-                setLinger(reader, RESET_ON_CLOSE)
-            return reader
+            if reader.start(now):
+                served.append(reader)
+
+    def _accept(self, poem: Poem) -> SocketReader:
+        """
+        The next one in the backlog.
+
+        @raise OSError: if there is none, or it cannot be had.
+        """
+        # What accept() does, but for flags and timeouts that nobody uses here.
+        descriptor, address = self._socket._accept()  # type: ignore[attr-defined]
+        reader = SocketReader(self._family, socket.SOCK_STREAM, 0, descriptor)
+        reader.poem, reader.address = poem, address
+        reader.port, reader.sentBytes = self, 0
+        if self._hasOldBacklog:  # from before startListening, so it inherited nothing
+            setLinger(reader, RESET_ON_CLOSE)
+        return reader
 
     def _waitForPoem(self) -> None:
         """

@@ -264,6 +264,15 @@ class ServeTests(PortCase):
         self.listen().doRead()
         self.assertEqual(self.policy.readers, 0)
 
+    def test_acceptsNoMore(self) -> None:
+        """
+        Nor does it try for ever where the system does not let it accept.
+        """
+        port = self.listen()
+        port._socket.shutdown(socket.SHUT_RDWR)
+        port.doRead()
+        self.assertEqual(self.policy.readers, 0)
+
     def test_IPv6(self) -> None:
         """
         IPv6 clients are served, and called by their address.
