@@ -96,7 +96,7 @@ bench: $(VENV)/bench
 	@$(VENV)/bin/python benchmarks/run.py
 
 # What building the package takes; packaging/debian/control says it to dpkg.
-DEB_PACKAGES = git dpkg-dev debhelper bash-completion dh-python pybuild-plugin-pyproject \
+DEB_PACKAGES = git build-essential debhelper bash-completion dh-python pybuild-plugin-pyproject \
 	python3-all python3-setuptools
 
 # A package is made of a commit, and of nothing else: whoever builds it, gets the same file.

@@ -200,6 +200,21 @@ def test_installHere(fresh: Machine) -> None:
     assert "fastpoetry" in fresh.run("journalctl", "--list-catalog").stdout
 
 
+def test_deb(fresh: Machine, package: Path) -> None:
+    """
+    C{make deb} builds the package on each release, with the same files as here.
+    """
+    commit = (
+        "git init --quiet && git add --all && git -c user.name=a -c user.email=a commit --quiet"
+    )
+    fresh.run("sh", "-c", f"cd {HOME} && {commit} --message=all")
+    fresh.run("make", f"--directory={HOME}", "deb", seconds=_SETUP_SECONDS)
+    there = fresh.run("sh", "-c", f"dpkg-deb --contents {HOME}/dist/*.deb").stdout
+    command = ["dpkg-deb", "--contents", str(package)]
+    here = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert _listFiles(there) == _listFiles(here)
+
+
 def test_install(tmp_path: Path) -> None:
     """
     C{make install} puts everything where it is told to, and nothing else anywhere.
@@ -226,3 +241,12 @@ def _list(folder: str, *patterns: str, within: Path = CLONE) -> Iterator[str]:
     """
     for pattern in patterns:
         yield from (f"{folder}/{path.relative_to(within)}" for path in within.glob(pattern))
+
+
+def _listFiles(contents: str) -> set[str]:
+    """
+    The files in a listing of a package, wherever the release has its units. What Python's packagers
+    write beside a module is theirs.
+    """
+    files = (line.split()[5] for line in contents.splitlines() if not line.endswith("/"))
+    return {file.replace("./usr/lib/", "./lib/") for file in files if "-info/" not in file}
