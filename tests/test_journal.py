@@ -459,6 +459,7 @@ class JournalObserverTests(SynchronousTestCase):
         self.log(observer, *range(1000))
         while journald.take().get("MESSAGE_ID") != DROPPED_ID:
             pass
+        observer.flush()  # What was taken waits until the thread knows.
         self.log(observer, "after")
         self.assertEqual(journald.take()["MESSAGE"], b"after")
 
