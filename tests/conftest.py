@@ -5,6 +5,7 @@ What all tests share: an environment without a supervisor, and the same hostile 
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -16,6 +17,10 @@ for name in (
     *("JOURNAL_STREAM", "INVOCATION_ID", "SYSLOG_IDENTIFIER"),
 ):
     os.environ.pop(name, None)
+
+# A shell that does not wait for a command has it ignore Ctrl-C, and so would all that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test measures time, and one that failed fails again.
 settings.register_profile("fastpoetry", deadline=None, database=None, derandomize=True)
