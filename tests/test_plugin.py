@@ -1,5 +1,5 @@
 """
-Tests for the twistd drop-in, which must cost nothing, and for which room may know which.
+Tests for the twistd drop-in, which must cost nothing, and for which module may know which.
 """
 
 from __future__ import annotations
@@ -7,12 +7,12 @@ from __future__ import annotations
 import ast
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
 from subprocess import run
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.application.service import IServiceMaker
 from twisted.internet.interfaces import IStreamServerEndpointStringParser
@@ -25,10 +25,28 @@ import fastpoetry
 from fastpoetry import proxytap, tap
 from fastpoetry.adopted import AdoptError
 
-ROOMS = Path(fastpoetry.__file__).parent
+PACKAGE = Path(fastpoetry.__file__).parent
 
-WIRING = {"tap", "proxytap", "assembly"}
-SYSTEMD = {"adopted", "journal", "notify"}
+HOUSE = """
+floor | where                  | and there nobody imports
+6     | tap proxytap           | systemd
+5.2   | assembly               | port proxied
+5.1   | options trial idle     | port proxied systemd
+4     | listen                 | service proxy systemd
+3     | protocol               | os io pathlib shutil tempfile service proxy systemd
+2.3   | port proxied           | os io pathlib shutil tempfile systemd
+2.2   | policy                 | os io pathlib shutil tempfile systemd
+2.1   | ledger                 | os io pathlib shutil tempfile systemd
+2.2   | proxy                  | socket systemd
+2.1   | copy                   | socket systemd
+2     | service                | socket systemd
+1     | poem                   | twisted socket select asyncio systemd
+1     | adopted journal notify | -
+"""
+"""
+The floors: whoever lives on one imports from lower floors and from its own folder, and nothing else
+of ours. What is named last is kept out besides, be it ours or another's.
+"""
 
 
 class PluginTests(SynchronousTestCase):
@@ -50,7 +68,7 @@ class PluginTests(SynchronousTestCase):
             "    if name.startswith(('fastpoetry', 'systemd', 'twisted.internet.reactor')):\n"
             "        print(name)\n"
         )
-        environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOMS.parent), *sys.path])}
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *sys.path])}
         done = run([sys.executable, "-c", code], env=environ, capture_output=True, text=True)
         self.assertEqual((done.stdout, done.stderr), ("", ""))
 
@@ -150,115 +168,107 @@ class ImportedTests(SynchronousTestCase):
         )
 
 
-class RoomTests(SynchronousTestCase):
+class Floor(NamedTuple):
     """
-    Tests for the arrows between rooms.
+    A line of the table.
+
+    @ivar number: the higher, the more it may know.
+    @ivar excluded: what it must not import, wherever that is.
+    """
+
+    number: float
+    excluded: Sequence[str]
+
+
+def readHouse(table: str) -> dict[str, Floor]:
+    """
+    @return: the floor of each file and folder.
+    """
+    floors = {}
+    for line in table.strip().splitlines()[1:]:
+        number, where, excluded = line.split("|")
+        floor = Floor(float(number), [name for name in excluded.split() if name != "-"])
+        floors.update(dict.fromkeys(where.split(), floor))
+    return floors
+
+
+def isWithin(name: str, outer: str) -> bool:
+    """
+    @return: whether a dotted name is another, or in it.
+    """
+    return name == outer or name.startswith(f"{outer}.")
+
+
+class HouseTests(SynchronousTestCase):
+    """
+    Tests for the arrows between modules.
     """
 
     def setUp(self) -> None:
+        self.house = readHouse(HOUSE)
         # False sorts before True: what is imported at once and later too is imported at once.
-        self.rooms = {
-            path.stem: dict(sorted(imported(path.read_text("utf-8"))))
-            for path in ROOMS.glob("*.py")
-            if path.stem != "__init__"
+        self.modules = {
+            ".".join(path.relative_to(PACKAGE).with_suffix("").parts): dict(
+                sorted(imported(path.read_text("utf-8")))
+            )
+            for path in PACKAGE.rglob("*.py")
+            if path.name != "__init__.py"
         }
 
-    def assertIgnorant(self, room: str, *others: str) -> None:
+    def arrows(self, module: str) -> set[str]:
         """
-        A room imports none of these, nor what is in them.
+        @return: which other modules of ours a module imports.
         """
-        known = {
-            name
-            for name in self.rooms[room]
-            for other in others
-            if name == other or name.startswith(other + ".")
-        }
-        self.assertEqual(known, set(), f"{room} knows what it must not")
+        names = [name.removeprefix("fastpoetry.") for name in self.modules[module]]
+        return {other for other in self.modules for name in names if isWithin(name, other)}
 
-    def test_rooms(self) -> None:
+    def test_everybody(self) -> None:
         """
-        All the rooms that the others tests speak of are there.
+        Each module has a floor, and the table names nobody who is not there.
         """
-        named = {"poem", "service", "protocol", "port", "proxy", "policy", "ledger", "listen"}
-        self.assertLessEqual(named | WIRING | SYSTEMD, set(self.rooms))
+        self.assertEqual({name.split(".")[0] for name in self.modules}, set(self.house))
 
-    def test_poem(self) -> None:
+    def test_down(self) -> None:
         """
-        Poems know neither the reactor, nor sockets, nor any other room.
+        Arrows point down, or to a neighbour in the same folder.
         """
-        self.assertIgnorant("poem", "twisted", "socket", "select", "asyncio", "fastpoetry")
+        for module in self.modules:
+            place = module.split(".")[0]
+            for other in self.arrows(module):
+                there = other.split(".")[0]
+                if there != place:
+                    low, high = self.house[there].number, self.house[place].number
+                    self.assertLess(low, high, f"{module} imports {other}")
 
-    def test_service(self) -> None:
+    def test_noCircle(self) -> None:
         """
-        The service knows no protocol and no port, nor what is around them.
+        No module knows, be it through others, one that knows it.
         """
-        above = ("protocol", "port", "listen", "policy", "ledger", "options")
-        self.assertIgnorant("service", "socket", *(f"fastpoetry.{each}" for each in above))
+        TopologicalSorter({each: self.arrows(each) for each in self.modules}).prepare()
 
-    def test_protocol(self) -> None:
+    def test_excluded(self) -> None:
         """
-        The protocol knows no files, and not where poems come from.
+        What a floor must not know it does not import.
         """
-        sources = ("service", "proxy", "copy", "listen", "options")
-        files = ("os", "io", "pathlib", "shutil", "tempfile")
-        self.assertIgnorant("protocol", *files, *(f"fastpoetry.{each}" for each in sources))
-
-    def test_port(self) -> None:
-        """
-        The fast port knows no files, and not where poems come from; nor do its rules and counts.
-        """
-        above = ("service", "proxy", "copy", "protocol", "listen", "options")
-        files = ("os", "io", "pathlib", "shutil", "tempfile")
-        for room in ("port", "policy", "ledger"):
-            self.assertIgnorant(room, *files, *(f"fastpoetry.{each}" for each in above))
-
-    def test_rules(self) -> None:
-        """
-        Rules and counts touch no port, and the rules no socket but for what addresses are.
-        """
-        for room in ("policy", "ledger"):
-            self.assertIgnorant(room, "socket.socket", "fastpoetry.port", "fastpoetry.protocol")
-
-    def test_proxy(self) -> None:
-        """
-        The proxy knows neither options nor ports.
-        """
-        for each in ("options", "port", "protocol", "listen", "policy", "service"):
-            self.assertIgnorant("proxy", f"fastpoetry.{each}")
+        for module, names in self.modules.items():
+            for outer in self.house[module.split(".")[0]].excluded:
+                outers = (outer, f"fastpoetry.{outer}")
+                known = [name for name in names if any(isWithin(name, each) for each in outers)]
+                self.assertEqual(known, [], f"{module} knows what it must not")
 
     def test_systemd(self) -> None:
         """
-        The three systemd rooms, which are for any program, know nothing of poetry, and not of
-        each other.
+        What is for any program knows nothing of ours beyond its own folder; only the wiring joins
+        it to poetry.
         """
-        for room in SYSTEMD:
-            self.assertIgnorant(room, "fastpoetry")
-
-    def test_poetry(self) -> None:
-        """
-        Only the wiring knows both of poetry and of systemd.
-        """
-        for room in self.rooms.keys() - WIRING - SYSTEMD:
-            self.assertIgnorant(room, "systemd", *(f"fastpoetry.{each}" for each in SYSTEMD))
-
-    def test_wiring(self) -> None:
-        """
-        No room knows the twistd commands, nor what they have in common but those two.
-        """
-        for room in self.rooms:
-            self.assertIgnorant(room, "fastpoetry.tap", "fastpoetry.proxytap")
-        for room in self.rooms.keys() - WIRING:
-            self.assertIgnorant(room, "fastpoetry.assembly")
-
-    def test_oneWay(self) -> None:
-        """
-        All arrows point one way: no room knows, be it through others, one that knows it.
-        """
-        arrows = {
-            room: {name.split(".")[1] for name in names if name.startswith("fastpoetry.")}
-            for room, names in self.rooms.items()
-        }
-        TopologicalSorter(arrows).prepare()
+        users = set()
+        for module in self.modules:
+            for other in self.arrows(module):
+                if other.split(".")[0] == "systemd":
+                    users.add(module.split(".")[0])
+                    continue
+                self.assertNotEqual(module.split(".")[0], "systemd", f"{module} imports {other}")
+        self.assertLessEqual(users, {"systemd", "command"})
 
     def test_reactor(self) -> None:
         """
@@ -266,8 +276,8 @@ class RoomTests(SynchronousTestCase):
         make a service: twistd must be able to install another one first.
         """
         users = {
-            (room, atOnce)
-            for room, names in self.rooms.items()
+            (module, atOnce)
+            for module, names in self.modules.items()
             for name, atOnce in names.items()
             if name == "twisted.internet.reactor"
         }
@@ -279,7 +289,7 @@ class RoomTests(SynchronousTestCase):
         """
         needed = {
             name.split(".")[0]
-            for names in self.rooms.values()
+            for names in self.modules.values()
             for name in names
             if name.split(".")[0] not in sys.stdlib_module_names
         }
