@@ -120,7 +120,9 @@ deb:
 INSTALL = install -D --mode=644
 .PHONY: install
 install:
-	$(INSTALL) --target-directory=$(DESTDIR)$(pythondir)/fastpoetry fastpoetry/*.py fastpoetry/py.typed
+	for d in $(patsubst %/__init__.py,%,$(wildcard fastpoetry/__init__.py fastpoetry/*/__init__.py)); do \
+		$(INSTALL) --target-directory=$(DESTDIR)$(pythondir)/$$d $$d/*.py || exit; done
+	$(INSTALL) fastpoetry/py.typed $(DESTDIR)$(pythondir)/fastpoetry/py.typed
 	$(INSTALL) --target-directory=$(DESTDIR)$(pythondir)/twisted/plugins twisted/plugins/*.py
 	$(INSTALL) --target-directory=$(DESTDIR)$(unitdir) packaging/systemd/*.service packaging/systemd/*.socket
 	for d in packaging/systemd/*.d; do \

@@ -102,7 +102,7 @@ def _fastpoetry(where: Where) -> list[str]:
     Everything on, as installed: records go to the journal.
     """
     return twistdCommand(
-        "--logger=fastpoetry.journal.observer",
+        "--logger=fastpoetry.systemd.journal.observer",
         "fastpoetry",
         f"--poem={where.poem}",
         f"--port={where.port}",
@@ -195,7 +195,7 @@ def _proxy(where: Where) -> list[str]:
     """
     host, port = where.upstream.split(":")
     return twistdCommand(
-        "--logger=fastpoetry.journal.observer",
+        "--logger=fastpoetry.systemd.journal.observer",
         "fastpoetry-proxy",
         f"--upstream=tcp:host={host}:port={port}",
         f"--port={where.port}",

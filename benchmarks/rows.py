@@ -238,7 +238,7 @@ def cold(bench: Bench) -> Row:
     From the first connection to the last byte when the service has yet to start.
     """
     poem = f"--poem={bench.place().poem}"
-    fast = ("--logger=fastpoetry.journal.observer", "fastpoetry", poem, "--listen=adopted:")
+    fast = ("--logger=fastpoetry.systemd.journal.observer", "fastpoetry", poem, "--listen=adopted:")
     plain = ("tutorial-poetry", poem, "--listen=systemd:domain=INET:index=0")
     measures: dict[str, Callable[[], Sample]] = {
         "fastpoetry": partial(_measureCold, bench, "fastpoetry", fast),
@@ -510,7 +510,7 @@ def _sharing(where: Where, processes: int, cpus: str) -> Iterator[Server]:
     """
     Processes of fastpoetry that accept from one socket, as instances with the same C{Sockets=} do.
     """
-    words = ("--logger=fastpoetry.journal.observer", "fastpoetry", f"--poem={where.poem}")
+    words = ("--logger=fastpoetry.systemd.journal.observer", "fastpoetry", f"--poem={where.poem}")
     command = ["taskset", "-c", cpus, *twistdCommand(*words, "--listen=adopted:")]
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server((where.host, where.port), backlog=4096))

@@ -16,13 +16,13 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
 from twisted.internet.interfaces import IStreamServerEndpoint
 
-from fastpoetry.adopted import AdoptError
 from fastpoetry.idle import IdleService
 from fastpoetry.listen import PoetryListener
-from fastpoetry.notify import NotifyService
 from fastpoetry.options import DEFAULT_INTERFACE, DEFAULT_PORT, Block, CommandOptions, refuse
 from fastpoetry.policy import Policy
 from fastpoetry.protocol import PoetryFactory
+from fastpoetry.systemd.adopted import AdoptError
+from fastpoetry.systemd.notify import NotifyService
 from fastpoetry.trial import Trial
 
 _BACKLOG = 4096

@@ -1,5 +1,5 @@
 """
-Tests for L{fastpoetry.adopted}.
+Tests for L{fastpoetry.systemd.adopted}.
 
 The rules are tested in this process, on real sockets passed by a fake libsystemd. The protocol of
 sd_listen_fds(3), which is about the start of a process, is tested on processes.
@@ -43,10 +43,10 @@ from twisted.plugin import IPlugin
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
-from fastpoetry import adopted
-from fastpoetry.adopted import AdoptedEndpoint, AdoptedParser, AdoptError, Inherited
+from fastpoetry.systemd import adopted
+from fastpoetry.systemd.adopted import AdoptedEndpoint, AdoptedParser, AdoptError, Inherited
 
-_ROOT = str(Path(adopted.__file__).parents[1])
+_ROOT = str(Path(adopted.__file__).parents[2])
 
 
 class Passing:
@@ -879,7 +879,7 @@ PROGRAM = """
 import json, os, subprocess, sys
 if "endpoints" in sys.argv:
     import twisted.internet.endpoints
-from fastpoetry.adopted import AdoptedParser
+from fastpoetry.systemd.adopted import AdoptedParser
 from twisted.internet import reactor
 from twisted.internet.protocol import Factory, Protocol
 

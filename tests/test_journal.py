@@ -1,5 +1,5 @@
 """
-Tests for L{fastpoetry.journal}, against a socket that only lacks a journald behind it.
+Tests for L{fastpoetry.systemd.journal}, against a socket that only lacks a journald behind it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from fastpoetry import journal
+from fastpoetry.systemd import journal
 
 TWISTED_KEYS = [
     *("log_failure", "log_flattened", "log_level", "log_namespace", "log_system", "log_text"),
@@ -570,7 +570,11 @@ class ProgramTests(SynchronousTestCase):
         Run a Python program that sees this package.
         """
         return subprocess.run(
-            [sys.executable, "-c", f"import sys; from fastpoetry import journal; {program}"],
+            [
+                sys.executable,
+                "-c",
+                f"import sys; from fastpoetry.systemd import journal; {program}",
+            ],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -595,7 +599,7 @@ class ProgramTests(SynchronousTestCase):
         done = self.runProgram(
             "print(*[name for name in sys.modules if name.startswith('fastpoetry.')])"
         )
-        self.assertEqual(done.stdout, "fastpoetry.journal\n")
+        self.assertEqual(done.stdout, "fastpoetry.systemd fastpoetry.systemd.journal\n")
 
 
 class CatalogTests(SynchronousTestCase):
@@ -611,7 +615,7 @@ class CatalogTests(SynchronousTestCase):
         """
         logged = [
             name
-            for module in ROOT.glob("fastpoetry/*.py")
+            for module in ROOT.glob("fastpoetry/**/*.py")
             for name in re.findall(r"""\bmessage_id"?[=:]\s*"([^"]+)""", module.read_text("utf-8"))
         ]
         entries = re.findall(r"^-- (.*)$", self.catalog, re.MULTILINE)

@@ -19,7 +19,7 @@ from fakes import makeFolder
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from fastpoetry.journal import fields
+from fastpoetry.systemd.journal import fields
 from fastpoetry.tap import DEFAULT_POETRY_PATH, Options
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -144,7 +144,7 @@ def allRecords() -> dict[str, Record]:
     """
     @return: every kind of record of every room.
     """
-    rooms = sorted((ROOT / "fastpoetry").glob("*.py"))
+    rooms = sorted((ROOT / "fastpoetry").rglob("*.py"))
     return {key: record for room in rooms for key, record in recordsOf(room.read_text())}
 
 

@@ -1,5 +1,5 @@
 """
-Tests for L{fastpoetry.notify}, against a real datagram socket in systemd's place.
+Tests for L{fastpoetry.systemd.notify}, against a real datagram socket in systemd's place.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from fastpoetry.notify import NotifyService
+from fastpoetry.systemd.notify import NotifyService
 
 
 @implementer(IReactorFromThreads)
@@ -562,7 +562,7 @@ from twisted.application.service import MultiService, Service
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
-from fastpoetry.notify import NotifyService
+from fastpoetry.systemd.notify import NotifyService
 
 def hangUp():
     os.kill(os.getpid(), signal.SIGHUP)
@@ -614,8 +614,8 @@ class ProcessTests(NotifyCase):
         """
         The room stands alone: importing it brings in nothing of poetry and no reactor.
         """
-        program = "import sys, fastpoetry.notify; print(*sys.modules)"
+        program = "import sys, fastpoetry.systemd.notify; print(*sys.modules)"
         modules = self.python(program).split()
         ours = [module for module in modules if module.split(".")[0] == "fastpoetry"]
-        self.assertEqual(ours, ["fastpoetry", "fastpoetry.notify"])
+        self.assertEqual(ours, ["fastpoetry", "fastpoetry.systemd", "fastpoetry.systemd.notify"])
         self.assertNotIn("twisted.internet.reactor", modules)

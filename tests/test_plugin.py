@@ -23,7 +23,7 @@ from zope.interface.verify import verifyObject
 
 import fastpoetry
 from fastpoetry import proxytap, tap
-from fastpoetry.adopted import AdoptError
+from fastpoetry.systemd.adopted import AdoptError
 
 PACKAGE = Path(fastpoetry.__file__).parent
 
@@ -41,7 +41,7 @@ floor | where                  | and there nobody imports
 2.1   | copy                   | socket systemd
 2     | service                | socket systemd
 1     | poem                   | twisted socket select asyncio systemd
-1     | adopted journal notify | -
+1     | systemd                | -
 """
 """
 The floors: whoever lives on one imports from lower floors and from its own folder, and nothing else
@@ -98,7 +98,7 @@ class PluginTests(SynchronousTestCase):
 
     def test_endpoint(self) -> None:
         """
-        The endpoint C{adopted:} is that of L{fastpoetry.adopted}.
+        The endpoint C{adopted:} is that of L{fastpoetry.systemd.adopted}.
         """
         parser = self.plugin.adopted
         verifyObject(IPlugin, parser)
@@ -268,7 +268,7 @@ class HouseTests(SynchronousTestCase):
                     users.add(module.split(".")[0])
                     continue
                 self.assertNotEqual(module.split(".")[0], "systemd", f"{module} imports {other}")
-        self.assertLessEqual(users, {"systemd", "command"})
+        self.assertLessEqual(users, {"systemd", "assembly"})
 
     def test_reactor(self) -> None:
         """

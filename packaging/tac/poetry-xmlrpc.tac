@@ -19,7 +19,7 @@ from twisted.web.server import Site
 from twisted.web.xmlrpc import XMLRPC, Binary
 
 from fastpoetry.listen import PoetryListener
-from fastpoetry.notify import NotifyService
+from fastpoetry.systemd.notify import NotifyService
 from fastpoetry.options import refuse
 from fastpoetry.poem import PoemError, PoemNamed
 from fastpoetry.policy import Limits, Policy

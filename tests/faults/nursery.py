@@ -15,7 +15,7 @@ import twisted.internet.endpoints
 import twisted.internet.epollreactor  # noqa: F401
 from twisted.scripts import twistd
 
-import fastpoetry.journal
+import fastpoetry.systemd.journal
 import fastpoetry.tap  # noqa: F401
 
 

@@ -11,7 +11,7 @@ import sys
 
 from twisted.logger import ILogObserver, jsonFileLogObserver
 
-from fastpoetry.journal import JournalObserver
+from fastpoetry.systemd.journal import JournalObserver
 
 
 def records() -> ILogObserver:

@@ -21,7 +21,7 @@ from typing import Any
 from twisted.logger import Logger, globalLogBeginner
 from twisted.python import log as legacy
 
-from fastpoetry import journal
+from fastpoetry.systemd import journal
 
 Seen = dict[str, Any]
 

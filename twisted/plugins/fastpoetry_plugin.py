@@ -20,9 +20,9 @@ class _AdoptedParser:
 
     def parseStreamServer(self, reactor: Any, *args: str, **kwargs: str) -> IStreamServerEndpoint:
         """
-        @see: L{fastpoetry.adopted.AdoptedParser}
+        @see: L{fastpoetry.systemd.adopted.AdoptedParser}
         """
-        from fastpoetry.adopted import AdoptedParser
+        from fastpoetry.systemd.adopted import AdoptedParser
 
         return AdoptedParser().parseStreamServer(reactor, *args, **kwargs)
 

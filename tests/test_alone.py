@@ -35,7 +35,7 @@ os.execv(sys.executable, [sys.executable, "-c", twistd, *sys.argv[1:]])
 
 JOURNAL = """
 from twisted.logger import Logger, globalLogBeginner
-from fastpoetry.journal import observer
+from fastpoetry.systemd.journal import observer
 globalLogBeginner.beginLoggingTo([observer({}, "/nonexistent/socket")])
 Logger().info("one {what}", what="record\\n[error] forged")
 Logger().info("another")
@@ -46,7 +46,7 @@ import os, signal, sys
 from twisted.application.service import MultiService
 from twisted.internet import reactor
 from twisted.logger import globalLogBeginner, textFileLogObserver
-from fastpoetry.notify import NotifyService
+from fastpoetry.systemd.notify import NotifyService
 log = textFileLogObserver(sys.__stdout__, timeFormat=None)
 globalLogBeginner.beginLoggingTo([log], redirectStandardIO=False)
 services = MultiService()
@@ -92,9 +92,9 @@ class ImportTests(SynchronousTestCase):
         Importing a room brings in nothing else of this package, and installs no reactor.
         """
         for room in ROOMS:
-            room = f"fastpoetry.{room}"
+            room = f"fastpoetry.systemd.{room}"
             said = run(IMPORT.format(room=room))
-            self.assertEqual(said, (0, f"fastpoetry {room}\nFalse\n", ""))
+            self.assertEqual(said, (0, f"fastpoetry fastpoetry.systemd {room}\nFalse\n", ""))
 
     def test_plugin(self) -> None:
         """
@@ -218,8 +218,8 @@ class NotifyTests(SynchronousTestCase):
         self.assertEqual(
             ours,
             [
-                "- [fastpoetry.notify._Manager#warn] systemd cannot be told how this program is "
-                "doing: /nonexistent/socket: No such file or directory"
+                "- [fastpoetry.systemd.notify._Manager#warn] systemd cannot be told how this "
+                "program is doing: /nonexistent/socket: No such file or directory"
             ],
         )
 

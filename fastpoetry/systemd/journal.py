@@ -1,8 +1,8 @@
 """
 A log observer that sends a Twisted program's events to the systemd journal, as records with fields.
 
-It is for any Twisted program: C{twistd --logger=fastpoetry.journal.observer}. It reads no journal,
-keeps no file, looks at no stack to find out who logged, and limits no rate.
+It is for any Twisted program: C{twistd --logger=fastpoetry.systemd.journal.observer}. It reads no
+journal, keeps no file, looks at no stack to find out who logged, and limits no rate.
 
 It speaks the journal's native protocol (U{https://systemd.io/JOURNAL_NATIVE_PROTOCOL}) itself.
 systemd-python's C{sendv} holds the interpreter's lock while journald stands still, so that calling
@@ -327,7 +327,7 @@ class JournalObserver:
 
 def observer(environ: Mapping[str, str] = os.environ, path: str = SOCKET) -> JournalObserver:
     """
-    Make the observer for C{twistd --logger=fastpoetry.journal.observer}.
+    Make the observer for C{twistd --logger=fastpoetry.systemd.journal.observer}.
 
     The records bear the name in C{SYSLOG_IDENTIFIER}, else that of the program.
 

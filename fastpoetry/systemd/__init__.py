@@ -1,0 +1,3 @@
+"""
+What any Twisted program needs to live well under systemd; knows nothing of poetry.
+"""
