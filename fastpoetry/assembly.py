@@ -16,10 +16,10 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
 from twisted.internet.interfaces import IStreamServerEndpoint
 
+from fastpoetry.delivery.policy import Policy
 from fastpoetry.idle import IdleService
 from fastpoetry.listen import PoetryListener
 from fastpoetry.options import DEFAULT_INTERFACE, DEFAULT_PORT, Block, CommandOptions, refuse
-from fastpoetry.policy import Policy
 from fastpoetry.protocol import PoetryFactory
 from fastpoetry.systemd.adopted import AdoptError
 from fastpoetry.systemd.notify import NotifyService

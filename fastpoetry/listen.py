@@ -19,8 +19,8 @@ from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from fastpoetry.ledger import formatPeer
-from fastpoetry.port import BorrowedPort, FastPort
+from fastpoetry.delivery.ledger import formatPeer
+from fastpoetry.delivery.port import BorrowedPort, FastPort
 from fastpoetry.protocol import PoetryFactory
 
 
@@ -110,7 +110,9 @@ class PoetryListener(service.Service):
             ours: BorrowedPort = FastPort(port, self._factory.source, policy, self._reactor)
         else:
             if hasattr(port.factory, "wrappedFactory"):
-                from fastpoetry.proxied import makePatient  # few need it, and it costs time
+                from fastpoetry.delivery.proxied import (
+                    makePatient,  # few need it, and it costs time
+                )
 
                 makePatient(port.factory)
             ours = BorrowedPort(port, policy, self._reactor)

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from twisted.python import usage
 
 from fastpoetry import __version__
-from fastpoetry.policy import Limits
+from fastpoetry.delivery.policy import Limits
 
 DEFAULT_PORT = 10000
 DEFAULT_INTERFACE = "localhost"

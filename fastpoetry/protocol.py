@@ -21,10 +21,9 @@ from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from fastpoetry.ledger import addressOf
-from fastpoetry.poem import Poem
-from fastpoetry.policy import Policy, Reader
-from fastpoetry.port import (
+from fastpoetry.delivery.ledger import addressOf
+from fastpoetry.delivery.policy import Policy, Reader
+from fastpoetry.delivery.port import (
     END_ON_CLOSE,
     RESET_ON_CLOSE,
     Source,
@@ -32,6 +31,7 @@ from fastpoetry.port import (
     limitUnsent,
     setLinger,
 )
+from fastpoetry.poem import Poem
 
 _PIECE_BYTES = 16 * 1024
 """What is copied into a transport at a time: a stopped reader costs no more than that."""

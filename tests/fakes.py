@@ -37,9 +37,9 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from fastpoetry.ledger import Address
+from fastpoetry.delivery.ledger import Address
+from fastpoetry.delivery.policy import Policy, Reader
 from fastpoetry.poem import Loaded, Poem, PoemError
-from fastpoetry.policy import Policy, Reader
 
 POEM = Poem("ecstasy", b"Where, like a pillow on a bed,\n" * 10, "/poetry/ecstasy.txt")
 """A poem that any socket takes at once."""

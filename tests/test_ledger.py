@@ -1,5 +1,5 @@
 """
-Tests for L{fastpoetry.ledger}.
+Tests for L{fastpoetry.delivery.ledger}.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from fastpoetry.ledger import Counts, Ledger, formatPeer
+from fastpoetry.delivery.ledger import Counts, Ledger, formatPeer
 from fastpoetry.poem import Poem
 
 HERE = ("192.0.2.7", 40000)

@@ -29,11 +29,11 @@ from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from fastpoetry.delivery.policy import Limits, Policy
+from fastpoetry.delivery.port import BorrowedPort, FastPort
+from fastpoetry.delivery.proxied import PatientWrapper
 from fastpoetry.listen import PoetryListener
-from fastpoetry.policy import Limits, Policy
-from fastpoetry.port import BorrowedPort, FastPort
 from fastpoetry.protocol import PoetryFactory
-from fastpoetry.proxied import PatientWrapper
 
 
 class Several:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from fastpoetry import __version__
+from fastpoetry.delivery.policy import Limits
 from fastpoetry.options import Block, CommandOptions, refuse
-from fastpoetry.policy import Limits
 
 
 class Command(CommandOptions):

@@ -30,13 +30,11 @@ PACKAGE = Path(fastpoetry.__file__).parent
 HOUSE = """
 floor | where                  | and there nobody imports
 6     | tap proxytap           | systemd
-5.2   | assembly               | port proxied
-5.1   | options trial idle     | port proxied systemd
+5.2   | assembly               | delivery.port delivery.proxied
+5.1   | options trial idle     | delivery.port delivery.proxied systemd
 4     | listen                 | service proxy systemd
 3     | protocol               | os io pathlib shutil tempfile service proxy systemd
-2.3   | port proxied           | os io pathlib shutil tempfile systemd
-2.2   | policy                 | os io pathlib shutil tempfile systemd
-2.1   | ledger                 | os io pathlib shutil tempfile systemd
+2     | delivery               | os io pathlib shutil tempfile systemd proxy service
 2.2   | proxy                  | socket systemd
 2.1   | copy                   | socket systemd
 2     | service                | socket systemd

@@ -1,5 +1,5 @@
 """
-Tests for L{fastpoetry.policy}, with readers that take what a test says.
+Tests for L{fastpoetry.delivery.policy}, with readers that take what a test says.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from fastpoetry import policy as policyModule
-from fastpoetry.ledger import Address, Counts
+from fastpoetry.delivery import policy as policyModule
+from fastpoetry.delivery.ledger import Address, Counts
+from fastpoetry.delivery.policy import Limits, Policy
 from fastpoetry.poem import Poem
-from fastpoetry.policy import Limits, Policy
 
 HERE = ("192.0.2.7", 40000)
 THERE = ("192.0.2.8", 40000)

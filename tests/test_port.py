@@ -1,5 +1,5 @@
 """
-Tests for L{fastpoetry.port}, on real sockets, which are served when a test says so.
+Tests for L{fastpoetry.delivery.port}, on real sockets, which are served when a test says so.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from fastpoetry.ledger import Address, Counts
+from fastpoetry.delivery.ledger import Address, Counts
+from fastpoetry.delivery.policy import Limits, Policy
+from fastpoetry.delivery.port import BorrowedPort, FastPort, SocketReader, countUnacknowledged
 from fastpoetry.poem import Poem
-from fastpoetry.policy import Limits, Policy
-from fastpoetry.port import BorrowedPort, FastPort, SocketReader, countUnacknowledged
 from fastpoetry.protocol import PoetryFactory
 
 SIOCOUTQNSD = 0x894B

@@ -38,9 +38,9 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from fastpoetry.ledger import Counts
+from fastpoetry.delivery.ledger import Counts
+from fastpoetry.delivery.policy import Limits, Policy
 from fastpoetry.poem import Poem
-from fastpoetry.policy import Limits, Policy
 from fastpoetry.protocol import PoetryFactory, PoetryProtocol
 
 THREE_PIECES = Poem("three", bytes(range(250)) * 160, "/poetry/three.txt")

@@ -28,8 +28,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from fastpoetry import assembly
+from fastpoetry.delivery.policy import Limits
 from fastpoetry.poem import Anthology, PoemAt, PoemNamed
-from fastpoetry.policy import Limits
 from fastpoetry.service import PoetryService
 from fastpoetry.tap import Options, makeService
 

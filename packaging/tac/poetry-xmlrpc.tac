@@ -22,7 +22,7 @@ from fastpoetry.listen import PoetryListener
 from fastpoetry.systemd.notify import NotifyService
 from fastpoetry.options import refuse
 from fastpoetry.poem import PoemError, PoemNamed
-from fastpoetry.policy import Limits, Policy
+from fastpoetry.delivery.policy import Limits, Policy
 from fastpoetry.protocol import PoetryFactory
 from fastpoetry.service import PoetryService
 from fastpoetry.tap import DEFAULT_POETRY_PATH

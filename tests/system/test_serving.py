@@ -142,7 +142,7 @@ def test_journalFields(machine: Machine) -> None:
         "PRIORITY": "6",
         "SYSLOG_IDENTIFIER": "fastpoetry",
         "LOG_LEVEL": "info",
-        "LOG_NAMESPACE": "fastpoetry.ledger.Ledger",
+        "LOG_NAMESPACE": "fastpoetry.delivery.ledger.Ledger",
         "BYTES": "2735",
         "MESSAGE_ID": "51c4b039c6b549da8188e2ad236b9868",
     }

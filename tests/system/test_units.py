@@ -8,8 +8,8 @@ import json
 
 import pytest
 
+from fastpoetry.delivery.policy import Limits
 from fastpoetry.poem import MAX_POEM_BYTES
-from fastpoetry.policy import Limits
 from system.conftest import SOURCE, UNITS
 from system.machine import Machine
 

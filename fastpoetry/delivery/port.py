@@ -27,8 +27,8 @@ from twisted.internet.interfaces import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from fastpoetry.delivery.policy import Policy, Reader
 from fastpoetry.poem import Poem
-from fastpoetry.policy import Policy, Reader
 
 _MOST_UNSENT_BYTES = 128 * 1024
 """

@@ -19,7 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from fastpoetry.ledger import Address, Ledger, formatPeer
+from fastpoetry.delivery.ledger import Address, Ledger, formatPeer
 from fastpoetry.poem import Poem
 
 LINGER_SECONDS = 2.0

@@ -20,8 +20,8 @@ from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
 from zope.interface import directlyProvides, implementedBy, implementer, providedBy
 
-from fastpoetry.ledger import addressOf
-from fastpoetry.policy import LINGER_SECONDS, Policy
+from fastpoetry.delivery.ledger import addressOf
+from fastpoetry.delivery.policy import LINGER_SECONDS, Policy
 
 _BEGINNINGS = (V1Parser.PROXYSTR, V2Parser.PREFIX)
 
