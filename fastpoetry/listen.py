@@ -19,8 +19,8 @@ from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from fastpoetry.delivery.fastport import BorrowedPort, FastPort
 from fastpoetry.delivery.ledger import formatPeer
-from fastpoetry.delivery.port import BorrowedPort, FastPort
 from fastpoetry.protocol import PoetryFactory
 
 

@@ -21,9 +21,7 @@ from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from fastpoetry.delivery.ledger import addressOf
-from fastpoetry.delivery.policy import Policy, Reader
-from fastpoetry.delivery.port import (
+from fastpoetry.delivery.fastport import (
     END_ON_CLOSE,
     RESET_ON_CLOSE,
     Source,
@@ -31,6 +29,8 @@ from fastpoetry.delivery.port import (
     limitUnsent,
     setLinger,
 )
+from fastpoetry.delivery.ledger import addressOf
+from fastpoetry.delivery.policy import Policy, Reader
 from fastpoetry.poem import Poem
 
 _PIECE_BYTES = 16 * 1024

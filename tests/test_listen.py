@@ -29,8 +29,8 @@ from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from fastpoetry.delivery.fastport import BorrowedPort, FastPort
 from fastpoetry.delivery.policy import Limits, Policy
-from fastpoetry.delivery.port import BorrowedPort, FastPort
 from fastpoetry.delivery.proxied import PatientWrapper
 from fastpoetry.listen import PoetryListener
 from fastpoetry.protocol import PoetryFactory

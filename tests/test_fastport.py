@@ -1,5 +1,5 @@
 """
-Tests for L{fastpoetry.delivery.port}, on real sockets, which are served when a test says so.
+Tests for L{fastpoetry.delivery.fastport}, on real sockets, which are served when a test says so.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from fastpoetry.delivery.fastport import BorrowedPort, FastPort, SocketReader, countUnacknowledged
 from fastpoetry.delivery.ledger import Address, Counts
 from fastpoetry.delivery.policy import Limits, Policy
-from fastpoetry.delivery.port import BorrowedPort, FastPort, SocketReader, countUnacknowledged
 from fastpoetry.poem import Poem
 from fastpoetry.protocol import PoetryFactory
 
