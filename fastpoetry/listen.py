@@ -110,7 +110,7 @@ class PoetryListener(service.Service):
             ours: BorrowedPort = FastPort(port, self._factory.source, policy, self._reactor)
         else:
             if hasattr(port.factory, "wrappedFactory"):
-                from fastpoetry.delivery.proxied import (
+                from fastpoetry.delivery.haproxy import (
                     makePatient,  # few need it, and it costs time
                 )
 

@@ -30,8 +30,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from fastpoetry.delivery.fastport import BorrowedPort, FastPort
+from fastpoetry.delivery.haproxy import PatientWrapper
 from fastpoetry.delivery.policy import Limits, Policy
-from fastpoetry.delivery.proxied import PatientWrapper
 from fastpoetry.listen import PoetryListener
 from fastpoetry.protocol import PoetryFactory
 

@@ -30,8 +30,8 @@ PACKAGE = Path(fastpoetry.__file__).parent
 HOUSE = """
 floor | where                  | and there nobody imports
 6     | tap proxytap           | systemd
-5.2   | assembly               | delivery.fastport delivery.proxied
-5.1   | options trial idle     | delivery.fastport delivery.proxied systemd
+5.2   | assembly               | delivery.fastport delivery.haproxy
+5.1   | options trial idle     | delivery.fastport delivery.haproxy systemd
 4     | listen                 | service proxy systemd
 3     | protocol               | os io pathlib shutil tempfile service proxy systemd
 2     | delivery               | os io pathlib shutil tempfile systemd proxy service

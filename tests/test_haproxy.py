@@ -1,5 +1,5 @@
 """
-Tests for L{fastpoetry.delivery.proxied}.
+Tests for L{fastpoetry.delivery.haproxy}.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from fastpoetry.delivery.haproxy import PatientWrapper, makePatient
 from fastpoetry.delivery.policy import LINGER_SECONDS, Limits, Policy
-from fastpoetry.delivery.proxied import PatientWrapper, makePatient
 from fastpoetry.protocol import PoetryFactory
 
 BALANCER = IPv4Address("TCP", "192.0.2.1", 50000)
