@@ -12,9 +12,9 @@ from twisted.application.service import MultiService
 from twisted.internet.endpoints import clientFromString
 
 from fastpoetry.assembly import assemble
-from fastpoetry.copy import CopyFile
 from fastpoetry.options import Block, CommandOptions, parseCount, parseSeconds, refuse, tunable
-from fastpoetry.proxy import Freshness, PoetryProxyService
+from fastpoetry.proxy.cache import CopyFile
+from fastpoetry.proxy.service import Freshness, PoetryProxyService
 
 _freshness = Freshness()
 

@@ -35,8 +35,7 @@ floor | where                  | and there nobody imports
 4     | listen                 | service proxy systemd
 3     | protocol               | os io pathlib shutil tempfile service proxy systemd
 2     | delivery               | os io pathlib shutil tempfile systemd proxy service
-2.2   | proxy                  | socket systemd
-2.1   | copy                   | socket systemd
+2     | proxy                  | socket systemd
 2     | service                | socket systemd
 1     | poem                   | twisted socket select asyncio systemd
 1     | systemd                | -

@@ -1,5 +1,5 @@
 """
-Tests for L{fastpoetry.proxy}: a clock, an upstream in memory, and readers who wait.
+Tests for L{fastpoetry.proxy.service}: a clock, an upstream in memory, and readers who wait.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from fastpoetry.copy import Copy, CopyFile
 from fastpoetry.poem import Poem
-from fastpoetry.proxy import Freshness, PoetryProxyService
+from fastpoetry.proxy.cache import Copy, CopyFile
+from fastpoetry.proxy.service import Freshness, PoetryProxyService
 
 UPSTREAM = "tcp:host=poems.example:port=10000"
 

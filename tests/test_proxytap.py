@@ -17,10 +17,10 @@ from twisted.application.service import IService, MultiService
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from fastpoetry.copy import Copy, CopyFile
 from fastpoetry.options import CommandOptions
 from fastpoetry.poem import MAX_POEM_BYTES, Poem
-from fastpoetry.proxy import Freshness, PoetryProxyService
+from fastpoetry.proxy.cache import Copy, CopyFile
+from fastpoetry.proxy.service import Freshness, PoetryProxyService
 from fastpoetry.proxytap import Options, makeService
 
 UPSTREAM = "unix:path=/run/poems.example.sock"

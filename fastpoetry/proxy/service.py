@@ -23,8 +23,8 @@ from twisted.logger import Logger
 from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
 
-from fastpoetry.copy import Copy, CopyError, CopyFile
 from fastpoetry.poem import MAX_POEM_BYTES, Poem
+from fastpoetry.proxy.cache import Copy, CopyError, CopyFile
 
 _LEAST_PAUSE_SECONDS = 1.0
 """Between a failure and the next attempt, whoever asks for it."""

@@ -1,5 +1,5 @@
 """
-Tests for L{fastpoetry.copy}.
+Tests for L{fastpoetry.proxy.cache}.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from fastpoetry.copy import Copy, CopyError, CopyFile
 from fastpoetry.poem import Poem
+from fastpoetry.proxy.cache import Copy, CopyError, CopyFile
 
 UPSTREAM = "tcp:host=poems.example:port=10000"
 

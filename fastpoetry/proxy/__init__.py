@@ -1,0 +1,3 @@
+"""
+Poems from another server: fetched, kept, shared.
+"""
