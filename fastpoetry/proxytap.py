@@ -11,8 +11,15 @@ from typing import Any
 from twisted.application.service import MultiService
 from twisted.internet.endpoints import clientFromString
 
-from fastpoetry.assembly import assemble
-from fastpoetry.options import Block, CommandOptions, parseCount, parseSeconds, refuse, tunable
+from fastpoetry.command.assembly import assemble
+from fastpoetry.command.options import (
+    Block,
+    CommandOptions,
+    parseCount,
+    parseSeconds,
+    refuse,
+    tunable,
+)
 from fastpoetry.proxy.cache import CopyFile
 from fastpoetry.proxy.service import Freshness, PoetryProxyService
 

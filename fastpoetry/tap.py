@@ -9,8 +9,8 @@ from typing import Any
 
 from twisted.application.service import MultiService
 
-from fastpoetry.assembly import assemble
-from fastpoetry.options import Block, CommandOptions, refuse
+from fastpoetry.command.assembly import assemble
+from fastpoetry.command.options import Block, CommandOptions, refuse
 from fastpoetry.poem import Anthology, PoemAt, PoemError, PoemNamed, Selection
 from fastpoetry.service import PoetryService
 

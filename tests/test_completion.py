@@ -19,7 +19,7 @@ from twisted.scripts._twistd_unix import ServerOptions
 from twisted.trial.unittest import SynchronousTestCase
 
 from fastpoetry import proxytap, tap
-from fastpoetry.options import CommandOptions
+from fastpoetry.command.options import CommandOptions
 
 SCRIPT = Path(__file__).resolve().parent.parent / "packaging" / "completion" / "fastpoetry"
 LIBRARY = Path("/usr/share/bash-completion/bash_completion")

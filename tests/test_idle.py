@@ -1,5 +1,5 @@
 """
-Tests for L{fastpoetry.idle}.
+Tests for L{fastpoetry.command.idle}.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from fastpoetry.idle import IdleService
+from fastpoetry.command.idle import IdleService
 
 
 class IdleTests(SynchronousTestCase):

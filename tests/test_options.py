@@ -1,5 +1,5 @@
 """
-Tests for L{fastpoetry.options}, with a command that serves whatever it is told to.
+Tests for L{fastpoetry.command.options}, with a command that serves whatever it is told to.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from fastpoetry import __version__
+from fastpoetry.command.options import Block, CommandOptions, refuse
 from fastpoetry.delivery.policy import Limits
-from fastpoetry.options import Block, CommandOptions, refuse
 
 
 class Command(CommandOptions):

@@ -17,7 +17,7 @@ from twisted.application.service import IService, MultiService
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from fastpoetry.options import CommandOptions
+from fastpoetry.command.options import CommandOptions
 from fastpoetry.poem import MAX_POEM_BYTES, Poem
 from fastpoetry.proxy.cache import Copy, CopyFile
 from fastpoetry.proxy.service import Freshness, PoetryProxyService

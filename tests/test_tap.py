@@ -27,7 +27,7 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from fastpoetry import assembly
+from fastpoetry.command import assembly
 from fastpoetry.delivery.policy import Limits
 from fastpoetry.poem import Anthology, PoemAt, PoemNamed
 from fastpoetry.service import PoetryService

@@ -20,7 +20,7 @@ from twisted.web.xmlrpc import XMLRPC, Binary
 
 from fastpoetry.listen import PoetryListener
 from fastpoetry.systemd.notify import NotifyService
-from fastpoetry.options import refuse
+from fastpoetry.command.options import refuse
 from fastpoetry.poem import PoemError, PoemNamed
 from fastpoetry.delivery.policy import Limits, Policy
 from fastpoetry.protocol import PoetryFactory

@@ -16,14 +16,20 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
 from twisted.internet.interfaces import IStreamServerEndpoint
 
+from fastpoetry.command.idle import IdleService
+from fastpoetry.command.options import (
+    DEFAULT_INTERFACE,
+    DEFAULT_PORT,
+    Block,
+    CommandOptions,
+    refuse,
+)
+from fastpoetry.command.trial import Trial
 from fastpoetry.delivery.policy import Policy
-from fastpoetry.idle import IdleService
 from fastpoetry.listen import PoetryListener
-from fastpoetry.options import DEFAULT_INTERFACE, DEFAULT_PORT, Block, CommandOptions, refuse
 from fastpoetry.protocol import PoetryFactory
 from fastpoetry.systemd.adopted import AdoptError
 from fastpoetry.systemd.notify import NotifyService
-from fastpoetry.trial import Trial
 
 _BACKLOG = 4096
 """Connections that may wait for us; net.core.somaxconn has the last word."""

@@ -1,0 +1,3 @@
+"""
+What the twistd commands have in common.
+"""
