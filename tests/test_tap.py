@@ -197,7 +197,7 @@ class TreeTests(TapCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.patch(assembly, "Trial", FakeTrial)
+        self.patch(assembly, "Preflight", FakeTrial)
 
     def listening(self) -> list[tuple[int, str]]:
         """
@@ -340,7 +340,7 @@ class StatusTests(TapCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.patch(assembly, "Trial", FakeTrial)
+        self.patch(assembly, "Preflight", FakeTrial)
 
     def notify(self, service: Any) -> FakeNotify:
         """
@@ -701,7 +701,7 @@ class SourceTests(TapCase):
         """
         The source of a block is a service that holds its poem and reads it anew at each start.
         """
-        self.patch(assembly, "Trial", FakeTrial)
+        self.patch(assembly, "Preflight", FakeTrial)
         service = self.make("--poem", "science")
         write(self.folder, "science.txt", b"later")
         service.startService()

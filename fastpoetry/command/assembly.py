@@ -24,7 +24,7 @@ from fastpoetry.command.options import (
     CommandOptions,
     refuse,
 )
-from fastpoetry.command.trial import Trial
+from fastpoetry.command.preflight import Preflight
 from fastpoetry.delivery.policy import Policy
 from fastpoetry.listen import PoetryListener
 from fastpoetry.protocol import PoetryFactory
@@ -50,11 +50,11 @@ def assemble(
     policy = Policy(options.limits, reactor)
     root = MultiService()
     sources = []
-    with Trial() as trial:
+    with Preflight() as preflight:
         for block in options.blocks:
             source = makeSource(block)
             sources.append(source)
-            endpoints = _endpoints(block, trial, reactor)
+            endpoints = _endpoints(block, preflight, reactor)
             _makeBlock(source, endpoints, policy, reactor).setServiceParent(root)
     if "exitIdleSeconds" in options:
         seconds = options["exitIdleSeconds"]
@@ -91,7 +91,7 @@ def _makeBlock(
     return parts
 
 
-def _endpoints(block: Block, trial: Trial, reactor: Any) -> list[IStreamServerEndpoint]:
+def _endpoints(block: Block, preflight: Preflight, reactor: Any) -> list[IStreamServerEndpoint]:
     """
     Where a block listens.
 
@@ -108,7 +108,7 @@ def _endpoints(block: Block, trial: Trial, reactor: Any) -> list[IStreamServerEn
         asked = [(f"--port {port} --iface {interface}", make(reactor, port, _BACKLOG, host))]
     for option, endpoint in asked:
         try:
-            trial.check(endpoint)
+            preflight.check(endpoint)
         except (OSError, TypeError, UnicodeError) as why:  # the latter two from a name that is none
             refuse(f"{option}: {getattr(why, 'strerror', None) or why}")
     return [endpoint for _, endpoint in asked]

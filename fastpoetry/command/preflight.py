@@ -17,7 +17,7 @@ from twisted.internet.abstract import isIPv6Address
 from twisted.internet.interfaces import IStreamServerEndpoint
 
 
-class Trial(ExitStack):
+class Preflight(ExitStack):
     """
     Tries endpoints out, and until it is closed holds their ports, so that one asked for twice is
     found too.
