@@ -73,7 +73,7 @@ def findFreePort() -> int:
     """
     A TCP port of localhost that nobody has.
     """
-    with socket.socket() as preflight:
+    with socket.socket() as trial:
         trial.bind(("127.0.0.1", 0))
         port: int = trial.getsockname()[1]
         return port

@@ -46,12 +46,12 @@ class FakeNotify(Service):
         self.reload = reload
 
 
-class FakeTrial:
+class FakePreflight:
     """
-    A trial that every endpoint passes: a test does not take ports for which others may wait.
+    A check that every endpoint passes: a test does not take ports for which others may wait.
     """
 
-    def __enter__(self) -> FakeTrial:
+    def __enter__(self) -> FakePreflight:
         return self
 
     def __exit__(self, *why: object) -> None:
@@ -197,7 +197,7 @@ class TreeTests(TapCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.patch(assembly, "Preflight", FakeTrial)
+        self.patch(assembly, "Preflight", FakePreflight)
 
     def listening(self) -> list[tuple[int, str]]:
         """
@@ -340,7 +340,7 @@ class StatusTests(TapCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.patch(assembly, "Preflight", FakeTrial)
+        self.patch(assembly, "Preflight", FakePreflight)
 
     def notify(self, service: Any) -> FakeNotify:
         """
@@ -701,7 +701,7 @@ class SourceTests(TapCase):
         """
         The source of a block is a service that holds its poem and reads it anew at each start.
         """
-        self.patch(assembly, "Preflight", FakeTrial)
+        self.patch(assembly, "Preflight", FakePreflight)
         service = self.make("--poem", "science")
         write(self.folder, "science.txt", b"later")
         service.startService()

@@ -42,13 +42,13 @@ class Preflight(ExitStack):
         Bind a TCP port as Twisted does.
         """
         family = socket.AF_INET6 if isIPv6Address(interface) else socket.AF_INET
-        trial = self.enter_context(socket.socket(family, socket.SOCK_STREAM))
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        tried = self.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            trial.bind((interface, port))
+            tried.bind((interface, port))
         except OverflowError:
             raise OSError(errno.EINVAL, "not a port from 0 to 65535") from None
-        trial.listen(0)  # two that are only bound may share a port
+        tried.listen(0)  # two that are only bound may share a port
 
 
 def _checkPath(path: str) -> None:

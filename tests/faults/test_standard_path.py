@@ -167,7 +167,7 @@ class TLSTests(FaultCase):
         """
         Start a server of a poem of so many bytes, on a port that nobody else has for now.
         """
-        with socket.socket() as preflight:
+        with socket.socket() as trial:
             trial.bind(("127.0.0.1", 0))
             address: Address = trial.getsockname()
         poem = self.write(makeText(size))

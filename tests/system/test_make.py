@@ -113,7 +113,7 @@ def isFree() -> bool:
     """
     Whether the server's port can be had.
     """
-    with socket.socket() as preflight:
+    with socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             trial.bind(ADDRESS)
