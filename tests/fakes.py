@@ -11,10 +11,11 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from select import select
 from shutil import rmtree
 from tempfile import mkdtemp
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import SkipTest
 
 from twisted.internet.address import IPv4Address
@@ -296,7 +297,8 @@ class FakeReader(Reader):
         self.policy.leave(self)
 
 
-class Receipt(NamedTuple):
+@dataclass
+class Receipt:
     """
     What is counted of a reader.
     """

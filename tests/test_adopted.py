@@ -487,7 +487,7 @@ class EndpointTests(Passing, test_endpoints.ServerEndpointTestCaseMixin, Synchro
         """
         reactor = MemoryReactor()
         passed = [self.listening(family) for family in (socket.AF_INET6, socket.AF_INET)]
-        port = self.successResultOf(endpointOn(reactor, *passed).listen(FACTORY))
+        port: Any = self.successResultOf(endpointOn(reactor, *passed).listen(FACTORY))
         self.assertEqual(
             [asked[:2] for asked in reactor.adoptedPorts],
             [(each.fileno(), each.family) for each in passed],
@@ -618,7 +618,7 @@ class PortTests(Passing, TestCase):
         @param passed: Listening sockets.
         @return: What was said.
         """
-        port = await endpointOn(self.reactor, *passed).listen(self.factory)
+        port: Any = await endpointOn(self.reactor, *passed).listen(self.factory)
         said = [await self.fetch(each) for each in (*passed, *passed)]
         await port.stopListening()
         return said
@@ -642,7 +642,7 @@ class PortTests(Passing, TestCase):
 
         async def listen() -> None:
             a, b = self.listening(socket.AF_UNIX), self.listening()
-            port = await endpointOn(self.reactor, a, b).listen(self.factory)
+            port: Any = await endpointOn(self.reactor, a, b).listen(self.factory)
             hosts = [each.getHost() for each in port.ports]
             await port.stopListening()
             self.assertEqual(hosts[0], UNIXAddress(os.fsencode(a.getsockname())))
@@ -710,7 +710,7 @@ class PortTests(Passing, TestCase):
             self.factory.startFactory = lambda: events.append("start")
             self.factory.stopFactory = lambda: events.append("stop")
             passed = self.listening(socket.AF_UNIX), self.listening(socket.AF_UNIX)
-            port = await endpointOn(self.reactor, *passed).listen(self.factory)
+            port: Any = await endpointOn(self.reactor, *passed).listen(self.factory)
             self.assertEqual((events, self.factory.numPorts), (["start"], 2))
             await port.stopListening()
             self.assertEqual(events, ["start", "stop"])
@@ -741,7 +741,7 @@ class PortTests(Passing, TestCase):
 
         async def serve() -> None:
             passed = [self.listening(socket.AF_UNIX), self.listening()]
-            port = await endpointOn(self.reactor, *passed).listen(self.factory)
+            port: Any = await endpointOn(self.reactor, *passed).listen(self.factory)
             await port.stopListening()
             self.assertEqual(port.ports, ())
             port.startListening()

@@ -524,7 +524,7 @@ class FakeReader(SocketReader):
         """
         return self.receives()
 
-    def setsockopt(self, level: int, option: int, value: object, length: int = 0) -> None:  # type: ignore[override]
+    def setsockopt(self, level: int, option: int, value: object, length: int = 0) -> None:
         """
         Have another option.
         """

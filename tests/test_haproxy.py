@@ -88,7 +88,8 @@ class ProxiedCase(SynchronousTestCase):
         """
         while transport.producer is not None:
             transport.producer.resumeProducing()
-        return transport.value()
+        said: bytes = transport.value()
+        return said
 
     def receive(self, *pieces: bytes, peer: Any = BALANCER) -> list[str]:
         """
