@@ -7,16 +7,18 @@ number of them can serve what it holds.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from random import choice
+from typing import Any
 
 from twisted.application import service
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, execute
 from twisted.internet.interfaces import IReactorThreads
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
-from fastpoetry.poem import Loaded, Poem, PoemError, Selection
+from fastpoetry.poem import Loaded, Poem, PoemAt, PoemError, Selection
 
 
 class PoetryService(service.Service):
@@ -27,27 +29,35 @@ class PoetryService(service.Service):
     _log = Logger()
     _poems: Sequence[Poem] = ()
 
-    def __init__(self, selection: Selection, reactor: IReactorThreads) -> None:
+    def __init__(
+        self, selection: Selection | str | os.PathLike[str], reactor: IReactorThreads | None = None
+    ) -> None:
         """
-        @param selection: which poems; it is looked up at each start and each reload.
-        @param reactor: whose threads read the poems at a reload.
+        @param selection: which poems, or the path of one; looked up at each start and each reload.
+        @param reactor: whose threads read the poems at a reload; twistd's own, if none is given.
         """
+        if isinstance(selection, (str, os.PathLike)):
+            selection = PoemAt(os.path.abspath(selection))
         self._selection = selection
-        self._reactor = reactor
+        self._reactor: Any = reactor
 
     @property
     def poem(self) -> Poem:
         """
         The poem for the next reader: at random, where the service holds several.
+
+        @raise RuntimeError: if the service has not started, since it has none before.
         """
         poems = self._poems
+        if not poems:
+            raise RuntimeError("the poetry service has not started, which loads its poem")
         return poems[0] if len(poems) == 1 else choice(poems)
 
     def whenPoem(self) -> Deferred[Poem]:
         """
         The poem for the next reader, which is there as soon as the service runs.
         """
-        return succeed(self.poem)
+        return execute(lambda: self.poem)
 
     @property
     def description(self) -> str:
@@ -78,9 +88,11 @@ class PoetryService(service.Service):
         return Deferred.fromCoroutine(self._reload())
 
     async def _reload(self) -> None:
-        pool = self._reactor.getThreadPool()
+        reactor = self._reactor
+        if reactor is None:
+            from twisted.internet import reactor
         try:
-            loaded = await deferToThreadPool(self._reactor, pool, self._selection.load)
+            loaded = await deferToThreadPool(reactor, reactor.getThreadPool(), self._selection.load)
         except PoemError as why:
             self._log.error(
                 "kept the old poem: {cause}",

@@ -268,8 +268,8 @@ class HouseTests(SynchronousTestCase):
 
     def test_reactor(self) -> None:
         """
-        Only the twistd commands fall back to the global reactor, and only when they are asked to
-        make a service: twistd must be able to install another one first.
+        Only the twistd commands and what is composed by hand fall back to the global reactor, and
+        only when they need one: twistd must be able to install another one first.
         """
         users = {
             (module, atOnce)
@@ -277,7 +277,7 @@ class HouseTests(SynchronousTestCase):
             for name, atOnce in names.items()
             if name == "twisted.internet.reactor"
         }
-        self.assertEqual(users, {("tap", False), ("proxytap", False)})
+        self.assertEqual(users, {("tap", False), ("proxytap", False), ("service", False)})
 
     def test_dependencies(self) -> None:
         """

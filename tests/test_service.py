@@ -4,11 +4,14 @@ Tests for L{fastpoetry.service}.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from fakes import POEM, FakeSelection, Reactor, ThreadPool, makeFolder, records, said, write
 from twisted.application.service import IService
 from twisted.internet.interfaces import IReactorThreads
 from twisted.logger import capturedLogs
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from fastpoetry import service as serviceModule
@@ -129,6 +132,58 @@ class StartTests(ServiceCase):
         self.selection.find(POEM)
         self.service.startService()
         self.assertEqual(self.service.description, "ecstasy (310 bytes)")
+
+
+class TutorialTests(TestCase):
+    """
+    Tests for a service made as the tutorial makes its own, of a path and nothing else.
+    """
+
+    def setUp(self) -> None:
+        self.folder = makeFolder(self)
+        write(self.folder, "x.txt", b"Where, like a pillow on a bed\n")
+
+    def test_path(self) -> None:
+        """
+        It serves that file, from whichever folder the program has gone to since.
+        """
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(self.folder)
+        service = PoetryService("x.txt")
+        os.chdir("/")
+        service.startService()
+        self.assertEqual(service.poem.text, b"Where, like a pillow on a bed\n")
+        self.assertEqual(service.poem.origin, f"{self.folder}/x.txt")
+
+    def test_pathObject(self) -> None:
+        """
+        A path may be an object.
+        """
+        service = PoetryService(Path(self.folder, "x.txt"))
+        service.startService()
+        self.assertEqual(service.description, "x (30 bytes)")
+
+    async def test_reload(self) -> None:
+        """
+        At a reload it reads in a thread of the reactor that runs.
+        """
+        service = PoetryService(f"{self.folder}/x.txt")
+        service.startService()
+        write(self.folder, "x.txt", b"new\n")
+        reloaded = service.reload()
+        self.assertNoResult(reloaded)
+        await reloaded
+        self.assertEqual(service.poem.text, b"new\n")
+
+    def test_notStarted(self) -> None:
+        """
+        Before the start it has no poem, and says why.
+        """
+        service = PoetryService(f"{self.folder}/x.txt")
+        with self.assertRaises(RuntimeError) as caught:
+            service.poem  # noqa: B018
+        self.assertIn("has not started", str(caught.exception))
+        self.failureResultOf(service.whenPoem(), RuntimeError)
 
 
 class AnthologyTests(ServiceCase):
