@@ -5,6 +5,7 @@ Tests for L{fastpoetry.command.idle}.
 from __future__ import annotations
 
 from fakes import records
+from messages import IDLE
 from twisted.application.service import IService
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
@@ -96,7 +97,7 @@ class IdleTests(SynchronousTestCase):
                     "text": "nobody was connected for 60 s: stopping until somebody is",
                     "level": "info",
                     "seconds": 60.0,
-                    "message_id": "f3106b932cbd44a3b83eaabd30c7ba05",
+                    "message_id": IDLE,
                 }
             ],
         )

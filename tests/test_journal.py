@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from messages import DROPPED
 from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, LogPublisher
 from twisted.python import log as legacy
 from twisted.python.failure import Failure
@@ -31,7 +32,6 @@ TWISTED_KEYS = [
     *("failure", "isError", "message", "time"),
 ]
 ROOT = Path(__file__).resolve().parents[1]
-DROPPED_ID = b"18dca92ef40d43e18a4550720f27a296"
 
 
 def parsed(data: bytes) -> list[tuple[str, bytes]]:
@@ -441,7 +441,7 @@ class JournalObserverTests(SynchronousTestCase):
         self.log(observer, *range(2000))
         kept = [int(journald.take()["TEXT"]) for _ in range(20)]
         self.log(observer, "although there is room again")
-        while (record := journald.take()).get("MESSAGE_ID") != DROPPED_ID:
+        while (record := journald.take()).get("MESSAGE_ID") != DROPPED.encode():
             kept.append(int(record["TEXT"]))
         self.assertEqual(kept, list(range(len(kept))))
         self.assertEqual(record["PRIORITY"], b"4")
@@ -457,7 +457,7 @@ class JournalObserverTests(SynchronousTestCase):
         journald = self.journald()
         observer = journal.JournalObserver("test", self.path, backlogBytes=0)
         self.log(observer, *range(1000))
-        while journald.take().get("MESSAGE_ID") != DROPPED_ID:
+        while journald.take().get("MESSAGE_ID") != DROPPED.encode():
             pass
         observer.flush()  # What was taken waits until the thread knows.
         self.log(observer, "after")

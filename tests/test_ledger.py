@@ -10,6 +10,7 @@ from typing import Any
 from fakes import POEM, Receipt, records, said
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import GAVE_UP, LEFT, SENT, SUMMARY, TURNED_AWAY
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
@@ -19,12 +20,6 @@ from fastpoetry.poem import Poem
 
 HERE = ("192.0.2.7", 40000)
 TO_HERE = Receipt(POEM, HERE)
-
-SENT = "51c4b039c6b549da8188e2ad236b9868"
-LEFT = "aac587f9fd8d4d049348340f51b0da4a"
-GAVE_UP = "470c42a041664ba0ba7ef62f224426bf"
-TURNED_AWAY = "4c40f64984b04c188433d02c24c4950e"
-SUMMARY = "4f161caf0e264a26815e0fb0d6cba257"
 
 
 class PeerTests(SynchronousTestCase):

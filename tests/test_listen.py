@@ -17,6 +17,7 @@ from fakes import (
     records,
     said,
 )
+from messages import CANNOT_LISTEN, SERVING
 from twisted.application.service import IService, MultiService
 from twisted.internet import tcp, unix
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -226,7 +227,7 @@ class RecordTests(ListenerCase):
         (record,) = records(events)
         self.assertEqual(
             (record["addresses"], record["level"], record["message_id"]),
-            ("192.0.2.1:17", "info", "0217db627ce8470bb0671ca6e3266dc1"),
+            ("192.0.2.1:17", "info", SERVING),
         )
 
 
@@ -264,7 +265,7 @@ class FailureTests(ListenerCase):
             (
                 "cannot listen, so there is nothing to do",
                 "critical",
-                "08e1b6dd16394f819c02a8adcd4326af",
+                CANNOT_LISTEN,
             ),
         )
         self.assertEqual(len(self.flushLoggedErrors(CannotListenError)), 1)

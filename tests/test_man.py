@@ -16,6 +16,7 @@ from typing import NamedTuple
 from unittest import skipUnless
 
 from fakes import makeFolder
+from messages import LEFT, LOADED, SENT, SUMMARY
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -32,8 +33,6 @@ RECORDS = "fastpoetry.journal-fields.7"
 
 WIDTH = 67
 """What a terminal of 80 columns has for an example, which is indented by 11, and a margin."""
-
-ONE, SUM = "51c4b039c6b549da8188e2ad236b9868", "4f161caf0e264a26815e0fb0d6cba257"
 
 
 class Page:
@@ -356,12 +355,12 @@ class CountingTests(SynchronousTestCase):
         """
         printed = self.count(
             [
-                _record(ONE, "01:59:59", BYTES="2735", POEM="ecstasy"),
-                _record(SUM, "02:00:00", BYTES="1258", POEMS="2", CONNECTIONS="2"),
-                _record(ONE, "02:00:01", BYTES="629", POEM="science"),
-                _record("75bd5b2d1e3d4f139ebabd17d05f836b", "02:30:00", BYTES="629"),
-                _record("aac587f9fd8d4d049348340f51b0da4a", "02:30:01", BYTES="629", TAKEN="1"),
-                _record(SUM, "02:59:59", BYTES="0", POEMS="0", CONNECTIONS="7"),
+                _record(SENT, "01:59:59", BYTES="2735", POEM="ecstasy"),
+                _record(SUMMARY, "02:00:00", BYTES="1258", POEMS="2", CONNECTIONS="2"),
+                _record(SENT, "02:00:01", BYTES="629", POEM="science"),
+                _record(LOADED, "02:30:00", BYTES="629"),
+                _record(LEFT, "02:30:01", BYTES="629", TAKEN="1"),
+                _record(SUMMARY, "02:59:59", BYTES="0", POEMS="0", CONNECTIONS="7"),
             ]
         )
         self.assertEqual(printed, ["2026-11-23 01:00\t1\t2735", "2026-11-23 02:00\t3\t1887"])

@@ -13,6 +13,7 @@ from typing import Any
 from fakes import FakeTransport, Reactor, ThreadPool, makeFolder, records, said
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import BACK, FAILED, FETCHED, NO_COPY
 from twisted.application.service import IService
 from twisted.internet import defer, error
 from twisted.internet.address import IPv4Address
@@ -40,11 +41,6 @@ FRESHNESS = Freshness(
     totalSeconds=30,
     mostBytes=1000,
 )
-
-FETCHED = "8e3d4a0808a54168ab40bdf251136819"
-FAILED = "79766008b2c14493acb77a70aa9a6f3c"
-BACK = "b5a240cac91d41cba1214121e211a7eb"
-NO_COPY = "d9116cf49f434364ae55c197ff41359b"
 
 
 class Pool(ThreadPool):

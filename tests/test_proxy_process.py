@@ -25,7 +25,6 @@ from unittest import skipUnless
 
 from fakes import receiveAll
 from faults.server import (
-    SENT,
     Address,
     FaultCase,
     Reply,
@@ -40,11 +39,7 @@ from faults.server import (
     run,
     wait,
 )
-
-FETCHED = "8e3d4a0808a54168ab40bdf251136819"
-FAILED = "79766008b2c14493acb77a70aa9a6f3c"
-BACK = "b5a240cac91d41cba1214121e211a7eb"
-NO_COPY = "d9116cf49f434364ae55c197ff41359b"
+from messages import BACK, FAILED, FETCHED, NO_COPY, SENT
 
 POEM = makeText(3003)
 NEW = makeText(3003, 1)

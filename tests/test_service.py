@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from fakes import POEM, FakeSelection, Reactor, ThreadPool, makeFolder, records, said, write
+from messages import KEPT, LOADED, NOT_UTF8
 from twisted.application.service import IService
 from twisted.internet.interfaces import IReactorThreads
 from twisted.logger import capturedLogs
@@ -79,7 +80,7 @@ class StartTests(ServiceCase):
                     "poem": "x",
                     "bytes": 3,
                     "digest": OLD.digest,
-                    "message_id": "75bd5b2d1e3d4f139ebabd17d05f836b",
+                    "message_id": LOADED,
                 }
             ],
         )
@@ -102,7 +103,7 @@ class StartTests(ServiceCase):
                     "origin": "/x.txt",
                     "poem": "x",
                     "offset": 5,
-                    "message_id": "ae6de87d944d44769eb825e65fa730e2",
+                    "message_id": NOT_UTF8,
                 }
             ],
         )
@@ -291,7 +292,7 @@ class ReloadTests(ServiceCase):
                     "text": "kept the old poem: /x.txt: is empty",
                     "level": "error",
                     "cause": "/x.txt: is empty",
-                    "message_id": "d9a7bc3707d94fb8a97a3861b7924ca8",
+                    "message_id": KEPT,
                 }
             ],
         )

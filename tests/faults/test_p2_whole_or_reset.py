@@ -10,10 +10,11 @@ import asyncio
 import random
 import signal
 
+from messages import SENT
+
 from .server import (
     KIBI,
     MEBI,
-    SENT,
     FaultCase,
     Reply,
     connect,

@@ -10,11 +10,11 @@ import select
 import signal
 import time
 
+from messages import LOADED, SERVING
+
 from .server import (
     HANG_SECONDS,
-    LOADED,
     MEBI,
-    SERVING,
     FaultCase,
     Nursery,
     Reply,

@@ -8,11 +8,11 @@ import asyncio
 import socket
 import time
 
+from messages import GAVE_UP, SENT
+
 from .server import (
-    GAVE_UP,
     KIBI,
     MEBI,
-    SENT,
     Address,
     FaultCase,
     Server,

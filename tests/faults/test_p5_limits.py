@@ -9,15 +9,11 @@ import signal
 import socket
 import time
 
+from messages import FULL, GAVE_UP, LEFT, SENT, SUMMARY, TURNED_AWAY
+
 from .server import (
-    FULL,
-    GAVE_UP,
     KIBI,
-    LEFT,
     MEBI,
-    SENT,
-    SUMMARY,
-    TURNED_AWAY,
     FaultCase,
     connect,
     fetch,

@@ -14,19 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import SkipTest
 
-from .server import (
-    KEPT,
-    LOADED,
-    MEBI,
-    Address,
-    FaultCase,
-    Server,
-    connect,
-    fetch,
-    makeText,
-    readAll,
-    run,
-)
+from messages import KEPT, LOADED
+
+from .server import MEBI, Address, FaultCase, Server, connect, fetch, makeText, readAll, run
 
 # Root reads what it may not, unless it gives that up.
 _AS_ANYBODY = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]

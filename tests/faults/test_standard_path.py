@@ -15,12 +15,11 @@ import subprocess
 from typing import Any
 from unittest import SkipTest
 
+from messages import FULL, GAVE_UP, SERVING
+
 from .server import (
-    FULL,
-    GAVE_UP,
     KIBI,
     MEBI,
-    SERVING,
     Address,
     FaultCase,
     Server,

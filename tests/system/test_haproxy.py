@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from messages import SENT, TURNED_AWAY, UNIT_STARTING
 
 from system.conftest import CLONE, SOURCE, startMachine
 from system.machine import Machine, waitFor
@@ -56,10 +57,6 @@ _ADDRESS = """
 [Socket]
 ListenStream={}:10100
 """
-
-SENDING = "MESSAGE_ID=51c4b039c6b549da8188e2ad236b9868"
-STARTING = "MESSAGE_ID=7d4958e842da4a758f6c1cdc7b36dcc5"
-TURNED_AWAY = "MESSAGE_ID=4c40f64984b04c188433d02c24c4950e"
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +161,7 @@ def seePeers(machine: Machine, since: str) -> set[str]:
     """
     Who had a poem, as recorded.
     """
-    return {record["PEER"] for record in machine.journal(since, SENDING)}
+    return {record["PEER"] for record in machine.journal(since, f"MESSAGE_ID={SENT}")}
 
 
 def test_configuration(machine: Machine) -> None:
@@ -220,8 +217,8 @@ def test_malformed(quiet: Machine) -> None:
     since = fromNowOn(quiet)
     say("GET / HTTP/1.0")
     say("PROXY TCP4 a b c d")
-    waitFor(lambda: len(quiet.journal(since, TURNED_AWAY)) >= 2, "the records")
-    causes = [record["CAUSE"] for record in quiet.journal(since, TURNED_AWAY)]
+    waitFor(lambda: len(quiet.journal(since, f"MESSAGE_ID={TURNED_AWAY}")) >= 2, "the records")
+    causes = [record["CAUSE"] for record in quiet.journal(since, f"MESSAGE_ID={TURNED_AWAY}")]
     assert causes == ["no valid PROXY header"] * 2
     with reading(quiet, READERS, "/etc/fastpoetry/poetry/a.txt") as replies:
         for _ in range(5):
@@ -236,7 +233,7 @@ def test_check(quiet: Machine) -> None:
     since = fromNowOn(quiet)
     for address in SERVERS.values():
         quiet.run("nc", "-z", address, "10100")
-    waitFor(lambda: quiet.journal(since, SENDING, "POEM=b"), "a check")
+    waitFor(lambda: quiet.journal(since, f"MESSAGE_ID={SENT}", "POEM=b"), "a check")
     records = quiet.journal(since, "SYSLOG_IDENTIFIER=fastpoetry")
     assert [each["MESSAGE"] for each in records if int(each["PRIORITY"]) < 6] == []
 
@@ -266,7 +263,9 @@ def test_brokenPoem(machine: Machine) -> None:
     awaitServers(machine, "DOWN", "b")
     path.write_bytes(POEM)
     awaitServers(machine, "UP", "b")
-    assert len(machine.journal(since, STARTING, "UNIT=fastpoetry@b.service")) <= 3
+    assert (
+        len(machine.journal(since, f"MESSAGE_ID={UNIT_STARTING}", "UNIT=fastpoetry@b.service")) <= 3
+    )
 
 
 def test_restart(machine: Machine) -> None:

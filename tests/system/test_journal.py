@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from messages import DROPPED, SENT
+
 from system.conftest import SOURCE
 from system.journal_probe import HOSTILE
 from system.machine import Machine, waitFor
@@ -77,10 +79,7 @@ def test_standsStill(machine: Machine) -> None:
     """
     seen, records = probe(machine, "standstill")
     kept = [record for record in records if record["STEP"] != "-1"]
-    lost = [
-        int(record["DROPPED"])
-        for record in machine.journal("MESSAGE_ID=18dca92ef40d43e18a4550720f27a296")
-    ]
+    lost = [int(record["DROPPED"]) for record in machine.journal(f"MESSAGE_ID={DROPPED}")]
     assert len(kept) + lost[-1] == seen["logged"]
     assert records[-1]["STEP"] == "-1"
     assert seen["residentAfter"] - seen["residentBefore"] < 16 * 1024
@@ -107,7 +106,7 @@ def test_servesOn(machine: Machine) -> None:
         machine.run("sh", "-c", f"kill -CONT {journald}")
     assert poems == [read("ecstasy")] * 20
     run = machine.show("fastpoetry@ecstasy", "InvocationID")
-    sent = ("MESSAGE_ID=51c4b039c6b549da8188e2ad236b9868", f"_SYSTEMD_INVOCATION_ID={run}")
+    sent = (f"MESSAGE_ID={SENT}", f"_SYSTEMD_INVOCATION_ID={run}")
     waitFor(lambda: len(machine.journal(*sent)) == 20, "the records of twenty poems")
 
 
@@ -133,5 +132,5 @@ def test_servesOnUnderLoad(machine: Machine) -> None:
         machine.run("sh", "-c", f"kill -CONT {journald}")
     assert (replies.faults, replies.poems > 30_000) == ({}, True)
     run = machine.show("fastpoetry@ecstasy", "InvocationID")
-    sent = ("MESSAGE_ID=51c4b039c6b549da8188e2ad236b9868", f"_SYSTEMD_INVOCATION_ID={run}")
+    sent = (f"MESSAGE_ID={SENT}", f"_SYSTEMD_INVOCATION_ID={run}")
     waitFor(lambda: len(machine.journal(*sent)) > 513, "more records than fit into the socket")

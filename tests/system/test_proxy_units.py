@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 
 import pytest
+from messages import FETCHED
 
 from system.conftest import SOURCE, UNITS, listUnits
 from system.machine import Machine, waitFor
@@ -121,7 +122,7 @@ def test_journal(edge: Machine) -> None:
         "SYSLOG_IDENTIFIER": "fastpoetry",
         "LOG_NAMESPACE": "fastpoetry.proxy.PoetryProxyService",
         "BYTES": "2735",
-        "MESSAGE_ID": "8e3d4a0808a54168ab40bdf251136819",
+        "MESSAGE_ID": FETCHED,
     }
     assert {name: record.get(name) for name in wanted} == wanted
     sent = readJournal(edge, f"POEM={UPSTREAM}")

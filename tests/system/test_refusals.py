@@ -9,13 +9,13 @@ import subprocess
 import time
 
 import pytest
+from messages import UNIT_STARTING
 
 from system.conftest import CLONE, listUnits
 from system.machine import Machine, awaitTime, waitFor
 
 POEM = "/etc/fastpoetry/poetry/ecstasy.txt"
-STARTING = "MESSAGE_ID=7d4958e842da4a758f6c1cdc7b36dcc5"
-"""The record with which systemd begins to start a unit; see C{journalctl --dump-catalog}."""
+STARTING = f"MESSAGE_ID={UNIT_STARTING}"
 
 
 def countStarts(machine: Machine) -> int:

@@ -7,6 +7,8 @@ from __future__ import annotations
 import re
 import subprocess
 
+from messages import SENT
+
 from system.conftest import CLONE, UNITS
 from system.machine import Machine, waitFor
 from system.test_units import readSettings
@@ -144,7 +146,7 @@ def test_journalFields(machine: Machine) -> None:
         "LOG_LEVEL": "info",
         "LOG_NAMESPACE": "fastpoetry.delivery.ledger.Ledger",
         "BYTES": "2735",
-        "MESSAGE_ID": "51c4b039c6b549da8188e2ad236b9868",
+        "MESSAGE_ID": SENT,
     }
     assert {name: record.get(name) for name in wanted} == wanted
 
