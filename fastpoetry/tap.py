@@ -22,6 +22,8 @@ _ANTHOLOGY = "--anthology"
 class Options(CommandOptions):
     """
     The command line of C{twistd fastpoetry}.
+
+    Of a single block C{self["poem"]} has what --poem says, as in the tutorial.
     """
 
     synopsis = "[--poem NAME|PATH | --anthology] [--port PORT | --listen ENDPOINT] ..."
@@ -58,6 +60,8 @@ class Options(CommandOptions):
         @raise SystemExit: if the options do not go together.
         """
         super().postOptions()
+        if len(self.blocks) == 1:
+            self["poem"] = self.blocks[0].what
         path = self.get("poetryPath", DEFAULT_POETRY_PATH)
         folders = [os.path.abspath(folder) for folder in path.split(":") if folder]
         if not folders:

@@ -161,6 +161,33 @@ class BlockTests(OptionsCase):
         self.assertEqual(parse("--ode", "x", "--port", "0").blocks[0].port, 0)
 
 
+class TutorialTests(OptionsCase):
+    """
+    Tests for the keys that the tutorial's own options have.
+    """
+
+    def test_default(self) -> None:
+        """
+        Of a single block they say where it is served, though nobody said so.
+        """
+        options = parse("--ode", "x")
+        self.assertEqual((options["port"], options["iface"]), (10000, "localhost"))
+
+    def test_given(self) -> None:
+        """
+        Where somebody did, they have that.
+        """
+        options = parse("--ode", "x", "--port", "0", "--iface", "")
+        self.assertEqual((options["port"], options["iface"]), (0, ""))
+
+    def test_several(self) -> None:
+        """
+        Of several blocks none is the one.
+        """
+        options = parse("--ode", "x", "--ode", "y", "--port", "1")
+        self.assertEqual(options.keys() & {"port", "iface"}, set())
+
+
 class LimitTests(OptionsCase):
     """
     Tests for the tunables.

@@ -180,6 +180,14 @@ class OptionsTests(TapCase):
         self.assertEqual([block.asked for block in blocks], ["--poem x", "--anthology", "--poem y"])
         self.assertEqual([block.port for block in blocks], [1, 2, 3])
 
+    def test_tutorial(self) -> None:
+        """
+        After the tutorial's line the options have what its own have.
+        """
+        options = parse("--port", "10001", "--poem", "poetry/ecstasy.txt")
+        self.assertEqual(options["poem"], "poetry/ecstasy.txt")
+        self.assertEqual((options["port"], options["iface"]), (10001, "localhost"))
+
     def test_help(self) -> None:
         """
         The help says where poems are looked for.

@@ -17,13 +17,7 @@ from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, s
 from twisted.internet.interfaces import IStreamServerEndpoint
 
 from fastpoetry.command.idle import IdleService
-from fastpoetry.command.options import (
-    DEFAULT_INTERFACE,
-    DEFAULT_PORT,
-    Block,
-    CommandOptions,
-    refuse,
-)
+from fastpoetry.command.options import Block, CommandOptions, refuse
 from fastpoetry.command.preflight import Preflight
 from fastpoetry.delivery.policy import Policy
 from fastpoetry.listen import PoetryListener
@@ -100,8 +94,7 @@ def _endpoints(block: Block, preflight: Preflight, reactor: Any) -> list[IStream
     if block.listen:
         asked = [(f"--listen {each}", _parseEndpoint(each, reactor)) for each in block.listen]
     else:
-        port = DEFAULT_PORT if block.port is None else block.port
-        interface = DEFAULT_INTERFACE if block.interface is None else block.interface
+        port, interface = block.address
         # Loopback without asking anybody (RFC 6761, 6.3): a minimal Debian cannot look it up.
         host = "127.0.0.1" if interface == "localhost" else interface
         make = TCP6ServerEndpoint if isIPv6Address(host) else TCP4ServerEndpoint

@@ -54,6 +54,14 @@ class Block:
     listen: list[str] = field(default_factory=list)
     digest: str | None = None
 
+    @property
+    def address(self) -> tuple[int, str]:
+        """
+        The port and the interface, where no endpoint is asked for instead.
+        """
+        port = DEFAULT_PORT if self.port is None else self.port
+        return port, DEFAULT_INTERFACE if self.interface is None else self.interface
+
 
 def parseSeconds(option: str, value: str) -> float:
     """
@@ -111,6 +119,8 @@ _limits = Limits()
 class CommandOptions(usage.Options):
     """
     Blocks with their ports, and the limits for them all.
+
+    Of a single block C{self["port"]} and C{self["iface"]} have the address, as in the tutorial.
 
     @ivar blocks: what to serve, and where: one at least, once parsed.
     """
@@ -271,3 +281,5 @@ class CommandOptions(usage.Options):
                 refuse(f"{block.asked}: --listen {block.listen[0]} excludes --port and --iface")
             if number and not block.listen and block.port is None:
                 refuse(f"{block.asked}: a second block needs a --port or --listen of its own")
+        if len(self.blocks) == 1:
+            self["port"], self["iface"] = self.blocks[0].address
