@@ -21,7 +21,8 @@ from fastpoetry.command.options import (
     tunable,
 )
 from fastpoetry.proxy.cache import CopyFile
-from fastpoetry.proxy.service import Freshness, PoetryProxyService
+from fastpoetry.proxy.freshness import Freshness
+from fastpoetry.proxy.service import PoetryProxyService
 
 _freshness = Freshness()
 

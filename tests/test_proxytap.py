@@ -20,7 +20,8 @@ from zope.interface.verify import verifyObject
 from fastpoetry.command.options import CommandOptions
 from fastpoetry.poem import MAX_POEM_BYTES, Poem
 from fastpoetry.proxy.cache import Copy, CopyFile
-from fastpoetry.proxy.service import Freshness, PoetryProxyService
+from fastpoetry.proxy.freshness import Freshness
+from fastpoetry.proxy.service import PoetryProxyService
 from fastpoetry.proxytap import Options, makeService
 
 UPSTREAM = "unix:path=/run/poems.example.sock"

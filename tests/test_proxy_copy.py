@@ -1,0 +1,157 @@
+"""
+Tests for what a proxy does with its copy on disk.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from fakes import makeFolder, records
+from messages import NO_COPY
+from proxies import UPSTREAM, ProxyCase
+from twisted.internet.error import ConnectionLost
+from twisted.logger import capturedLogs
+
+from fastpoetry.poem import Poem
+from fastpoetry.proxy.cache import Copy, CopyFile
+
+
+class CopyTests(ProxyCase):
+    """
+    Tests for the copy on disk.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.folder = makeFolder(self)
+        self.file = CopyFile(self.folder, UPSTREAM)
+        self.reactor.advance(10_000)
+        self.restart(file=self.file)
+
+    def restartWith(self, text: bytes, age: float, **others: Any) -> None:
+        """
+        Begin with a copy of some age.
+        """
+        self.file.save(Copy(Poem(UPSTREAM, text, ""), self.reactor.seconds() - age))
+        self.restart(file=self.file, **others)
+
+    def test_kept(self) -> None:
+        """
+        What was fetched is there after a restart, as fresh as before.
+        """
+        self.fetch()
+        self.reactor.advance(59)
+        self.restart(file=self.file)
+        self.assertEqual(self.served, b"a poem")
+        self.assertEqual(len(self.upstream.attempts), 1)
+        self.reactor.advance(1)
+        self.assertEqual(self.served, b"a poem")
+        self.assertEqual(len(self.upstream.attempts), 2)
+
+    def test_onlyWhole(self) -> None:
+        """
+        What was not whole is not.
+        """
+        self.ask()
+        self.upstream.accept()
+        self.upstream.send(b"half a")
+        self.upstream.close(ConnectionLost())
+        self.reactor.pool.work()
+        self.assertIsNone(self.file.load())
+
+    def test_upstreamIsDown(self) -> None:
+        """
+        A stale copy is served when the upstream turns out to be down, to who waited for that too.
+        """
+        self.restartWith(b"old", 900)
+        waiting = self.wait()
+        self.assertNoResult(waiting)
+        self.upstream.refuse()
+        self.assertEqual(self.successResultOf(waiting).text, b"old")
+        self.assertEqual(self.served, b"old")
+
+    def test_tooOld(self) -> None:
+        """
+        One that is too old even for that is not.
+        """
+        self.restartWith(b"old", 1060)
+        waiting = self.wait()
+        self.upstream.refuse()
+        self.assertNoResult(waiting)
+
+    def test_fromTheFuture(self) -> None:
+        """
+        One from the future, as a clock that was wrong makes it, is taken for a new one.
+        """
+        self.restartWith(b"old", -1e9)
+        self.assertEqual(self.served, b"old")
+        self.reactor.advance(60)
+        self.assertEqual(self.served, b"old")
+        self.assertEqual(len(self.upstream.attempts), 1)
+
+    def test_notExpected(self) -> None:
+        """
+        One that is not the poem that is expected by now is not served.
+        """
+        digest = Poem("", b"new", "").digest
+        with capturedLogs() as events:
+            self.restartWith(b"old", 0, expectedDigest=digest)
+        self.assertIsNone(self.served)
+        (record,) = records(events)
+        self.assertEqual(record["message_id"], NO_COPY)
+        self.assertIn("is another poem", record["cause"])
+
+    def test_damaged(self) -> None:
+        """
+        A damaged one has one warning, and the next fetch replaces it.
+        """
+        with open(self.file.path, "wb") as file:
+            file.write(b"damaged")
+        with capturedLogs() as events:
+            self.restart(file=self.file)
+        cause = f"{self.file.path}: is damaged, and will be replaced"
+        self.assertEqual(
+            records(events),
+            [
+                {
+                    "text": f"the copy on disk cannot be used: {cause}",
+                    "level": "warn",
+                    "cause": cause,
+                    "upstream": UPSTREAM,
+                    "message_id": NO_COPY,
+                }
+            ],
+        )
+        self.assertIsNone(self.served)
+        self.fetch()
+        copy = self.file.load()
+        assert copy is not None
+        self.assertEqual(copy.poem.text, b"a poem")
+
+    def test_unwritable(self) -> None:
+        """
+        Where no copy can be written there is a warning, and readers are served all the same.
+        """
+        os.rmdir(self.folder)
+        self.addCleanup(os.mkdir, self.folder)
+        with capturedLogs() as events:
+            self.fetch()
+        self.assertEqual(self.served, b"a poem")
+        (_, warning) = records(events)
+        self.assertEqual(warning["message_id"], NO_COPY)
+        self.assertEqual(warning["cause"], f"{self.file.path}: No such file or directory")
+
+    def test_inAThread(self) -> None:
+        """
+        A thread writes it: the disk holds up nobody.
+        """
+        waiting = self.wait()
+        self.upstream.accept()
+        self.upstream.send(b"a poem")
+        self.upstream.close()
+        self.reactor.pool.work()
+        self.successResultOf(waiting)
+        self.assertIsNone(self.file.load())
+        self.reactor.pool.work()
+        self.assertIsNotNone(self.file.load())
