@@ -98,13 +98,6 @@ def _unescape(text: str) -> str:
     return text
 
 
-def _joined(text: str) -> str:
-    """
-    @return: a unit in one line.
-    """
-    return " ".join(text.replace("\\\n", " ").split())
-
-
 class Record(NamedTuple):
     """
     A kind of record.
@@ -213,7 +206,8 @@ class UnitTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.page = Page(UNIT)
-        self.unit = (UNITS / "fastpoetry@.service").read_text()
+        parts = ("fastpoetry@.service", "fastpoetry@.service.d/20-service.conf")
+        self.unit = "".join((UNITS / part).read_text() for part in parts)
 
     def test_limits(self) -> None:
         """
@@ -246,14 +240,16 @@ class UnitTests(SynchronousTestCase):
         ]
         self.assertEqual(sorted(shown), sorted(expected))
 
-    def test_command(self) -> None:
+    def test_options(self) -> None:
         """
-        The command line to add options to is that of the unit.
+        The files for more options are those that the units read, and end their command lines.
         """
-        example = next(each for each in self.page.examples() if "ExecStart=\n" in each)
-        command = _joined(example).rpartition("ExecStart=")[2]
-        ours = command.removesuffix(" --exit-idle-time=600")
-        self.assertIn(f" ExecStart={ours} ", _joined(self.unit))
+        for unit in ("fastpoetry@.service", "fastpoetry.service"):
+            text = (UNITS / unit).read_text()
+            self.assertIn("\nEnvironmentFile=-/etc/fastpoetry/%N.env\n", text)
+            self.assertIn(" $OPTIONS\n", text)
+            name = unit.removesuffix(".service").replace("@", "@NAME")
+            self.assertIn(f"/etc/fastpoetry/{name}.env", self.page.entries("FILES"))
 
     def test_documentation(self) -> None:
         """

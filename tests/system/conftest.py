@@ -32,7 +32,7 @@ _TIDY = """
 systemctl disable --quiet --now 'fastpoetry@ecstasy.socket'
 systemctl stop 'fastpoetry*'
 systemctl reset-failed 'fastpoetry*'
-rm -rf /etc/fastpoetry/poetry/* /run/systemd/system/fastpoetry*
+rm -rf /etc/fastpoetry/poetry/* /etc/fastpoetry/*.env /run/systemd/system/fastpoetry*
 systemctl daemon-reload
 """
 

@@ -12,7 +12,6 @@ from messages import FETCHED
 
 from system.conftest import SOURCE, UNITS, listUnits
 from system.machine import Machine, waitFor
-from system.test_units import readSettings
 
 EDGE = "fastpoetry-proxy@edge"
 SOCKET = "/run/fastpoetry-proxy/edge.sock"
@@ -239,17 +238,3 @@ def test_write(machine: Machine, setEdge: Set) -> None:
     assert [record["MESSAGE"] for record in said] == ["/var/cache/private/fastpoetry-proxy/edge"]
     kept = machine.path("/var/cache/private/fastpoetry-proxy/edge")
     assert kept.stat().st_mode & 0o777 == 0o700
-
-
-def test_sameSettings() -> None:
-    """
-    The service differs from that of a single poem in its names, in what it serves, in its network
-    and in the copy, and in nothing else.
-    """
-    poem, proxy = readSettings("fastpoetry@.service"), readSettings("fastpoetry-proxy@.service")
-    keys = poem.keys() | proxy.keys()
-    differing = {key for key in keys if poem.get(key) != proxy.get(key)}
-    named = {"Description", "Documentation", "Requires", "After", "Also"}
-    network = {"PrivateNetwork", "RestrictAddressFamilies", "IPAddressDeny"}
-    served = {"ExecStart", "Environment", "EnvironmentFile"}
-    assert differing == named | network | served | {"CacheDirectory", "CacheDirectoryMode"}

@@ -11,7 +11,6 @@ from messages import SENT
 
 from system.conftest import CLONE, UNITS
 from system.machine import Machine, waitFor
-from system.test_units import readSettings
 
 ECSTASY = ("127.0.0.1", "10000")
 SCIENCE = ("127.0.0.1", "10002")
@@ -34,17 +33,11 @@ with socket.create_connection(("127.0.0.1", 10000)) as reader:
 """
 
 
-def addOptions(machine: Machine, *options: str) -> None:
+def addOptions(machine: Machine, options: str) -> None:
     """
     Give a service more options, as its manual page says.
     """
-    command = readSettings("fastpoetry@.service")["ExecStart"]
-    folder = machine.path("/run/systemd/system/fastpoetry@ecstasy.service.d")
-    folder.mkdir(parents=True)
-    (folder / "options.conf").write_text(
-        f"[Service]\nExecStart=\nExecStart={command} {' '.join(options)}\n"
-    )
-    machine.systemctl("daemon-reload")
+    machine.path("/etc/fastpoetry/fastpoetry@ecstasy.env").write_text(f"OPTIONS={options}\n")
 
 
 def read(poem: str) -> bytes:

@@ -88,7 +88,7 @@ def test_limits() -> None:
     The limits in the units leave room for what the program allows itself.
     """
     limits = Limits()
-    unit = readSettings("fastpoetry@.service")
+    unit = readSettings("fastpoetry@")
     assert int(unit["LimitNOFILE"]) >= limits.maxReaders + 100
     assert float(unit["TimeoutStopSec"]) >= limits.drainSeconds + 5
     program, stopped = 50 * 1024**2, 320 * 1024
@@ -98,20 +98,37 @@ def test_limits() -> None:
 
 def test_sameSettings() -> None:
     """
-    The two services differ in their names and in what they serve, and in nothing else.
+    The two services differ in their names and in what they serve, and in nothing else; the proxy
+    in its network and its copy too. All share their drop-ins.
     """
-    instance, quote = readSettings("fastpoetry@.service"), readSettings("fastpoetry.service")
-    differing = {key for key in instance.keys() | quote.keys() if instance[key] != quote[key]}
-    named = {"Description", "Requires", "After", "Also"}
-    assert differing == {*named, "ExecStart"}
+    poem, quote, proxy = map(readSettings, ("fastpoetry@", "fastpoetry", "fastpoetry-proxy@"))
+    named = {"Description", "Requires", "After", "Also", "ExecStart"}
+    assert listDiffering(poem, quote) == named
+    network = {"PrivateNetwork", "RestrictAddressFamilies", "IPAddressDeny"}
+    copy = {"CacheDirectory", "CacheDirectoryMode"}
+    source = {"Documentation", "EnvironmentFile"}
+    assert listDiffering(poem, proxy) == named | network | copy | source
+    for name in ("fastpoetry", "fastpoetry-proxy@"):
+        for drop in ("10-sandbox.conf", "20-service.conf"):
+            ours, shared = (UNITS / f"{each}.service.d" / drop for each in (name, "fastpoetry@"))
+            assert ours.read_bytes() == shared.read_bytes()
 
 
-def readSettings(unit: str) -> dict[str, str]:
+def listDiffering(one: dict[str, str], other: dict[str, str]) -> set[str]:
     """
-    A unit's settings; those of one name together.
+    Which settings two units do not share.
+    """
+    return {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
+
+
+def readSettings(name: str) -> dict[str, str]:
+    """
+    The settings of a service and of the drop-in that says how it runs; those of one name together.
     """
     settings: dict[str, str] = {}
-    for line in (UNITS / unit).read_text().replace("\\\n", "").splitlines():
+    parts = (f"{name}.service", f"{name}.service.d/20-service.conf")
+    text = "".join((UNITS / part).read_text() for part in parts)
+    for line in text.replace("\\\n", "").splitlines():
         key, equals, value = line.partition("=")
         if equals and not line.startswith("#"):
             settings[key] = f"{settings[key]}\n{value}" if key in settings else value
