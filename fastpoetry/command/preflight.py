@@ -14,6 +14,13 @@ import stat
 from contextlib import ExitStack, suppress
 
 from twisted.internet.abstract import isIPv6Address
+from twisted.internet.endpoints import (
+    SSL4ServerEndpoint,
+    TCP4ServerEndpoint,
+    TCP6ServerEndpoint,
+    UNIXServerEndpoint,
+    _WrapperServerEndpoint,
+)
 from twisted.internet.interfaces import IStreamServerEndpoint
 
 
@@ -29,13 +36,14 @@ class Preflight(ExitStack):
 
         @raise OSError: if it cannot.
         """
-        # Where Twisted's endpoints keep these, in all versions; there is no public way to them.
-        inner = getattr(endpoint, "_wrappedEndpoint", endpoint)
-        port, path = getattr(inner, "_port", None), getattr(inner, "_address", None)
-        if port is not None:
-            self._checkPort(getattr(inner, "_interface", ""), port)
-        elif isinstance(path, str):
-            _checkPath(path)
+        # Where these endpoints keep what they were told; there is no public way to it. That it is
+        # not there is an error and no reason to let them pass.
+        while isinstance(endpoint, _WrapperServerEndpoint):
+            endpoint = endpoint._wrappedEndpoint
+        if isinstance(endpoint, (TCP4ServerEndpoint, TCP6ServerEndpoint, SSL4ServerEndpoint)):
+            self._checkPort(endpoint._interface, endpoint._port)
+        elif isinstance(endpoint, UNIXServerEndpoint):
+            _checkPath(endpoint._address)
 
     def _checkPort(self, interface: str, port: int) -> None:
         """
