@@ -18,6 +18,7 @@ from tempfile import mkdtemp
 from typing import Any
 from unittest import SkipTest
 
+from twisted.application.service import MultiService, Service
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionDone
@@ -37,6 +38,7 @@ from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
+from zope.interface.verify import verifyObject
 
 from fastpoetry.delivery.ledger import Address
 from fastpoetry.delivery.policy import Policy, Reader
@@ -488,6 +490,38 @@ class FakeTLS(ProtocolWrapper):
         self.did.append("loseConnection")
 
 
+class FakeNotify(Service):
+    """
+    The service that tells systemd, which here is asked by the test.
+    """
+
+    def __init__(
+        self, reactor: Any, *, status: Callable[[], str], reload: Callable[[], Deferred[Any]]
+    ) -> None:
+        self.status = status
+        self.reload = reload
+
+
+class FakePreflight:
+    """
+    A check that every endpoint passes: a test does not take ports for which others may wait.
+    """
+
+    def __enter__(self) -> FakePreflight:
+        return self
+
+    def __exit__(self, *why: object) -> None:
+        """
+        Be over.
+        """
+
+    def check(self, endpoint: IStreamServerEndpoint) -> None:
+        """
+        Let it pass, if it is one.
+        """
+        verifyObject(IStreamServerEndpoint, endpoint)
+
+
 _LEGACY_KEYS = {"format", "isError", "message", "system", "time"}
 """What trial's observer of legacy events adds to every event."""
 
@@ -517,6 +551,15 @@ def said(events: Sequence[LogEvent]) -> list[str]:
     @return: the events as a person reads them, without Twisted's own.
     """
     return [each["text"] for each in records(events)]
+
+
+def tree(service: Any) -> Any:
+    """
+    @return: what a service consists of: a list for each C{MultiService}.
+    """
+    if isinstance(service, MultiService):
+        return [tree(each) for each in service]
+    return type(service).__name__
 
 
 def countDescriptors() -> int:

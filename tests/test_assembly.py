@@ -1,0 +1,384 @@
+"""
+Tests for L{fastpoetry.command.assembly}: blocks and a kind of source become one service.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from fakes import (
+    POEM,
+    FakeNotify,
+    FakePreflight,
+    FakeReader,
+    FakeSource,
+    Reactor,
+    Receipt,
+    countDescriptors,
+    tree,
+)
+from twisted.application.service import IService, Service
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from fastpoetry.command import assembly
+from fastpoetry.command.assembly import assemble
+from fastpoetry.command.options import Block, CommandOptions
+from fastpoetry.delivery.policy import Limits
+
+
+class Odes(CommandOptions):
+    """
+    The command line of a command that serves odes.
+    """
+
+    command = "odes"
+    opens = "--ode"
+
+    def opt_ode(self, value: str) -> None:
+        """
+        Serve an ode.
+        """
+        self.openBlock(f"--ode {value}", value)
+
+
+class Ode(FakeSource, Service):
+    """
+    A source of one ode.
+
+    @ivar reloading: its reloads, over when a test says so.
+    """
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.description = f"an ode {block.what}"
+        self.reloading: list[Deferred[None]] = []
+
+    def reload(self) -> Deferred[None]:
+        """
+        Begin to reload.
+        """
+        self.reloading.append(Deferred())
+        return self.reloading[-1]
+
+
+class AssemblyCase(SynchronousTestCase):
+    """
+    A reactor in memory, and nobody who could be told.
+
+    @ivar odes: the sources that were made.
+    """
+
+    def setUp(self) -> None:
+        self.reactor = Reactor()
+        self.odes: list[Ode] = []
+        self.patch(assembly, "NotifyService", FakeNotify)
+
+    def make(self, *line: str) -> Any:
+        """
+        @return: the service of a command line.
+        """
+        options = Odes()
+        options.parseOptions(list(line))
+
+        def makeSource(block: Block) -> Ode:
+            self.odes.append(Ode(block))
+            return self.odes[-1]
+
+        return assemble(options, makeSource, self.reactor)
+
+    def start(self, *line: str) -> Any:
+        """
+        @return: the service of a command line, started as twistd does.
+        """
+        service = self.make(*line)
+        service.privilegedStartService()
+        service.startService()
+        self.addCleanup(service.stopService)
+        return service
+
+    def factories(self) -> list[Any]:
+        """
+        @return: what each port connects its clients to.
+        """
+        return [factory for _, factory, _, _ in self.reactor.tcpServers]
+
+
+class TreeTests(AssemblyCase):
+    """
+    Tests for the service.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.patch(assembly, "Preflight", FakePreflight)
+
+    def listening(self) -> list[tuple[int, str]]:
+        """
+        @return: the ports and interfaces that are listened on.
+        """
+        return [(port, interface) for port, _, _, interface in self.reactor.tcpServers]
+
+    def test_default(self) -> None:
+        """
+        Without a port it is port 10000 of localhost, which nobody is asked for.
+        """
+        service = self.start("--ode", "a")
+        verifyObject(IService, service)
+        self.assertEqual(tree(service), [["Ode", "PoetryListener"], "FakeNotify"])
+        self.assertEqual(self.listening(), [(10000, "127.0.0.1")])
+
+    def test_anyPort(self) -> None:
+        """
+        Port 0 is any port, not the default.
+        """
+        self.start("--ode", "a", "--port", "0", "--iface", "127.0.0.1")
+        self.assertEqual(self.listening(), [(0, "127.0.0.1")])
+
+    def test_backlog(self) -> None:
+        """
+        Many may wait for us.
+        """
+        self.start("--ode", "a")
+        ((_, _, backlog, _),) = self.reactor.tcpServers
+        self.assertEqual(backlog, 4096)
+
+    def test_IPv6(self) -> None:
+        """
+        An interface may be an IPv6 address.
+        """
+        self.start("--ode", "a", "--iface", "::1")
+        self.assertEqual(self.listening(), [(10000, "::1")])
+
+    def test_blocks(self) -> None:
+        """
+        Each block is a service of its own, with its own source on its own ports.
+        """
+        service = self.start(
+            *("--ode", "a", "--port", "1"),
+            *("--ode", "b", "--listen", "tcp:2", "--listen", "tcp:3:interface=127.0.0.1"),
+        )
+        self.assertEqual(
+            tree(service),
+            [
+                ["Ode", "PoetryListener"],
+                ["Ode", "PoetryListener", "PoetryListener"],
+                "FakeNotify",
+            ],
+        )
+        self.assertEqual(self.listening(), [(1, "127.0.0.1"), (2, ""), (3, "127.0.0.1")])
+        a, b = self.odes
+        self.assertEqual([each.source for each in self.factories()], [a, b, b])
+
+    def test_UNIX(self) -> None:
+        """
+        An endpoint may be of any kind.
+        """
+        self.start("--ode", "a", "--listen", "unix:/run/x.sock")
+        self.assertEqual([server[0] for server in self.reactor.unixServers], ["/run/x.sock"])
+        self.assertEqual(self.listening(), [])
+
+    def test_onePolicy(self) -> None:
+        """
+        All blocks are under the same rules, those that were asked for.
+        """
+        self.start("--ode=a", "--port=1", "--ode=b", "--port=2", "--max-readers=7")
+        first, second = (factory.policy for factory in self.factories())
+        self.assertIs(first, second)
+        self.assertEqual(first.limits, Limits(maxReaders=7))
+
+    def test_exitIdleTime(self) -> None:
+        """
+        If it was asked for, the program ends when nobody has been there for so long.
+        """
+        service = self.start("--ode", "a", "--exit-idle-time", "7")
+        self.assertEqual(tree(service), [["Ode", "PoetryListener"], "IdleService", "FakeNotify"])
+        self.reactor.advance(6.9)
+        self.assertFalse(self.reactor.hasStopped)
+        self.reactor.advance(0.1)
+        self.assertTrue(self.reactor.hasStopped)
+
+    def test_notIdle(self) -> None:
+        """
+        Somebody who is there counts, whichever block has them.
+        """
+        self.start("--ode", "a", "--exit-idle-time", "7")
+        policy = self.factories()[0].policy
+        self.reactor.advance(6)
+        reader = FakeReader(policy)
+        policy.begin(reader, 0.0)
+        policy.leave(reader)
+        self.reactor.advance(6.9)
+        self.assertFalse(self.reactor.hasStopped)
+
+    def test_stop(self) -> None:
+        """
+        When nobody is there a stop is over at once.
+        """
+        service = self.start("--ode", "a", "--port", "1", "--ode", "b", "--port", "2")
+        self.successResultOf(service.stopService())
+
+
+class NotifyTests(AssemblyCase):
+    """
+    Tests for what systemd is told.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.patch(assembly, "Preflight", FakePreflight)
+
+    def notify(self, *line: str) -> FakeNotify:
+        """
+        @return: what tells systemd of the service of a command line: the last to start.
+        """
+        *_, notify = self.start(*line)
+        assert isinstance(notify, FakeNotify)
+        return notify
+
+    def test_status(self) -> None:
+        """
+        The status says in a person's words what is served, how much was, and to how many now.
+        """
+        notify = self.notify("--ode", "a", "--journal-budget", "0")
+        self.assertEqual(notify.status(), "Serving an ode a: 0 poems sent, 0 readers")
+        policy = self.factories()[0].policy
+        for _ in range(1204):
+            policy.ledger.sent([Receipt(POEM, None)])
+        for _ in range(3):
+            policy.begin(FakeReader(policy), 0.0)
+        self.assertEqual(notify.status(), "Serving an ode a: 1,204 poems sent, 3 readers")
+
+    def test_one(self) -> None:
+        """
+        One is no plural.
+        """
+        notify = self.notify("--ode", "a")
+        policy = self.factories()[0].policy
+        policy.ledger.sent([Receipt(POEM, None)])
+        policy.begin(FakeReader(policy), 0.0)
+        self.assertEqual(notify.status(), "Serving an ode a: 1 poem sent, 1 reader")
+
+    def test_blocks(self) -> None:
+        """
+        It has every block.
+        """
+        notify = self.notify("--ode", "a", "--port", "1", "--ode", "b", "--port", "2")
+        self.assertTrue(notify.status().startswith("Serving an ode a, an ode b: "))
+
+    def test_reload(self) -> None:
+        """
+        A reload reaches every block, and is over when each has done with it.
+        """
+        notify = self.notify("--ode", "a", "--port", "1", "--ode", "b", "--port", "2")
+        reloaded = notify.reload()
+        for ode in self.odes:
+            self.assertNoResult(reloaded)
+            (reloading,) = ode.reloading
+            reloading.callback(None)
+        self.successResultOf(reloaded)
+
+
+class RefusalTests(AssemblyCase):
+    """
+    Tests for what is refused before twistd becomes a daemon, with the option and its value.
+    """
+
+    def refusal(self, *line: str) -> str:
+        """
+        @return: why no service is made, which is one line on stderr and exit status 1.
+        """
+        before = countDescriptors()
+        why = self.assertRaises(SystemExit, self.make, *line).code
+        self.assertIsInstance(why, str)
+        self.assertTrue(why.startswith("fastpoetry: ") and why.isprintable(), why)
+        self.assertEqual(countDescriptors(), before)
+        return str(why.removeprefix("fastpoetry: "))
+
+    def freePort(self) -> int:
+        """
+        @return: a TCP port that can be had.
+        """
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            port: int = listening.getsockname()[1]
+        return port
+
+    def test_port(self) -> None:
+        """
+        A port that is taken is refused.
+        """
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            port = listening.getsockname()[1]
+            self.assertEqual(
+                self.refusal("--ode", "a", "--port", str(port), "--iface", "127.0.0.1"),
+                f"--port {port} --iface 127.0.0.1: Address already in use",
+            )
+
+    def test_endpoint(self) -> None:
+        """
+        So is an endpoint that cannot be had.
+        """
+        self.assertEqual(
+            self.refusal("--ode", "a", "--listen", "unix:/nowhere/s"),
+            "--listen unix:/nowhere/s: No such file or directory",
+        )
+
+    def test_twoBlocks(self) -> None:
+        """
+        A port can be had once, not for two blocks or endpoints.
+        """
+        port = self.freePort()
+        for own in (
+            ["--port", str(port), "--iface", "127.0.0.1"],
+            ["--listen", f"tcp:{port}:interface=127.0.0.1"],
+        ):
+            self.assertIn("in use", self.refusal("--ode=a", *own, "--ode=b", *own))
+        self.assertIn("in use", self.refusal("--ode=a", *own, *own))
+
+    def test_notHeld(self) -> None:
+        """
+        A port that can be had is free again for the service to take.
+        """
+        before = countDescriptors()
+        self.make("--ode", "a", "--port", str(self.freePort()), "--iface", "127.0.0.1")
+        self.assertEqual(countDescriptors(), before)
+
+    def test_interface(self) -> None:
+        """
+        What is no name of an interface is refused.
+        """
+        for interface in ("a..b", "." * 300, "x" * 300, "\xe9" * 70, "\udc80"):
+            refusal = self.refusal("--ode", "a", "--port", "0", "--iface", interface)
+            shown = interface.replace("\udc80", "\\udc80")
+            self.assertTrue(refusal.startswith(f"--port 0 --iface {shown}: "), refusal)
+
+    def test_notAnEndpoint(self) -> None:
+        """
+        A description that does not parse is refused.
+        """
+        for description in (
+            "",
+            "tcp",
+            "10000",
+            "nosuch:1",
+            "tcp:http",
+            "tcp:1:nosuch=2",
+            "ssl:1",
+            "\n",
+            "tcp:x\u2028",
+            "adopted:nosuch=1",
+        ):
+            refusal = self.refusal("--ode", "a", "--listen", description)
+            head = repr(description)[1:-1] if not description.isprintable() else description
+            self.assertIn(head, refusal)
+
+    def test_nothingPassed(self) -> None:
+        """
+        Where no descriptor was passed none can be adopted.
+        """
+        self.patch(os, "environ", {})
+        refusal = self.refusal("--ode", "a", "--listen", "adopted:name=ecstasy")
+        self.assertTrue(refusal.startswith("adopted:name=ecstasy: no descriptor was "), refusal)
