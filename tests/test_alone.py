@@ -1,5 +1,5 @@
 """
-Tests that the systemd rooms serve a program that has nothing to do with poetry, whatever it lacks.
+Tests that what is for any program serves one without any poetry, whatever it lacks.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("adopted", "journal", "notify")
+MODULES = {"adopted": [], "clock": [], "journal": [], "notify": ["clock"]}
+"""The public modules, and which of them each needs."""
 
 IMPORT = """
 import sys
-import {room}
+import {module}
 print(*(each for each in sys.modules if each.split(".")[0] == "fastpoetry"))
 print("twisted.internet.reactor" in sys.modules)
 """
@@ -89,18 +90,19 @@ class ImportTests(SynchronousTestCase):
 
     def test_alone(self) -> None:
         """
-        Importing a room brings in nothing else of this package, and installs no reactor.
+        Importing a module brings in what it needs of this package, and installs no reactor.
         """
-        for room in ROOMS:
-            room = f"fastpoetry.systemd.{room}"
-            said = run(IMPORT.format(room=room))
-            self.assertEqual(said, (0, f"fastpoetry fastpoetry.systemd {room}\nFalse\n", ""))
+        for module, others in MODULES.items():
+            names = [f"fastpoetry.systemd.{each}" for each in [*others, module]]
+            said = run(IMPORT.format(module=names[-1]))
+            ours = " ".join(["fastpoetry", "fastpoetry.systemd", *names])
+            self.assertEqual(said, (0, f"{ours}\nFalse\n", ""))
 
     def test_plugin(self) -> None:
         """
         Nor does the drop-in, which every twistd on the machine imports.
         """
-        _, said, _ = run(IMPORT.format(room="twisted.plugins.fastpoetry_plugin"))
+        _, said, _ = run(IMPORT.format(module="twisted.plugins.fastpoetry_plugin"))
         self.assertEqual(said, "\nFalse\n")
 
 

@@ -140,6 +140,7 @@ class NotifyCase(SynchronousTestCase):
             self.reactor,
             status=status,
             reload=reload,
+            clock=self.reactor,
             environ={**self.systemd.environ, **environ},
             setHandler=self.handlers.__setitem__,
         )
@@ -225,7 +226,9 @@ class ReadyTests(NotifyCase):
         """
         environs: list[dict[str, str]] = [{}, {"NOTIFY_SOCKET": "", "WATCHDOG_USEC": "3000000"}]
         for environ in environs:
-            service = NotifyService(self.reactor, status=self.fail, environ=environ)
+            service = NotifyService(
+                self.reactor, status=self.fail, clock=self.reactor, environ=environ
+            )
             service.startService()
             self.reactor.run()
             service.stopService()
@@ -264,7 +267,9 @@ class StatusTests(NotifyCase):
         Whatever the status holds comes as one printable line, which systemd will not drop.
         """
         reactor = Reactor()
-        service = NotifyService(reactor, status=lambda: text, environ=self.systemd.environ)
+        service = NotifyService(
+            reactor, status=lambda: text, clock=reactor, environ=self.systemd.environ
+        )
         service.startService()
         reactor.run()
         reactor.shutDown()
@@ -586,17 +591,41 @@ reactor.run()
 """
 
 
+STEPPED = """
+import time
+offset, real = 0.0, time.time
+time.time = lambda: real() + offset
+from twisted.application.service import MultiService
+from twisted.internet import reactor
+from fastpoetry.systemd.notify import NotifyService
+
+statuses = 0
+
+def status():
+    global offset, statuses
+    statuses += 1
+    offset += STEP
+    if statuses == 2:
+        reactor.stop()
+    return f"status {statuses}"
+
+NotifyService(reactor, status=status).startService()
+reactor.run()
+"""
+
+
 class ProcessTests(NotifyCase):
     """
     A real program.
     """
 
-    def python(self, program: str) -> str:
+    def python(self, program: str, **variables: str) -> str:
         """
+        @param variables: of its environment.
         @return: what a Python program under our systemd prints before it exits well.
         """
         path = os.pathsep.join(filter(None, sys.path))
-        environ = {**os.environ, **self.systemd.environ, "PYTHONPATH": path}
+        environ = {**os.environ, **self.systemd.environ, "PYTHONPATH": path, **variables}
         command = [sys.executable, "-c", program]
         done = run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
         self.assertEqual((done.returncode, done.stderr), (0, ""))
@@ -610,12 +639,26 @@ class ProcessTests(NotifyCase):
         heard = [message.split("\n")[0] for message in self.systemd.heard()]
         self.assertEqual(heard, ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"])
 
+    def test_steppedClock(self) -> None:
+        """
+        Signs of life and statuses go on as if nothing was, whenever the wall clock is stepped.
+        """
+        for step in ("-86400", "86400"):
+            self.python(STEPPED.replace("STEP", step), WATCHDOG_USEC="300000")
+            heard = self.systemd.heard()
+            self.assertEqual(
+                [each for each in heard if each != "WATCHDOG=1"],
+                ["STATUS=status 1", "READY=1", "STATUS=status 2"],
+            )
+            self.assertIn("WATCHDOG=1", heard)
+
     def test_alone(self) -> None:
         """
-        The room stands alone: importing it brings in nothing of poetry and no reactor.
+        The module stands alone: importing it brings in nothing of poetry and no reactor.
         """
         program = "import sys, fastpoetry.systemd.notify; print(*sys.modules)"
         modules = self.python(program).split()
         ours = [module for module in modules if module.split(".")[0] == "fastpoetry"]
-        self.assertEqual(ours, ["fastpoetry", "fastpoetry.systemd", "fastpoetry.systemd.notify"])
+        beside = ["fastpoetry.systemd.clock", "fastpoetry.systemd.notify"]
+        self.assertEqual(ours, ["fastpoetry", "fastpoetry.systemd", *beside])
         self.assertNotIn("twisted.internet.reactor", modules)

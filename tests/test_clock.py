@@ -1,0 +1,621 @@
+"""
+Tests for L{fastpoetry.systemd.clock}, most of them with a wall clock that is stepped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from subprocess import run
+from typing import Any
+
+from fakes import makeFolder
+from hypothesis import given
+from hypothesis import strategies as st
+from processes import Workplace, waitUntil
+from twisted.internet import reactor as _reactor
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.error import AlreadyCalled, AlreadyCancelled
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IHostnameResolver,
+    IReactorPluggableNameResolver,
+    IReactorTCP,
+    IReactorTime,
+    IReadDescriptor,
+)
+from twisted.internet.protocol import Factory
+from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock
+from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from fastpoetry.systemd import clock as module
+from fastpoetry.systemd.clock import MonotonicClock, MonotonicReactor
+
+reactor: Any = _reactor
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What time.time() says is off by so many seconds, which are stepped while Twisted runs on it: it
+# must be told before Twisted is imported.
+STEPPED = """
+import json, os, sys, time
+offset, real = 0.0, time.time
+time.time = lambda: real() + offset
+from twisted.internet.{reactor}reactor import install
+install()
+from twisted.internet import reactor
+from fastpoetry.systemd.clock import MonotonicClock
+clock = MonotonicClock(reactor)
+fired = []
+def step(seconds):
+    global offset
+    offset += seconds
+"""
+
+# Not one of the reactor's timers is due before the test has been given up.
+BACK = """
+def wall():
+    fired.append("wall")
+def rounds(left):
+    fired.append("clock")
+    if left:
+        clock.callLater(0.01, rounds, left - 1)
+    else:
+        reactor.stop()
+def begin():
+    reactor.callLater(0.01, wall)
+    clock.callLater(0.02, rounds, 2)
+    step(-86400)
+reactor.callWhenRunning(begin)
+reactor.run()
+print(json.dumps(fired))
+"""
+
+FORWARD = """
+def wall():
+    fired.append("wall")
+    clock.callLater(0.01, reactor.stop)
+def begin():
+    reactor.callLater(3600, wall)
+    clock.callLater(3600, fired.append, "clock")
+    step(86400)
+reactor.callWhenRunning(begin)
+reactor.run()
+print(json.dumps(fired))
+"""
+
+TAC = """
+from twisted.application.service import Application, Service
+from fastpoetry.systemd.clock import MonotonicClock
+from twisted.internet import reactor
+clock = MonotonicClock(reactor)
+clock.callLater(0, lambda: open("before", "w").close())
+class Later(Service):
+    def startService(self):
+        clock.callLater(0.01, lambda: open("after", "w").close())
+application = Application("clock")
+Later().setServiceParent(application)
+"""
+
+
+def python(program: str, **variables: str) -> str:
+    """
+    Run a Python program to its end.
+
+    @param variables: of its environment.
+    @return: what it prints.
+    @raise AssertionError: it says something on stderr, or fails.
+    """
+    path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
+    done = run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": path, **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if done.returncode or done.stderr:
+        raise AssertionError(done)
+    return done.stdout
+
+
+class Kernel:
+    """
+    A reactor in memory whose clock is CLOCK_MONOTONIC as well, and which reads timers.
+    """
+
+    def __init__(self, case: SynchronousTestCase) -> None:
+        self.memory = MemoryReactorClock()
+        self.now = 1000.0
+        self.set: dict[int, float] = {}
+        self.closed: list[int] = []
+        self.refuses = False
+        case.patch(module, "_create", self._create)
+        case.patch(module, "_set", self._set)
+        case.patch(os, "close", self.closed.append)
+        case.patch(time, "monotonic", lambda: self.now)
+
+    def _create(self) -> int:
+        if self.refuses:
+            raise OSError
+        return 1000 + len(self.closed)
+
+    def _set(self, number: int, nanoseconds: int) -> None:
+        self.set[number] = self.now + nanoseconds / 1e9
+
+    def pass_(self, seconds: float) -> None:
+        """
+        Let time pass, and the reactor read what is due then.
+        """
+        self.now += seconds
+        for reader in list(self.memory.readers):
+            due = self.set.get(reader.fileno())
+            if due is not None and due <= self.now:
+                del self.set[reader.fileno()]
+                reader.doRead()
+
+
+class CallTests(SynchronousTestCase):
+    """
+    Calls, with time and timers in the kernel's place.
+    """
+
+    def setUp(self) -> None:
+        self.kernel = Kernel(self)
+        self.clock = MonotonicClock(self.kernel.memory)
+        self.called: list[Any] = []
+
+    def later(self, seconds: float, name: Any = None) -> Any:
+        """
+        Add a name to C{called}, later.
+        """
+        return self.clock.callLater(seconds, self.called.append, name)
+
+    def isClean(self) -> bool:
+        """
+        Whether nothing is left in the reactor.
+        """
+        memory = self.kernel.memory
+        return not memory.readers and not memory.getDelayedCalls()
+
+    def test_interfaces(self) -> None:
+        """
+        It is a clock, its calls are calls, and what the reactor reads is a reader.
+        """
+        verifyObject(IReactorTime, self.clock)
+        verifyObject(IDelayedCall, self.later(1))
+        (reader,) = self.kernel.memory.readers
+        verifyObject(IReadDescriptor, reader)
+
+    def test_order(self) -> None:
+        """
+        Calls are made when they are due, in their order; those of one time as they were asked for.
+        """
+        for seconds, name in ((2, "c"), (1, "a"), (1, "b"), (3, "d")):
+            self.later(seconds, name)
+        seen = []
+        for _ in range(6):
+            self.kernel.pass_(0.5)
+            seen.append("".join(self.called))
+        self.assertEqual(seen, ["", "ab", "ab", "abc", "abc", "abcd"])
+
+    def test_arguments(self) -> None:
+        """
+        Whatever is to be passed is passed.
+        """
+        self.clock.callLater(1, lambda *args, **kw: self.called.append((args, kw)), 1, f=2)
+        self.kernel.pass_(1)
+        self.assertEqual(self.called, [((1,), {"f": 2})])
+
+    def test_atOnce(self) -> None:
+        """
+        What is due at once waits for the reactor, also when it is asked for by a call.
+        """
+        self.clock.callLater(0, self.later, 0, "inner")
+        self.assertEqual(self.called, [])
+        self.kernel.pass_(0.001)
+        self.assertEqual(self.called, [])
+        self.kernel.pass_(0.001)
+        self.assertEqual(self.called, ["inner"])
+
+    def test_cancel(self) -> None:
+        """
+        A cancelled call is not made, and the others are.
+        """
+        calls = [self.later(1, name) for name in "abc"]
+        calls[0].cancel()
+        self.kernel.pass_(1)
+        self.assertEqual(self.called, ["b", "c"])
+        self.assertRaises(AlreadyCancelled, calls[0].cancel)
+        self.assertRaises(AlreadyCalled, calls[1].cancel)
+
+    def test_moved(self) -> None:
+        """
+        A call that was moved, to and fro, is made once and at its last time.
+        """
+        call = self.later(5)
+        call.reset(2)
+        call.delay(4)
+        call.reset(1)
+        call.delay(2)
+        self.assertEqual(call.getTime(), self.kernel.now + 3)
+        self.kernel.pass_(2.5)
+        self.assertEqual((self.called, call.active()), ([], True))
+        self.kernel.pass_(0.5)
+        self.assertEqual((self.called, call.active()), ([None], False))
+        self.kernel.pass_(10)
+        self.assertEqual(self.called, [None])
+
+    @given(
+        st.lists(
+            st.tuples(
+                st.integers(0, 9), st.sampled_from(["cancel", "reset", "delay"]), st.integers(-5, 9)
+            )
+        )
+    )
+    def test_asTwisted(self, changes: list[tuple[int, str, int]]) -> None:
+        """
+        Whatever is done to calls, they are made in the order and at the times of Twisted's clock.
+        """
+        self.kernel.memory = MemoryReactorClock()
+        ours, theirs = MonotonicClock(self.kernel.memory), Clock()
+        made: tuple[list[int], list[int]] = ([], [])
+        pairs = [
+            (ours.callLater(n, made[0].append, n), theirs.callLater(n, made[1].append, n))
+            for n in range(10)
+        ]
+        for number, change, seconds in changes:
+            for call in pairs[number]:
+                if call.active():
+                    getattr(call, change)(*([] if change == "cancel" else [seconds]))
+        for _ in range(30):
+            self.kernel.pass_(1)
+            theirs.advance(1)
+            self.assertEqual(sorted(made[0]), sorted(made[1]))
+
+    def test_pending(self) -> None:
+        """
+        What is pending can be asked for.
+        """
+        first, second, third = (self.later(1) for _ in range(3))
+        first.cancel()
+        self.assertEqual(set(self.clock.getDelayedCalls()), {second, third})
+        self.kernel.pass_(1)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_noDelay(self) -> None:
+        """
+        What is no delay is refused, as are what is before now and what is no time.
+        """
+        for delay in (-1, float("nan")):
+            self.assertRaises(ValueError, self.clock.callLater, delay, self.fail)
+        self.assertTrue(self.isClean())
+
+    def test_never(self) -> None:
+        """
+        Never is a time.
+        """
+        self.later(float("inf"))
+        self.kernel.pass_(1e9)
+        self.assertEqual(self.called, [])
+
+    def test_failure(self) -> None:
+        """
+        What a call raises is logged, be it an exit, and the next one is made.
+        """
+        for error in (ValueError, SystemExit, KeyboardInterrupt):
+            self.clock.callLater(1, self.raiser(error))
+        self.later(1)
+        self.kernel.pass_(1)
+        self.assertEqual(self.called, [None])
+        self.assertEqual(len(self.flushLoggedErrors()), 3)
+
+    def raiser(self, error: type[BaseException]) -> Callable[[], None]:
+        """
+        @return: what raises that.
+        """
+
+        def fail() -> None:
+            raise error
+
+        return fail
+
+    def test_clean(self) -> None:
+        """
+        With no call pending nothing is in the reactor, and each descriptor has been closed once.
+        """
+        self.later(1)
+        self.kernel.pass_(1)
+        self.assertEqual((self.isClean(), self.kernel.closed), (True, [1000]))
+        self.later(1).cancel()
+        self.assertEqual((self.isClean(), self.kernel.closed), (True, [1000, 1001]))
+
+    def test_cancelled(self) -> None:
+        """
+        Calls that were cancelled do not pile up: a deadline for each of many is nothing unusual.
+        """
+        self.later(1)
+        for _ in range(10_000):
+            self.later(2).cancel()
+        self.assertLess(len(self.clock._heap), 100)
+        self.kernel.pass_(1)
+        self.assertTrue(self.isClean())
+
+    def test_noTimer(self) -> None:
+        """
+        With no descriptor left the reactor's clock wakes it, until there is one again.
+        """
+        self.kernel.refuses = True
+        self.later(0.5, "a")
+        self.later(3, "b")
+        self.kernel.now += 1
+        self.kernel.memory.advance(1)
+        self.assertEqual((self.called, self.kernel.memory.readers), (["a"], set()))
+        self.kernel.refuses = False
+        self.kernel.now += 1
+        self.kernel.memory.advance(1)
+        self.kernel.pass_(1)
+        self.assertEqual((self.called, self.isClean()), (["a", "b"], True))
+
+    def test_neverTimer(self) -> None:
+        """
+        Where there is none, a cancelled call leaves nothing in the reactor either.
+        """
+        self.kernel.refuses = True
+        self.later(3).cancel()
+        self.assertTrue(self.isClean())
+
+    def test_shutdown(self) -> None:
+        """
+        When the reactor lets go of everything the descriptor is closed; a later call has another.
+        """
+        self.later(1, "a")
+        (reader,) = self.kernel.memory.readers
+        self.kernel.memory.readers.clear()
+        reader.connectionLost(None)
+        self.assertEqual((self.kernel.closed, reader.fileno()), ([1000], -1))
+        reader.connectionLost(None)
+        self.later(1, "b")
+        self.kernel.pass_(1)
+        self.assertEqual((self.called, self.kernel.closed), (["a", "b"], [1000, 1001]))
+
+
+class RealTests(TestCase):
+    """
+    In the reactor of these tests, which must be clean after each.
+    """
+
+    def test_called(self) -> Deferred[None]:
+        """
+        A call is made, and the clock has gone on by its delay at least.
+        """
+        clock = MonotonicClock(reactor)
+        made: Deferred[None] = Deferred()
+        before = clock.seconds()
+        clock.callLater(0.01, made.callback, None)
+        return made.addCallback(lambda _: self.assertGreaterEqual(clock.seconds(), before + 0.01))
+
+    def test_cancelled(self) -> None:
+        """
+        A call that is cancelled leaves no descriptor.
+        """
+        before = os.listdir("/proc/self/fd")
+        call = MonotonicClock(reactor).callLater(1, self.fail)
+        during = os.listdir("/proc/self/fd")
+        call.cancel()
+        self.assertNotEqual(during, before)
+        self.assertEqual(os.listdir("/proc/self/fd"), before)
+
+    def test_noDescriptor(self) -> Deferred[None]:
+        """
+        A process that has no descriptor left has its calls made.
+        """
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        made: Deferred[None] = Deferred()
+        clock = MonotonicClock(reactor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            clock.callLater(0.01, made.callback, None)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        return made
+
+    def test_noDescriptorInherited(self) -> None:
+        """
+        No child process inherits the timer.
+        """
+        call = MonotonicClock(reactor).callLater(1, self.fail)
+        self.addCleanup(call.cancel)
+        (timer,) = (
+            int(name)
+            for name in os.listdir("/proc/self/fd")
+            if "timerfd" in os.path.realpath(f"/proc/self/fd/{name}")
+        )
+        self.assertFalse(os.get_inheritable(timer))
+
+
+class StepTests(SynchronousTestCase):
+    """
+    A wall clock that is stepped, in a process of its own, on one reactor after the other.
+    """
+
+    def fired(self, name: str, program: str) -> list[str]:
+        """
+        @return: which timers a program saw.
+        """
+        printed: list[str] = json.loads(python(STEPPED.format(reactor=name) + program))
+        return printed
+
+    def check(self, name: str) -> None:
+        """
+        @raise AssertionError: a timer stood still, or fired at the wrong time.
+        """
+        self.assertEqual(self.fired(name, BACK), ["clock"] * 3)
+        self.assertEqual(self.fired(name, FORWARD), ["wall"])
+
+    def test_select(self) -> None:
+        """
+        With C{select}, timers go on where the reactor's own stand still or are due at once.
+        """
+        self.check("select")
+
+    def test_poll(self) -> None:
+        """
+        So with C{poll}.
+        """
+        self.check("poll")
+
+    def test_epoll(self) -> None:
+        """
+        So with C{epoll}.
+        """
+        self.check("epoll")
+
+    def test_gi(self) -> None:
+        """
+        So with GLib's main loop.
+        """
+        if find_spec("gi") is None:
+            raise SkipTest("no PyGObject; Debian has it in python3-gi")
+        self.check("gi")
+
+    def test_asyncio(self) -> None:
+        """
+        With asyncio, whose own timers are not moved either, they go on as well.
+        """
+        program = BACK.replace("reactor.callLater(0.01, wall)", "")
+        self.assertEqual(self.fired("asyncio", program), ["clock"] * 3)
+
+    def test_libfaketime(self) -> None:
+        """
+        With a wall clock that the C library steps they go on as well.
+        """
+        if shutil.which("faketime") is None:
+            raise SkipTest("no faketime; Debian has it in a package of that name")
+        preload = run(
+            ["faketime", "-f", "+0", "printenv", "LD_PRELOAD"], capture_output=True, text=True
+        ).stdout.strip()
+        path = Path(makeFolder(self), "offset")
+        path.write_text("+0\n")
+        program = f"""
+def step(seconds):
+    with open({str(path)!r}, "w") as file:
+        file.write("%+d\\n" % seconds)
+"""
+        printed = python(
+            STEPPED.format(reactor="epoll") + program + BACK,
+            LD_PRELOAD=preload,
+            FAKETIME_TIMESTAMP_FILE=str(path),
+            FAKETIME_NO_CACHE="1",
+            FAKETIME_DONT_FAKE_MONOTONIC="1",
+        )
+        self.assertEqual(json.loads(printed), ["clock"] * 3)
+
+
+class ForkTests(SynchronousTestCase):
+    """
+    twistd, which forks between a program's making and its start.
+    """
+
+    def test_daemon(self) -> None:
+        """
+        What was asked for before the fork and what after it is done by the daemon.
+        """
+        place = Workplace(self)
+        (place.folder / "clock.tac").write_text(TAC)
+        place.daemon("--logfile=twistd.log", "--python=clock.tac")
+        for name in ("before", "after"):
+            waitUntil((place.folder / name).exists, f"the call {name} the fork")
+        self.assertNotIn("Traceback", place.log)
+
+
+@implementer(IHostnameResolver)
+class Resolver:
+    """
+    Knows two addresses for everything.
+    """
+
+    def resolveHostName(self, receiver: Any, hostName: str, portNumber: int = 0, *_: object) -> Any:
+        """
+        Tell both at once.
+        """
+        receiver.resolutionBegan(None)
+        for host in ("127.0.0.1", "127.0.0.2"):
+            receiver.addressResolved(IPv4Address("TCP", host, portNumber))
+        receiver.resolutionComplete()
+
+
+@implementer(IReactorPluggableNameResolver)
+class Memory(MemoryReactorClock):
+    """
+    A reactor in memory with a resolver.
+    """
+
+    nameResolver: Any = None
+
+    def installNameResolver(self, resolver: IHostnameResolver) -> IHostnameResolver:
+        """
+        Ask that one from now on.
+        """
+        before: IHostnameResolver = self.nameResolver
+        self.nameResolver = resolver
+        return before
+
+
+class ReactorTests(SynchronousTestCase):
+    """
+    A reactor with another clock.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.memory = Memory()
+        self.both: Any = MonotonicReactor(self.memory, self.clock)
+
+    def test_clock(self) -> None:
+        """
+        Its clock is the other one.
+        """
+        verifyObject(IReactorTime, self.both)
+        self.clock.advance(7)
+        call = self.both.callLater(1, self.fail)
+        self.assertEqual((self.both.seconds(), self.both.getDelayedCalls()), (7, [call]))
+        self.assertEqual(self.memory.getDelayedCalls(), [])
+
+    def test_rest(self) -> None:
+        """
+        All else is the reactor's, and it provides what the reactor does.
+        """
+        self.assertTrue(IReactorTCP.providedBy(self.both))
+        self.both.listenTCP(17, None)
+        self.assertEqual(self.memory.tcpServers[0][0], 17)
+        self.assertRaises(AttributeError, lambda: self.both.nosuch)
+        self.assertTrue(IReactorPluggableNameResolver.providedBy(self.both))
+
+    def test_hostname(self) -> None:
+        """
+        A name with two addresses is tried with the second when that clock has gone on.
+        """
+        self.memory.installNameResolver(Resolver())
+        connecting = HostnameEndpoint(self.both, "poems.example", 17, attemptDelay=1).connect(
+            Factory()
+        )
+        self.memory.advance(60)
+        tried = [client[0] for client in self.memory.tcpClients]
+        self.clock.advance(1)
+        self.assertEqual((tried, len(self.memory.tcpClients)), (["127.0.0.1"], 2))
+        connecting.cancel()
+        self.failureResultOf(connecting)
