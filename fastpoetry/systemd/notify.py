@@ -20,6 +20,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from fastpoetry.systemd.clock import MonotonicClock
+
 
 class NotifyService(Service):
     """
@@ -43,20 +45,24 @@ class NotifyService(Service):
         *,
         status: Callable[[], str] | None = None,
         reload: Callable[[], Awaitable[object] | None] | None = None,
+        clock: Any = None,
         environ: Mapping[str, str] = os.environ,
         setHandler: Callable[[int, Callable[..., None]], object] = signal,
     ) -> None:
         """
-        @param reactor: provides C{IReactorCore}, C{IReactorTime} and C{IReactorFromThreads}.
+        @param reactor: provides C{IReactorCore}, C{IReactorFDSet} and C{IReactorFromThreads}.
         @param status: how the program is doing, in a person's words; asked once a second.
         @param reload: what SIGHUP does; the reload ends when what this returns does. Without it
             SIGHUP is left as it was.
+        @param clock: provides C{IReactorTime}. Without it, a L{MonotonicClock}: no step of the wall
+            clock holds up a sign of life.
         @param environ: where systemd leaves C{NOTIFY_SOCKET}, C{WATCHDOG_USEC}, C{WATCHDOG_PID}.
         @param setHandler: sets the handler of a signal, as C{signal.signal} does.
         """
         self._reactor = reactor
         self._status = status
         self._hook = reload
+        self._clock = MonotonicClock(reactor) if clock is None else clock
         self._environ = environ
         self._setHandler = setHandler
 
@@ -94,7 +100,7 @@ class NotifyService(Service):
 
     def _every(self, seconds: float, f: Callable[..., object], *args: object, now: bool) -> None:
         loop = LoopingCall(f, *args)
-        loop.clock = self._reactor
+        loop.clock = self._clock
         loop.start(seconds, now)
 
     def _hungUp(self, *_signalAndFrame: object) -> None:
