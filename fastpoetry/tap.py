@@ -9,7 +9,6 @@ from typing import Any
 
 from twisted.application.service import MultiService
 
-from fastpoetry.command.assembly import assemble
 from fastpoetry.command.options import Block, CommandOptions, refuse
 from fastpoetry.poem import Anthology, PoemAt, PoemError, PoemNamed, Selection
 from fastpoetry.service import PoetryService
@@ -78,6 +77,8 @@ def makeService(options: Options, reactor: Any = None) -> MultiService:
     @param reactor: for tests; twistd's own otherwise.
     @raise SystemExit: if a poem cannot be served or an endpoint cannot be had.
     """
+    from fastpoetry.command.assembly import assemble  # and with it Twisted's sockets
+
     if reactor is None:
         from twisted.internet import reactor
 
