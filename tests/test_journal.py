@@ -4,34 +4,53 @@ Tests for L{fastpoetry.systemd.journal}, against a socket that only lacks a jour
 
 from __future__ import annotations
 
+import json
+import logging
+import logging.config
+import math
 import os
 import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from errno import ENOENT
 from pathlib import Path
 from select import select
-from socket import AF_UNIX, SOCK_DGRAM, socket
-from tempfile import TemporaryDirectory
+from socket import AF_UNIX, SOCK_DGRAM, gaierror, socket
+from ssl import SSLError
+from tempfile import TemporaryDirectory, TemporaryFile
 from threading import Thread
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
+from unittest.mock import Mock, patch
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from messages import DROPPED
-from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, LogPublisher
+from twisted.internet.task import Clock
+from twisted.logger import (
+    ILogObserver,
+    LogEvent,
+    Logger,
+    LogLevel,
+    LogPublisher,
+    STDLibLogObserver,
+)
 from twisted.python import log as legacy
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from fastpoetry.systemd import journal
+from fastpoetry.systemd import clock, journal
 
 TWISTED_KEYS = [
     *("log_failure", "log_flattened", "log_level", "log_namespace", "log_system", "log_text"),
     *("failure", "isError", "message", "time"),
 ]
 ROOT = Path(__file__).resolve().parents[1]
+TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}[+-]\d\d:\d\d"
 
 
 def parsed(data: bytes) -> list[tuple[str, bytes]]:
@@ -83,6 +102,22 @@ def raised() -> Failure:
         raise ZeroDivisionError("by nothing")
     except ZeroDivisionError:
         return Failure()
+
+
+def caught(error: BaseException, *, cause: BaseException | None = None) -> Failure:
+    """
+    An exception's failure, as a Deferred leaves it: with nothing of it on the exception itself.
+    """
+    try:
+        raise error from cause
+    except BaseException:
+        failure = Failure()
+    failure.cleanFailure()
+    return failure
+
+
+class Place(NamedTuple):
+    x: int
 
 
 class Nameless:
@@ -191,6 +226,144 @@ class FieldsTests(SynchronousTestCase):
         for pretender in (None, "failure", Failure(ValueError("never raised"))):
             found = mapped(log_format="x", log_failure=pretender)
             self.assertNotIn("CODE_FILE", found)
+
+    def test_cause(self) -> None:
+        """
+        What a failure came of is told before it, with its own traceback, to the first.
+        """
+        cause = caught(ValueError("second"), cause=raised().value).value
+        failure = caught(RuntimeError("third"), cause=cause)
+        text = mapped(log_format="x", log_failure=failure)["MESSAGE"].decode()
+        ends = ("ZeroDivisionError: by nothing", "ValueError: second", "RuntimeError: third")
+        places = [text.index(f"{end}\n") for end in ends[:2]] + [text.index(ends[2])]
+        self.assertEqual(places, sorted(places))
+        self.assertEqual(text.count("the direct cause of the following"), 2)
+        self.assertTrue(text.endswith(ends[2]))
+
+    def test_context(self) -> None:
+        """
+        So is what was being handled meanwhile, unless it was raised C{from None}.
+        """
+
+        def again(**kwargs: None) -> str:
+            try:
+                try:
+                    raise KeyError("first")
+                except KeyError:
+                    if kwargs:
+                        raise ValueError("then") from None
+                    raise ValueError("then")  # noqa: B904
+            except ValueError:
+                failure = Failure()
+            return mapped(log_format="x", log_failure=failure)["MESSAGE"].decode()
+
+        self.assertRegex(again(), r"(?s)KeyError: 'first'\n\nDuring handling .*ValueError: then$")
+        self.assertNotIn("During handling", again(suppressed=None))
+
+    def test_notes(self) -> None:
+        """
+        An exception's notes follow it, those of its cause too.
+        """
+        error, cause = ValueError("x"), KeyError("y")
+        error.add_note("try\nagain")
+        cause.add_note("no key")
+        found = mapped(log_format="x", log_failure=caught(error, cause=cause))
+        self.assertTrue(found["MESSAGE"].endswith(b"builtins.ValueError: x\ntry\nagain"))
+        self.assertIn(b"KeyError: 'y'\nno key\n", found["MESSAGE"])
+
+    def test_group(self) -> None:
+        """
+        The members of a group are told, all of them, each with its place and its own members.
+        """
+        inner = ExceptionGroup("inner", [KeyError("deep")])
+        members = [raised().value, *(ValueError(f"member {n}") for n in range(20)), inner]
+        failure = caught(ExceptionGroup("many", [each for each in members if each]))  # type: ignore
+        text = mapped(log_format="x", log_failure=failure)["MESSAGE"].decode()
+        self.assertIn("in raised\n", text)
+        for n in range(20):
+            self.assertIn(f"ValueError: member {n}\n", text)
+        self.assertIn("KeyError: 'deep'", text)
+
+    def test_exceptionFields(self) -> None:
+        """
+        A failure's type is a field, and the number of what the system refused.
+        """
+        found = mapped(log_format="x", log_failure=caught(FileNotFoundError(ENOENT, "none")))
+        self.assertEqual(found["EXCEPTION_TYPE"], b"builtins.FileNotFoundError")
+        self.assertEqual(found["ERRNO"], b"2")
+        for error in (OSError("no number"), gaierror(-2, "unknown"), SSLError(1, "handshake")):
+            found = mapped(log_format="x", log_failure=caught(error))
+            self.assertNotIn("ERRNO", found)
+        self.assertEqual(found["EXCEPTION_TYPE"], b"ssl.SSLError")
+
+    def test_hostileExceptions(self) -> None:
+        """
+        An exception whose parts cannot be told is a record all the same.
+        """
+
+        class Odd(Exception):
+            __notes__ = Nameless()  # type: ignore[assignment]
+
+            def __str__(self) -> str:
+                raise SystemExit
+
+        found = mapped(log_format="it failed", log_failure=caught(Odd(), cause=Odd()))
+        self.assertTrue(found["MESSAGE"].startswith(b"it failed\n"))
+        self.assertTrue(found["EXCEPTION_TYPE"].endswith(b"Odd"))
+
+    def test_askedLevels(self) -> None:
+        """
+        An event can ask for the levels that Twisted lacks; whatever else it asks for is not heard.
+        """
+        for asked, number in (("notice", b"5"), ("alert", b"1"), ("emergency", b"0")):
+            found = mapped(log_format="x", log_level=LogLevel.debug, journal_priority=asked)
+            self.assertEqual((found["PRIORITY"], found["LOG_LEVEL"]), (number, asked.encode()))
+            self.assertNotIn("JOURNAL_PRIORITY", found)
+        for wrong in ("0", 0, "debug", "Alert", None, ["alert"], Nameless()):
+            found = mapped(log_format="x", log_level=LogLevel.warn, journal_priority=wrong)
+            self.assertEqual((found["PRIORITY"], found["LOG_LEVEL"]), (b"4", b"warn"))
+
+    def test_json(self) -> None:
+        """
+        A list or a mapping is JSON, with text for what JSON has no word for.
+        """
+        value = {"a": [1, 2.5, None, True, "é\x85\n\u2028\ud800"], "b": (b"x", Nameless())}
+        found = mapped(log_format="x", value=value, empty=[], pairs=(("a", 1),))
+        seen = json.loads(found["VALUE"])
+        self.assertEqual(seen["a"], value["a"])
+        self.assertEqual(seen["b"][0], "x")
+        self.assertIn("RuntimeError", seen["b"][1])
+        self.assertIn("é".encode(), found["VALUE"])
+        self.assertEqual((found["EMPTY"], found["PAIRS"]), (b"[]", b'[["a", 1]]'))
+
+    def test_noJson(self) -> None:
+        """
+        What JSON cannot hold is text as before: circles, odd keys, what is no number.
+        """
+        circle: list[object] = []
+        circle.append(circle)
+        found = mapped(
+            log_format="x", circle=circle, keys={(1,): 2}, nan=[math.nan], place=Place(1)
+        )
+        self.assertEqual(found["CIRCLE"], b"[[...]]")
+        self.assertEqual(found["KEYS"], b"{(1,): 2}")
+        self.assertEqual(found["NAN"], b"[nan]")
+        self.assertEqual(found["PLACE"], b"Place(x=1)")
+
+    def test_streamLine(self) -> None:
+        """
+        For a stream into the journal a record is one line with its priority, of a length that
+        journald does not divide.
+        """
+        record = journal.fields({"log_format": "while dividing", "log_failure": raised()}, "test")
+        line = journal.streamLine(record)
+        self.assertTrue(line.startswith(b"<6>while dividing\\nTraceback (most"))
+        self.assertTrue(line.endswith(b"ZeroDivisionError: by nothing\n"))
+        self.assertEqual(line.count(b"\n"), 1)
+        record = journal.fields({"log_format": "{x}", "x": "é" * 60000}, "test")
+        line = journal.streamLine(record)
+        self.assertLess(len(line), 48 * 1024)
+        self.assertTrue(line.decode().endswith("é…\n"))
 
     def test_legacyMessage(self) -> None:
         """
@@ -318,9 +491,19 @@ class FieldsTests(SynchronousTestCase):
         As text, a record is one line, and what follows it is indented.
         """
         record = journal.fields({"log_format": "{text}", "text": f"a{text}"}, "test")
-        first, *rest = journal.line(record).decode().splitlines()
-        self.assertTrue(first.startswith("[info] a"))
+        first, *rest = journal.line(record, 0).decode().splitlines()
+        self.assertRegex(first, rf"^{TIME} \[info\] a")
         self.assertTrue(all(line.startswith("    ") for line in rest))
+
+
+@contextmanager
+def noThreads() -> Iterator[None]:
+    """
+    For a while no thread can be made, as where C{TasksMax=} is reached.
+    """
+    refusal = RuntimeError("can't start new thread")
+    with patch.object(Thread, "start", side_effect=refusal):
+        yield
 
 
 class Journald:
@@ -487,13 +670,12 @@ class JournalObserverTests(SynchronousTestCase):
         self.log(observer, "one", "two\n[info] forged", "three")
         observer.flush()
         self.assertEqual(
-            reader.readline(),
-            f"test: cannot write to the journal at {self.path} (No such file or directory);"
-            " until that works, records are written here\n",
-        )
-        self.assertEqual(
-            [reader.readline() for _ in range(4)],
-            ["[info] one\n", "[info] two\n", "    [info] forged\n", "[info] three\n"],
+            [re.sub(f"^{TIME} ", "", reader.readline()) for _ in range(5)],
+            [
+                f"[warn] test: cannot write to the journal at {self.path} (No such file or"
+                " directory); until that works, records are written here\n",
+                *("[info] one\n", "[info] two\n", "    [info] forged\n", "[info] three\n"),
+            ],
         )
 
     def test_journalGoesAndComes(self) -> None:
@@ -506,7 +688,7 @@ class JournalObserverTests(SynchronousTestCase):
         self.log(observer, "one")
         observer.flush()
         self.assertIn("Connection refused", reader.readline())
-        self.assertEqual(reader.readline(), "[info] one\n")
+        self.assertTrue(reader.readline().endswith(" [info] one\n"))
         os.remove(self.path)
         journald = self.journald()
         self.log(observer, "two")
@@ -558,6 +740,226 @@ class JournalObserverTests(SynchronousTestCase):
         self.log(journal.observer({}, self.path), 2)
         names = [journald.take()["SYSLOG_IDENTIFIER"] for _ in range(2)]
         self.assertEqual(names, [b"poems", b"twistd3"])
+
+    def test_waitedTime(self) -> None:
+        """
+        A record that had to wait says when it was logged; one that was sent at once does not.
+        """
+        journald = self.journald()
+        observer = journal.JournalObserver("test", self.path)
+        for n in range(1000):
+            observer({"log_format": "{n}", "n": n, "log_time": 1e9 + n, "LOG_TIME": "forged"})
+        times = [journald.take().get("LOG_TIME", b"").decode() for _ in range(1000)]
+        waited = [time for time in times if time]
+        self.assertEqual(times[0], "")
+        self.assertEqual(waited, times[-len(waited) :])
+        for n, time in enumerate(waited, 1000 - len(waited)):
+            self.assertEqual(datetime.fromisoformat(time).timestamp(), 1e9 + n)
+
+    def test_noTime(self) -> None:
+        """
+        A time that is none does no harm: the record bears the time when it came.
+        """
+        reader, writer = self.pipe()
+        observer = journal.JournalObserver("test", self.path, writer)
+        for time in (1e99, float("nan"), "now", None):
+            observer({"log_format": "x", "log_time": time})
+        observer.flush()
+        for _ in range(5):
+            self.assertRegex(reader.readline(), f"^{TIME} ")
+
+    def test_journalStream(self) -> None:
+        """
+        Where standard error is the stream into the journal, records bear their priority there.
+        """
+        reader, writer = self.pipe()
+        found = os.fstat(writer.fileno())
+        stream = f"{found.st_dev}:{found.st_ino}"
+        observer = journal.JournalObserver("test", self.path, writer, stream=stream)
+        observer({"log_format": "a\nb", "log_level": LogLevel.error})
+        observer.flush()
+        self.assertRegex(reader.readline(), "^<4>test: cannot write to the journal")
+        self.assertEqual(reader.readline(), "<3>a\\nb\n")
+
+    def test_otherStream(self) -> None:
+        """
+        Where it was one, and something else has been put in its place, they bear the time.
+        """
+        for stream in ("1:1", "nonsense", ""):
+            reader, writer = self.pipe()
+            observer = journal.JournalObserver("test", self.path, writer, stream=stream)
+            self.log(observer, "one")
+            observer.flush()
+            self.assertRegex(reader.readline(), f"^{TIME} .warn. test: cannot")
+            self.assertRegex(reader.readline(), f"^{TIME} .info. one$")
+
+    def test_noThread(self) -> None:
+        """
+        Where no thread can be made, the reactor sees to it that what waits is sent as soon as one
+        can, without another record.
+        """
+        journald = self.journald()
+        time = Clock()
+        self.patch(clock, "MonotonicClock", lambda reactor: time)
+        reactor = Mock(callFromThread=lambda f, *args: f(*args))
+        self.patch(sys, "modules", {**sys.modules, "twisted.internet.reactor": reactor})
+        observer = journal.JournalObserver("test", self.path)
+        with noThreads():
+            self.log(observer, *range(1000))
+            for _ in range(3):
+                self.assertEqual(len(time.calls), 1)
+                time.advance(1)
+        sent = 0
+        while not journald.idle():
+            self.assertEqual(journald.take()["TEXT"], b"%d" % sent)
+            sent += 1
+        self.assertLess(sent, 1000)
+        time.advance(1)
+        self.assertEqual(time.calls, [])
+        rest = [int(journald.take()["TEXT"]) for _ in range(1000 - sent)]
+        self.assertEqual(rest, list(range(sent, 1000)))
+
+    def test_noThreadAtTheEnd(self) -> None:
+        """
+        Where none can be made until the end, what the journal takes then is sent, and the rest is
+        written; nothing is lost, and nobody waits.
+        """
+        journald = self.journald()
+        self.patch(sys, "modules", {**sys.modules, "twisted.internet.reactor": None})
+        with TemporaryFile("w+") as fallback:
+            observer = journal.JournalObserver("test", self.path, fallback)
+            with noThreads():
+                self.log(observer, *range(1000))
+                sent = [int(journald.take()["TEXT"])]
+                observer.flush(1000)
+            while not journald.idle():
+                sent.append(int(journald.take()["TEXT"]))
+            fallback.seek(0)
+            first, *lines = fallback.read().splitlines()
+        self.assertIn("cannot write to the journal", first)
+        self.assertEqual([*sent, *(int(line.split()[-1]) for line in lines)], list(range(1000)))
+
+
+class JournalHandlerTests(SynchronousTestCase):
+    """
+    Tests for the way from C{logging} to the journal.
+    """
+
+    def setUp(self) -> None:
+        """
+        Make a journal, and a logger whose only handler sends to it.
+        """
+        folder = TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.journald = Journald(f"{folder.name}/socket")
+        self.addCleanup(self.journald.close)
+        self.observer = journal.JournalObserver("test", f"{folder.name}/socket")
+        self.handler = journal.JournalHandler(journal=self.observer)
+        self.logger = logging.Logger("somebody.else")
+        self.logger.addHandler(self.handler)
+
+    def test_record(self) -> None:
+        """
+        An entry is a record with its level, its place, its thread and its extra fields.
+        """
+        extra = {"peer": "here", "sizes": [1, 2], "message_id": "0" * 32, "PRIORITY": "0"}
+        self.logger.warning("from %s", "there", extra=extra)
+        found = self.journald.take()
+        self.assertEqual(int(found.pop("CODE_LINE")) > 0, True)
+        self.assertEqual(
+            found,
+            {
+                "MESSAGE": b"from there",
+                "PRIORITY": b"4",
+                "SYSLOG_IDENTIFIER": b"test",
+                "LOG_NAMESPACE": b"somebody.else",
+                "LOG_LEVEL": b"warn",
+                "CODE_FILE": __file__.encode(),
+                "CODE_FUNC": b"test_record",
+                "THREAD_NAME": b"MainThread",
+                "PEER": b"here",
+                "SIZES": b"[1, 2]",
+                "MESSAGE_ID": b"0" * 32,
+            },
+        )
+
+    def test_levels(self) -> None:
+        """
+        Each number has the priority of the level that it has reached, or the one asked for.
+        """
+        numbers = {5: 7, 10: 7, 15: 7, 20: 6, 25: 5, 30: 4, 35: 4, 40: 3, 50: 2, 99: 2}
+        for number, priority in numbers.items():
+            self.logger.log(number, "x")
+            self.assertEqual(int(self.journald.take()["PRIORITY"]), priority)
+        self.logger.info("x", extra={"journal_priority": "alert"})
+        found = self.journald.take()
+        self.assertEqual((found["PRIORITY"], found["LOG_LEVEL"]), (b"1", b"alert"))
+
+    def test_exception(self) -> None:
+        """
+        An exception is told once, with all that belongs to it.
+        """
+        error = OSError(ENOENT, "none")
+        error.__cause__ = raised().value
+        error.add_note("a note")
+        self.logger.error("it failed", exc_info=error)
+        found = self.journald.take()
+        text = found["MESSAGE"].decode()
+        self.assertTrue(text.startswith("it failed\nTraceback"))
+        self.assertTrue(text.endswith("none\na note"))
+        self.assertEqual(text.count("FileNotFoundError"), 1)
+        self.assertIn("ZeroDivisionError: by nothing", text)
+        self.assertEqual(found["EXCEPTION_TYPE"], b"builtins.FileNotFoundError")
+        self.assertEqual(found["ERRNO"], b"2")
+        self.assertEqual(found["CODE_FUNC"], b"test_exception")
+
+    def test_unformattable(self) -> None:
+        """
+        An entry with arguments that do not fit is a record all the same, and nothing is raised.
+        """
+        self.logger.error("%d of %d", "x", exc_info=raised().value)
+        text = self.journald.take()["MESSAGE"].decode()
+        self.assertTrue(text.startswith("%d of %d ('x',): "))
+        self.assertIn("ZeroDivisionError: by nothing", text)
+
+    def test_formatter(self) -> None:
+        """
+        The handler's formatter makes the text.
+        """
+        self.handler.setFormatter(logging.Formatter("%(levelname)s! %(message)s"))
+        self.logger.error("x")
+        self.assertEqual(self.journald.take()["MESSAGE"], b"ERROR! x")
+
+    def test_noLoop(self) -> None:
+        """
+        With Twisted's events going to C{logging}, and everything to the journal, each is recorded
+        once a way.
+        """
+        publisher = LogPublisher(self.observer, STDLibLogObserver("bridge"))
+        bridge = logging.getLogger("bridge")
+        self.addCleanup(bridge.removeHandler, self.handler)
+        bridge.addHandler(self.handler)
+        Logger("events", observer=publisher).warn("x")
+        found = [self.journald.take()["LOG_NAMESPACE"] for _ in range(2)]
+        self.assertEqual(found, [b"events", b"bridge"])
+        self.assertTrue(self.journald.idle())
+
+    def test_configured(self) -> None:
+        """
+        A configuration can name the handler.
+        """
+        name = "fastpoetry.systemd.journal.JournalHandler"
+        settings = {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "handlers": {"journal": {"class": name, "level": "ERROR"}},
+            "loggers": {"configured": {"handlers": ["journal"]}},
+        }
+        logging.config.dictConfig(settings)
+        [handler] = logging.getLogger("configured").handlers
+        self.addCleanup(logging.getLogger("configured").removeHandler, handler)
+        self.assertIsInstance(handler, journal.JournalHandler)
+        self.assertEqual(handler.level, logging.ERROR)
 
 
 class ProgramTests(SynchronousTestCase):

@@ -1,7 +1,8 @@
 """
 A log observer that sends a Twisted program's events to the systemd journal, as records with fields.
 
-It is for any Twisted program: C{twistd --logger=fastpoetry.systemd.journal.observer}. It reads no
+It is for any Twisted program: C{twistd --logger=fastpoetry.systemd.journal.observer}. For what is
+logged by Python's own C{logging} there is a handler that makes the same records. It reads no
 journal, keeps no file, looks at no stack to find out who logged, and limits no rate.
 
 It speaks the journal's native protocol (U{https://systemd.io/JOURNAL_NATIVE_PROTOCOL}) itself.
@@ -12,20 +13,30 @@ it in a thread stops the reactor all the same, and it reports success where ther
 from __future__ import annotations
 
 import atexit
+import json
+import logging
 import os
 import re
 import sys
+import time
 from collections import deque
 from collections.abc import Mapping
+from copy import copy
+from datetime import UTC, datetime
+from errno import errorcode
 from functools import lru_cache
 from socket import AF_UNIX, MSG_DONTWAIT, SOCK_DGRAM, socket
+from textwrap import indent
 from threading import Condition, Thread
-from typing import TextIO
+from traceback import TracebackException
+from typing import Any, TextIO
 
 from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText
 from twisted.python.failure import Failure
-from twisted.python.reflect import safe_str
+from twisted.python.reflect import qual, safe_str
 from zope.interface import implementer
+
+__all__ = ["JournalHandler", "JournalObserver", "observer"]
 
 SOCKET = "/run/systemd/journal/socket"
 
@@ -39,14 +50,39 @@ RECORD_FIELDS = 1000
 #: 10,000 in 30 s that it then takes from a service by default.
 BACKLOG_BYTES = 1024 * 1024
 
-#: Twisted's levels in syslog's numbers.
-_PRIORITIES = {"critical": b"2", "error": b"3", "warn": b"4", "info": b"6", "debug": b"7"}
+#: Levels in syslog's numbers: Twisted's, and three that it lacks.
+_PRIORITIES = {
+    "emergency": b"0",
+    "alert": b"1",
+    "critical": b"2",
+    "error": b"3",
+    "warn": b"4",
+    "notice": b"5",
+    "info": b"6",
+    "debug": b"7",
+}
+
+#: Levels that an event asks for by its key C{journal_priority}.
+_ASKED = frozenset(["emergency", "alert", "notice"])
+
+#: The lowest of C{logging}'s numbers for each.
+_LOGGING_LEVELS = ((50, "critical"), (40, "error"), (30, "warn"), (25, "notice"), (20, "info"))
+
+#: What every C{logging.LogRecord} has; what else it has is the caller's C{extra}.
+_LOGGING_KEYS = frozenset(vars(logging.makeLogRecord({}))) | {"asctime", "message", "taskName"}
+
+#: A record that takes the way through standard error is one line of journald's, LineMax= of
+#: journald.conf(5), whose rest would be another record.
+_LINE_BYTES = 48 * 1024 - 64
 
 #: The keys of an event by which Twisted's older log keeps its books; the newer one's begin with
 #: C{log_}.
 _LEGACY_KEYS = frozenset(
     ["failure", "format", "isError", "logLevel", "message", "system", "time", "why"]
 )
+
+#: What only the observer says, in some records; no key of an event's is ever taken for it.
+_RESERVED_FIELDS = frozenset(["LOG_TIME", "JOURNAL_PRIORITY"])
 
 _FIELD_NAME = re.compile("[A-Z][A-Z0-9_]{0,63}")
 
@@ -58,6 +94,16 @@ _ESCAPES = {
     for code in range(*codes)
 }
 
+#: The same for JSON, whose own escapes they then are.
+_JSON_ESCAPES = {code: f"\\u{code:04x}" for code in _ESCAPES}
+
+#: So much of a group of exceptions is told, where Python by itself stops at 15 and 10.
+_GROUP_WIDTH = 1000
+_GROUP_DEPTH = 50
+
+#: Seconds after which a thread is tried again where none could be made.
+_RETRY_SECONDS = 1.0
+
 #: Names and values, as they go into the journal.
 Record = Mapping[str, bytes]
 
@@ -66,12 +112,15 @@ def fields(event: LogEvent, identifier: str) -> Record:
     """
     Map an event to the fields of one record; the event's own keys never replace the others.
 
-    @param event: Any event, in Twisted's newer or older way; it is not changed.
-    @param identifier: The program's name in the journal.
-    @return: The fields; an empty C{MESSAGE} if the event has no text.
+    @param event: any event, in Twisted's newer or older way; it is not changed.
+    @param identifier: the program's name in the journal.
+    @return: the fields; an empty C{MESSAGE} if the event has no text.
     """
     level = _level(event)
-    text = eventAsText(event, includeTimestamp=False, includeSystem=False)
+    failure = event.get("log_failure", event.get("failure"))
+    text = eventAsText(event, includeTraceback=False, includeTimestamp=False, includeSystem=False)
+    if isinstance(failure, Failure) and ("log_failure" in event or event.get("isError")):
+        text = _withFailure(text, failure)
     record = {
         "MESSAGE": _encoded(text.strip("\n")),
         "PRIORITY": _PRIORITIES[level],
@@ -79,8 +128,41 @@ def fields(event: LogEvent, identifier: str) -> Record:
         "LOG_NAMESPACE": _encoded(event.get("log_namespace", "-")),
         "LOG_LEVEL": level.encode(),
     }
-    _addPlace(record, event)
+    if isinstance(failure, Failure):
+        if failure.frames:
+            function, file, number, *_ = failure.frames[-1]
+            _addPlace(record, file, number, function)
+        if isinstance(failure.value, BaseException):
+            _addException(record, failure.value)
     _addOwn(record, event)
+    return record
+
+
+def loggedFields(entry: logging.LogRecord, text: str, identifier: str) -> Record:
+    """
+    Map what C{logging} has logged to the fields of one record, as L{fields} does an event.
+
+    @param entry: any of C{logging}'s records; it is not changed.
+    @param text: the entry as text, with its traceback.
+    @param identifier: the program's name in the journal.
+    @return: the fields. C{CODE_*} is the place that logged, and what was C{extra} is treated as an
+        event's own keys are.
+    """
+    extra = {key: value for key, value in vars(entry).items() if key not in _LOGGING_KEYS}
+    found = (name for lowest, name in _LOGGING_LEVELS if entry.levelno >= lowest)
+    level = _asked(extra) or next(found, "debug")
+    record = {
+        "MESSAGE": _encoded(text.strip("\n")),
+        "PRIORITY": _PRIORITIES[level],
+        "SYSLOG_IDENTIFIER": _encoded(identifier),
+        "LOG_NAMESPACE": _encoded(entry.name),
+        "LOG_LEVEL": level.encode(),
+        "THREAD_NAME": _encoded(entry.threadName),
+    }
+    _addPlace(record, entry.pathname, entry.lineno, entry.funcName)
+    if entry.exc_info and entry.exc_info[1] is not None:
+        _addException(record, entry.exc_info[1])
+    _addOwn(record, extra)
     return record
 
 
@@ -98,38 +180,129 @@ def datagram(record: Record) -> bytes:
     return b"".join(parts)
 
 
-def line(record: Record) -> bytes:
+def line(record: Record, when: float) -> bytes:
     """
     Put a record into text. What follows its first line is indented, so that no value can pass for
     another record.
+
+    @param record: the record.
+    @param when: when it was logged, in seconds since the epoch.
     """
-    return b"[%b] %b\n" % (record["LOG_LEVEL"], record["MESSAGE"].replace(b"\n", b"\n    "))
+    text = record["MESSAGE"].replace(b"\n", b"\n    ")
+    return b"%b [%b] %b\n" % (_shownTime(when), record["LOG_LEVEL"], text)
+
+
+def streamLine(record: Record) -> bytes:
+    """
+    Put a record into a line for a stream that ends in the journal, with its priority in front, as
+    sd-daemon(3) has it. There a line is a record, so that what were lines are one, with C{\\n}
+    between them.
+    """
+    text = record["MESSAGE"].replace(b"\n", b"\\n")
+    return b"<%b>%b\n" % (record["PRIORITY"], _cut(text, _LINE_BYTES))
+
+
+def _shownTime(when: float) -> bytes:
+    """
+    @return: a time with the place's offset, by ISO 8601; now, for one that no calendar has.
+    """
+    try:
+        found = datetime.fromtimestamp(when, UTC)
+    except (OverflowError, OSError, TypeError, ValueError):
+        found = datetime.now(UTC)
+    return found.astimezone().isoformat(timespec="microseconds").encode()
 
 
 def _level(event: LogEvent) -> str:
     """
-    @return: The name of an event's level; C{error} for a C{log.err}, each of which Twisted calls
+    @return: the name of an event's level; C{error} for a C{log.err}, each of which Twisted calls
         critical.
     """
+    asked = _asked(event)
+    if asked is not None:
+        return asked
     if event.get("log_namespace") == "log_legacy" and event.get("isError"):
         return "error"
     name: str = getattr(event.get("log_level"), "name", "info")
     return name if name in _PRIORITIES else "info"
 
 
-def _addPlace(record: dict[str, bytes], event: LogEvent) -> None:
-    """
-    Add where a failure was raised.
-    """
-    failure = event.get("log_failure", event.get("failure"))
-    if isinstance(failure, Failure) and failure.frames:
-        function, file, number, *_ = failure.frames[-1]
-        record["CODE_FILE"] = _encoded(file)
-        record["CODE_LINE"] = _encoded(number)
-        record["CODE_FUNC"] = _encoded(function)
+def _asked(event: Mapping[str, object]) -> str | None:
+    asked = event.get("journal_priority")
+    return asked if isinstance(asked, str) and asked in _ASKED else None
 
 
-def _addOwn(record: dict[str, bytes], event: LogEvent) -> None:
+def _withFailure(text: str, failure: Failure) -> str:
+    """
+    @return: a text, which may end in the failure's traceback already, and all that is known of the
+        failure: its traceback, and what Twisted's leaves out.
+    """
+    try:
+        traceback = failure.getTraceback()
+    except BaseException as error:
+        traceback = f"(its traceback cannot be told: {safe_str(error)})"
+    text = text.removesuffix(traceback).strip("\n")
+    if isinstance(failure.value, BaseException):
+        try:
+            before, after = _chained(failure.value), _attached(failure.value)
+        except BaseException as error:
+            before, after = "", f"(what belongs to it cannot be told: {safe_str(error)})"
+        traceback = f"{before}{traceback.strip(chr(10))}\n{after}"
+    return f"{text}\n{traceback}"
+
+
+def _chained(error: BaseException) -> str:
+    """
+    @return: what an exception came of, oldest first, as Python tells it.
+    """
+    earlier = error.__cause__
+    joint = "The above exception was the direct cause of the following exception:"
+    if earlier is None and not error.__suppress_context__:
+        earlier = error.__context__
+        joint = "During handling of the above exception, another exception occurred:"
+    return "" if earlier is None else f"{_told(earlier)}\n{joint}\n\n"
+
+
+def _attached(error: BaseException) -> str:
+    """
+    @return: an exception's notes, and the members of a group of exceptions, with all of theirs.
+    """
+    notes = getattr(error, "__notes__", None) or ()
+    told = [f"{safe_str(note)}\n" for note in ([notes] if isinstance(notes, str) else notes)]
+    if isinstance(error, BaseExceptionGroup):
+        for number, member in enumerate(error.exceptions, 1):
+            told.append(
+                f"  ---------------- {number} of {len(error.exceptions)} ----------------\n"
+            )
+            told.append(indent(_told(member), "  "))
+    return "".join(told)
+
+
+def _told(error: BaseException) -> str:
+    traceback = TracebackException.from_exception(
+        error, max_group_width=_GROUP_WIDTH, max_group_depth=_GROUP_DEPTH, compact=True
+    )
+    return "".join(traceback.format())
+
+
+def _addPlace(record: dict[str, bytes], file: object, line: object, function: object) -> None:
+    record["CODE_FILE"] = _encoded(file)
+    record["CODE_LINE"] = _encoded(line)
+    record["CODE_FUNC"] = _encoded(function)
+
+
+def _addException(record: dict[str, bytes], error: BaseException) -> None:
+    """
+    Add an exception's type and, if it is the system's refusal, the number of that. The number in an
+    C{SSLError} or a C{gaierror} means something else.
+    """
+    record["EXCEPTION_TYPE"] = _encoded(qual(type(error)))
+    fromSSL = any(each.__module__ == "ssl" for each in type(error).__mro__)
+    if isinstance(error, OSError) and error.errno in errorcode and not fromSSL:
+        record["ERRNO"] = _encoded(error.errno)
+
+
+def _addOwn(record: dict[str, bytes], event: Mapping[str, object]) -> None:
     """
     Add the event's own keys that have a value, as long as the record can be sent and stored.
     """
@@ -148,26 +321,46 @@ def _addOwn(record: dict[str, bytes], event: LogEvent) -> None:
 @lru_cache(maxsize=1024)
 def _fieldName(key: object) -> str | None:
     """
-    @return: The field that a key becomes, or C{None} for one that is Twisted's or that journald
+    @return: the field that a key becomes, or C{None} for one that is Twisted's or that journald
         would not take.
     """
     if not isinstance(key, str) or key in _LEGACY_KEYS or key.startswith("log_"):
         return None
     name = key.upper()
-    return name if _FIELD_NAME.fullmatch(name) else None
+    return name if _FIELD_NAME.fullmatch(name) and name not in _RESERVED_FIELDS else None
 
 
 def _encoded(value: object) -> bytes:
     """
-    @return: A value of any kind as valid UTF-8 of a bounded length. A value that has no text, since
-        its C{__str__} raises, tells that instead.
+    @return: a value of any kind as valid UTF-8 of a bounded length; JSON for a list or a mapping. A
+        value that has no text, since its C{__str__} raises, tells that instead.
     """
-    text = safe_str(value)[: VALUE_BYTES + 1]
+    text, escapes = _json(value), _JSON_ESCAPES
+    if text is None:
+        text, escapes = safe_str(value), _ESCAPES
+    text = text[: VALUE_BYTES + 1]
     if not text.isprintable():
-        text = text.translate(_ESCAPES)
-    data = text.encode("utf-8", "backslashreplace")
-    if len(data) > VALUE_BYTES:
-        data = data[: VALUE_BYTES - 3].decode("utf-8", "ignore").encode() + "…".encode()
+        text = text.translate(escapes)
+    return _cut(text.encode("utf-8", "backslashreplace"), VALUE_BYTES)
+
+
+def _json(value: object) -> str | None:
+    """
+    @return: a list or a mapping as JSON, with text for what JSON does not know; L{None} for
+        anything else, and where it cannot be done: in a circle, with keys that are no text.
+    """
+    if not isinstance(value, (list, tuple, Mapping)) or hasattr(value, "_fields"):
+        return None
+    try:
+        plain = dict(value) if isinstance(value, Mapping) else value
+        return json.dumps(plain, ensure_ascii=False, allow_nan=False, default=safe_str)
+    except Exception:
+        return None
+
+
+def _cut(data: bytes, most: int) -> bytes:
+    if len(data) > most:
+        data = data[: most - 3].decode("utf-8", "ignore").encode() + "…".encode()
     return data
 
 
@@ -177,10 +370,10 @@ class JournalObserver:
     Sends each event as one record, at once and from the thread that logs it.
 
     Nobody waits for the journal. What it does not take at once goes into a bounded backlog, which a
-    thread sends as the journal takes it. The thread starts when it is first needed, so that most
-    programs fork and end without one. What the backlog cannot hold is dropped until it is empty
-    again; then one record tells how many were lost. While the journal cannot be reached at all, the
-    thread writes the records as text instead.
+    thread sends as the journal takes it; such a record says in C{LOG_TIME} when it was logged. The
+    thread starts when it is first needed, so that most programs fork and end without one. What the
+    backlog cannot hold is dropped until it is empty again; then one record tells how many were
+    lost. While the journal cannot be reached at all, the thread writes the records as text instead.
     """
 
     def __init__(
@@ -189,17 +382,20 @@ class JournalObserver:
         path: str = SOCKET,
         fallback: TextIO | None = None,
         backlogBytes: int = BACKLOG_BYTES,
+        stream: str = "",
     ) -> None:
         """
-        @param identifier: The program's name in the journal.
-        @param path: The journal's socket.
-        @param fallback: Where text goes while there is no journal.
-        @param backlogBytes: How much may wait.
+        @param identifier: the program's name in the journal.
+        @param path: the journal's socket.
+        @param fallback: where text goes while there is no journal.
+        @param backlogBytes: how much may wait.
+        @param stream: which file is a stream into the journal, as C{JOURNAL_STREAM} has it.
         """
         self._identifier = identifier
         self._path = path
         self._fallback = fallback
         self._backlogBytes = backlogBytes
+        self._stream = stream
         self._socket = socket(AF_UNIX, SOCK_DGRAM)
         self._announced = False
         self.forget()
@@ -208,17 +404,37 @@ class JournalObserver:
         """
         Send an event; as with Twisted's own observers, one without text is no record.
         """
-        record = fields(event, self._identifier)
-        if record["MESSAGE"]:
-            data = datagram(record)
-            if self._backlog or not self._sentAtOnce(data):
-                self._keep(data, line(record))
+        self.send(fields(event, self._identifier), event.get("log_time"))
+
+    def log(self, entry: logging.LogRecord, text: str) -> None:
+        """
+        Send what C{logging} has logged.
+
+        @param entry: what it has logged.
+        @param text: that as text.
+        """
+        self.send(loggedFields(entry, text, self._identifier), entry.created)
+
+    def send(self, record: Record, when: float | None = None) -> None:
+        """
+        Send a record, unless its C{MESSAGE} is empty.
+
+        @param record: the record.
+        @param when: when it was logged, in seconds since the epoch; L{None} for now.
+        """
+        if record["MESSAGE"] and (self._backlog or not self._sentAtOnce(datagram(record))):
+            self._keep(record, time.time() if when is None else when)
 
     def flush(self, seconds: float = 1.0) -> None:
         """
         Wait until the backlog is empty, but no longer than so many seconds.
         """
         with self._changed:
+            if self._backlog:
+                self._startThread()
+            while self._backlog and self._thread is None:
+                self._send(*self._backlog[0], MSG_DONTWAIT)
+                self._removeFirst()
             self._changed.wait_for(lambda: not self._backlog, seconds)
 
     def forget(self) -> None:
@@ -231,10 +447,11 @@ class JournalObserver:
         self._dropped = 0
         self._changed = Condition()
         self._thread: Thread | None = None
+        self._retrying = False
 
     def _sentAtOnce(self, data: bytes) -> bool:
         """
-        @return: Whether the kernel took the record. Why it did not is for the thread to find out.
+        @return: whether the kernel took the record; why it did not is for the thread to find out.
         """
         try:
             self._socket.sendto(data, MSG_DONTWAIT, self._path)
@@ -242,17 +459,20 @@ class JournalObserver:
             return False
         return True
 
-    def _keep(self, data: bytes, text: bytes) -> None:
+    def _keep(self, record: Record, when: float) -> None:
         """
         Leave a record to the thread, or count it as dropped.
         """
+        data = datagram({**record, "LOG_TIME": _shownTime(when)})
+        text = self._line(record, when)
         with self._changed:
             full = self._waitingBytes + len(data) + len(text) > self._backlogBytes
             if self._backlog and (full or self._dropped):
                 self._dropped += 1
             else:
                 self._append(data, text)
-                self._startThread()
+            # Also for one that is dropped: where no thread could be made, one may be by now.
+            self._startThread()
 
     def _append(self, data: bytes, text: bytes) -> None:
         self._backlog.append((data, text))
@@ -265,9 +485,32 @@ class JournalObserver:
             try:
                 thread.start()
             except RuntimeError:
-                # No more threads, for now or because the interpreter ends: the next record tries.
-                return
-            self._thread = thread
+                # No more threads, for now or because the interpreter ends.
+                self._retryLater()
+            else:
+                self._thread = thread
+
+    def _retryLater(self) -> None:
+        """
+        Have the program's reactor try again. In a program without one the next record does, or the
+        end.
+        """
+        reactor: Any = sys.modules.get("twisted.internet.reactor")
+        if not self._retrying and hasattr(reactor, "callFromThread"):
+            self._retrying = True
+            reactor.callFromThread(self._retryIn, reactor)
+
+    def _retryIn(self, reactor: Any) -> None:
+        # Imported by the few that come here. No step of the wall clock may put the call off.
+        from fastpoetry.systemd.clock import MonotonicClock
+
+        MonotonicClock(reactor).callLater(_RETRY_SECONDS, self._retry)
+
+    def _retry(self) -> None:
+        with self._changed:
+            self._retrying = False
+            if self._backlog:
+                self._startThread()
 
     def _sendBacklog(self) -> None:
         """
@@ -280,26 +523,53 @@ class JournalObserver:
                 data, text = self._backlog[0]
             self._send(data, text)
             with self._changed:
-                self._backlog.popleft()
-                self._waitingBytes -= len(data) + len(text)
-                if not self._backlog and self._dropped:
-                    self._tellDropped()
-                self._changed.notify_all()
+                self._removeFirst()
 
-    def _send(self, data: bytes, text: bytes) -> None:
+    def _removeFirst(self) -> None:
+        data, text = self._backlog.popleft()
+        self._waitingBytes -= len(data) + len(text)
+        if not self._backlog and self._dropped:
+            self._tellDropped()
+        self._changed.notify_all()
+
+    def _send(self, data: bytes, text: bytes, flags: int = 0) -> None:
         """
         Send one record, for however long that takes, or write it as text.
         """
         try:
-            self._socket.sendto(data, self._path)
+            self._socket.sendto(data, flags, self._path)
         except OSError as error:
             if not self._announced:
                 self._announced = True
-                self._write(
-                    f"{self._identifier}: cannot write to the journal at {self._path} "
-                    f"({error.strerror}); until that works, records are written here\n".encode()
-                )
+                self._write(self._announcement(error))
             self._write(text)
+
+    def _announcement(self, error: OSError) -> bytes:
+        event = {
+            "log_format": "{name}: cannot write to the journal at {path} ({cause}); "
+            "until that works, records are written here",
+            "log_level": LogLevel.warn,
+            "name": self._identifier,
+            "path": self._path,
+            "cause": error.strerror,
+        }
+        return self._line(fields(event, self._identifier), time.time())
+
+    def _line(self, record: Record, when: float) -> bytes:
+        return streamLine(record) if self._isStream() else line(record, when)
+
+    def _isStream(self) -> bool:
+        """
+        @return: whether the fallback is the stream into the journal that systemd.exec(5) tells of,
+            and not what somebody has put in its place since.
+        """
+        if not self._stream or self._fallback is None:
+            return False
+        try:
+            found = os.fstat(self._fallback.fileno())
+        except (OSError, ValueError):
+            return False
+        return self._stream == f"{found.st_dev}:{found.st_ino}"
 
     def _write(self, text: bytes) -> None:
         """
@@ -321,8 +591,43 @@ class JournalObserver:
             "message_id": "18dca92ef40d43e18a4550720f27a296",
         }
         record = fields(event, self._identifier)
-        self._append(datagram(record), line(record))
+        self._append(datagram(record), self._line(record, time.time()))
         self._dropped = 0
+
+
+class JournalHandler(logging.Handler):
+    """
+    Sends what Python's C{logging} has logged to the journal, by itself or beside the observer.
+
+    It writes nothing that any log could see, so that no chain of handlers and observers becomes a
+    loop by it.
+    """
+
+    def __init__(
+        self, level: int | str = logging.NOTSET, *, journal: JournalObserver | None = None
+    ) -> None:
+        """
+        @param level: as for any handler.
+        @param journal: sends the records; L{None} for one of its own, as L{observer} makes it.
+        """
+        super().__init__(level)
+        self._journal = observer() if journal is None else journal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """
+        Send an entry as one record: its text by the handler's formatter, which adds the traceback,
+        and its C{extra} as fields.
+
+        @param record: the entry. One that cannot be formatted is sent with what it was made of.
+        """
+        try:
+            text = self.format(record)
+        except Exception as error:
+            plain = copy(record)
+            plain.msg = f"{safe_str(record.msg)} {safe_str(record.args)}: {safe_str(error)}"
+            plain.args = ()
+            text = logging.Formatter().format(plain)
+        self._journal.log(record, text)
 
 
 def observer(environ: Mapping[str, str] = os.environ, path: str = SOCKET) -> JournalObserver:
@@ -331,14 +636,15 @@ def observer(environ: Mapping[str, str] = os.environ, path: str = SOCKET) -> Jou
 
     The records bear the name in C{SYSLOG_IDENTIFIER}, else that of the program.
 
-    @param environ: The environment.
-    @param path: The journal's socket.
-    @return: An observer that survives a fork, and that before the interpreter ends waits a moment
+    @param environ: the environment.
+    @param path: the journal's socket.
+    @return: an observer that survives a fork, and that before the interpreter ends waits a moment
         for what has not been sent. Its fallback is C{sys.__stderr__}, because twistd sends what is
         written to C{sys.stderr} to the log.
     """
     identifier = environ.get("SYSLOG_IDENTIFIER") or os.path.basename(sys.argv[0])
-    journal = JournalObserver(identifier, path, sys.__stderr__)
+    stream = environ.get("JOURNAL_STREAM", "")
+    journal = JournalObserver(identifier, path, sys.__stderr__, stream=stream)
     os.register_at_fork(after_in_child=journal.forget)
     atexit.register(journal.flush)
     return journal
