@@ -97,7 +97,7 @@ bench: $(VENV)/bench
 
 # What building the package takes; packaging/debian/control says it to dpkg.
 DEB_PACKAGES = git build-essential debhelper bash-completion dh-python pybuild-plugin-pyproject \
-	python3-all python3-setuptools
+	python3-all python3-hatchling
 
 # A package is made of a commit, and of nothing else: whoever builds it, gets the same file.
 COMMIT = HEAD

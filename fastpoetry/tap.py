@@ -5,6 +5,7 @@ The twistd command C{fastpoetry}: its options, and the service they ask for.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from twisted.application.service import MultiService
@@ -16,6 +17,9 @@ from fastpoetry.service import PoetryService
 DEFAULT_POETRY_PATH = "/etc/fastpoetry/poetry:/usr/share/fastpoetry/poetry"
 
 _ANTHOLOGY = "--anthology"
+
+_PACKAGED = Path(__file__).resolve().parent / "poetry"
+"""Where the poems are if pip has installed the package."""
 
 
 class Options(CommandOptions):
@@ -48,7 +52,7 @@ class Options(CommandOptions):
     def opt_poetry_path(self, value: str) -> None:
         """
         The folders to look for poems in, first to last, with a colon between them [default:
-        /etc/fastpoetry/poetry, then /usr/share/fastpoetry/poetry].
+        /etc/fastpoetry/poetry, /usr/share/fastpoetry/poetry, then what pip has installed].
         """
         self.setOnce("--poetry-path", "poetryPath", value)
 
@@ -61,12 +65,20 @@ class Options(CommandOptions):
         super().postOptions()
         if len(self.blocks) == 1:
             self["poem"] = self.blocks[0].what
-        path = self.get("poetryPath", DEFAULT_POETRY_PATH)
+        path = self.get("poetryPath", findPoetryPath())
         folders = [os.path.abspath(folder) for folder in path.split(":") if folder]
         if not folders:
             refuse(f"--poetry-path {path}: names no folder")
         for block in self.blocks:
             block.what = _select(block, folders)
+
+
+def findPoetryPath() -> str:
+    """
+    @return: the folders to look for poems in where --poetry-path names none.
+    """
+    packaged = [str(_PACKAGED)] if _PACKAGED.is_dir() else []
+    return ":".join([DEFAULT_POETRY_PATH, *packaged])
 
 
 def makeService(options: Options, reactor: Any = None) -> MultiService:

@@ -1,0 +1,192 @@
+"""
+Tests of what pip installs, from the wheel and from the clone, each in an environment of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest import SkipTest
+from zipfile import ZipFile
+
+from fakes import makeFolder
+from processes import fetch, waitUntil
+from twisted.trial.unittest import SynchronousTestCase
+
+ROOT = Path(__file__).resolve().parent.parent
+
+ADOPT = """
+from twisted.internet import reactor
+from twisted.internet.endpoints import serverFromString
+serverFromString(reactor, "adopted:")
+"""
+
+
+def run(*command: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """
+    Run a command with nothing on its path but what it brings itself.
+    """
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    return subprocess.run(
+        list(map(str, command)),
+        cwd=cwd,
+        env={**environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+class PipTests(SynchronousTestCase):
+    """
+    Tests for what is built and installed.
+    """
+
+    _folder: TemporaryDirectory[str]
+    wheel: Path
+    sdist: Path
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        """
+        Build both distributions once.
+        """
+        try:
+            import hatchling  # noqa: F401
+            import pip  # noqa: F401
+        except ImportError as why:
+            raise SkipTest(f"no {why.name}") from None
+        if not (ROOT / ".git").exists():
+            raise SkipTest("building takes a clone, whose .gitignore says what is not part of it")
+        cls._folder = TemporaryDirectory()
+        dist = Path(cls._folder.name)
+        built = run(sys.executable, "-m", "hatchling", "build", "-d", dist, cwd=ROOT)
+        if built.returncode:
+            cls._folder.cleanup()
+            raise RuntimeError(built.stdout + built.stderr)
+        [cls.wheel] = dist.glob("*.whl")
+        [cls.sdist] = dist.glob("*.tar.gz")
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        """
+        Remove them.
+        """
+        cls._folder.cleanup()
+
+    def environment(self, *what: object) -> Path:
+        """
+        Make a virtual environment that has what this one has, and install something in it.
+
+        @return: its folder.
+        """
+        folder = Path(makeFolder(self))
+        run(sys.executable, "-m", "venv", "--without-pip", folder)
+        [site] = folder.glob("lib/python*/site-packages")
+        (site / "beneath.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        install = (sys.executable, "-m", "pip", "--python", folder, "install", "--quiet")
+        done = run(*install, "--no-deps", "--no-build-isolation", "--no-index", *what)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return folder
+
+    def check(self, folder: Path) -> None:
+        """
+        Check that an environment has the commands and the endpoint, wherever one stands.
+        """
+        python = folder / "bin/python"
+        twistd = "from twisted.scripts.twistd import run; run()"
+        listed = run(python, "-c", twistd, "--help", cwd=folder)
+        self.assertRegex(listed.stdout, r"(?m)^ +fastpoetry +A fast poetry service\.$")
+        self.assertRegex(listed.stdout, r"(?m)^ +fastpoetry-proxy ")
+        refused = run(python, "-c", ADOPT, cwd=folder)
+        self.assertRegex(refused.stderr, r"\Aadopted: no descriptor was passed[^\n]*\n\Z")
+
+    def test_wheel(self) -> None:
+        """
+        Installed, it has commands, endpoint and poems: the line of the page serves one.
+        """
+        folder = self.environment(self.wheel)
+        self.check(folder)
+        path = folder / "socket"
+        twistd = "from twisted.scripts.twistd import run; run()"
+        command = [folder / "bin/python", "-c", twistd, "--nodaemon", "--pidfile="]
+        command += ["fastpoetry", "--poem", "ecstasy", "--listen", f"unix:{path}"]
+        with subprocess.Popen(
+            list(map(str, command)), cwd=folder, stdout=subprocess.DEVNULL
+        ) as server:
+            try:
+                waitUntil(path.exists, "the server to listen")
+                poem = fetch(str(path))
+            finally:
+                server.terminate()
+        self.assertEqual(poem, (ROOT / "poetry/ecstasy.txt").read_bytes())
+
+    def test_editable(self) -> None:
+        """
+        So has an editable installation, and what it runs is the clone.
+        """
+        folder = self.environment("--editable", ROOT)
+        self.check(folder)
+        python = folder / "bin/python"
+        where = run(python, "-c", "import fastpoetry; print(fastpoetry.__file__)", cwd=folder)
+        self.assertEqual(where.stdout, f"{ROOT}/fastpoetry/__init__.py\n")
+
+    def test_wheelContents(self) -> None:
+        """
+        The wheel has every module, the drop-in and the poems, and nothing else.
+        """
+        modules = {str(each.relative_to(ROOT)) for each in ROOT.glob("fastpoetry/**/*.py")}
+        poems = {f"fastpoetry/poetry/{each.name}" for each in ROOT.glob("poetry/*.txt")}
+        others = {"fastpoetry/py.typed", "twisted/plugins/fastpoetry_plugin.py"}
+        with ZipFile(self.wheel) as wheel:
+            found = {name for name in wheel.namelist() if ".dist-info/" not in name}
+        self.assertEqual(found, modules | poems | others)
+
+    def test_sdist(self) -> None:
+        """
+        The source distribution has every file of the commit, and runs tests of its own.
+        """
+        folder = Path(makeFolder(self))
+        run("tar", "--extract", f"--file={self.sdist}", cwd=folder)
+        [source] = folder.iterdir()
+        found = {str(each.relative_to(source)) for each in source.rglob("*") if each.is_file()}
+        listed = run("git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard")
+        expected = {each for each in listed.stdout.splitlines() if (ROOT / each).is_file()}
+        self.assertEqual(found ^ expected, {"PKG-INFO"})
+        tests = ("tests/test_poetry.py", "tests/test_poem.py", "tests/test_man.py")
+        done = run(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests, cwd=source)
+        self.assertEqual(done.returncode, 0, done.stdout[-2000:])
+
+    def test_metadata(self) -> None:
+        """
+        The license is said by its SPDX name, and nothing in the way that is no longer wanted.
+        """
+        with ZipFile(self.wheel) as wheel:
+            [name] = [each for each in wheel.namelist() if each.endswith("/METADATA")]
+            head, _, page = wheel.read(name).decode().partition("\n\n")
+        self.assertIn("\nLicense-Expression: MIT\n", head)
+        self.assertNotRegex(head, r"(?m)^(License|Home-page|Download-URL|Classifier: License)\b:")
+        self.assertTrue(page.startswith("# fastpoetry\n"))
+
+
+class PageTests(SynchronousTestCase):
+    """
+    Tests for the page that an index shows.
+    """
+
+    def test_links(self) -> None:
+        """
+        It needs no file beside it: every link is a whole one.
+        """
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+        links = re.findall(r"\]\(([^)]*)\)", (ROOT / project["readme"]).read_text("utf-8"))
+        self.assertTrue(links)
+        for link in links:
+            self.assertRegex(link, "^https?://")
