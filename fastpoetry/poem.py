@@ -11,6 +11,8 @@ import errno
 import os
 import re
 import stat
+import time
+from codecs import utf_8_decode
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -24,8 +26,25 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 
 _SUFFIX = ".txt"
 
+_TICK_NANOSECONDS = 20_000_000
+"""
+Two changes of a file that are further apart have different times.
+
+The kernel's clock for that goes by ticks of up to 10 ms, and is up to one behind.
+"""
+
+_MOST_TICKS = 10
+"""For how long to wait for the end of somebody's writing."""
+
+_PIECE_BYTES = 1 << 20
+"""What is decoded at a time: as text it takes up to four times as much memory."""
+
 # Non-blocking, since opening a FIFO to read it waits for a writer otherwise (fifo(7)).
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+_FOLDER_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
+_TORN = "was written to while it was read; move a new poem into place (mv)"
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -63,10 +82,7 @@ class Poem:
     def __post_init__(self) -> None:
         # Here, and so in whatever thread reads the poem: of 64 MiB it takes a quarter of a second.
         object.__setattr__(self, "digest", sha256(self.text).hexdigest())
-        try:
-            self.text.decode()
-        except UnicodeDecodeError as why:
-            object.__setattr__(self, "strangeAt", why.start)
+        object.__setattr__(self, "strangeAt", _findStrange(self.text))
 
 
 class Loaded(NamedTuple):
@@ -75,10 +91,12 @@ class Loaded(NamedTuple):
 
     @ivar poems: at least one.
     @ivar leftOut: why others were left out, which only an anthology does.
+    @ivar passedOver: files of an anthology whose names are none of poems.
     """
 
     poems: Sequence[Poem]
     leftOut: Sequence[PoemError] = ()
+    passedOver: Sequence[str] = ()
 
 
 class Selection(Protocol):
@@ -146,7 +164,7 @@ class PoemNamed(NamedTuple):
         """
         from difflib import get_close_matches  # costs a millisecond that only an error pays
 
-        there = sorted(_findNames(self.folders))
+        there = sorted(filter(_NAME.fullmatch, _findFiles(self.folders)))
         near = get_close_matches(self.name, there, n=1)
         meant = f"; did you mean {near[0]}?" if near else ""
         return (
@@ -172,16 +190,20 @@ class Anthology(NamedTuple):
         """
         poems: list[Poem] = []
         leftOut: list[PoemError] = []
-        for name, folder in sorted(_findNames(self.folders).items()):
+        passedOver: list[str] = []
+        for stem, folder in sorted(_findFiles(self.folders).items()):
+            if _NAME.fullmatch(stem) is None:
+                passedOver.append(os.path.join(folder, stem + _SUFFIX))
+                continue
             try:
-                poems.append(_readBeneath(folder, name))
+                poems.append(_readBeneath(folder, stem))
             except PoemError as why:
                 leftOut.append(why)
         if not poems:
             causes = "; ".join(map(str, leftOut))
             nowhere = f"no poem to read in {':'.join(self.folders)}"
             raise PoemError(f"{nowhere}: {causes}" if causes else nowhere)
-        return Loaded(poems, leftOut)
+        return Loaded(poems, leftOut, passedOver)
 
 
 def _has(folder: str, name: str) -> bool:
@@ -201,9 +223,9 @@ def _has(folder: str, name: str) -> bool:
     return True
 
 
-def _findNames(folders: Sequence[str]) -> dict[str, str]:
+def _findFiles(folders: Sequence[str]) -> dict[str, str]:
     """
-    Each poem's name with the first folder that has it.
+    What each file with the suffix of poems is called without it, with the first folder that has it.
 
     @raise PoemError: if a folder that is there cannot be listed.
     """
@@ -216,9 +238,9 @@ def _findNames(folders: Sequence[str]) -> dict[str, str]:
         except OSError as why:
             raise PoemError(f"{folder}: {_explain(why, folder)}") from None
         for entry in entries:
-            name, suffix = os.path.splitext(entry)
-            if suffix == _SUFFIX and _NAME.fullmatch(name):
-                found.setdefault(name, folder)
+            stem, suffix = os.path.splitext(entry)
+            if suffix == _SUFFIX and not stem.startswith("."):
+                found.setdefault(stem, folder)
     return found
 
 
@@ -226,26 +248,34 @@ def _readBeneath(folder: str, name: str) -> Poem:
     """
     Read a named poem without leaving its folder.
 
-    A link to another file of the same folder is a second name; any other link is refused.
+    A link to another file in or below the folder is a second name; any other link is refused.
     """
     path = os.path.join(folder, name + _SUFFIX)
-    target = os.path.realpath(path)
-    if os.path.dirname(target) != os.path.realpath(folder):
-        raise PoemError(f"{path}: leads out of its folder, to {target!a}; copy the poem instead")
-    # The last step is taken without following, so that nothing can be put there in between.
-    return _readPoem(name, target, path, os.O_NOFOLLOW)
+    while True:
+        target = os.path.realpath(path)
+        inner = os.path.relpath(target, os.path.realpath(folder))
+        if inner.split(os.sep)[0] == os.pardir:
+            why = f"leads out of its folder, to {target!a}; copy the poem instead"
+            raise PoemError(f"{path}: {why}")
+        try:
+            return _readPoem(name, target, path, inner)
+        except PoemError:
+            # A folder that is replaced as a whole, by a link that is moved into place, is gone by
+            # the old link: the new one leads to the new poem.
+            if os.path.realpath(path) == target:
+                raise
 
 
-def _readPoem(name: str, path: str, origin: str, flags: int = 0) -> Poem:
+def _readPoem(name: str, path: str, origin: str, inner: str = "") -> Poem:
     """
     Read one regular file, whole, or say why not.
 
     @param path: what to open.
     @param origin: what to call it.
-    @param flags: more flags for open(2).
+    @param inner: the end of the path, in which there are no links.
     """
     try:
-        descriptor = os.open(path, _OPEN_FLAGS | flags)
+        descriptor = _openBeneath(path, inner)
         try:
             text = _readOpen(descriptor)
         finally:
@@ -257,22 +287,74 @@ def _readPoem(name: str, path: str, origin: str, flags: int = 0) -> Poem:
     return Poem(name, text, origin)
 
 
+def _openBeneath(path: str, inner: str) -> int:
+    """
+    Open a file, and follow no link that was put into the inner part of its path meanwhile.
+    """
+    if not inner:
+        return os.open(path, _OPEN_FLAGS)
+    *folders, last = inner.split(os.sep)
+    folder = os.open(path.removesuffix(inner), _FOLDER_FLAGS)
+    try:
+        for each in folders:
+            outer, folder = folder, os.open(each, _FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=folder)
+            os.close(outer)
+        return os.open(last, _OPEN_FLAGS | os.O_NOFOLLOW, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
 def _readOpen(descriptor: int) -> bytes:
     """
     Read an open file from its first to its last byte.
 
     @raise PoemError: if it is no poem, or another one at the end than at the beginning.
     """
-    before = os.fstat(descriptor)
+    before = _waitForTick(descriptor)
     if fault := _faultOf(before):
         raise PoemError(fault)
     with os.fdopen(descriptor, "rb", closefd=False) as file:
         # One byte more than there should be shows that the file grew meanwhile.
         text = file.read(before.st_size + 1)
     after = os.fstat(descriptor)
-    if (len(text), before.st_mtime_ns) != (before.st_size, after.st_mtime_ns):
-        raise PoemError("was written to while it was read; move a new poem into place (mv)")
+    # The time of the last change too: that of the last writing can be set to any (rsync --times).
+    if (len(text), before.st_mtime_ns, before.st_ctime_ns) != (
+        before.st_size,
+        after.st_mtime_ns,
+        after.st_ctime_ns,
+    ):
+        raise PoemError(_TORN)
     return text
+
+
+def _waitForTick(descriptor: int) -> os.stat_result:
+    """
+    Wait until the last change of a file is so long ago that the next has another time.
+
+    @raise PoemError: if it is changed again and again.
+    """
+    for _ in range(_MOST_TICKS):
+        status = os.fstat(descriptor)
+        # One that is to come was set by another clock, and differs from any that follows.
+        if abs(time.time_ns() - status.st_ctime_ns) > _TICK_NANOSECONDS:
+            return status
+        time.sleep(_TICK_NANOSECONDS / 1e9)
+    raise PoemError(_TORN)
+
+
+def _findStrange(text: bytes) -> int | None:
+    """
+    Which byte is the first that is not UTF-8, if one is not.
+    """
+    pieces, at = memoryview(text), 0
+    while at < len(text):
+        piece = pieces[at : at + _PIECE_BYTES]
+        try:
+            _, taken = utf_8_decode(piece, "strict", at + len(piece) == len(text))
+        except UnicodeDecodeError as why:
+            return at + why.start
+        at += taken
+    return None
 
 
 def _faultOf(status: os.stat_result) -> str:

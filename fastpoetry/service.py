@@ -8,17 +8,21 @@ number of them can serve what it holds.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from random import choice
 from typing import Any
 
 from twisted.application import service
-from twisted.internet.defer import Deferred, execute
-from twisted.internet.interfaces import IReactorThreads
-from twisted.internet.threads import deferToThreadPool
+from twisted.internet.defer import Deferred, DeferredLock, execute
+from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
 from fastpoetry.poem import Loaded, Poem, PoemAt, PoemError, Selection
+from fastpoetry.threads import ThreadError, callAside
+
+_MOST_NAMED = 10
+"""Files that one record names; of more it says how many there are."""
 
 
 class PoetryService(service.Service):
@@ -28,18 +32,27 @@ class PoetryService(service.Service):
 
     _log = Logger()
     _poems: Sequence[Poem] = ()
+    _passedOver: Sequence[str] = ()
+    _failed: tuple[float, str] | None = None
 
     def __init__(
-        self, selection: Selection | str | os.PathLike[str], reactor: IReactorThreads | None = None
+        self,
+        selection: Selection | str | os.PathLike[str],
+        reactor: IReactorFromThreads | None = None,
+        *,
+        seconds: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         @param selection: which poems, or the path of one; looked up at each start and each reload.
-        @param reactor: whose threads read the poems at a reload; twistd's own, if none is given.
+        @param reactor: who is told what a reload has read; twistd's own, if none is given.
+        @param seconds: a clock, for how long a poem has been old.
         """
         if isinstance(selection, (str, os.PathLike)):
             selection = PoemAt(os.path.abspath(selection))
         self._selection = selection
         self._reactor: Any = reactor
+        self._seconds = seconds
+        self._reloading = DeferredLock()
 
     @property
     def poem(self) -> Poem:
@@ -65,8 +78,13 @@ class PoetryService(service.Service):
         What is served, for a person: C{ecstasy (3003 bytes)}.
         """
         if len(self._poems) == 1:
-            return f"{self._poems[0].name} ({len(self._poems[0].text)} bytes)"
-        return f"an anthology of {len(self._poems)} poems"
+            served = f"{self._poems[0].name} ({len(self._poems[0].text)} bytes)"
+        else:
+            served = f"an anthology of {len(self._poems)} poems"
+        if self._failed is None:
+            return served
+        at, cause = self._failed
+        return f"{served}. Stale for {self._seconds() - at:.0f} s: {cause}"
 
     def startService(self) -> None:
         """
@@ -81,40 +99,56 @@ class PoetryService(service.Service):
         """
         Look every poem up again; where that fails, the old ones stay and one record says why.
 
-        The files are read in a thread, so that a slow disk holds up no reader.
+        The files are read in a thread, so that a slow disk holds up neither a reader nor a stop.
 
-        @return: fires when the poems are replaced, or are known to stay.
+        @return: fires when the poems are replaced; fails with C{PoemError} when they stay.
         """
-        return Deferred.fromCoroutine(self._reload())
+        return self._reloading.run(lambda: Deferred.fromCoroutine(self._reload()))
 
     async def _reload(self) -> None:
         reactor = self._reactor
         if reactor is None:
             from twisted.internet import reactor
         try:
-            loaded = await deferToThreadPool(reactor, reactor.getThreadPool(), self._selection.load)
-        except PoemError as why:
+            loaded = await callAside(reactor, self._selection.load)
+        except (PoemError, ThreadError) as why:
+            since = self._seconds() if self._failed is None else self._failed[0]
+            self._failed = since, str(why)
             self._log.error(
                 "kept the old poem: {cause}",
                 cause=str(why),
                 message_id="d9a7bc3707d94fb8a97a3861b7924ca8",
             )
-        else:
-            self._keep(loaded)
+            raise PoemError(str(why)) from None
+        self._keep(loaded)
 
     def _keep(self, loaded: Loaded) -> None:
         """
         Replace what is held, at once, and say what it is.
         """
-        self._poems = loaded.poems
+        # What has not changed is the same poem: readers of the old one hold no second copy of it.
+        held = {(poem.name, poem.origin, poem.digest): poem for poem in self._poems}
+        self._poems = [
+            held.get((poem.name, poem.origin, poem.digest), poem) for poem in loaded.poems
+        ]
+        self._failed = None
         for why in loaded.leftOut:
             self._log.warn(
                 "left a poem out: {cause}",
                 cause=str(why),
                 message_id="66370c4cceee46698cd1005d12eea6b4",
             )
-        for poem in loaded.poems:
-            self._announce(poem)
+        if loaded.passedOver and loaded.passedOver != self._passedOver:
+            self._log.warn(
+                "passed over {files}: a poem's name has letters, digits, _ and - only",
+                files=_name(loaded.passedOver),
+                message_id="b917b3f4b8ab4046a0920b1e1fadc045",
+            )
+        self._passedOver = loaded.passedOver
+        if len(self._poems) == 1:
+            self._announce(self._poems[0])
+        else:
+            self._announceAll()
 
     def _announce(self, poem: Poem) -> None:
         self._log.info(
@@ -133,3 +167,28 @@ class PoetryService(service.Service):
                 offset=poem.strangeAt,
                 message_id="ae6de87d944d44769eb825e65fa730e2",
             )
+
+    def _announceAll(self) -> None:
+        self._log.info(
+            "loaded {count} poems from: {folders}",
+            count=len(self._poems),
+            folders=":".join(sorted({os.path.dirname(poem.origin) for poem in self._poems})),
+            bytes=sum(len(poem.text) for poem in self._poems),
+            message_id="fbe5f3b677634e91bfe71f4e1f04f67e",
+        )
+        strange = [poem.origin for poem in self._poems if poem.strangeAt is not None]
+        if strange:
+            self._log.warn(
+                "not UTF-8, and served as they are: {files}",
+                files=_name(strange),
+                message_id="01d5559e05be46f8b025f61353b4f9fc",
+            )
+
+
+def _name(paths: Sequence[str]) -> str:
+    """
+    Some paths, in one line of plain text.
+    """
+    more = len(paths) - _MOST_NAMED
+    rest = f" and {more} more" if more > 0 else ""
+    return ", ".join(map(ascii, paths[:_MOST_NAMED])) + rest

@@ -90,13 +90,15 @@ def makeService(options: Options, reactor: Any = None) -> MultiService:
     @raise SystemExit: if a poem cannot be served or an endpoint cannot be had.
     """
     from fastpoetry.command.assembly import assemble  # and with it Twisted's sockets
+    from fastpoetry.command.preflight import asServer
 
     if reactor is None:
         from twisted.internet import reactor
 
     def makeSource(block: Block) -> PoetryService:
         try:
-            block.what.load()  # again in startService; here a refusal is one line
+            with asServer(options):
+                block.what.load()  # again in startService, beneath twistd's --chroot
         except PoemError as why:
             refuse(f"{block.asked}: {why}")
         return PoetryService(block.what, reactor)

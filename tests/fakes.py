@@ -40,6 +40,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from fastpoetry import threads
 from fastpoetry.delivery.ledger import Address
 from fastpoetry.delivery.policy import Policy, Reader
 from fastpoetry.poem import Loaded, Poem, PoemError
@@ -82,6 +83,38 @@ class ThreadPool:
                 onResult(False, Failure())
             else:
                 onResult(True, result)
+
+
+class Threads:
+    """
+    Threads of our own that get to their work when a test lets them.
+
+    @ivar why: why there are none, if a test says so.
+    """
+
+    def __init__(self, case: SynchronousTestCase) -> None:
+        """
+        @param case: during which there are no real ones.
+        """
+        case.patch(threads, "startDaemon", self)
+        self.why: threads.ThreadError | None = None
+        self._work: list[Callable[[], None]] = []
+
+    def __call__(self, run: Callable[[], None]) -> None:
+        """
+        Keep the work.
+        """
+        if self.why is not None:
+            raise self.why
+        self._work.append(run)
+
+    def work(self) -> None:
+        """
+        Do the work that there is.
+        """
+        work, self._work = self._work, []
+        for run in work:
+            run()
 
 
 @implementer(IReactorThreads)
@@ -231,11 +264,13 @@ class FakeSelection:
     def __init__(self, *poems: Poem) -> None:
         self.found: Loaded | Exception = Loaded(poems)
 
-    def find(self, *poems: Poem, leftOut: Sequence[PoemError] = ()) -> None:
+    def find(
+        self, *poems: Poem, leftOut: Sequence[PoemError] = (), passedOver: Sequence[str] = ()
+    ) -> None:
         """
         Find those from now on.
         """
-        self.found = Loaded(poems, leftOut)
+        self.found = Loaded(poems, leftOut, passedOver)
 
     def load(self) -> Loaded:
         """

@@ -38,6 +38,7 @@ floor | where                  | and there nobody imports
 2     | proxy                  | socket systemd
 2     | service                | socket systemd
 1     | poem                   | twisted socket select asyncio systemd
+1     | threads                | os io socket select asyncio systemd
 1     | systemd                | -
 """
 """

@@ -6,7 +6,13 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
+from shutil import rmtree
+from typing import Any
+from unittest.mock import Mock
 
 from fakes import POEM, asNobody, countDescriptors, makeFolder, write
 from hypothesis import given
@@ -50,6 +56,19 @@ class PoemTests(SynchronousTestCase):
         The digest is the SHA-256 of the text, as sha256sum(1) prints it.
         """
         self.assertEqual(POEM.digest, sha256(POEM.text).hexdigest())
+
+    def test_strangeAtPieces(self) -> None:
+        """
+        Nor does it matter where a long one is divided to be looked at.
+        """
+        self.patch(poem, "_PIECE_BYTES", 4)
+        good = "a\u00ef\u20ac\U0001f600".encode()
+        for shift in range(4):
+            text = b"a" * shift + good * 3
+            self.assertIsNone(Poem("x", text, "").strangeAt)
+            for end in (b"\xff", b"\xc3", b"\xf0\x9f\x98", b"\xed\xa0\x80"):
+                self.assertEqual(Poem("x", text + end, "").strangeAt, len(text))
+                self.assertEqual(Poem("x", text + end + b"a", "").strangeAt, len(text))
 
     def test_strangeAt(self) -> None:
         """
@@ -213,23 +232,23 @@ class TornTests(FolderCase):
     Tests for a file that somebody writes to while it is read: half a poem is never served.
     """
 
-    def refusalAfter(self, path: str, text: bytes, laterBy: int = 0) -> str:
+    def refusalAfter(self, path: str, text: bytes, **times: Any) -> str:
         """
-        @return: why a poem is refused that is overwritten once its size is known.
+        @return: why a poem is refused that is overwritten once its reading begins.
 
-        @param laterBy: by how many nanoseconds that seems to be later; a clock may be too coarse.
+        @param times: what its times are set to then, as C{os.utime} takes them.
         """
-        fstat = os.fstat
+        waitForTick = poem._waitForTick
 
-        def fstatAndWrite(descriptor: int) -> os.stat_result:
-            status = fstat(descriptor)
-            self.patch(os, "fstat", fstat)
+        def waitAndWrite(descriptor: int) -> os.stat_result:
+            status = waitForTick(descriptor)
             with open(path, "wb") as file:
                 file.write(text)
-            os.utime(path, ns=(0, status.st_mtime_ns + laterBy))
+            if times:
+                os.utime(path, **times)
             return status
 
-        self.patch(os, "fstat", fstatAndWrite)
+        self.patch(poem, "_waitForTick", waitAndWrite)
         return self.refusal(PoemAt(path))
 
     def test_grows(self) -> None:
@@ -252,8 +271,55 @@ class TornTests(FolderCase):
         """
         A file that changed and kept its size is refused.
         """
-        refusal = self.refusalAfter(self.write("x", b"one"), b"two", laterBy=1)
+        refusal = self.refusalAfter(self.write("x", b"one"), b"two")
         self.assertIn("was written to while it was read", refusal)
+
+    def test_sameTime(self) -> None:
+        """
+        So is one that kept its time too, as rsync(1) makes it: its last change has another.
+        """
+        path = self.write("x", b"one")
+        os.utime(path, ns=(0, 10**18))
+        refusal = self.refusalAfter(path, b"two", ns=(0, 10**18))
+        self.assertIn("was written to while it was read", refusal)
+
+    def clock(self, *sleeps: Callable[[], object]) -> None:
+        """
+        Have the file be as new as can be, until some sleeps are over.
+
+        @param sleeps: what happens in each.
+        """
+        left, path = list(sleeps), f"{self.folder}/x"
+
+        def now() -> int:
+            return os.stat(path).st_ctime_ns if left else time.time_ns() + 10**9
+
+        self.patch(poem, "time", Mock(time_ns=now, sleep=lambda _: left.pop(0)()))
+
+    def test_justWritten(self) -> None:
+        """
+        What was written a moment ago is read a moment later, since a change that follows at once
+        would leave no trace in the file's times.
+        """
+        path = self.write("x", b"half a p")
+        self.clock(lambda: self.write("x", b"half a poem is none"))
+        self.assertEqual(PoemAt(path).load().poems[0].text, b"half a poem is none")
+
+    def test_writtenOnAndOn(self) -> None:
+        """
+        One that is written to again and again is not waited for without end.
+        """
+        path = self.write("x", b"0")
+        self.clock(*(partial(self.write, "x", b"%d" % number) for number in range(100)))
+        self.assertIn("was written to while it was read", self.refusal(PoemAt(path)))
+
+    def test_fromTheFuture(self) -> None:
+        """
+        One whose time is yet to come, since the clock was set back, is not waited for.
+        """
+        path = self.write("x")
+        self.patch(poem, "time", Mock(time_ns=lambda: 0, sleep=self.fail))
+        self.assertEqual(PoemAt(path).load().poems[0].text, POEM.text)
 
     def test_replaced(self) -> None:
         """
@@ -436,11 +502,48 @@ class LinkTests(FolderCase):
 
     def test_subfolder(self) -> None:
         """
-        So is a link to a folder within.
+        A link to a file further within does not lead out.
         """
         os.mkdir(f"{self.folder}/sub")
         write(f"{self.folder}/sub", "x.txt")
-        self.assertLeadsOut("sub/x.txt")
+        os.symlink("sub/x.txt", f"{self.folder}/x.txt")
+        self.assertEqual(self.load(), Poem("x", POEM.text, f"{self.folder}/x.txt"))
+
+    def configMap(self, version: str, text: bytes) -> None:
+        """
+        Lay the folder out as Kubernetes does it: a link to a link to a folder of each version.
+        """
+        os.mkdir(f"{self.folder}/..{version}")
+        write(f"{self.folder}/..{version}", "x.txt", text)
+        os.symlink(f"..{version}", f"{self.folder}/..data_tmp")
+        os.replace(f"{self.folder}/..data_tmp", f"{self.folder}/..data")
+
+    def test_configMap(self) -> None:
+        """
+        A folder that Kubernetes fills is read, and read anew when it is filled anew.
+        """
+        os.symlink("..data/x.txt", f"{self.folder}/x.txt")
+        for version in ("2026_11_27", "2026_11_28"):
+            self.configMap(version, version.encode())
+            self.assertEqual(self.load().text, version.encode())
+        self.assertEqual([each.name for each in Anthology([self.folder]).load().poems], ["x"])
+
+    def test_configMapMeanwhile(self) -> None:
+        """
+        A version that is gone by the time that it is opened is no error: there is another.
+        """
+        os.symlink("..data/x.txt", f"{self.folder}/x.txt")
+        self.configMap("old", b"old")
+        openBeneath = poem._openBeneath
+
+        def replaceAndOpen(path: str, inner: str) -> int:
+            self.patch(poem, "_openBeneath", openBeneath)
+            self.configMap("new", b"new")
+            rmtree(f"{self.folder}/..old")
+            return openBeneath(path, inner)
+
+        self.patch(poem, "_openBeneath", replaceAndOpen)
+        self.assertEqual(self.load().text, b"new")
 
     def test_twice(self) -> None:
         """
@@ -480,7 +583,27 @@ class LinkTests(FolderCase):
             return found
 
         self.patch(os.path, "realpath", realpathAndLink)
-        self.assertIn(f"{path}: Too many", self.refusal(PoemNamed("x", [self.folder])))
+        refusal = self.refusal(PoemNamed("x", [self.folder]))
+        self.assertIn(f"{path}: leads out of its folder", refusal)
+
+    def test_folderPutThereMeanwhile(self) -> None:
+        """
+        Nor is one that takes the place of a folder on the way.
+        """
+        os.mkdir(f"{self.folder}/sub")
+        write(f"{self.folder}/sub", "x.txt")
+        os.symlink("sub/x.txt", f"{self.folder}/x.txt")
+        write(self.outside, "x.txt", b"secret")
+        openBeneath = poem._openBeneath
+
+        def replaceAndOpen(path: str, inner: str) -> int:
+            self.patch(poem, "_openBeneath", openBeneath)
+            rmtree(f"{self.folder}/sub")
+            os.symlink(self.outside, f"{self.folder}/sub")
+            return openBeneath(path, inner)
+
+        self.patch(poem, "_openBeneath", replaceAndOpen)
+        self.assertIn("leads out of its folder", self.refusal(PoemNamed("x", [self.folder])))
 
 
 class AnthologyTests(FolderCase):
@@ -500,12 +623,16 @@ class AnthologyTests(FolderCase):
 
     def test_onlyPoems(self) -> None:
         """
-        What no name could stand for is no part of it.
+        What no name could stand for is no part of it, and where only the name is to blame that is
+        known.
         """
         self.write("x.txt")
         for entry in ("x", "x.txt~", ".x.txt", "x.y.txt", "x.TXT", "é.txt", "-.txt", ".txt", "\n"):
             self.write(entry)
-        self.assertEqual([each.name for each in Anthology([self.folder]).load().poems], ["x"])
+        loaded = Anthology([self.folder]).load()
+        self.assertEqual([each.name for each in loaded.poems], ["x"])
+        passedOver = [f"{self.folder}/{entry}" for entry in ("-.txt", "x.y.txt", "é.txt")]
+        self.assertEqual(loaded.passedOver, passedOver)
 
     def test_shadows(self) -> None:
         """

@@ -7,17 +7,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fakes import POEM, FakeSelection, Reactor, ThreadPool, makeFolder, records, said, write
-from messages import KEPT, LOADED, NOT_UTF8
+from fakes import POEM, FakeSelection, Reactor, Threads, makeFolder, records, said, write
+from messages import KEPT, LOADED, LOADED_ALL, NOT_ALL_UTF8, NOT_UTF8, PASSED_OVER
 from twisted.application.service import IService
-from twisted.internet.interfaces import IReactorThreads
+from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from fastpoetry import service as serviceModule
-from fastpoetry.poem import Poem, PoemAt, PoemError
+from fastpoetry.poem import Poem, PoemAt, PoemError, Selection
 from fastpoetry.service import PoetryService
+from fastpoetry.threads import ThreadError
 
 OLD = Poem("x", b"old", "/poetry/x.txt")
 NEW = Poem("x", b"new", "/etc/poetry/x.txt")
@@ -30,9 +31,19 @@ class ServiceCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.reactor = Reactor()
-        self.pool: ThreadPool = self.reactor.pool
+        self.threads = Threads(self)
         self.selection = FakeSelection(OLD)
-        self.service = PoetryService(self.selection, self.reactor)
+        self.service = self.make(self.selection)
+
+    def make(self, selection: Selection) -> PoetryService:
+        """
+        @return: a service that has not started, with threads and a clock of the test's.
+        """
+        return PoetryService(
+            selection,
+            self.reactor,
+            seconds=self.reactor.seconds,
+        )
 
 
 class StartTests(ServiceCase):
@@ -45,7 +56,7 @@ class StartTests(ServiceCase):
         It is a service, and the reactor it is tested with is one.
         """
         verifyObject(IService, self.service)
-        verifyObject(IReactorThreads, self.reactor)
+        verifyObject(IReactorFromThreads, self.reactor)
 
     def test_loads(self) -> None:
         """
@@ -225,7 +236,7 @@ class AnthologyTests(ServiceCase):
 
     def test_leftOut(self) -> None:
         """
-        Each that is left out has one warning, and the others are loaded.
+        Each that is left out has one warning, and the others, however many, one record.
         """
         self.selection.find(*self.poems[:2], leftOut=[PoemError("/c.txt: is empty")])
         with capturedLogs() as events:
@@ -234,12 +245,77 @@ class AnthologyTests(ServiceCase):
             said(events),
             [
                 "left a poem out: /c.txt: is empty",
-                "loaded a poem from: /a.txt",
-                "loaded a poem from: /b.txt",
+                "loaded 2 poems from: /",
             ],
         )
-        warning = records(events)[0]
+        warning, loaded = records(events)
         self.assertEqual((warning["level"], warning["cause"]), ("warn", "/c.txt: is empty"))
+        self.assertEqual(
+            loaded,
+            {
+                "text": "loaded 2 poems from: /",
+                "level": "info",
+                "count": 2,
+                "folders": "/",
+                "bytes": 2,
+                "message_id": LOADED_ALL,
+            },
+        )
+
+    def test_folders(self) -> None:
+        """
+        The record has each folder that a poem comes from, once.
+        """
+        self.selection.find(Poem("a", b"a", "/b/a.txt"), Poem("b", b"b", "/a/b.txt"), *self.poems)
+        with capturedLogs() as events:
+            self.service.startService()
+        self.assertEqual(said(events), ["loaded 5 poems from: /:/a:/b"])
+
+    def test_notUTF8(self) -> None:
+        """
+        Those that are not UTF-8 have one warning, which names the first ten.
+        """
+        self.selection.find(*(Poem("x", b"\xe9", f"/{number}") for number in range(12)))
+        with capturedLogs() as events:
+            self.service.startService()
+        (_, warning) = records(events)
+        files = ", ".join(f"'/{number}'" for number in range(10)) + " and 2 more"
+        self.assertEqual(warning["text"], f"not UTF-8, and served as they are: {files}")
+        self.assertEqual((warning["files"], warning["message_id"]), (files, NOT_ALL_UTF8))
+
+    def passOver(self, *files: str) -> list[str]:
+        """
+        @return: what a reload says when files have names that are none of poems.
+        """
+        self.selection.find(*self.poems, passedOver=list(files))
+        with capturedLogs() as events:
+            reloaded = self.service.reload()
+            self.threads.work()
+        self.successResultOf(reloaded)
+        return [each["files"] for each in records(events) if each["message_id"] == PASSED_OVER]
+
+    def test_passedOver(self) -> None:
+        """
+        Files whose names are none of poems are named in one warning, again only when there are
+        others, in plain text whatever they are called.
+        """
+        self.selection.find(*self.poems, passedOver=["/my poem.txt", "/\n.txt"])
+        with capturedLogs() as events:
+            self.service.startService()
+        self.assertEqual(
+            records(events)[0],
+            {
+                "text": "passed over '/my poem.txt', '/\\n.txt': "
+                "a poem's name has letters, digits, _ and - only",
+                "level": "warn",
+                "files": "'/my poem.txt', '/\\n.txt'",
+                "message_id": PASSED_OVER,
+            },
+        )
+        self.assertEqual(self.passOver("/my poem.txt", "/\n.txt"), [])
+        self.assertEqual(self.passOver("/my poem.txt"), ["'/my poem.txt'"])
+        self.assertEqual(self.passOver(), [])
+        self.assertEqual(self.passOver("/my poem.txt"), ["'/my poem.txt'"])
 
 
 class ReloadTests(ServiceCase):
@@ -258,7 +334,7 @@ class ReloadTests(ServiceCase):
         self.selection.find(NEW)
         reloaded = self.service.reload()
         with capturedLogs() as events:
-            self.pool.work()
+            self.threads.work()
         self.successResultOf(reloaded)
         self.assertIs(self.service.poem, NEW)
         self.assertEqual(said(events), ["loaded a poem from: /etc/poetry/x.txt"])
@@ -272,18 +348,29 @@ class ReloadTests(ServiceCase):
         self.selection.find(NEW)
         self.assertNoResult(reloaded)
         self.assertIs(self.service.poem, OLD)
-        self.pool.work()
+        self.threads.work()
         self.successResultOf(reloaded)
+
+    def failReload(self, cause: str) -> None:
+        """
+        Have a reload fail.
+        """
+        self.selection.found = PoemError(cause)
+        reloaded = self.service.reload()
+        self.threads.work()
+        self.failureResultOf(reloaded, PoemError)
 
     def test_keeps(self) -> None:
         """
-        Where it cannot be read the old poem stays, and exactly one error says why.
+        Where it cannot be read the old poem stays, exactly one error says why, and whoever asked
+        for the reload knows.
         """
         self.selection.found = PoemError("/x.txt: is empty")
         reloaded = self.service.reload()
         with capturedLogs() as events:
-            self.pool.work()
-        self.successResultOf(reloaded)
+            self.threads.work()
+        why = self.failureResultOf(reloaded, PoemError)
+        self.assertEqual(why.getErrorMessage(), "/x.txt: is empty")
         self.assertIs(self.service.poem, OLD)
         self.assertEqual(
             records(events),
@@ -301,13 +388,70 @@ class ReloadTests(ServiceCase):
         """
         A later reload finds what an earlier one did not.
         """
-        self.selection.found = PoemError("/x.txt: is empty")
-        self.service.reload()
-        self.pool.work()
+        self.failReload("/x.txt: is empty")
+        self.selection.find(NEW)
+        reloaded = self.service.reload()
+        self.threads.work()
+        self.successResultOf(reloaded)
+        self.assertIs(self.service.poem, NEW)
+
+    def test_description(self) -> None:
+        """
+        It says for how long its poem has been old, since the first reload that failed, and why.
+        """
+        self.failReload("/x.txt: is empty")
+        self.reactor.advance(300)
+        self.failReload("/x.txt: No such file or directory")
+        self.reactor.advance(12)
+        self.assertEqual(
+            self.service.description,
+            "x (3 bytes). Stale for 312 s: /x.txt: No such file or directory",
+        )
         self.selection.find(NEW)
         self.service.reload()
-        self.pool.work()
+        self.threads.work()
+        self.assertEqual(self.service.description, "x (3 bytes)")
+
+    def test_noThread(self) -> None:
+        """
+        Where no thread can be had the old poem stays too, until a reload that has one.
+        """
+        self.threads.why = ThreadError("no thread can be had: none is left")
+        with capturedLogs() as events:
+            reloaded = self.service.reload()
+        self.failureResultOf(reloaded, PoemError)
+        self.assertEqual(said(events), ["kept the old poem: no thread can be had: none is left"])
+        self.threads.why = None
+        self.selection.find(NEW)
+        self.service.reload()
+        self.threads.work()
         self.assertIs(self.service.poem, NEW)
+
+    def test_oneAtATime(self) -> None:
+        """
+        A reload during another reads after it, since what that reads may be older.
+        """
+        self.selection.find(NEW)
+        first, second = self.service.reload(), self.service.reload()
+        self.threads.work()
+        self.successResultOf(first)
+        self.assertNoResult(second)
+        self.selection.find(OLD)
+        self.threads.work()
+        self.successResultOf(second)
+        self.assertIs(self.service.poem, OLD)
+
+    def test_unchanged(self) -> None:
+        """
+        A poem that has not changed is the same one, not a second in memory.
+        """
+        self.selection.find(Poem(OLD.name, bytes(bytearray(OLD.text)), OLD.origin))
+        reloaded = self.service.reload()
+        with capturedLogs() as events:
+            self.threads.work()
+        self.successResultOf(reloaded)
+        self.assertIs(self.service.poem, OLD)
+        self.assertEqual(said(events), ["loaded a poem from: /poetry/x.txt"])
 
     def test_wholePoems(self) -> None:
         """
@@ -315,10 +459,10 @@ class ReloadTests(ServiceCase):
         """
         folder = makeFolder(self)
         path = write(folder, "x", b"the old one")
-        service = PoetryService(PoemAt(path), self.reactor)
+        service = self.make(PoemAt(path))
         service.startService()
         old = service.poem
         write(folder, "x", b"another")
         service.reload()
-        self.pool.work()
+        self.threads.work()
         self.assertEqual((old.text, service.poem.text), (b"the old one", b"another"))

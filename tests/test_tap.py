@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import os
 from typing import Any
+from unittest import skipUnless
 
 from fakes import (
     FakeNotify,
     FakePreflight,
     Reactor,
+    Threads,
     countDescriptors,
     makeFolder,
     said,
@@ -19,6 +21,7 @@ from fakes import (
 )
 from twisted.application.service import IService
 from twisted.logger import capturedLogs
+from twisted.python import usage
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
@@ -47,6 +50,7 @@ class TapCase(SynchronousTestCase):
         self.ecstasy = write(self.folder, "ecstasy.txt")
         self.science = write(self.folder, "science.txt", b"Science!\n")
         self.reactor = Reactor()
+        self.threads = Threads(self)
         self.patch(assembly, "NotifyService", FakeNotify)
 
     def make(self, *line: str) -> Any:
@@ -149,6 +153,24 @@ class RefusalTests(TapCase):
     """
     Tests for what is refused before twistd becomes a daemon, with the option and its value.
     """
+
+    @skipUnless(os.geteuid() == 0, "only root becomes somebody else")
+    def test_onlyRootsPoem(self) -> None:
+        """
+        A poem that only root can read is refused where the program will be somebody else.
+        """
+        os.chmod(self.ecstasy, 0o600)
+        options = parse("--poem", self.ecstasy)
+        options.parent = usage.Options()
+        options.parent.update(uid=65534, gid=None)
+        refusal = str(self.assertRaises(SystemExit, makeService, options, self.reactor))
+        self.assertTrue(
+            refusal.startswith(
+                f"fastpoetry: --poem {self.ecstasy}: {self.ecstasy}: Permission denied (uid 65534)"
+            ),
+            refusal,
+        )
+        self.assertEqual(os.geteuid(), 0)
 
     def test_missingPoem(self) -> None:
         """

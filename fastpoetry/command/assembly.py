@@ -12,7 +12,7 @@ from typing import Any
 
 from twisted.application.service import MultiService
 from twisted.internet.abstract import isIPv6Address
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
 from twisted.internet.interfaces import IStreamServerEndpoint
 
@@ -65,7 +65,8 @@ def assemble(
         )
 
     def reload() -> Deferred[Any]:
-        return gatherResults([source.reload() for source in sources])
+        # Each has said itself what became of it, and one that failed ends no other.
+        return DeferredList([source.reload() for source in sources], consumeErrors=True)
 
     NotifyService(reactor, status=status, reload=reload).setServiceParent(root)
     return root
