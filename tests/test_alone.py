@@ -15,7 +15,13 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = {"adopted": [], "clock": [], "journal": [], "notify": ["clock"]}
+MODULES = {
+    "adopted": ["descriptors"],
+    "clock": [],
+    "descriptors": [],
+    "journal": [],
+    "notify": ["clock"],
+}
 """The public modules, and which of them each needs."""
 
 IMPORT = """

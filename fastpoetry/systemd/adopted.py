@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping, MutableMapping
-from functools import cache
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-from systemd import daemon
 from twisted.internet import tcp, unix
 from twisted.internet.defer import Deferred, execute, gatherResults, maybeDeferred
 from twisted.internet.interfaces import (
@@ -28,159 +25,26 @@ from twisted.python import log
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from fastpoetry.systemd.descriptors import (
+    AdoptError,
+    Descriptor,
+    Inherited,
+    inherited,
+    refusal,
+)
+
+__all__ = [
+    "AdoptError",
+    "AdoptedEndpoint",
+    "AdoptedParser",
+    "AdoptedPort",
+    "Descriptor",
+    "Inherited",
+    "inherited",
+]
+
 # Twisted's types do not reach into its ports.
 _tcp: Any = tcp
-
-_VARIABLES = ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES")
-_NOTHING = "no descriptor was passed: a .socket unit or systemd-socket-activate must pass one"
-
-# The families that Twisted serves, and how an address of each is shown.
-_FAMILIES = {
-    socket.AF_UNIX: "{!r}",
-    socket.AF_INET: "{0[0]}:{0[1]}",
-    socket.AF_INET6: "[{0[0]}]:{0[1]}",
-}
-
-
-class AdoptError(SystemExit, Exception):
-    """
-    A refusal in one line: what was wanted, why it cannot be, and which descriptors were passed.
-
-    A program that catches it has an L{Exception}. One that does not has a L{SystemExit}: the line
-    on stderr and exit status 1, where a traceback would tell nobody more.
-    """
-
-    def __init__(self, line: str) -> None:
-        """
-        @param line: The refusal. It stays one line, whatever the names in it hold.
-        """
-        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
-
-
-class Descriptor(NamedTuple):
-    """
-    A file descriptor as it was passed to this process.
-
-    @ivar number: The descriptor itself.
-    @ivar name: Its C{FileDescriptorName=}, or C{unknown}.
-    @ivar family: The address family of a listening stream socket; L{None} for anything else.
-    @ivar nature: What it is, for a person: C{AF_INET 127.0.0.1:17}, C{is a FIFO}.
-    """
-
-    number: int
-    name: str
-    family: socket.AddressFamily | None
-    nature: str
-
-    @classmethod
-    def examine(cls, number: int, name: str) -> Descriptor:
-        """
-        @param number: An open descriptor.
-        @param name: The name that it was passed under.
-        @return: What the kernel says that it is, whatever anybody declared.
-        """
-        if not daemon.is_socket(number):
-            nature = "is a FIFO" if daemon.is_fifo(number) else "is a file"
-            return cls(number, name, None, nature)
-        with socket.socket(fileno=os.dup(number)) as found:
-            family, kind, address = found.family, found.type, found.getsockname()
-        if kind == socket.SOCK_DGRAM:
-            fault = " is a datagram socket"
-        elif kind != socket.SOCK_STREAM:
-            fault = " is not a stream socket"
-        elif not daemon.is_socket(number, listening=1):
-            fault = " is not listening"
-        elif family not in _FAMILIES:
-            fault = " is of a family that Twisted does not serve"
-        else:
-            fault = ""
-        shown = _FAMILIES.get(family, "{!r}").format(address)
-        nature = f"{getattr(family, 'name', family)} {shown}{fault}"
-        return cls(number, name, None if fault else family, nature)
-
-    def __str__(self) -> str:
-        return f"{self.number} {self.name!r} {self.nature}"
-
-
-class Inherited:
-    """
-    The descriptors passed to this process, each of which is given out once.
-
-    @ivar descriptors: All of them, in the order in which they were passed.
-    """
-
-    def __init__(
-        self,
-        environ: MutableMapping[str, str],
-        initial: Mapping[str, str],
-        listenFds: Callable[[], Mapping[int, str]],
-    ) -> None:
-        """
-        Read what sd_listen_fds(3) describes, and remove it so that no child process sees it.
-
-        @param environ: The environment that C{listenFds} reads and children inherit.
-        @param initial: The environment when the process began: L{twisted.internet.endpoints} takes
-            C{LISTEN_PID} and C{LISTEN_FDS} out of the other one as soon as it is imported.
-        @param listenFds: L{daemon.listen_fds_with_names}, which also sets close-on-exec.
-        """
-        passed = {**initial, **environ}
-        told = {key: passed[key] for key in _VARIABLES if key in passed}
-        shown = " ".join(f"{key}={value!r}" for key, value in told.items())
-        ours = str(os.getpid())
-        environ.update(told)
-        try:
-            names = listenFds()
-            other = told.get("LISTEN_PID", ours) != ours
-            trouble = f"{shown} is for another process, this is {ours}" if other else _NOTHING
-        except (OSError, SystemError):  # SystemError: a name that is not UTF-8
-            names, trouble = {}, f"count, names and open descriptors do not agree: {shown}"
-        finally:
-            for key in told:
-                del environ[key]
-        self._trouble = trouble
-        self.descriptors = tuple(Descriptor.examine(*item) for item in names.items())
-        self._given: set[Descriptor] = set()
-
-    def claim(self, name: str | None = None) -> tuple[Descriptor, ...]:
-        """
-        Give descriptors out, for good: which of two endpoints on one socket serves is mere chance.
-
-        @param name: Whose; L{None} for all that are left.
-        @return: One or more listening stream sockets.
-        @raise AdoptError: There is none, or something else is among them: a program that is passed
-            other things too asks by name.
-        """
-        wanted = "adopted" if name is None else f"adopted:name={name}"
-        named = [each for each in self.descriptors if name in (None, each.name)]
-        free = tuple(each for each in named if each not in self._given)
-        passed = "; passed: " + ", ".join(map(str, self.descriptors))
-        if not self.descriptors:
-            reason, passed = self._trouble, ""
-        elif not named:
-            reason = "no passed descriptor has that name"
-        elif not free:
-            reason = "given out already"
-        elif any(each.family is None for each in free):
-            reason = "only listening stream sockets can be adopted"
-        else:
-            self._given.update(free)
-            return free
-        raise AdoptError(f"{wanted}: {reason}{passed}")
-
-
-@cache
-def inherited() -> Inherited:
-    """
-    @return: What was passed to this process. The first call reads it, and comes before any fork
-        such as twistd's: descriptors survive that, but C{LISTEN_PID} goes on naming the parent.
-    """
-    try:
-        with open("/proc/self/environ", "rb") as file:
-            lines = os.fsdecode(file.read()).split("\0")
-    except OSError:
-        lines = []
-    initial = dict(line.split("=", 1) for line in lines if "=" in line)
-    return Inherited(os.environ, initial, daemon.listen_fds_with_names)
 
 
 class _UNIXPort(unix.Port):
@@ -251,7 +115,7 @@ class AdoptedPort:
             self.stopListening()
             raise
 
-    def _adopt(self, number: int, family: socket.AddressFamily | None) -> Any:
+    def _adopt(self, number: int, family: int | None) -> Any:
         """
         @param number: A listening stream socket.
         @param family: Its address family.
@@ -329,5 +193,5 @@ class AdoptedParser:
         """
         if any(args) or kwargs.keys() - {"name"}:
             given = ":".join(("adopted", *args, *map("=".join, kwargs.items())))
-            raise AdoptError(f"{given}: takes name=NAME or nothing")
+            raise refusal(f"{given}: takes name=NAME or nothing")
         return AdoptedEndpoint(reactor, inherited().claim(kwargs.get("name")))
