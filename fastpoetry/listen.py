@@ -7,20 +7,18 @@ came from.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 from twisted.application import service
 from twisted.internet import tcp
-from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from fastpoetry.delivery.addresses import formatHost
 from fastpoetry.delivery.fastport import BorrowedPort, FastPort
-from fastpoetry.delivery.ledger import formatPeer
 from fastpoetry.protocol import PoetryFactory
 
 
@@ -34,13 +32,19 @@ class PoetryListener(service.Service):
     _ports: tuple[Any, ...] = ()
 
     def __init__(
-        self, endpoint: IStreamServerEndpoint, factory: PoetryFactory, reactor: Any
+        self,
+        endpoint: IStreamServerEndpoint,
+        factory: PoetryFactory,
+        reactor: Any,
+        hasHeaders: bool = False,
     ) -> None:
         """
         @param endpoint: where to listen.
         @param factory: has the source of the poems and the rules for their readers.
-        @param reactor: provides C{IReactorFDSet}, C{IReactorTime} and C{IReactorCore}.
+        @param reactor: provides C{IReactorFDSet} and C{IReactorCore}.
+        @param hasHeaders: whether each connection begins with a PROXY header, from a balancer.
         """
+        self._hasHeaders = hasHeaders
         self._endpoint = endpoint
         self._factory = factory
         self._reactor = reactor
@@ -54,7 +58,7 @@ class PoetryListener(service.Service):
         super().privilegedStartService()
         failures: list[Failure] = []
         self._fail: Callable[[Failure], object] = failures.append
-        self._listening = self._endpoint.listen(self._factory)
+        self._listening = self._endpoint.listen(self._outermost())
         self._listening.addCallback(self._begin)
         self._listening.addErrback(lambda failure: self._fail(failure))
         if failures:
@@ -94,9 +98,17 @@ class PoetryListener(service.Service):
             self._factory.policy.addPort(each)
         self._log.info(
             "serving poetry on {addresses} (journalctl -t fastpoetry has every instance's records)",
-            addresses=", ".join(_describe(each.getHost()) for each in self._ports),
+            addresses=", ".join(formatHost(each.getHost()) for each in self._ports),
             message_id="0217db627ce8470bb0671ca6e3266dc1",
         )
+
+    def _outermost(self) -> Any:
+        """The factory that the endpoint is given."""
+        if not self._hasHeaders:
+            return self._factory
+        from fastpoetry.delivery.haproxy import PatientFactory  # few need it, and it costs time
+
+        return PatientFactory(self._factory)
 
     def _borrow(self, port: Any) -> Any:
         """
@@ -109,12 +121,6 @@ class PoetryListener(service.Service):
         if port.factory is self._factory:
             ours: BorrowedPort = FastPort(port, self._factory.source, policy, self._reactor)
         else:
-            if hasattr(port.factory, "wrappedFactory"):
-                from fastpoetry.delivery.haproxy import (
-                    makePatient,  # few need it, and it costs time
-                )
-
-                makePatient(port.factory)
             ours = BorrowedPort(port, policy, self._reactor)
         ours.startListening()
         return ours
@@ -130,12 +136,3 @@ class PoetryListener(service.Service):
                 message_id="08e1b6dd16394f819c02a8adcd4326af",
             )
             self._reactor.stop()
-
-
-def _describe(address: Any) -> str:
-    """
-    A listening address for a person: C{127.0.0.1:10000}, or the path of a UNIX socket.
-    """
-    if isinstance(address, UNIXAddress):
-        return os.fsdecode(address.name or b"a UNIX socket without a name")
-    return formatPeer((address.host, address.port))

@@ -1,100 +1,150 @@
 """
 The poetry protocol on any of Twisted's transports.
 
-For connections that the fast port does not serve: through TLS, behind a PROXY header, on any other
-endpoint. Knows neither files nor where poems come from.
+A plain TCP or UNIX port of a L{PoetryListener} is served by the fast port, and never comes here;
+this is for every other way in: through TLS, behind a PROXY header, on a port that is composed by
+hand. Knows neither files nor where poems come from.
 """
 
 from __future__ import annotations
 
-import socket
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
+    IDelayedCall,
     IHalfCloseableProtocol,
+    IHandshakeListener,
     IPullProducer,
     ISSLTransport,
 )
 from twisted.internet.protocol import Protocol, ServerFactory, connectionDone
-from twisted.protocols.policies import ProtocolWrapper
+from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from fastpoetry.delivery.fastport import (
+from fastpoetry.delivery.addresses import Address, addressOf
+from fastpoetry.delivery.policy import LINGER_SECONDS, Policy
+from fastpoetry.delivery.readers import Source
+from fastpoetry.delivery.sockets import (
     END_ON_CLOSE,
     RESET_ON_CLOSE,
-    Source,
     countUnacknowledged,
     limitUnsent,
+    lowestTransport,
     setLinger,
+    socketOf,
 )
-from fastpoetry.delivery.ledger import addressOf
-from fastpoetry.delivery.policy import Policy, Reader
 from fastpoetry.poem import Poem
 
 _PIECE_BYTES = 16 * 1024
 """What is copied into a transport at a time: a stopped reader costs no more than that."""
 
 
-@implementer(IPullProducer, IHalfCloseableProtocol)
-class PoetryProtocol(Protocol, Reader):
+@implementer(IPullProducer, IHalfCloseableProtocol, IHandshakeListener)
+class PoetryProtocol(Protocol, TimeoutMixin):
     """
     Sends one poem and closes, as RFC 865 has it.
 
-    What the client writes is of no interest, and that it closes its side first is no reason to end.
+    Who edits this sees nothing happen on a plain port of C{twistd fastpoetry}: those are served by
+    L{fastpoetry.delivery.fastport}. What the client writes is of no interest, and that it closes
+    its side first is no reason to end.
+
+    @ivar poem: what the client is sent, from when that begins.
+    @ivar address: whose connection it is.
     """
 
     factory: PoetryFactory
     transport: Any  # a TCP or UNIX transport, or what wraps one: no interface has all of it
 
+    poem: Poem
+    address: Address
+
+    _isArriving = False
     _sentBytes = 0
     _hasEnded = False
     _clientHasEnded = False
     _waiting: Deferred[Any] | None = None
 
-    def __init__(self) -> None:
-        """
-        All there is to know comes with the connection.
-        """
-
     def connectionMade(self) -> None:
-        """
-        Begin to send, as soon as there is a poem.
-        """
+        """Begin to send, as soon as there is a poem and the client has shaken hands."""
+        self.address = addressOf(self.transport.getPeer())
+        self._lowest = lowestTransport(self.transport)
+        self._socket = socketOf(self._lowest)
+        if self._socket is not None:
+            setLinger(self._socket, RESET_ON_CLOSE)
+        self._isArriving = True
+        self._policy.addArrival(self)
+        if ISSLTransport.providedBy(self.transport):
+            self._awaited = "no TLS handshake came"
+            self.setTimeout(self._policy.limits.stallSeconds)
+        else:
+            self._awaitPoem()
+
+    def handshakeCompleted(self) -> None:
+        """TLS is there; what is written before that passes for sent, and is not."""
+        self.setTimeout(None)
+        if self._isArriving:
+            self._awaitPoem()
+
+    def timeoutConnection(self) -> None:
+        """The client did not shake hands for too long."""
+        self._dismiss(self._awaited)
+
+    def callLater(self, period: float, func: Callable[[], object]) -> IDelayedCall:
+        """What the timeout is made with."""
+        return self._policy.clock.callLater(period, func)
+
+    @property
+    def _policy(self) -> Policy:
+        return self.factory.policy
+
+    def _awaitPoem(self) -> None:
+        """Begin now, or when there is a poem."""
+        self._awaited = "there is no poem yet"
         poem = self.factory.source.poem
         if poem is not None:
             self._begin(poem)
         else:
-            self.factory.policy.arrive(self)
-            waiting = self.factory.source.whenPoem()
-            self._waiting = waiting.addCallbacks(self._begin, lambda _: self.forgo())
+            self._waiting = self.factory.source.whenPoem()
+            self._waiting.addCallbacks(self._begin, lambda _: self._dismiss(self._awaited))
 
     def _begin(self, poem: Poem) -> None:
-        """
-        Begin to send, unless others of the same source are enough.
-        """
-        policy = self.factory.policy
-        policy.depart(self)
-        address = addressOf(self.transport.getPeer())
-        self.poem, self.address = poem, address
-        if policy.isTooMany(address):
-            policy.turnAway(address)
+        """Begin to send, unless others of the same source are enough."""
+        policy = self._policy
+        self._isArriving = False
+        if policy.isTooMany(self.address):
+            policy.turnAway(self.address)
+            policy.removeArrival(self)
             self.transport.abortConnection()
             return
+        self.poem = poem
         policy.begin(self, policy.seconds())
-        self._lowest = _lowestOf(self.transport)
-        self._socket = _socketOf(self._lowest)
+        policy.removeArrival(self)  # at last: a stop may wait for nobody else
         if self._socket is not None:
-            setLinger(self._socket, RESET_ON_CLOSE)
             limitUnsent(self._socket)
         self.transport.registerProducer(self, False)
 
-    def forgo(self) -> None:
-        """
-        There is no poem for who waits.
-        """
-        self.transport.abortConnection()
+    def _dismiss(self, cause: str) -> None:
+        """Reset who gets no poem, and count it."""
+        if self._isArriving:
+            self._endArrival(cause)
+            self.transport.abortConnection()
+
+    def _endArrival(self, cause: str) -> None:
+        """Count a connection that gets no poem."""
+        self._isArriving = False
+        self.setTimeout(None)
+        self._policy.ledger.turnedAway(self.address, cause)
+        self._policy.removeArrival(self)
+
+    def drain(self) -> None:
+        """The server stops: there will be no poem, but a handshake may be about to end."""
+        if self._waiting is not None:
+            self._dismiss("the server stops, and there is no poem yet")
+        else:
+            self.setTimeout(min(LINGER_SECONDS, self._policy.limits.drainSeconds))
 
     def resumeProducing(self) -> None:
         """
@@ -126,21 +176,18 @@ class PoetryProtocol(Protocol, Reader):
         """
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """
-        Nothing is left of the connection.
-        """
+        """Nothing is left of the connection."""
+        if self._isArriving:
+            self._endArrival(f"it left, and {self._awaited}")
         if self._waiting is not None:
             self._waiting.cancel()
-        self.factory.policy.depart(self)
-        self.factory.policy.leave(self)
+        self._policy.remove(self)
 
     def closeAfterClient(self) -> bool:
-        """
-        Never: the transport tells us when that happens.
-        """
+        """Never: the transport tells us when that happens."""
         return False
 
-    def measure(self) -> int:
+    def countTaken(self) -> int:
         """
         How many bytes of the poem the client has acknowledged, as far as that can be told.
 
@@ -151,18 +198,23 @@ class PoetryProtocol(Protocol, Reader):
             unacknowledged = countUnacknowledged(self._socket) + len(self._lowest.dataBuffer)
         return self._sentBytes - min(self._sentBytes, unacknowledged)
 
+    def isSent(self) -> bool:
+        """Whether the system has all of the poem; of TLS that cannot be told."""
+        isTLS = ISSLTransport.providedBy(self.transport)
+        return self._hasEnded and not isTLS and self._socket is not None
+
     def end(self) -> None:
         """
-        Close a connection whose client has everything, and does not close it.
+        Close a connection whose client has everything, or will have it from the system.
 
         Below TLS, which would wait for the client's word (RFC 8446, 6.1 does not ask us to).
         """
         self._lowest.loseConnection()
 
     def reset(self) -> None:
-        """
-        Close a connection short of its end, with a reset.
-        """
+        """Close a connection short of its end, with a reset."""
+        if self._socket is not None:
+            setLinger(self._socket, RESET_ON_CLOSE)
         self.transport.abortConnection()
 
     def _finish(self) -> None:
@@ -173,7 +225,7 @@ class PoetryProtocol(Protocol, Reader):
         self.transport.unregisterProducer()
         if self._socket is not None:
             setLinger(self._socket, END_ON_CLOSE)
-        self.factory.policy.finish(self)
+        self._policy.finish(self)
         if self._clientHasEnded or ISSLTransport.providedBy(self.transport):
             self.transport.loseConnection()  # TLS has an end of its own, and no half-close
         else:
@@ -197,20 +249,3 @@ class PoetryFactory(ServerFactory):
         """
         self.source = source
         self.policy = policy
-
-
-def _lowestOf(transport: Any) -> Any:
-    """
-    The TCP or UNIX transport below TLS and all other layers.
-    """
-    while isinstance(transport, ProtocolWrapper):
-        transport = transport.transport
-    return transport
-
-
-def _socketOf(transport: Any) -> socket.socket | None:
-    """
-    The socket of a transport; C{stdio:}, for one, has none.
-    """
-    handle = transport.getHandle() if hasattr(transport, "getHandle") else None
-    return handle if isinstance(handle, socket.socket) else None

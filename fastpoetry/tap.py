@@ -10,6 +10,7 @@ from typing import Any
 
 from twisted.application.service import MultiService
 
+from fastpoetry.command.assembly import assemble
 from fastpoetry.command.options import Block, CommandOptions, refuse
 from fastpoetry.poem import Anthology, PoemAt, PoemError, PoemNamed, Selection
 from fastpoetry.service import PoetryService

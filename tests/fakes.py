@@ -11,7 +11,6 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from select import select
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -41,8 +40,8 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from fastpoetry import threads
-from fastpoetry.delivery.ledger import Address
-from fastpoetry.delivery.policy import Policy, Reader
+from fastpoetry.delivery.addresses import Address
+from fastpoetry.delivery.policy import Limits, Policy
 from fastpoetry.poem import Loaded, Poem, PoemError
 
 POEM = Poem("ecstasy", b"Where, like a pillow on a bed,\n" * 10, "/poetry/ecstasy.txt")
@@ -217,13 +216,15 @@ class Reactor(MemoryReactorClock):
             descriptor.connectionLost(failure)
 
 
-class FakeSource:
+class FakeSource(Service):
     """
     A source with one poem, or one that is yet to have it.
 
     @ivar waiting: who waits for a poem.
     @ivar failsAtOnce: whether it is known that there will be none.
     """
+
+    description = "a fake"
 
     def __init__(self, poem: Poem | None = POEM) -> None:
         self.poem = poem
@@ -238,6 +239,12 @@ class FakeSource:
             return fail(RuntimeError("no poem"))
         self.waiting.append(Deferred())
         return self.waiting[-1]
+
+    def reload(self) -> Deferred[None]:
+        """
+        Find what was there before.
+        """
+        return succeed(None)
 
     def give(self, poem: Poem) -> None:
         """
@@ -281,12 +288,13 @@ class FakeSelection:
         return self.found
 
 
-class FakeReader(Reader):
+class FakeReader:
     """
     A reader that has taken what a test says, and is gone when it is told to close.
 
     @ivar taken: how much of the poem it has.
     @ivar closed: whether its client has closed its side.
+    @ivar sent: whether the system has the whole poem.
     @ivar startedAt: when it came, in the clock's seconds.
     @ivar asked: when it was asked about either.
     @ivar did: what it was told.
@@ -298,6 +306,7 @@ class FakeReader(Reader):
         self.policy = policy
         self.taken = 0
         self.closed = False
+        self.sent = False
         self.asked: list[float] = []
         self.did: list[str] = []
 
@@ -308,7 +317,7 @@ class FakeReader(Reader):
         self._ask()
         return self.closed
 
-    def measure(self) -> int:
+    def countTaken(self) -> int:
         """
         What the test says.
         """
@@ -321,46 +330,49 @@ class FakeReader(Reader):
 
     def end(self) -> None:
         """
-        Leave.
+        Remember it.
         """
         self.did.append("end")
-        self.policy.leave(self)
 
     def reset(self) -> None:
         """
-        Leave.
+        Remember it.
         """
         self.did.append("reset")
-        self.policy.leave(self)
+
+    def isSent(self) -> bool:
+        """
+        What the test says.
+        """
+        return self.sent
 
 
-@dataclass
-class Receipt:
+class Receipt(FakeReader):
     """
     What is counted of a reader.
     """
 
-    poem: Poem
-    address: Address
+    def __init__(self, poem: Poem, address: Address) -> None:
+        super().__init__(Policy(Limits(), MemoryReactorClock()), address, poem)
 
 
 class FakeArrival:
     """
     A connection that has to wait before it is a reader.
 
-    @ivar forgone: whether it was told that it waits in vain.
+    @ivar drained: whether it was told that the server stops.
     """
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self.forgone = False
+        self.drained = False
 
-    def forgo(self) -> None:
+    def drain(self) -> None:
         """
         Be gone.
         """
-        self.forgone = True
-        self.policy.depart(self)
+        self.drained = True
+        self.policy.removeArrival(self)
 
 
 @implementer(IListeningPort)

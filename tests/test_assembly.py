@@ -210,7 +210,7 @@ class TreeTests(AssemblyCase):
         self.reactor.advance(6)
         reader = FakeReader(policy)
         policy.begin(reader, 0.0)
-        policy.leave(reader)
+        policy.remove(reader)
         self.reactor.advance(6.9)
         self.assertFalse(self.reactor.hasStopped)
 

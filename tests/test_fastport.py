@@ -41,9 +41,11 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from fastpoetry.delivery.fastport import BorrowedPort, FastPort, SocketReader, countUnacknowledged
-from fastpoetry.delivery.ledger import Address, Counts
+from fastpoetry.delivery.addresses import Address
+from fastpoetry.delivery.fastport import BorrowedPort, FastPort, SocketReader
+from fastpoetry.delivery.ledger import Counts
 from fastpoetry.delivery.policy import Limits, Policy
+from fastpoetry.delivery.sockets import countUnacknowledged
 from fastpoetry.poem import Poem
 from fastpoetry.protocol import PoetryFactory
 
@@ -97,7 +99,7 @@ class PortCase(SynchronousTestCase):
         """
         Stop to listen, and reset who is still there.
         """
-        if self.port in self.policy._ports:
+        if self.port in self.policy._gate._ports:
             self.policy.removePort(self.port)
             self.port.stopListening()
             self.reactor.advance(0)
@@ -404,13 +406,13 @@ class LongTests(PortCase):
         self.listen(LONG)
         client = self.connect(receiveBufferBytes=4096)
         self.reactor.turn()
-        taken = self.underWay.measure()
+        taken = self.underWay.countTaken()
         self.assertTrue(0 < taken < 100_000, taken)
         self.assertGreater(countUnacknowledged(self.underWay), 0)
         reader = self.underWay
         self.reactor.fetch(client)
         self.acknowledge(client)
-        self.assertEqual(reader.measure(), len(LONG.text))
+        self.assertEqual(reader.countTaken(), len(LONG.text))
 
     def test_memory(self) -> None:
         """
@@ -553,7 +555,7 @@ class EconomyTests(PortCase):
         Have a reader come whose connection nobody is at the other end of, and start.
         """
         reader.poem, reader.address = POEM, address
-        reader.port, reader.sentBytes = self.listen(), 0
+        reader.door, reader.sentBytes = self.listen(), 0
         return reader.start(0.0)
 
     def test_noCopies(self) -> None:
@@ -951,9 +953,12 @@ class WaitTests(PortCase):
         self.listen(None)
         client = self.connect()
         self.reactor.turn()
-        self.assertEqual((self.policy.readers, self.reactor.getReaders()), (1, []))
+        self.reactor.advance(10)
+        self.assertEqual((self.policy.readers, self.reactor.getReaders()), (0, []))
+        self.assertEqual(self.policy.idleSeconds, 0)
         self.source.give(POEM)
-        self.assertEqual(self.policy.readers, 0)
+        self.reactor.advance(1)
+        self.assertEqual(self.policy.idleSeconds, 1)
         self.reactor.turn()
         self.assertEqual(receiveAll(client), POEM.text)
 

@@ -16,12 +16,11 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol, ITCPTransport
 from twisted.internet.protocol import ServerFactory
 from twisted.logger import capturedLogs
-from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from fastpoetry.delivery.haproxy import PatientWrapper, makePatient
+from fastpoetry.delivery.haproxy import PatientFactory
 from fastpoetry.delivery.policy import LINGER_SECONDS, Limits, Policy
 from fastpoetry.protocol import PoetryFactory
 
@@ -53,7 +52,6 @@ class ProxiedCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.reactor = Reactor()
-        self.patch(PatientWrapper, "callLater", self.reactor.callLater)
         self.start()
 
     def start(self) -> None:
@@ -61,8 +59,7 @@ class ProxiedCase(SynchronousTestCase):
         Begin anew.
         """
         self.policy = Policy(self.limits, self.reactor)
-        self.factory = HAProxyWrappingFactory(PoetryFactory(FakeSource(), self.policy))
-        makePatient(self.factory)
+        self.factory = PatientFactory(PoetryFactory(FakeSource(), self.policy))
 
     def connect(self, peer: Any = BALANCER) -> FakeTransport:
         """
@@ -201,9 +198,10 @@ class HeaderTests(ProxiedCase):
         """
         The limit for one source is the client's, not the balancer's.
         """
+        self.limits = Limits(maxReadersPerSource=1)
+        self.start()
         self.connect()
         self.wrapper.dataReceived(version2("192.0.2.7"))
-        self.policy.limits = Limits(maxReadersPerSource=1)
         self.assertTrue(self.policy.isTooMany(("192.0.2.7", 1)))
         self.assertFalse(self.policy.isTooMany(("192.0.2.1", 1)))
 
@@ -363,7 +361,7 @@ class EndTests(ProxiedCase):
 
 class FactoryTests(SynchronousTestCase):
     """
-    Tests for L{makePatient}.
+    Tests for L{PatientFactory}.
     """
 
     def test_others(self) -> None:
@@ -371,5 +369,5 @@ class FactoryTests(SynchronousTestCase):
         A factory that reads no header stays as it is.
         """
         factory = ServerFactory()
-        makePatient(factory)
+        PatientFactory(factory)
         self.assertEqual(vars(factory), {})

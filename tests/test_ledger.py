@@ -15,7 +15,8 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from fastpoetry.delivery.ledger import Counts, Ledger, formatPeer
+from fastpoetry.delivery.addresses import formatPeer
+from fastpoetry.delivery.ledger import Counts, Ledger
 from fastpoetry.poem import Poem
 
 HERE = ("192.0.2.7", 40000)
@@ -297,7 +298,7 @@ class CloseTests(LedgerCase):
         ledger = self.ledger(0)
         ledger.sent([TO_HERE])
         with capturedLogs() as events:
-            ledger.close()
+            ledger.settle()
         self.assertEqual([each["poems"] for each in events], [1])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
@@ -307,8 +308,8 @@ class CloseTests(LedgerCase):
         """
         ledger = self.ledger(0)
         with capturedLogs() as events:
-            ledger.close()
-            ledger.close()
+            ledger.settle()
+            ledger.settle()
         self.assertEqual(events, [])
 
 
@@ -336,7 +337,7 @@ class SumTests(SynchronousTestCase):
         """
         with capturedLogs() as events:
             ledger = self.tell(budget, story)
-            ledger.close()
+            ledger.settle()
         told = Counts()
         for event in events:
             kind = event["message_id"]
@@ -378,5 +379,5 @@ class SumTests(SynchronousTestCase):
             elif name == "gaveUp":
                 ledger.gaveUp(POEM, HERE, 1, "cause")
             else:
-                ledger.close()
+                ledger.settle()
         return ledger

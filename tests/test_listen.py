@@ -26,12 +26,11 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.protocol import ServerFactory
 from twisted.logger import capturedLogs
-from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from fastpoetry.delivery.fastport import BorrowedPort, FastPort
-from fastpoetry.delivery.haproxy import PatientWrapper
+from fastpoetry.delivery.haproxy import PatientFactory
 from fastpoetry.delivery.policy import Limits, Policy
 from fastpoetry.listen import PoetryListener
 from fastpoetry.protocol import PoetryFactory
@@ -150,9 +149,12 @@ class StartTests(ListenerCase):
         """
         Where a PROXY header is expected the poem waits for it.
         """
-        wrapping = HAProxyWrappingFactory(self.factory)
-        self.start(self.plainPort(wrapping))
-        self.assertIs(wrapping.protocol, PatientWrapper)
+        endpoint = FakeEndpoint()
+        listener = PoetryListener(endpoint, self.factory, self.reactor, hasHeaders=True)
+        listener.startService()
+        factory: Any = endpoint.factories[0]
+        self.assertIsInstance(factory, PatientFactory)
+        self.assertIs(factory.wrappedFactory, self.factory)
 
     def test_several(self) -> None:
         """
@@ -325,7 +327,7 @@ class StopTests(ListenerCase):
         self.policy.begin(reader, 0.0)
         stopped = self.listener.stopService()
         self.assertNoResult(stopped)
-        self.policy.leave(reader)
+        self.policy.remove(reader)
         self.successResultOf(stopped)
 
     def test_portsFirst(self) -> None:

@@ -337,7 +337,7 @@ class SocketTests(ProtocolCase):
         transport = self.connect(FakeTransport(UNIXAddress(b""), server))
         self.assertEqual(self.lingerOf(server), (0, 0))
         self.pull(transport)
-        self.assertEqual(self.protocol.measure(), 310)
+        self.assertEqual(self.protocol.countTaken(), 310)
 
     def test_measure(self) -> None:
         """
@@ -347,12 +347,12 @@ class SocketTests(ProtocolCase):
         server, _ = self.pairOfSockets()
         transport = self.connect(FakeTransport(PEER, server))
         transport.producer.resumeProducing()
-        self.assertEqual(self.protocol.measure(), 16384)
+        self.assertEqual(self.protocol.countTaken(), 16384)
         server.setblocking(False)
         with self.assertRaises(BlockingIOError):
             while True:
                 server.send(bytes(65536))
-        self.assertEqual(self.protocol.measure(), 0)
+        self.assertEqual(self.protocol.countTaken(), 0)
 
     def test_closed(self) -> None:
         """
@@ -380,6 +380,7 @@ class TLSTests(ProtocolCase):
         wrapping.protocol = FakeTLS
         upper: Any = wrapping.buildProtocol(PEER)
         upper.makeConnection(self.lower)
+        upper.wrappedProtocol.handshakeCompleted()
         self.upper: FakeTLS = upper
 
     def fill(self) -> None:

@@ -8,7 +8,7 @@ that can be done before twistd becomes a daemon.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.application.service import MultiService
 from twisted.internet.abstract import isIPv6Address
@@ -20,6 +20,7 @@ from fastpoetry.command.idle import IdleService
 from fastpoetry.command.options import Block, CommandOptions, refuse
 from fastpoetry.command.preflight import Preflight
 from fastpoetry.delivery.policy import Policy
+from fastpoetry.delivery.readers import Source
 from fastpoetry.listen import PoetryListener
 from fastpoetry.protocol import PoetryFactory
 from fastpoetry.systemd.adopted import AdoptError
@@ -28,16 +29,29 @@ from fastpoetry.systemd.notify import NotifyService
 _BACKLOG = 4096
 """Connections that may wait for us; net.core.somaxconn has the last word."""
 
+_HEADERS = "haproxy:"
+"""What a description begins with whose connections begin with a PROXY header."""
+
+
+class _Place(NamedTuple):
+    """
+    Where a block listens.
+
+    @ivar hasHeaders: whether each connection there begins with a PROXY header.
+    """
+
+    endpoint: IStreamServerEndpoint
+    hasHeaders: bool = False
+
 
 def assemble(
-    options: CommandOptions, makeSource: Callable[[Block], Any], reactor: Any
+    options: CommandOptions, makeSource: Callable[[Block], Source], reactor: Any
 ) -> MultiService:
     """
     Make the whole service: one C{MultiService} a block, and what they share.
 
     @param options: parsed.
-    @param makeSource: makes the service that is the source of a block's poems, and has
-        C{description} and C{reload()} besides.
+    @param makeSource: makes the service that is the source of a block's poems.
     @param reactor: for all of them.
     @raise SystemExit: if a source or an endpoint cannot be had.
     """
@@ -48,8 +62,8 @@ def assemble(
         for block in options.blocks:
             source = makeSource(block)
             sources.append(source)
-            endpoints = _endpoints(block, preflight, reactor)
-            _makeBlock(source, endpoints, policy, reactor).setServiceParent(root)
+            places = _findPlaces(block, preflight, reactor)
+            _makeBlock(source, places, policy, reactor).setServiceParent(root)
     if "exitIdleSeconds" in options:
         seconds = options["exitIdleSeconds"]
         idle = IdleService(reactor, seconds, lambda: policy.idleSeconds, reactor.stop)
@@ -72,53 +86,55 @@ def assemble(
     return root
 
 
-def _makeBlock(
-    source: Any, endpoints: list[IStreamServerEndpoint], policy: Policy, reactor: Any
-) -> MultiService:
+def _makeBlock(source: Source, places: list[_Place], policy: Policy, reactor: Any) -> MultiService:
     """
     Put a source and its listeners together.
     """
     parts = MultiService()
     source.setServiceParent(parts)
     factory = PoetryFactory(source, policy)
-    for endpoint in endpoints:
-        PoetryListener(endpoint, factory, reactor).setServiceParent(parts)
+    for place in places:
+        listener = PoetryListener(place.endpoint, factory, reactor, place.hasHeaders)
+        listener.setServiceParent(parts)
     return parts
 
 
-def _endpoints(block: Block, preflight: Preflight, reactor: Any) -> list[IStreamServerEndpoint]:
+def _findPlaces(block: Block, preflight: Preflight, reactor: Any) -> list[_Place]:
     """
     Where a block listens.
 
     @raise SystemExit: if a description cannot be understood, or its port cannot be had.
     """
     if block.listen:
-        asked = [(f"--listen {each}", _parseEndpoint(each, reactor)) for each in block.listen]
+        asked = [(f"--listen {each}", _parsePlace(each, reactor)) for each in block.listen]
     else:
         port, interface = block.address
         # Loopback without asking anybody (RFC 6761, 6.3): a minimal Debian cannot look it up.
         host = "127.0.0.1" if interface == "localhost" else interface
         make = TCP6ServerEndpoint if isIPv6Address(host) else TCP4ServerEndpoint
-        asked = [(f"--port {port} --iface {interface}", make(reactor, port, _BACKLOG, host))]
-    for option, endpoint in asked:
+        endpoint = make(reactor, port, _BACKLOG, host)
+        asked = [(f"--port {port} --iface {interface}", _Place(endpoint))]
+    for option, place in asked:
         try:
-            preflight.check(endpoint)
+            preflight.check(place.endpoint)
         except (OSError, TypeError, UnicodeError) as why:  # the latter two from a name that is none
             refuse(f"{option}: {getattr(why, 'strerror', None) or why}")
-    return [endpoint for _, endpoint in asked]
+    return [place for _, place in asked]
 
 
-def _parseEndpoint(description: str, reactor: Any) -> IStreamServerEndpoint:
+def _parsePlace(description: str, reactor: Any) -> _Place:
     """
-    The endpoint of a description.
+    What a description says: C{haproxy:} and an endpoint, or an endpoint.
 
     @raise SystemExit: if there is none, or no descriptor was passed for it.
     """
     asked = f"--listen {description}"
+    # Twisted's own haproxy: connects before the header is read; see PatientWrapper.
+    inner = description.removeprefix(_HEADERS)
     try:
-        endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
+        endpoint: IStreamServerEndpoint = serverFromString(reactor, inner)
     except AdoptError as why:
         refuse(why)
     except Exception as why:  # each kind of endpoint has errors of its own
         refuse(f"{asked}: not a Twisted endpoint description: {why or type(why).__name__}")
-    return endpoint
+    return _Place(endpoint, inner != description)

@@ -190,15 +190,8 @@ class CommandOptions(usage.Options):
         """
         The limits that were asked for, with the defaults for the others.
         """
-        keys = self.keys() & set(Limits._fields)
+        keys = self.keys() & Limits.__dataclass_fields__.keys()
         return Limits(**{key: self[key] for key in keys})
-
-    @property
-    def endpoints(self) -> list[str]:
-        """
-        The descriptions of all endpoints that the process is to have.
-        """
-        return [description for block in self.blocks for description in block.listen]
 
     def opt_port(self, value: str) -> None:
         """

@@ -8,11 +8,8 @@ most readers cost an accept, a send and a close. Knows no files and nothing of s
 from __future__ import annotations
 
 import errno
+import os
 import socket
-import struct
-from contextlib import suppress
-from fcntl import ioctl
-from termios import TIOCOUTQ
 from typing import Protocol
 
 from twisted.internet import tcp
@@ -27,18 +24,18 @@ from twisted.internet.interfaces import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from fastpoetry.delivery.policy import Policy, Reader
+from fastpoetry.delivery.addresses import Address
+from fastpoetry.delivery.policy import Policy
+from fastpoetry.delivery.readers import Reader, Source
+from fastpoetry.delivery.sockets import (
+    END_ON_CLOSE,
+    MOST_UNSENT_BYTES,
+    RESET_ON_CLOSE,
+    countUnacknowledged,
+    limitUnsent,
+    setLinger,
+)
 from fastpoetry.poem import Poem
-
-_MOST_UNSENT_BYTES = 128 * 1024
-"""
-How much of a poem waits in the kernel for a reader that takes nothing.
-
-What that costs the machine was measured as 320 KiB at most, since packets to a client with a tiny
-receive buffer are mostly overhead. A larger poem follows as its reader takes it
-(TCP_NOTSENT_LOWAT, tcp(7)); unlike a small SO_SNDBUF, that leaves the window free to grow for a
-reader far away.
-"""
 
 _BATCH = 64
 """Connections accepted between two looks at everything else."""
@@ -46,68 +43,31 @@ _BATCH = 64
 _NOW = socket.MSG_DONTWAIT  # saves making each accepted socket non-blocking
 _LAST = _NOW | socket.MSG_MORE  # the shutdown to follow sends the rest and FIN in one segment
 
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-END_ON_CLOSE = struct.pack("ii", 0, 0)
+_SHORT = "few descriptors are left (LimitNOFILE=)"
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 _MOST_READS = 4
 """So that one that writes for ever holds up nobody; more is read at the next visit."""
 
-# What clients write is read into the same place and never looked at.
-_wastepaper = bytearray(65536)
+_discarded = bytearray(65536)
+"""What clients write is read into the same place and never looked at."""
 
 
-class Source(Protocol):
+class Door(Protocol):
     """
-    Where the port gets its poems.
+    What a reader came in by, and is looked after by as long as it is here.
+
+    @ivar policy: the rules it is under.
+    @ivar reactor: says when there is room for more of its poem.
     """
 
-    @property
-    def poem(self) -> Poem | None:
-        """
-        The poem for the next reader, if there is one yet.
-        """
-
-    def whenPoem(self) -> Deferred[Poem]:
-        """
-        Wait for a poem; fails where there will be none for who waits now.
-        """
-
-
-def countUnacknowledged(connection: socket.SocketType) -> int:
-    """
-    How many bytes the system holds that the peer has not acknowledged, the end included.
-
-    On a UNIX socket nothing is lost once it is written, so there is nothing to wait for.
-    """
-    if connection.family == socket.AF_UNIX:
-        return 0
-    count: int = struct.unpack("i", ioctl(connection.fileno(), TIOCOUTQ, b"\0\0\0\0"))[0]
-    return count
-
-
-def limitUnsent(connection: socket.SocketType) -> None:
-    """
-    Keep a large poem that its reader does not take from filling the machine's memory.
-    """
-    if connection.family != socket.AF_UNIX:  # there, net.core.wmem_default is the limit
-        option = socket.TCP_NOTSENT_LOWAT
-        connection.setsockopt(socket.IPPROTO_TCP, option, _MOST_UNSENT_BYTES)
-
-
-def setLinger(connection: socket.SocketType, linger: bytes) -> None:
-    """
-    Set what a close means, for a listening socket's future connections too (inet_csk_clone_lock).
-
-    A UNIX socket knows no reset.
-    """
-    if connection.family != socket.AF_UNIX:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    policy: Policy
+    reactor: IReactorFDSet
 
 
 @implementer(IWriteDescriptor)
-class SocketReader(Reader, socket.SocketType):
+class SocketReader(socket.SocketType):
     """
     A reader that is its own socket: most need nothing else.
 
@@ -115,13 +75,17 @@ class SocketReader(Reader, socket.SocketType):
     system is that taken back, so that whatever ends the process before, even a kill -9, is no end
     of the poem to its reader.
 
-    @ivar port: where it came in.
+    @ivar poem: what it is sent.
+    @ivar address: whose it is.
+    @ivar door: what it came in by.
     @ivar sentBytes: how much of the poem the system has.
     """
 
-    __slots__ = ("address", "poem", "port", "sentBytes")
+    __slots__ = ("address", "door", "poem", "sentBytes")
 
-    port: FastPort
+    poem: Poem
+    address: Address
+    door: Door
     sentBytes: int
 
     def logPrefix(self) -> str:
@@ -138,20 +102,20 @@ class SocketReader(Reader, socket.SocketType):
         @return: whether the system has all of it.
         """
         try:
-            if len(self.poem.text) > _MOST_UNSENT_BYTES:
+            if len(self.poem.text) > MOST_UNSENT_BYTES:
                 limitUnsent(self)
             if self._send():
                 return True
         except OSError:  # reset while it was in the backlog
-            self.port.policy.ledger.left(self.poem, self.address, 0)
+            self.door.policy.ledger.left(self.poem, self.address, 0)
             self.close()
             return False
-        if self.port.policy.isTooMany(self.address):
-            self.port.policy.turnAway(self.address)
+        if self.door.policy.isTooMany(self.address):
+            self.door.policy.turnAway(self.address)
             self.close()
         else:
-            self.port.policy.begin(self, now)
-            self.port.reactor.addWriter(self)
+            self.door.policy.begin(self, now)
+            self.door.reactor.addWriter(self)
         return False
 
     def doWrite(self) -> Failure | None:
@@ -162,8 +126,8 @@ class SocketReader(Reader, socket.SocketType):
         """
         try:
             if self._send():
-                self.port.reactor.removeWriter(self)
-                self.port.policy.finish(self)
+                self.door.reactor.removeWriter(self)
+                self.door.policy.finish(self)
         except OSError as why:
             return Failure(why)
         return None
@@ -176,7 +140,7 @@ class SocketReader(Reader, socket.SocketType):
         """
         try:
             for _ in range(_MOST_READS):
-                if not self.recv_into(_wastepaper, 0, _NOW):
+                if not self.recv_into(_discarded, 0, _NOW):
                     break
             else:
                 return False
@@ -187,33 +151,30 @@ class SocketReader(Reader, socket.SocketType):
         self.close()
         return True
 
-    def measure(self) -> int:
-        """
-        How many bytes of the poem the client has acknowledged.
-        """
+    def countTaken(self) -> int:
+        """How many bytes of the poem the client has acknowledged."""
         # The end takes a place of its own in the sequence, and is none of the poem's bytes.
         return self.sentBytes - min(self.sentBytes, countUnacknowledged(self))
 
+    def isSent(self) -> bool:
+        """Whether the system has all of the poem, and so goes on sending it when we are gone."""
+        return self.sentBytes == len(self.poem.text)
+
     def end(self) -> None:
-        """
-        Close a connection whose client has everything.
-        """
-        self.close()
-        self.port.policy.leave(self)
+        """Close a connection whose client has everything, or will have it from the system."""
+        if not self.closeAfterClient():  # which reads what would make our close a reset
+            self.close()
 
     def reset(self) -> None:
-        """
-        Close a connection short of its end, with a reset (on a UNIX socket there is none).
-        """
+        """Close a connection short of its end, with a reset (on a UNIX socket there is none)."""
         setLinger(self, RESET_ON_CLOSE)
-        self.port.reactor.removeWriter(self)
-        self.end()
+        self.door.reactor.removeWriter(self)
+        self.close()
 
     def connectionLost(self, reason: Failure) -> None:
-        """
-        The client went away while its poem was under way, as the reactor found out.
-        """
-        self.end()
+        """The client went away while its poem was under way, as the reactor found out."""
+        self.close()
+        self.door.policy.remove(self)
 
     def _send(self) -> bool:
         """
@@ -243,6 +204,8 @@ class BorrowedPort:
     stays with systemd, a UNIX socket's file goes.
     """
 
+    _isListening = False
+
     def __init__(self, port: tcp.Port, policy: Policy, reactor: IReactorFDSet) -> None:
         """
         @param port: a listening one, and so is a L{twisted.internet.unix.Port}.
@@ -255,18 +218,23 @@ class BorrowedPort:
 
     def startListening(self) -> None:
         """
-        Accept, in the place of the port that was there before.
+        Accept, in the place of the port that was there before; from now on, connections are born
+        with a reset for their end.
         """
+        setLinger(self._socket, RESET_ON_CLOSE)
+        self._isListening = True
         self._port.stopReading()
         self.startReading()
 
     def stopListening(self) -> Deferred[None]:
         """
-        Accept no more. Connections go on; see L{Policy.drain}.
+        Accept no more, and leave the socket as it was. Connections go on; see L{Policy.drain}.
 
         @return: fires when the socket is given back.
         """
+        self._isListening = False
         self.stopReading()
+        setLinger(self._socket, END_ON_CLOSE)
         stopped: Deferred[None] = maybeDeferred(self._port.stopListening)
         return stopped
 
@@ -303,8 +271,21 @@ class BorrowedPort:
 
     def connectionLost(self, reason: Failure) -> None:
         """
-        The reactor lets go of us as it ends.
+        The reactor lets go of us: as it ends, or because accepting failed as nobody expected. A
+        server that is alive and accepts nobody is the worst of all: we try again in a moment.
         """
+        if self._isListening:
+            self.startReading()
+            self.policy.pause("accepting failed")
+
+    def _isShort(self) -> bool:
+        """Whether so few descriptors are left that they are kept for what else may need one."""
+        try:
+            lowest = os.dup(self._socket.fileno())
+        except OSError:
+            return True
+        os.close(lowest)
+        return lowest >= self.policy.mostDescriptor
 
     def doRead(self) -> None:
         """
@@ -312,7 +293,11 @@ class BorrowedPort:
         that it has no descriptor for.
         """
         for _ in range(_BATCH):
-            if not self.policy.makeRoom():
+            self.policy.pauseIfFull()
+            if not self.policy.room:
+                return
+            if self._isShort():
+                self.policy.pause(_SHORT)
                 return
             self._port.numberAccepts = 1
             self._port.doRead()
@@ -336,24 +321,17 @@ class FastPort(BorrowedPort):
         self._source = source
         self._family = self._socket.family
         self._hasOldBacklog = True
+        self._wasShort = False
         self._waiting: Deferred[Poem] | None = None
-
-    def startListening(self) -> None:
-        """
-        Accept; from now on, connections are born with a reset for their end.
-        """
-        setLinger(self._socket, RESET_ON_CLOSE)
-        super().startListening()
 
     def stopListening(self) -> Deferred[None]:
         """
-        Accept no more, and leave the socket as it was.
+        Accept no more, and leave who waits for a poem in the backlog.
 
         @return: fires when the socket is given back.
         """
         if self._waiting is not None:
             self._waiting.cancel()
-        setLinger(self._socket, END_ON_CLOSE)
         return super().stopListening()
 
     def doRead(self) -> None:
@@ -366,7 +344,7 @@ class FastPort(BorrowedPort):
             self._serve(served, now)
         finally:  # whatever is wrong with one, the others are counted and looked after
             if served:
-                self.policy.serve(served, now)
+                self.policy.addServed(served, now)
 
     def _serve(self, served: list[Reader], now: float) -> None:
         """
@@ -374,7 +352,14 @@ class FastPort(BorrowedPort):
 
         @param served: gets those whose poem went to the system at once.
         """
-        for _ in range(min(_BATCH, self.policy.makeRoom())):
+        policy = self.policy
+        policy.pauseIfFull()
+        if self._wasShort:
+            self._wasShort = self._isShort()
+        for _ in range(min(_BATCH, policy.room)):
+            if self._wasShort:
+                policy.pause(_SHORT)
+                return
             poem = self._source.poem
             if poem is None:
                 self._waitForPoem()
@@ -386,7 +371,7 @@ class FastPort(BorrowedPort):
                 return
             except OSError as why:
                 if why.errno in _EXHAUSTED:
-                    self.policy.pause(why.strerror or str(why))
+                    policy.pause(why.strerror or str(why))
                     return
                 continue  # it was the client's connection that failed (accept(2), Error handling)
             if reader.start(now):
@@ -400,9 +385,10 @@ class FastPort(BorrowedPort):
         """
         # What accept() does, but for flags and timeouts that nobody uses here.
         descriptor, address = self._socket._accept()  # type: ignore[attr-defined]
+        self._wasShort = descriptor >= self.policy.mostDescriptor
         reader = SocketReader(self._family, socket.SOCK_STREAM, 0, descriptor)
         reader.poem, reader.address = poem, address
-        reader.port, reader.sentBytes = self, 0
+        reader.door, reader.sentBytes = self, 0
         if self._hasOldBacklog:  # from before startListening, so it inherited nothing
             setLinger(reader, RESET_ON_CLOSE)
         return reader
@@ -413,32 +399,28 @@ class FastPort(BorrowedPort):
         """
         self.stopReading()
         if self._waiting is None:
-            self.policy.arrive(self)  # for all who wait behind us: the server is not idle
+            self.policy.addWaitingPort(self)
             self._waiting = waiting = self._source.whenPoem()
             waiting.addCallbacks(self._serveAll, self._resetAll)
 
-    def forgo(self) -> None:
-        """
-        Leave those who wait in the backlog, for who adopts the socket next.
-        """
-
     def _serveAll(self, _: Poem) -> None:
+        """There is a poem for who has waited."""
         self._waiting = None
-        self.policy.depart(self)
+        self.policy.removeWaitingPort(self)
         self.startReading()
 
     def _resetAll(self, failure: Failure) -> None:
-        """
-        Let who has waited know that there is no poem, and begin anew with who comes next.
-        """
+        """Let who has waited know that there is no poem, and begin anew with who comes next."""
         self._waiting = None
-        self.policy.depart(self)
+        self.policy.removeWaitingPort(self)
         if failure.check(CancelledError):  # by our own stop, which leaves them in the backlog
             return
-        with suppress(OSError):  # there is nobody left, or we come back for them at once
-            while True:
+        for _ in range(_BATCH):
+            try:
                 connection, address = self._socket.accept()
-                setLinger(connection, RESET_ON_CLOSE)
-                connection.close()
-                self.policy.ledger.turnedAway(address, "there is no poem yet")
+            except OSError:  # there is nobody left, or we come back for them at once
+                break
+            setLinger(connection, RESET_ON_CLOSE)
+            connection.close()
+            self.policy.ledger.turnedAway(address, "there is no poem yet")
         self.startReading()

@@ -7,11 +7,10 @@ with one is the administrator's to say, and so is who can reach it.
 
 from __future__ import annotations
 
-from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, ISSLTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.protocols.haproxy._v1parser import V1Parser
 from twisted.protocols.haproxy._v2parser import V2Parser
@@ -20,8 +19,15 @@ from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
 from zope.interface import directlyProvides, implementedBy, implementer, providedBy
 
-from fastpoetry.delivery.ledger import addressOf
+from fastpoetry.delivery.addresses import addressOf, normalise
 from fastpoetry.delivery.policy import LINGER_SECONDS, Policy
+from fastpoetry.delivery.sockets import (
+    END_ON_CLOSE,
+    RESET_ON_CLOSE,
+    lowestTransport,
+    setLinger,
+    socketOf,
+)
 
 _BEGINNINGS = (V1Parser.PROXYSTR, V2Parser.PREFIX)
 
@@ -41,6 +47,7 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
     under the balancer's address.
     """
 
+    _isArriving = True
     _hasBegun = False
     _beginning = b""
     _client: Any = None
@@ -56,8 +63,15 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         directlyProvides(self, providedBy(transport) + implementedBy(type(self)))
         Protocol.makeConnection(self, transport)
         self.factory.registerProtocol(self)
-        self.policy.arrive(self)
+        self._setLinger(RESET_ON_CLOSE)
+        self.policy.addArrival(self)
         self.setTimeout(self.policy.limits.stallSeconds)
+
+    def callLater(self, period: float, func: Callable[[], object]) -> IDelayedCall:
+        """
+        What the timeout is made with.
+        """
+        return self.policy.clock.callLater(period, func)
 
     def dataReceived(self, data: bytes) -> None:
         """
@@ -90,7 +104,7 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         try:
             super().dataReceived(data)
             if self._proxyInfo is not None:
-                self._client = _normalise(self.getPeer())
+                self._client = normalise(self.getPeer())
         except (ValueError, OSError):  # the former from Twisted's parser too
             return False
         return not self.disconnecting
@@ -100,9 +114,12 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         Send the poem, now that it is known to whom.
         """
         self._hasBegun = True
+        self._isArriving = False
         self.setTimeout(None)
         self.wrappedProtocol.makeConnection(self)
-        self.policy.depart(self)  # at last: a stop may wait for nobody else
+        if ISSLTransport.providedBy(self):  # or there would have been no header
+            self.wrappedProtocol.handshakeCompleted()
+        self.policy.removeArrival(self)  # at last: a stop may wait for nobody else
 
     def timeoutConnection(self) -> None:
         """
@@ -110,7 +127,7 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         """
         self._refuse("no PROXY header came")
 
-    def forgo(self) -> None:
+    def drain(self) -> None:
         """
         Wait no longer than a moment: a balancer sends its header at once, but we may be quicker.
         """
@@ -118,12 +135,16 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
 
     def readConnectionLost(self) -> None:
         """
-        The client has closed its side, through the balancer; with no header, this was a check.
+        The client has closed its side, through the balancer; with no header at all, this was the
+        balancer's own check.
         """
         if self._hasBegun:
             IHalfCloseableProtocol(self.wrappedProtocol).readConnectionLost()
-        else:
+        elif self._parser is None and not self._beginning:
+            self._setLinger(END_ON_CLOSE)
             self.transport.loseConnection()
+        else:
+            self._refuse("it left in the middle of its PROXY header")
 
     def writeConnectionLost(self) -> None:
         """
@@ -134,8 +155,10 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         """
         Nothing is left of the connection.
         """
+        if self._isArriving and (self._parser is not None or self._beginning):
+            self._count("it left in the middle of its PROXY header")
         self.setTimeout(None)
-        self.policy.depart(self)
+        self.policy.removeArrival(self)
         super().connectionLost(reason)
 
     @property
@@ -150,17 +173,32 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         """
         Send nothing to a connection that does not say where it comes from.
         """
-        self.policy.ledger.turnedAway(addressOf(self.transport.getPeer()), cause)
+        self._count(cause)
         self.disconnecting = True
         self.transport.abortConnection()
 
+    def _count(self, cause: str) -> None:
+        """
+        Count a connection for which no poem is begun.
+        """
+        self._isArriving = False
+        self.policy.ledger.turnedAway(addressOf(self.transport.getPeer()), cause)
 
-def makePatient(factory: Any) -> None:
+    def _setLinger(self, linger: bytes) -> None:
+        """
+        Set what a close means, where there is a socket below.
+        """
+        handle = socketOf(lowestTransport(self.transport))
+        if handle is not None:
+            setLinger(handle, linger)
+
+
+class PatientFactory(HAProxyWrappingFactory):
     """
-    Have the protocols of a factory wait for the header, if it is one that reads a header.
+    A factory whose connections begin with a PROXY header.
     """
-    if isinstance(factory, HAProxyWrappingFactory):
-        factory.protocol = PatientWrapper  # type: ignore[assignment]
+
+    protocol: Any = PatientWrapper
 
 
 def _mayBecomeHeader(data: bytes) -> bool:
@@ -168,17 +206,3 @@ def _mayBecomeHeader(data: bytes) -> bool:
     Whether a header may begin like that.
     """
     return any(each.startswith(data[: len(each)]) for each in _BEGINNINGS)
-
-
-def _normalise(peer: Any) -> Any:
-    """
-    The same address as the kernel would write it.
-
-    @raise OSError: if it is none, but what somebody would like to see in a record.
-    @raise ValueError: likewise.
-    """
-    if isinstance(peer, IPv4Address | IPv6Address):
-        family = AF_INET6 if isinstance(peer, IPv6Address) else AF_INET
-        host = inet_ntop(family, inet_pton(family, peer.host))
-        return type(peer)(peer.type, host, peer.port)
-    return peer

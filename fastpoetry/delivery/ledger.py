@@ -11,42 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from operator import sub
-from typing import Protocol
 
-from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
+from fastpoetry.delivery.addresses import Address, formatPeer
+from fastpoetry.delivery.readers import Reader
 from fastpoetry.poem import Poem
-
-Address = tuple[str, int] | tuple[str, int, int, int] | str | None
-"""What accept(2) says of a client: host and port first for INET; for UNIX nothing of use."""
-
-
-def addressOf(peer: IAddress) -> Address:
-    """
-    What accept(2) would have said of one of Twisted's addresses.
-    """
-    host = getattr(peer, "host", None)
-    return None if host is None else (host, getattr(peer, "port", 0))
-
-
-def formatPeer(address: Address) -> str:
-    """
-    A client's address for a person: C{192.0.2.7:40000}, C{[2001:db8::7]:40000} or C{unix}.
-    """
-    if not isinstance(address, tuple):
-        return "unix"
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-class Receiver(Protocol):
-    """
-    Whose poem is counted.
-    """
-
-    poem: Poem
-    address: Address
 
 
 @dataclass
@@ -58,7 +29,8 @@ class Counts:
     @ivar bytes: of those poems.
     @ivar left: by the client, before the end.
     @ivar gaveUp: by a deadline, with a reset.
-    @ivar turnedAway: by the limit for one source, with a reset.
+    @ivar turnedAway: before a poem was begun, with a reset: too many of its source were here, it
+        did not say who it is, or there was no poem.
     """
 
     poems: int = 0
@@ -95,22 +67,22 @@ class Ledger:
         self._budget = self._allowance = budgetPerSecond
         self._second: IDelayedCall | None = None
 
-    def sent(self, receivers: Sequence[Receiver]) -> None:
+    def sent(self, readers: Sequence[Reader]) -> None:
         """
         Whole poems are with the system, which goes on sending them whatever becomes of us.
         """
-        self.counts.poems += len(receivers)
-        self.counts.bytes += sum([len(each.poem.text) for each in receivers])
-        for receiver in receivers:
-            if not self._mayTell():
+        self.counts.poems += len(readers)
+        self.counts.bytes += sum([len(each.poem.text) for each in readers])
+        for reader in readers:
+            if not self._spendRecord():
                 break
-            poem = receiver.poem
+            poem = reader.poem
             self._told.poems += 1
             self._told.bytes += len(poem.text)
             self._log.info(
                 "sending {bytes} bytes of poetry to {peer}",
                 bytes=len(poem.text),
-                peer=formatPeer(receiver.address),
+                peer=formatPeer(reader.address),
                 poem=poem.name,
                 message_id="51c4b039c6b549da8188e2ad236b9868",
             )
@@ -120,7 +92,7 @@ class Ledger:
         A client went away, or its network failed, before it had everything.
         """
         self.counts.left += 1
-        if self._mayTell():
+        if self._spendRecord():
             self._told.left += 1
             self._log.info(
                 "{peer} left after {taken} of {bytes} bytes",
@@ -136,7 +108,7 @@ class Ledger:
         A client was reset before it had everything.
         """
         self.counts.gaveUp += 1
-        if self._mayTell():
+        if self._spendRecord():
             self._told.gaveUp += 1
             self._log.warn(
                 "gave up on {peer} after {taken} of {bytes} bytes: {cause}",
@@ -150,10 +122,10 @@ class Ledger:
 
     def turnedAway(self, address: Address, cause: str) -> None:
         """
-        A client was reset at once, because of others from the same source.
+        A client was reset before a poem was begun for it.
         """
         self.counts.turnedAway += 1
-        if self._mayTell():
+        if self._spendRecord():
             self._told.turnedAway += 1
             self._log.warn(
                 "turned {peer} away: {cause}",
@@ -162,15 +134,15 @@ class Ledger:
                 message_id="4c40f64984b04c188433d02c24c4950e",
             )
 
-    def close(self) -> None:
+    def settle(self) -> None:
         """
-        Tell what is still untold, since the process ends.
+        Tell what is still untold, and run no timer until the next reader.
         """
         if self._second is not None:
             self._second.cancel()
-            self._endSecond()
+        self._endSecond()
 
-    def _mayTell(self) -> bool:
+    def _spendRecord(self) -> bool:
         """
         Spend one record of this second's budget, if there is one.
         """

@@ -1,5 +1,5 @@
 """
-The rules for readers: how long, how many, and what becomes of them.
+The rules for readers: who is here, who may come, and when it ends.
 
 One object a process decides for the fast port and for the standard protocol alike. It touches no
 socket: it asks each reader now and then how far it has come, and tells it when to end.
@@ -7,20 +7,21 @@ socket: it asks each reader now and then how far it has come, and tells it when 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
-from socket import AF_INET6, inet_pton
-from typing import NamedTuple, Protocol
 
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from fastpoetry.delivery.ledger import Address, Ledger, formatPeer
-from fastpoetry.poem import Poem
+from fastpoetry.delivery.addresses import Address, formatPeer
+from fastpoetry.delivery.drain import Drain
+from fastpoetry.delivery.gate import Gate
+from fastpoetry.delivery.ledger import Ledger
+from fastpoetry.delivery.quiet import Quiet
+from fastpoetry.delivery.quota import Quota
+from fastpoetry.delivery.readers import Arrival, Carrier, Pausable, Progress, Reader
+from fastpoetry.delivery.visits import Round
 
 LINGER_SECONDS = 2.0
 """
@@ -39,23 +40,12 @@ sides be busy. Looking at one too early costs more than keeping it a little long
 _LATER_SECONDS = 1.0
 """How often to look after those who have not: deadlines need no more."""
 
-_RELIEF_SECONDS = 0.25
-"""How soon to look again for room, if nobody leaves meanwhile."""
-
-_HURRY_SECONDS = 0.05
-"""Between two looks at who lingers, while a stop waits for them: some round trips."""
-
-_QUIET_SECONDS = 10.0
-"""The least time between two records of a limit that stays reached."""
-
 _RESERVED_DESCRIPTORS = 32
-"""Kept from readers: for the reactor, logs, and the poems of a reload."""
-
-_MAPPED = bytes(10) + b"\xff\xff"
-"""What an IPv4 address begins with on an IPv6 socket (RFC 4291, 2.5.5.2)."""
+"""Kept from readers: for logs, the poems of a reload, and what else may come."""
 
 
-class Limits(NamedTuple):
+@dataclass(frozen=True)
+class Limits:
     """
     What an administrator may set.
 
@@ -76,87 +66,15 @@ class Limits(NamedTuple):
     maxReadersPerSource: int = 1_000
     journalBudgetPerSecond: int = 200
 
-
-class Reader(ABC):
-    """
-    A connection, from when it is accepted until it is closed.
-
-    @ivar poem: what it is sent.
-    @ivar address: whose it is.
-    """
-
-    __slots__ = ()  # one that is a socket can have none from here
-
-    poem: Poem
-    address: Address
-
-    @abstractmethod
-    def closeAfterClient(self) -> bool:
-        """
-        Close a connection that was sent everything, if its client has closed its side too.
-
-        @return: whether it is closed, and so no reader any more.
-        """
-
-    @abstractmethod
-    def measure(self) -> int:
-        """
-        How many bytes of the poem the client has by now.
-        """
-
-    @abstractmethod
-    def end(self) -> None:
-        """
-        Close a connection whose client has everything.
-        """
-
-    @abstractmethod
-    def reset(self) -> None:
-        """
-        Close a connection so that the client can tell that it has not everything.
-        """
-
-
-@dataclass(slots=True)
-class _Progress:
-    """
-    How far a reader has come that did not take everything at once.
-
-    @ivar startedAt: when it came, in the clock's seconds.
-    @ivar movedAt: when it was last seen to take something.
-    @ivar takenBytes: how much of the poem the client had when last asked.
-    """
-
-    startedAt: float
-    movedAt: float
-    takenBytes: int = 0
-
-
-class Arrival(Protocol):
-    """
-    A connection that is no reader yet: it has still to say who it is, or to wait for a poem.
-    """
-
-    def forgo(self) -> None:
-        """
-        End it, with a reset.
-        """
-
-
-class Pausable(Protocol):
-    """
-    What can leave connections in its backlog: any of Twisted's stream ports.
-    """
-
-    def stopReading(self) -> None:
-        """
-        Accept nothing for now.
-        """
-
-    def startReading(self) -> None:
-        """
-        Accept again.
-        """
+    def faultOf(self, progress: Progress, now: float) -> str:
+        """Why a reader has had its time, or nothing."""
+        idle = now - progress.movedAt
+        if idle >= self.stallSeconds:
+            return f"it took nothing for {idle:.0f} s"
+        age = now - progress.startedAt
+        if age >= self.stallSeconds and progress.takenBytes < age * self.minRateBytesPerSecond:
+            return f"it took {progress.takenBytes / age:.0f} bytes/s"
+        return ""
 
 
 class Policy:
@@ -165,70 +83,74 @@ class Policy:
 
     @ivar limits: the rules' numbers.
     @ivar ledger: where every connection is counted.
+    @ivar mostDescriptor: the number of a new connection's descriptor from which on the others are
+        kept from readers: the lowest free one is given out first (open(2)), so that it tells how
+        many are in use, by whomever.
+    @ivar clock: times the deadlines.
+    @ivar carrier: takes readers in mid-poem over to the next process, if anything does.
     """
 
     _log = Logger()
 
     def __init__(self, limits: Limits, clock: IReactorTime) -> None:
         """
-        @param clock: times the deadlines.
+        @param clock: one that nobody sets, see L{fastpoetry.systemd.clock}.
         """
         self.limits = limits
         self.ledger = Ledger(clock, limits.journalBudgetPerSecond)
-        self._clock = clock
-        self._soon = _Round(clock, _SOON_SECONDS, self._glance, self._watch)
-        self._later = _Round(clock, _LATER_SECONDS, self._visit, self._visitLater)
+        self.carrier: Carrier | None = None
+        self.clock = clock
+        self._soon = Round(clock, _SOON_SECONDS, self._visitSoon, self._keepLingering)
+        self._later = Round(clock, _LATER_SECONDS, self._visit, self._visitLater)
         self._arriving: dict[Arrival, None] = {}
-        self._sending: dict[Reader, _Progress] = {}
-        self._lingering: dict[Reader, _Progress] = {}
-        self._sources: dict[Reader, bytes] = {}
-        self._perSource: Counter[bytes] = Counter()
-        self._ports: list[Pausable] = []
-        self._relief: IDelayedCall | None = None
-        self._quietUntil: dict[str, float] = {}
+        self._sending: dict[Reader, Progress] = {}
+        self._lingering: dict[Reader, Progress] = {}
+        self._quota = Quota(limits.maxReadersPerSource)
+        self._quiet = Quiet(clock)
+        self._gate = Gate(clock)
+        self._waitingPorts: set[Pausable] = set()
         self._emptySince = clock.seconds()
-        self._drained: Deferred[None] | None = None
-        self._deadline: IDelayedCall | None = None
-        descriptors, _ = getrlimit(RLIMIT_NOFILE)
-        spare = (
-            limits.maxReaders
-            if descriptors == RLIM_INFINITY
-            else descriptors - _RESERVED_DESCRIPTORS
-        )
-        self._mostReaders = max(1, min(limits.maxReaders, spare))
+        self._drain: Drain | None = None
+        most, _ = getrlimit(RLIMIT_NOFILE)
+        self.mostDescriptor = 2**31 if most == RLIM_INFINITY else most - _RESERVED_DESCRIPTORS
 
     def seconds(self) -> float:
-        """
-        The time that the deadlines go by.
-        """
-        return self._clock.seconds()
+        """The time that the deadlines go by."""
+        return self.clock.seconds()
 
     @property
     def readers(self) -> int:
-        """
-        How many connections there are now.
-        """
+        """How many connections there are now."""
         known = len(self._sending) + len(self._lingering) + len(self._arriving)
         return known + self._soon.waiting
 
     @property
+    def room(self) -> int:
+        """How many more readers may be here."""
+        return max(0, self.limits.maxReaders - self.readers)
+
+    @property
     def idleSeconds(self) -> float:
-        """
-        For how long nobody has been connected.
-        """
-        return 0.0 if self.readers else self._clock.seconds() - self._emptySince
+        """For how long nobody has been connected, or has waited for a poem in a backlog."""
+        isBusy = self.readers or self._waitingPorts
+        return 0.0 if isBusy else self.clock.seconds() - self._emptySince
 
     def addPort(self, port: Pausable) -> None:
-        """
-        Have a port wait when there is no room.
-        """
-        self._ports.append(port)
+        """Have a port wait when there is no room."""
+        self._gate.add(port)
 
     def removePort(self, port: Pausable) -> None:
-        """
-        Leave a port alone from now on.
-        """
-        self._ports.remove(port)
+        """Leave a port alone from now on."""
+        self._gate.remove(port)
+
+    def addWaitingPort(self, port: Pausable) -> None:
+        """A port leaves who comes in its backlog until there is a poem."""
+        self._waitingPorts.add(port)
+
+    def removeWaitingPort(self, port: Pausable) -> None:
+        """A port waits for a poem no more; again, it does nothing."""
+        self._waitingPorts.discard(port)
+        self._emptySince = self.clock.seconds()
 
     def isTooMany(self, address: Address) -> bool:
         """
@@ -236,35 +158,26 @@ class Policy:
 
         Readers on a UNIX socket have no address to tell them apart, and are not counted.
         """
-        source = _sourceOf(address)
-        return source is not None and self._perSource[source] >= self.limits.maxReadersPerSource
+        return self._quota.isFull(address)
 
-    def makeRoom(self) -> int:
-        """
-        How many more readers may be here. Where that is none, who lingers goes, or the ports wait.
-        """
-        if self.readers >= self._mostReaders:
-            self.pause(
-                f"no more than {self._mostReaders} readers may be here "
-                "(--max-readers, LimitNOFILE=)"
-            )
-        return max(0, self._mostReaders - self.readers)
+    def pauseIfFull(self) -> None:
+        """Have the ports wait, if nobody more may be here and nobody can go who only lingers."""
+        if not self.room:
+            self.pause(f"no more than {self.limits.maxReaders} readers may be here (--max-readers)")
 
-    def arrive(self, arrival: Arrival) -> None:
-        """
-        A connection has to wait before it is a reader.
-        """
+    def addArrival(self, arrival: Arrival) -> None:
+        """A connection has to wait before it is a reader."""
         self._arriving[arrival] = None
+        if self._drain is not None:
+            arrival.drain()
 
-    def depart(self, arrival: Arrival) -> None:
-        """
-        A connection waits no more, whatever becomes of it; again, it does nothing.
-        """
+    def removeArrival(self, arrival: Arrival) -> None:
+        """A connection waits no more, whatever becomes of it; again, it does nothing."""
         if arrival in self._arriving:
             del self._arriving[arrival]
             self._seeWhoIsLeft()
 
-    def serve(self, readers: list[Reader], now: float) -> None:
+    def addServed(self, readers: list[Reader], now: float) -> None:
         """
         Some readers came, and their whole poems went to the system at once: count them, and let the
         clients close first.
@@ -280,30 +193,28 @@ class Policy:
 
         @param now: the clock's seconds.
         """
-        self._sending[reader] = _Progress(now, now)
-        self._count(reader)
-        self._later.add([reader], now)
+        self.resume(reader, Progress(now, now))
+
+    def resume(self, reader: Reader, progress: Progress) -> None:
+        """A reader is here whose poem is under way, and was elsewhere before."""
+        self._sending[reader] = progress
+        self._quota.add(reader)
+        self._later.add([reader], self.clock.seconds())
 
     def finish(self, reader: Reader) -> None:
-        """
-        The whole poem of a reader that had begun is with the system: as in L{serve}.
-        """
+        """The whole poem of a reader that had begun is with the system: as in L{addServed}."""
         self._lingering[reader] = self._sending.pop(reader)
-        self._discount(reader)
+        self._quota.remove(reader)
         self.ledger.sent([reader])
 
-    def leave(self, reader: Reader) -> None:
-        """
-        A connection is closed, by whomever.
-        """
+    def remove(self, reader: Reader) -> None:
+        """A connection is closed, and not because we said so; again, it does nothing."""
         if progress := self._sending.pop(reader, None):
             self.ledger.left(reader.poem, reader.address, progress.takenBytes)
         self._forget(reader)
 
     def turnAway(self, address: Address) -> None:
-        """
-        Count a connection that was reset because L{isTooMany}.
-        """
+        """Count a connection that was reset because L{isTooMany}."""
         most = self.limits.maxReadersPerSource
         self.ledger.turnedAway(address, f"{most} readers of its address are under way")
 
@@ -313,15 +224,14 @@ class Policy:
 
         @param cause: why, for the administrator: told now and then.
         """
-        if self._relief is not None:
+        if self._gate.isClosed:
             return
-        self._relief = self._clock.callLater(_RELIEF_SECONDS, self._resume)
-        self._hurry()
-        if self._relief is None:  # somebody who only lingered has left
+        before = self.readers
+        self._visitWhoLingers()
+        if self.readers < before:  # somebody who only lingered has left
             return
-        for port in self._ports:
-            port.stopReading()
-        if self._mayTell("full"):
+        self._gate.close()
+        if self._quiet.takeTurn("full"):
             self._log.warn(
                 "{cause}; with {readers} here, new ones wait in the backlog",
                 cause=cause,
@@ -333,86 +243,90 @@ class Policy:
         """
         Let the poems under way end, and then everybody go.
 
+        Who has everything with the kernel is left to it after a moment; who is in mid-poem, to the
+        next process, if there is a L{carrier} that can.
+
         @return: fires when nobody is connected any more, at the latest after C{drainSeconds}.
         """
-        if self._drained is None:
-            self._drained = Deferred()
-            self._deadline = self._clock.callLater(self.limits.drainSeconds, self._cutShort)
-            for arrival in list(self._arriving):
-                arrival.forgo()
-            self._hurryOn()
-            self._endDrain()
-        waiter: Deferred[None] = Deferred()
-        self._drained.chainDeferred(waiter)
-        return waiter
-
-    def _hurryOn(self) -> None:
-        """
-        Look again and again who has everything by now, since a stop waits for them all.
-        """
-        self._hurry()
-        if self.readers and self._deadline is not None:
-            self._clock.callLater(_HURRY_SECONDS, self._hurryOn)
-
-    def _seeWhoIsLeft(self) -> None:
-        """
-        Somebody has gone: there is room for another, or nobody is left.
-        """
-        if self._relief is not None:
-            self._resume()
         if not self.readers:
-            self._emptySince = self._clock.seconds()
-            self._endDrain()
+            self._settle()
+            return succeed(None)
+        if self._drain is None:
+            self._drain = Drain(
+                self.clock,
+                self.limits.drainSeconds,
+                self._visitWhoLingers,
+                self._handOver,
+                self._cutShort,
+            )
+            waiter = self._drain.wait()
+            for arrival in list(self._arriving):
+                arrival.drain()
+            self._visitWhoLingers()
+            return waiter
+        return self._drain.wait()
 
-    def _forget(self, reader: Reader) -> None:
-        """
-        Have nothing to do with a reader any more; again, it does nothing.
-        """
-        self._lingering.pop(reader, None)
-        self._discount(reader)
+    def _handOver(self) -> None:
+        """Leave who is still here to the kernel and to the next process, where they can."""
+        if self.carrier is not None and self._sending:
+            for reader in self.carrier.carry(self._sending):
+                del self._sending[reader]
+                self._quota.remove(reader)
+        self._visitWhoLingers()
         self._seeWhoIsLeft()
 
-    def _count(self, reader: Reader) -> None:
-        """
-        Count a reader for its source.
-        """
-        source = _sourceOf(reader.address)
-        if source is not None:
-            self._sources[reader] = source
-            self._perSource[source] += 1
+    def _cutShort(self) -> None:
+        """Reset who is still there when a stop has waited long enough."""
+        cause = f"the server stops, and has waited {self.limits.drainSeconds:g} s"
+        for reader in [*self._sending, *self._lingering]:
+            self._giveUp(reader, cause)
 
-    def _discount(self, reader: Reader) -> None:
-        """
-        Count a reader no more, if it was counted.
-        """
-        source = self._sources.pop(reader, None)
-        if source is not None:
-            self._perSource[source] -= 1
-            if not self._perSource[source]:
-                del self._perSource[source]
+    def _settle(self) -> None:
+        """Nobody is left, and nobody will come: run no timer, and leave nothing untold."""
+        self._gate.open()
+        self._soon.stop()
+        self._later.stop()
+        self.ledger.settle()
+
+    def _seeWhoIsLeft(self) -> None:
+        """Somebody has gone: there is room for another, or nobody is left."""
+        self._gate.open()
+        if not self.readers:
+            self._emptySince = self.clock.seconds()
+            if self._drain is not None:
+                drain, self._drain = self._drain, None
+                self._settle()
+                drain.end()
+
+    def _forget(self, reader: Reader) -> None:
+        """Have nothing to do with a reader any more; again, it does nothing."""
+        self._sending.pop(reader, None)
+        self._lingering.pop(reader, None)
+        self._quota.remove(reader)
+        self._seeWhoIsLeft()
 
     @staticmethod
-    def _glance(reader: Reader) -> bool:
-        """
-        End a reader that has closed, as most have by now; whether it is still there.
-        """
+    def _visitSoon(reader: Reader) -> bool:
+        """End a reader that has closed, as most have by now; whether it is still there."""
         return not reader.closeAfterClient()
 
-    def _watch(self, readers: list[Reader], now: float) -> None:
-        """
-        Have deadlines for those who were served at once and have not closed soon.
-        """
+    def _keepLingering(self, readers: list[Reader], now: float) -> None:
+        """Have deadlines for those who were served at once and have not closed soon."""
         for reader in readers:
-            self._lingering[reader] = _Progress(now, now)
+            self._lingering[reader] = Progress(now, now)
         self._visitLater(readers, now)
         self._seeWhoIsLeft()  # of most, nothing; where all are here, a port looks once in vain
 
     def _visitLater(self, readers: list[Reader], now: float) -> None:
-        """
-        Come back to readers, if there are any.
-        """
+        """Come back to readers, if there are any."""
         if readers:
             self._later.add(readers, now)
+
+    def _visitWhoLingers(self) -> None:
+        """Close who has everything, since others wait for the place."""
+        self._soon.visitAll()
+        for reader in list(self._lingering):
+            self._visit(reader, 0.0)
 
     def _visit(self, reader: Reader, lingerSeconds: float = LINGER_SECONDS) -> bool:
         """
@@ -420,53 +334,53 @@ class Policy:
 
         @param lingerSeconds: how long one that has everything may stay.
         """
-        progress = self._sending.get(reader) or self._lingering.get(reader)
+        lingering = self._lingering.get(reader)
+        progress = lingering or self._sending.get(reader)
         if progress is None:
             return False
-        if reader in self._lingering and reader.closeAfterClient():
+        if lingering and reader.closeAfterClient():
             self._forget(reader)
             return False
-        taken = reader.measure()
-        now = self._clock.seconds()
+        now = self.clock.seconds()
+        taken = reader.countTaken()
         if taken > progress.takenBytes:
             progress.takenBytes = taken
             progress.movedAt = now
-        if taken == len(reader.poem.text):
-            if self._drained is not None or now - progress.movedAt >= lingerSeconds:
-                reader.end()
-                return False
-        elif cause := self._overdue(progress, now) or self._crowding(reader):
+        hasAll = taken == len(reader.poem.text)
+        if lingering and self._mayEnd(reader, hasAll, now - progress.movedAt >= lingerSeconds):
+            reader.end()
+            self._forget(reader)
+            return False
+        if lingering and hasAll:
+            return True
+        if cause := self.limits.faultOf(progress, now) or self._countCrowd(reader):
             self._giveUp(reader, cause)
             return False
         return True
 
-    def _crowding(self, reader: Reader) -> str:
+    def _mayEnd(self, reader: Reader, hasAll: bool, hasLingered: bool) -> bool:
         """
-        Why a source has too many readers that do not take what was sent, or nothing.
+        Whether a connection may be closed whose whole poem went to the system.
+
+        @param hasAll: whether the client has acknowledged it.
+        @param hasLingered: whether it has had its time to close first.
+        """
+        if self._drain is None:
+            return hasAll and hasLingered
+        return hasAll or (self._drain.isHandedOver and reader.isSent())
+
+    def _countCrowd(self, reader: Reader) -> str:
+        """
+        Count one that does not take what was sent for its source; why that has too many, if so.
 
         A small poem goes to the system at once and is not counted as under way: not before it is
         found waiting there.
         """
-        if reader in self._sending or reader in self._sources:
+        if reader in self._quota:
             return ""
         if self.isTooMany(reader.address):
             return f"{self.limits.maxReadersPerSource} readers of its address take nothing"
-        self._count(reader)
-        return ""
-
-    def _overdue(self, progress: _Progress, now: float) -> str:
-        """
-        Why a reader has had its time, or nothing.
-        """
-        idle = now - progress.movedAt
-        if idle >= self.limits.stallSeconds:
-            return f"it took nothing for {idle:.0f} s"
-        age = now - progress.startedAt
-        if (
-            age >= self.limits.stallSeconds
-            and progress.takenBytes < age * self.limits.minRateBytesPerSecond
-        ):
-            return f"it took {progress.takenBytes / age:.0f} bytes/s"
+        self._quota.add(reader)
         return ""
 
     def _giveUp(self, reader: Reader, cause: str) -> None:
@@ -474,9 +388,9 @@ class Policy:
         Reset a reader. One that lingers was counted when its poem went to the system, so that it
         has no record; the source that has too many of them has one now and then.
         """
-        if progress := self._sending.pop(reader, None):
+        if progress := self._sending.get(reader):
             self.ledger.gaveUp(reader.poem, reader.address, progress.takenBytes, cause)
-        elif self._mayTell("lingering"):
+        elif self._quiet.takeTurn("lingering"):
             self._log.warn(
                 "gave up on {peer}, who does not take the last {bytes} bytes: {cause}",
                 peer=formatPeer(reader.address),
@@ -485,157 +399,4 @@ class Policy:
                 message_id="8661237894b24e009d5b2e4ed36bd13c",
             )
         reader.reset()
-
-    def _mayTell(self, what: str) -> bool:
-        """
-        Whether it is time for another record of something that may go on and on.
-        """
-        now = self._clock.seconds()
-        if now < self._quietUntil.get(what, 0.0):
-            return False
-        self._quietUntil[what] = now + _QUIET_SECONDS
-        return True
-
-    def _hurry(self) -> None:
-        """
-        Close who has everything, since others wait for the place.
-        """
-        self._soon.hurry()
-        for reader in list(self._lingering):
-            self._visit(reader, 0.0)
-
-    def _resume(self) -> None:
-        """
-        Accept again.
-        """
-        if self._relief is not None:
-            if self._relief.active():
-                self._relief.cancel()
-            self._relief = None
-            for port in self._ports:
-                port.startReading()
-
-    def _cutShort(self) -> None:
-        """
-        Reset who is still there when a stop has waited long enough.
-        """
-        cause = f"the server stops, and has waited {self.limits.drainSeconds:g} s"
-        for reader in [*self._sending, *self._lingering]:
-            self._giveUp(reader, cause)
-
-    def _endDrain(self) -> None:
-        """
-        Tell a stop that waits, if nobody is left.
-        """
-        if self._deadline is not None and not self.readers and self._drained is not None:
-            if self._deadline.active():
-                self._deadline.cancel()
-            self._deadline = None
-            self.ledger.close()
-            self._drained.callback(None)
-
-
-def _sourceOf(address: Address) -> bytes | None:
-    """
-    What counts as one source: an IPv4 address, or the /64 of an IPv6 one, all of which is commonly
-    one customer's (RFC 6177). Nothing on a UNIX socket.
-    """
-    if not isinstance(address, tuple):
-        return None
-    host = address[0].partition("%")[0]
-    try:
-        packed = inet_pton(AF_INET6, host)
-    except OSError:  # IPv4, or whatever a PROXY header may say
-        return host.encode()
-    return packed if packed.startswith(_MAPPED) else packed[:8]
-
-
-class _Round:
-    """
-    Readers to visit, each after the same delay.
-
-    Since all wait equally long, the queue is in order of time by itself, and costs one timer
-    however many wait in it.
-
-    @ivar waiting: how many readers.
-    """
-
-    _mostAtOnce = 64
-    """Visits between two looks at the sockets, so that nobody waits for a round to end."""
-
-    def __init__(
-        self,
-        clock: IReactorTime,
-        delaySeconds: float,
-        visit: Callable[[Reader], bool],
-        keep: Callable[[list[Reader], float], None],
-    ) -> None:
-        """
-        @param visit: what to do with each reader; whether it is still to be looked after.
-        @param keep: takes those who are, and the clock's seconds.
-        """
-        self.waiting = 0
-        self._clock = clock
-        self._delaySeconds = delaySeconds
-        self._visit = visit
-        self._keep = keep
-        self._queue: deque[tuple[float, list[Reader]]] = deque()
-        self._isTimed = False
-
-    def add(self, readers: list[Reader], now: float) -> None:
-        """
-        Visit readers after the delay.
-        """
-        self.waiting += len(readers)
-        self._queue.append((now + self._delaySeconds, readers))
-        if not self._isTimed:
-            self._isTimed = True
-            self._clock.callLater(self._delaySeconds, self._go)
-
-    def hurry(self) -> None:
-        """
-        Visit everybody now, due or not.
-        """
-        now = self._clock.seconds()
-        for _ in range(len(self._queue)):  # and not those who are kept in this very queue
-            self._look(now)
-
-    def _go(self) -> None:
-        """
-        Visit who is due, and come back for the next.
-        """
-        now = self._clock.seconds()
-        visits = 0
-        try:
-            while self._queue and self._queue[0][0] <= now and visits < self._mostAtOnce:
-                visits += self._look(now)
-        finally:  # whatever is wrong with one reader, the others have deadlines too
-            self._comeBack(now)
-
-    def _look(self, now: float) -> int:
-        """
-        Visit those who came together; how many they are.
-        """
-        _, readers = self._queue.popleft()
-        self.waiting -= len(readers)
-        kept = []
-        rest = iter(readers)
-        try:
-            for reader in rest:
-                if self._visit(reader):
-                    kept.append(reader)
-        finally:
-            kept += rest
-            self._keep(kept, now)
-        return len(readers)
-
-    def _comeBack(self, now: float) -> None:
-        """
-        Time the next visit, if there is one to make.
-        """
-        self._isTimed = bool(self._queue)
-        if self._queue:
-            late = now - self._queue[0][0]
-            # Half a delay at least, so that a round under load is for many.
-            pause = 0.0 if late >= 0 else max(-late, self._delaySeconds / 2)
-            self._clock.callLater(pause, self._go)
+        self._forget(reader)

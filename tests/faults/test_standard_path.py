@@ -15,7 +15,7 @@ import subprocess
 from typing import Any
 from unittest import SkipTest
 
-from messages import FULL, GAVE_UP, SERVING
+from messages import FULL, GAVE_UP, SERVING, TURNED_AWAY
 
 from .server import (
     KIBI,
@@ -243,5 +243,6 @@ class TLSTests(FaultCase):
         self.hold(20, address)
         for _ in range(5):
             self.assertTrue(self.open(address, receiveBuffer=KIBI).recv(1))
-        server.waitFor(GAVE_UP, 20)
+        server.waitFor(TURNED_AWAY, 20)
+        server.waitFor(GAVE_UP, 5)
         wait(lambda: server.descriptors() <= descriptors, "the close")

@@ -1,0 +1,54 @@
+"""
+Whether new connections are accepted, or wait in the backlogs of their ports.
+"""
+
+from __future__ import annotations
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from fastpoetry.delivery.readers import Pausable
+
+_CLOSED_SECONDS = 0.25
+"""How soon to accept again, if nobody leaves meanwhile."""
+
+
+class Gate:
+    """
+    All ports of the process, open or closed together.
+    """
+
+    def __init__(self, clock: IReactorTime) -> None:
+        """
+        @param clock: has it open again after a moment.
+        """
+        self._clock = clock
+        self._ports: list[Pausable] = []
+        self._reopening: IDelayedCall | None = None
+
+    @property
+    def isClosed(self) -> bool:
+        """Whether the ports leave who comes in their backlogs."""
+        return self._reopening is not None
+
+    def add(self, port: Pausable) -> None:
+        """Have a port accept only while this is open."""
+        self._ports.append(port)
+
+    def remove(self, port: Pausable) -> None:
+        """Leave a port alone from now on."""
+        self._ports.remove(port)
+
+    def close(self) -> None:
+        """Accept nobody for a moment."""
+        self._reopening = self._clock.callLater(_CLOSED_SECONDS, self.open)
+        for port in self._ports:
+            port.stopReading()
+
+    def open(self) -> None:
+        """Accept again, if this was closed."""
+        if self._reopening is not None:
+            if self._reopening.active():
+                self._reopening.cancel()
+            self._reopening = None
+            for port in self._ports:
+                port.startReading()

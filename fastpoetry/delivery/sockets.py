@@ -1,0 +1,95 @@
+"""
+What a close means, what the peer has not acknowledged, and what waits in the kernel.
+
+The few things that are asked of a connected or listening socket beyond sending and receiving, for
+the fast port and for Twisted's transports alike.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from fcntl import ioctl
+from functools import cache
+from termios import TIOCOUTQ
+from typing import Any
+
+from twisted.logger import Logger
+from twisted.protocols.policies import ProtocolWrapper
+
+MOST_UNSENT_BYTES = 128 * 1024
+"""
+How much of a poem waits in the kernel for a reader that takes nothing.
+
+What that costs the machine was measured as 320 KiB at most, since packets to a client with a tiny
+receive buffer are mostly overhead. A larger poem follows as its reader takes it
+(TCP_NOTSENT_LOWAT, tcp(7)); unlike a small SO_SNDBUF, that leaves the window free to grow for a
+reader far away.
+"""
+
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+END_ON_CLOSE = struct.pack("ii", 0, 0)
+
+_log = Logger()
+
+
+def countUnacknowledged(connection: socket.SocketType) -> int:
+    """
+    How many bytes the system holds that the peer has not acknowledged, the end included.
+
+    On a UNIX socket nothing is lost once it is written, so there is nothing to wait for.
+    """
+    if connection.family == socket.AF_UNIX:
+        return 0
+    count: int = struct.unpack("i", ioctl(connection.fileno(), TIOCOUTQ, b"\0\0\0\0"))[0]
+    return count
+
+
+def limitUnsent(connection: socket.SocketType) -> None:
+    """
+    Keep a large poem that its reader does not take from filling the machine's memory; where the
+    system does not know how, serve without that.
+    """
+    if connection.family == socket.AF_UNIX:  # there, net.core.wmem_default is the limit
+        return
+    try:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MOST_UNSENT_BYTES)
+    except OSError as why:
+        # A reset in the backlog is no fault of the option's: sending finds it out.
+        if why.errno is not None:
+            _tellUnlimited(why.errno)
+
+
+def setLinger(connection: socket.SocketType, linger: bytes) -> None:
+    """
+    Set what a close means, for a listening socket's future connections too (inet_csk_clone_lock).
+
+    A UNIX socket knows no reset.
+    """
+    if connection.family != socket.AF_UNIX:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+
+def lowestTransport(transport: Any) -> Any:
+    """The TCP or UNIX transport below TLS and all other layers."""
+    while isinstance(transport, ProtocolWrapper):
+        transport = transport.transport
+    return transport
+
+
+def socketOf(transport: Any) -> socket.socket | None:
+    """The socket of a lowest transport; C{stdio:}, for one, has none."""
+    handle = transport.getHandle() if hasattr(transport, "getHandle") else None
+    return handle if isinstance(handle, socket.socket) else None
+
+
+@cache
+def _tellUnlimited(number: int) -> None:
+    """Say, once a process, that the kernel does not limit what waits in it."""
+    _log.warn(
+        "readers of large poems are served without a limit on what waits in the kernel: "
+        "TCP_NOTSENT_LOWAT: {cause}",
+        cause=os.strerror(number),
+        message_id="c1f0c6f6f9a34d8f9d5ab9f8b3a6e2d7",
+    )

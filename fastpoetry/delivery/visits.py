@@ -1,0 +1,103 @@
+"""
+When readers are looked after, each after the same delay.
+
+Knows when, and for how many at a time; what a visit does is up to who asks for it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from fastpoetry.delivery.readers import Reader
+
+_MOST_AT_ONCE = 64
+"""Visits between two looks at the sockets, so that nobody waits for a round to end."""
+
+
+class Round:
+    """
+    Readers to visit, each after the same delay.
+
+    Since all wait equally long, the queue is in order of time by itself, and costs one timer
+    however many wait in it.
+
+    @ivar waiting: how many readers.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        delaySeconds: float,
+        visit: Callable[[Reader], bool],
+        keep: Callable[[list[Reader], float], None],
+    ) -> None:
+        """
+        @param visit: what to do with each reader; whether it is still to be looked after.
+        @param keep: takes those who are, and the clock's seconds.
+        """
+        self.waiting = 0
+        self._clock = clock
+        self._delaySeconds = delaySeconds
+        self._visit = visit
+        self._keep = keep
+        self._queue: deque[tuple[float, list[Reader]]] = deque()
+        self._timer: IDelayedCall | None = None
+
+    def add(self, readers: list[Reader], now: float) -> None:
+        """Visit readers after the delay."""
+        self.waiting += len(readers)
+        self._queue.append((now + self._delaySeconds, readers))
+        if self._timer is None and len(self._queue) == 1:  # within a round, its end sees to it
+            self._timer = self._clock.callLater(self._delaySeconds, self._visitDue)
+
+    def visitAll(self) -> None:
+        """Visit everybody now, due or not."""
+        now = self._clock.seconds()
+        for _ in range(len(self._queue)):  # and not those who are kept in this very queue
+            if self._queue:  # a visit may have been the last, and stopped this
+                self._visitNext(now)
+
+    def stop(self) -> None:
+        """Visit nobody any more."""
+        self._queue.clear()
+        self.waiting = 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _visitDue(self) -> None:
+        """Visit who is due, and come back for the next."""
+        self._timer = None
+        now = self._clock.seconds()
+        visits = 0
+        try:
+            while self._queue and self._queue[0][0] <= now and visits < _MOST_AT_ONCE:
+                visits += self._visitNext(now)
+        finally:  # whatever is wrong with one reader, the others have deadlines too
+            self._comeBack(now)
+
+    def _visitNext(self, now: float) -> int:
+        """Visit those who came together; how many they are."""
+        _, readers = self._queue.popleft()
+        self.waiting -= len(readers)
+        kept = []
+        rest = iter(readers)
+        try:
+            for reader in rest:
+                if self._visit(reader):
+                    kept.append(reader)
+        finally:
+            kept += rest
+            self._keep(kept, now)
+        return len(readers)
+
+    def _comeBack(self, now: float) -> None:
+        """Time the next visit, if there is one to make and nobody has done so meanwhile."""
+        if self._queue and self._timer is None:
+            late = now - self._queue[0][0]
+            # Half a delay at least, so that a round under load is for many.
+            pause = 0.0 if late >= 0 else max(-late, self._delaySeconds / 2)
+            self._timer = self._clock.callLater(pause, self._visitDue)
