@@ -128,16 +128,21 @@ class Options(CommandOptions):
         return Freshness(**{key: self[key] for key in keys})
 
 
-def makeService(options: Options, reactor: Any = None) -> MultiService:
+def makeService(options: Options, reactor: Any = None, clock: Any = None) -> MultiService:
     """
     Make what the options ask for.
 
     @param options: parsed.
     @param reactor: for tests; twistd's own otherwise.
+    @param clock: for tests; otherwise one that no step of the wall clock moves.
     @raise SystemExit: if an endpoint or the cache's folder cannot be had.
     """
     if reactor is None:
         from twisted.internet import reactor
+    if clock is None:
+        from fastpoetry.systemd.clock import MonotonicClock
+
+        clock = MonotonicClock(reactor)
     folder = options.get("cache") or os.environ.get("CACHE_DIRECTORY")
     if folder and not (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
         asked = "--cache " if "cache" in options else "CACHE_DIRECTORY="
@@ -153,4 +158,4 @@ def makeService(options: Options, reactor: Any = None) -> MultiService:
             block.what, endpoint, options.freshness, reactor, block.digest, file
         )
 
-    return assemble(options, makeSource, reactor)
+    return assemble(options, makeSource, reactor, clock)

@@ -82,19 +82,22 @@ def findPoetryPath() -> str:
     return ":".join([DEFAULT_POETRY_PATH, *packaged])
 
 
-def makeService(options: Options, reactor: Any = None) -> MultiService:
+def makeService(options: Options, reactor: Any = None, clock: Any = None) -> MultiService:
     """
     Make what the options ask for.
 
     @param options: parsed.
     @param reactor: for tests; twistd's own otherwise.
+    @param clock: for tests; otherwise one that no step of the wall clock moves.
     @raise SystemExit: if a poem cannot be served or an endpoint cannot be had.
     """
-    from fastpoetry.command.assembly import assemble  # and with it Twisted's sockets
     from fastpoetry.command.preflight import asServer
+    from fastpoetry.systemd.clock import MonotonicClock
 
     if reactor is None:
         from twisted.internet import reactor
+    if clock is None:
+        clock = MonotonicClock(reactor)
 
     def makeSource(block: Block) -> PoetryService:
         try:
@@ -104,7 +107,7 @@ def makeService(options: Options, reactor: Any = None) -> MultiService:
             refuse(f"{block.asked}: {why}")
         return PoetryService(block.what, reactor)
 
-    return assemble(options, makeSource, reactor)
+    return assemble(options, makeSource, reactor, clock)
 
 
 def _select(block: Block, folders: list[str]) -> Selection:

@@ -27,6 +27,7 @@ from twisted.internet.interfaces import (
     IProtocol,
     IProtocolFactory,
     IReactorThreads,
+    IReactorTime,
     ISSLTransport,
     IStreamServerEndpoint,
     ITCPTransport,
@@ -543,7 +544,12 @@ class FakeNotify(Service):
     """
 
     def __init__(
-        self, reactor: Any, *, status: Callable[[], str], reload: Callable[[], Deferred[Any]]
+        self,
+        reactor: Any,
+        *,
+        status: Callable[[], str],
+        reload: Callable[[], Deferred[Any]],
+        clock: IReactorTime,
     ) -> None:
         self.status = status
         self.reload = reload

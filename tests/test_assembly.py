@@ -88,7 +88,7 @@ class AssemblyCase(SynchronousTestCase):
             self.odes.append(Ode(block))
             return self.odes[-1]
 
-        return assemble(options, makeSource, self.reactor)
+        return assemble(options, makeSource, self.reactor, self.reactor)
 
     def start(self, *line: str) -> Any:
         """

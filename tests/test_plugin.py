@@ -29,7 +29,7 @@ PACKAGE = Path(fastpoetry.__file__).parent
 
 HOUSE = """
 floor | where                  | and there nobody imports
-6     | tap proxytap           | systemd
+6     | tap proxytap           | -
 5     | command                | delivery.fastport delivery.haproxy
 4     | listen                 | service proxy systemd
 3     | protocol               | os io pathlib shutil tempfile service proxy systemd
@@ -265,7 +265,7 @@ class HouseTests(SynchronousTestCase):
                     users.add(module.split(".")[0])
                     continue
                 self.assertNotEqual(module.split(".")[0], "systemd", f"{module} imports {other}")
-        self.assertLessEqual(users, {"systemd", "command"})
+        self.assertLessEqual(users, {"systemd", "command", "tap", "proxytap"})
 
     def test_reactor(self) -> None:
         """

@@ -63,7 +63,7 @@ class ProxyTapCase(SynchronousTestCase):
         """
         @return: the service of a command line that says where to listen.
         """
-        return makeService(parse(*line, "--port=0"), self.reactor)
+        return makeService(parse(*line, "--port=0"), self.reactor, self.reactor)
 
     def source(self, *line: str) -> PoetryProxyService:
         """

@@ -57,7 +57,7 @@ class TapCase(SynchronousTestCase):
         """
         @return: the service of a command line.
         """
-        return makeService(parse("--poetry-path", self.folder, *line), self.reactor)
+        return makeService(parse("--poetry-path", self.folder, *line), self.reactor, self.reactor)
 
     def start(self, *line: str) -> Any:
         """
@@ -213,7 +213,11 @@ class RefusalTests(TapCase):
         """
         @return: why a command line is refused that has a poetry path of its own.
         """
-        return str(self.assertRaises(SystemExit, lambda: makeService(parse(*line), self.reactor)))
+        return str(
+            self.assertRaises(
+                SystemExit, lambda: makeService(parse(*line), self.reactor, self.reactor)
+            )
+        )
 
     def test_poetryPathOfNothing(self) -> None:
         """

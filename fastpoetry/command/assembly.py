@@ -14,7 +14,7 @@ from twisted.application.service import MultiService
 from twisted.internet.abstract import isIPv6Address
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
-from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.internet.interfaces import IReactorTime, IStreamServerEndpoint
 
 from fastpoetry.command.idle import IdleService
 from fastpoetry.command.options import Block, CommandOptions, refuse
@@ -45,7 +45,10 @@ class _Place(NamedTuple):
 
 
 def assemble(
-    options: CommandOptions, makeSource: Callable[[Block], Source], reactor: Any
+    options: CommandOptions,
+    makeSource: Callable[[Block], Source],
+    reactor: Any,
+    clock: IReactorTime,
 ) -> MultiService:
     """
     Make the whole service: one C{MultiService} a block, and what they share.
@@ -53,9 +56,10 @@ def assemble(
     @param options: parsed.
     @param makeSource: makes the service that is the source of a block's poems.
     @param reactor: for all of them.
+    @param clock: for all that is timed.
     @raise SystemExit: if a source or an endpoint cannot be had.
     """
-    policy = Policy(options.limits, reactor)
+    policy = Policy(options.limits, clock)
     root = MultiService()
     sources = []
     with Preflight() as preflight:
@@ -66,7 +70,7 @@ def assemble(
             _makeBlock(source, places, policy, reactor).setServiceParent(root)
     if "exitIdleSeconds" in options:
         seconds = options["exitIdleSeconds"]
-        idle = IdleService(reactor, seconds, lambda: policy.idleSeconds, reactor.stop)
+        idle = IdleService(clock, seconds, lambda: policy.idleSeconds, reactor.stop)
         idle.setServiceParent(root)
 
     def status() -> str:
@@ -82,7 +86,7 @@ def assemble(
         # Each has said itself what became of it, and one that failed ends no other.
         return DeferredList([source.reload() for source in sources], consumeErrors=True)
 
-    NotifyService(reactor, status=status, reload=reload).setServiceParent(root)
+    NotifyService(reactor, status=status, reload=reload, clock=clock).setServiceParent(root)
     return root
 
 
