@@ -13,10 +13,13 @@ import re
 import stat
 import time
 from codecs import utf_8_decode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import NamedTuple, Protocol
+
+DEFAULT_POETRY_PATH = "/etc/fastpoetry/poetry:/usr/share/fastpoetry/poetry"
+"""The folders to look for poems in, first to last, so that yours go before the package's."""
 
 MAX_POEM_BYTES = 64 * 1024 * 1024
 """A poem is held in memory whole, and once more while it is being reloaded."""
@@ -148,29 +151,39 @@ class PoemNamed(NamedTuple):
 
         @raise PoemError: if no folder has it, or the first that has it cannot give it.
         """
+        return Loaded([_readBeneath(self.find(), self.name)])
+
+    def find(self) -> str:
+        """
+        Look the name up.
+
+        @return: the first folder that has it.
+        @raise PoemError: if none has it.
+        """
         if _NAME.fullmatch(self.name) is None:
             raise PoemError(
                 f"{self.name!a} is no name of a poem (letters, digits, _ and -); "
-                "a path has a slash in it, as in ./ecstasy.txt"
+                f"a path has a slash in it, as in ./ecstasy.txt; {self._listNames()}"
             )
         for folder in self.folders:
             if _has(folder, self.name):
-                return Loaded([_readBeneath(folder, self.name)])
-        raise PoemError(self._unknown())
+                return folder
+        raise PoemError(f"no poem {self.name} in {':'.join(self.folders)}; {self._listNames()}")
 
-    def _unknown(self) -> str:
-        """
-        Say where the poem is not, what there is, and what may have been meant.
-        """
-        from difflib import get_close_matches  # costs a millisecond that only an error pays
+    def _listNames(self) -> str:
+        return listNames(self.name, filter(_NAME.fullmatch, _findFiles(self.folders)))
 
-        there = sorted(filter(_NAME.fullmatch, _findFiles(self.folders)))
-        near = get_close_matches(self.name, there, n=1)
-        meant = f"; did you mean {near[0]}?" if near else ""
-        return (
-            f"no poem {self.name} in {':'.join(self.folders)}; "
-            f"there is {', '.join(there) or 'none at all'}{meant}"
-        )
+
+def listNames(name: str, there: Iterable[str]) -> str:
+    """
+    Say what there is in the place of what is not, and what may have been meant.
+    """
+    from difflib import get_close_matches  # costs a millisecond that only an error pays
+
+    names = sorted(there)
+    near = get_close_matches(name, names, n=1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    return f"there is {', '.join(names) or 'none at all'}{meant}"
 
 
 class Anthology(NamedTuple):

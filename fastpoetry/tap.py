@@ -12,10 +12,8 @@ from twisted.application.service import MultiService
 
 from fastpoetry.command.assembly import assemble
 from fastpoetry.command.options import Block, CommandOptions, refuse
-from fastpoetry.poem import Anthology, PoemAt, PoemError, PoemNamed, Selection
+from fastpoetry.poem import DEFAULT_POETRY_PATH, Anthology, PoemAt, PoemError, PoemNamed, Selection
 from fastpoetry.service import PoetryService
-
-DEFAULT_POETRY_PATH = "/etc/fastpoetry/poetry:/usr/share/fastpoetry/poetry"
 
 _ANTHOLOGY = "--anthology"
 

@@ -21,8 +21,9 @@ from messages import LEFT, LOADED, SENT, SUMMARY
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from fastpoetry.poem import DEFAULT_POETRY_PATH
 from fastpoetry.systemd.journal import fields
-from fastpoetry.tap import DEFAULT_POETRY_PATH, Options
+from fastpoetry.tap import Options
 
 ROOT = Path(__file__).resolve().parent.parent
 MAN = ROOT / "packaging" / "man"

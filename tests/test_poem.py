@@ -431,12 +431,12 @@ class PoemNamedTests(FolderCase):
 
     def test_fileTakenForAName(self) -> None:
         """
-        A file's name is not a poem's; the refusal says how to give a path.
+        A file's name is not a poem's; the refusal says how to give a path, and what there is.
         """
         self.assertEqual(
             self.refusal(PoemNamed("ecstasy.txt", [self.folder])),
             "'ecstasy.txt' is no name of a poem (letters, digits, _ and -); "
-            "a path has a slash in it, as in ./ecstasy.txt",
+            "a path has a slash in it, as in ./ecstasy.txt; there is none at all",
         )
 
 

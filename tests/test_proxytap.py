@@ -17,6 +17,7 @@ from twisted.application.service import IService, MultiService
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from fastpoetry.command.instance import PROXY_FOLDER
 from fastpoetry.command.options import CommandOptions
 from fastpoetry.poem import MAX_POEM_BYTES, Poem
 from fastpoetry.proxy.cache import Copy, CopyFile
@@ -387,6 +388,6 @@ class UnitPageTests(SynchronousTestCase):
         """
         files = [path.replace("NAME", "%i") for path in self.page.entries("FILES")]
         self.assertIn(f"\nEnvironmentFile={files[0]}\n", self.service)
-        self.assertIn(f"\nAssertPathExists={files[0]}\n", self.socket)
+        self.assertEqual(files[0], f"{PROXY_FOLDER}/%i.env")
         self.assertIn(f"\nListenStream={files[1]}\n", self.socket)
         self.assertIn(f"\nCacheDirectory={files[2].removeprefix('/var/cache/')}\n", self.service)

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from messages import FETCHED
 
-from system.conftest import SOURCE, UNITS, listUnits
+from system.conftest import SOURCE, UNITS
 from system.machine import Machine, waitFor
+from system.test_refusals import listLeft
 
 EDGE = "fastpoetry-proxy@edge"
 SOCKET = "/run/fastpoetry-proxy/edge.sock"
@@ -97,15 +98,36 @@ def test_start(machine: Machine, setEdge: Set) -> None:
     assert not readJournal(machine, f"UPSTREAM={UPSTREAM}")
 
 
-def test_name(machine: Machine, setEdge: Set) -> None:
+@pytest.mark.parametrize("name", ["edg", "..", "..-edge"])
+def test_name(machine: Machine, setEdge: Set, name: str) -> None:
     """
-    A name without a file is refused, and leaves nothing behind.
+    A name without a file is refused with the nearest one, where people look, and nothing runs,
+    listens or is tried again.
     """
-    for name in ("typo", "..", "..-edge"):
-        refused = machine.run("systemctl", "start", f"fastpoetry-proxy@{name}", check=False)
-        assert refused.returncode != 0
-        waitFor(lambda: not listUnits(machine), "the last trace of it to go")
-        assert not machine.path(f"/run/fastpoetry-proxy/{name}.sock").exists()
+    unit = f"fastpoetry-proxy@{name}"
+    assert machine.run("systemctl", "start", unit, check=False).returncode != 0
+    status = machine.run("systemctl", "status", "--full", unit, check=False).stdout
+    assert f"fastpoetry: no /etc/fastpoetry/proxy/{name}.env, " in status
+    assert "there is edge" in status
+    waitFor(lambda: listLeft(machine) == {f"{unit}.socket"}, "the rest of it to go")
+    assert not machine.path(f"/run/fastpoetry-proxy/{name}.sock").exists()
+
+
+def test_noCacheFolder(machine: Machine, setEdge: Set) -> None:
+    """
+    A proxy whose folder for copies cannot be had fails for all to see, is not tried again by
+    itself, and keeps its socket; it runs as soon as that is mended.
+    """
+    machine.path("/var/cache/private").mkdir(mode=0o700, exist_ok=True)
+    machine.path("/var/cache/private/fastpoetry-proxy").write_text("in the way\n")
+    machine.systemctl("start", "fastpoetry@ecstasy.socket")
+    assert machine.run("systemctl", "start", EDGE, check=False).returncode != 0
+    assert machine.show(EDGE, "ExecMainStatus") == "239"
+    assert machine.show(EDGE, "ActiveState") == "failed"
+    assert machine.show(EDGE, "NRestarts") == "0"
+    assert machine.show(f"{EDGE}.socket", "ActiveState") == "active"
+    machine.path("/var/cache/private/fastpoetry-proxy").unlink()
+    assert machine.fetch("-U", SOCKET) == read("ecstasy")
 
 
 def test_journal(edge: Machine) -> None:

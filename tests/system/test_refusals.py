@@ -11,8 +11,8 @@ import time
 import pytest
 from messages import UNIT_STARTING
 
-from system.conftest import CLONE, listUnits
-from system.machine import Machine, awaitTime, waitFor
+from system.conftest import CLONE
+from system.machine import Machine, MachineError, awaitTime, waitFor
 
 POEM = "/etc/fastpoetry/poetry/ecstasy.txt"
 STARTING = f"MESSAGE_ID={UNIT_STARTING}"
@@ -33,26 +33,118 @@ def readBusySeconds(machine: Machine) -> float:
     return int(dict(line.split() for line in lines)["usage_usec"]) / 1e6
 
 
-@pytest.mark.parametrize("name", ["typo", "..-..-etc-shadow", "..", ".", r"..\x2f..\x2fetc"])
+def listLeft(machine: Machine) -> set[str]:
+    """
+    What is left of fastpoetry but not at rest: runs, listens, waits, has a job or has failed.
+    """
+    units = ("list-units", "--all", "--plain", "--no-legend", "fastpoetry*")
+    lines = machine.systemctl(*units).splitlines()
+    return {line.split()[0] for line in lines if " inactive " not in line}
+
+
+@pytest.mark.parametrize("name", ["ecstacy", "..-..-etc-shadow", "..", ".", r"..\x2f..\x2fetc"])
 def test_name(machine: Machine, name: str) -> None:
     """
-    A name without a poem is refused with the cause in the journal, and leaves nothing behind.
+    A name without a poem is refused, and C{systemctl status} of it says what there is instead;
+    nothing runs, listens or is tried again, and only the socket is shown as failed.
     """
-    refused = machine.run("systemctl", "start", f"fastpoetry@{name}.service", check=False)
+    service, socket = (f"fastpoetry@{name}.{kind}" for kind in ("service", "socket"))
+    refused = machine.run("systemctl", "start", service, check=False)
     assert refused.returncode != 0
-    (record, *_) = machine.journal("--boot", "--grep=Assertion failed for", "--reverse")
-    assert record["UNIT"] == f"fastpoetry@{name}.socket"
-    waitFor(lambda: not listUnits(machine), "the last trace of it to go")
+    for unit in (service, socket):
+        status = machine.run("systemctl", "status", "--full", unit, check=False).stdout
+        assert "fastpoetry: " in status
+        assert "; there is alla_sera, ecstasy, " in status
+    if name == "ecstacy":
+        assert "no poem ecstacy in /etc/fastpoetry/poetry:/usr/share/fastpoetry/poetry; " in status
+        assert "did you mean ecstasy?" in status
+    waitFor(lambda: listLeft(machine) == {socket}, "the last trace of it to go")
+    assert socket in machine.systemctl("--failed", "--plain", "--no-legend")
     assert not machine.path(f"/run/fastpoetry/{name}.sock").exists()
 
 
 def test_nameNotAllowed(machine: Machine) -> None:
     """
-    A file whose name cannot be a poem's is refused with the cause in the unit's own journal.
+    A file whose name cannot be a poem's is refused as if it were not there.
     """
     machine.path("/etc/fastpoetry/poetry/a.b.txt").write_text("not to be had\n")
     assert machine.run("systemctl", "start", "fastpoetry@a.b", check=False).returncode != 0
     assert machine.journal("--boot", "--unit=fastpoetry@a.b", "--grep=is no name of a poem")
+    waitFor(lambda: listLeft(machine) == {"fastpoetry@a.b.socket"}, "the rest of it to go")
+
+
+def test_enabledGone(machine: Machine) -> None:
+    """
+    An enabled poem that is gone when the machine boots is in C{systemctl --failed}, with the cause;
+    the others listen.
+    """
+    machine.path("/etc/fastpoetry/poetry/mine.txt").write_text("mine\n")
+    machine.systemctl("enable", "fastpoetry@mine", "fastpoetry@ecstasy")
+    machine.path("/etc/fastpoetry/poetry/mine.txt").unlink()
+    try:
+        with pytest.raises(MachineError, match=r"fastpoetry@mine\.socket"):
+            machine.reboot()
+        assert listLeft(machine) == {"fastpoetry@mine.socket", "fastpoetry@ecstasy.socket"}
+        assert machine.show("fastpoetry@ecstasy.socket", "ActiveState") == "active"
+        status = machine.run("systemctl", "status", "--full", "fastpoetry@mine", check=False).stdout
+        assert "fastpoetry: no poem mine in " in status
+    finally:
+        machine.systemctl("disable", "fastpoetry@mine", "fastpoetry@ecstasy")
+
+
+POETRY_PATH = "OPTIONS=--poetry-path=/srv/poetry\n"
+
+
+def test_otherPath(machine: Machine) -> None:
+    """
+    A poetry path among the options is that of the socket's check too.
+    """
+    machine.run("install", "-d", "/srv/poetry")
+    machine.path("/srv/poetry/elsewhere.txt").write_text("elsewhere\n")
+    assert machine.run("systemctl", "start", "fastpoetry@elsewhere", check=False).returncode != 0
+    machine.path("/etc/fastpoetry/fastpoetry@elsewhere.env").write_text(POETRY_PATH)
+    machine.systemctl("start", "fastpoetry@elsewhere")
+    assert machine.fetch("-U", "/run/fastpoetry/elsewhere.sock") == b"elsewhere\n"
+
+
+@pytest.mark.parametrize(
+    ("break_", "mend"),
+    [
+        ("chmod a-x /usr/bin/twistd3", "chmod a+x /usr/bin/twistd3"),
+        (
+            "echo OPTIONS=--help >/etc/fastpoetry/fastpoetry@ecstasy.env",
+            "rm /etc/fastpoetry/fastpoetry@ecstasy.env",
+        ),
+        ("touch /etc/fastpoetry/poetry/ecstasy.txt", "rm /etc/fastpoetry/poetry/ecstasy.txt"),
+    ],
+)
+def test_cannotRun(machine: Machine, break_: str, mend: str) -> None:
+    """
+    A service that cannot even be executed, one that ends before it is ready, and one that refuses
+    its poem have failed for all to see, and are tried only now and then while a client waits; the
+    socket stays, and the client is served when that is mended.
+    """
+    service, socket = "fastpoetry@ecstasy.service", "fastpoetry@ecstasy.socket"
+    machine.systemctl("start", socket)
+    machine.run("sh", "-c", break_)
+    client = subprocess.Popen(
+        machine.command("nc", "-d", "127.0.0.1", "10000"), stdout=subprocess.PIPE
+    )
+    try:
+        before = countStarts(machine)
+        waitFor(lambda: countStarts(machine) >= before + 3, "three tries", 60)
+        # Two pauses of 5 s lay between them: no other trial was made.
+        tries = machine.journal("--boot", STARTING, f"UNIT={service}")[-3:]
+        times = [int(each["__REALTIME_TIMESTAMP"]) for each in tries]
+        assert min(times[1] - times[0], times[2] - times[1]) > 4.9e6
+        waitFor(lambda: machine.show(service, "ActiveState") == "failed", "its failure")
+        assert service in machine.systemctl("--failed", "--plain", "--no-legend")
+        assert machine.show(socket, "ActiveState") == "active"
+        assert machine.show(service, "NRestarts") == "0"
+    finally:
+        machine.run("sh", "-c", mend)
+        served = client.communicate(timeout=60)[0]
+    assert served == (CLONE / "poetry/ecstasy.txt").read_bytes()
 
 
 def test_brokenPoem(machine: Machine) -> None:
@@ -74,7 +166,7 @@ def test_aMinute(machine: Machine) -> None:
     """
     With clients waiting for a broken poem for a minute, the socket stays open and tries now and
     then, which costs little, and they are served when the poem is mended; of a name that was
-    mistyped meanwhile there is nothing to be seen.
+    mistyped meanwhile there is nothing but a socket that has failed.
     """
     machine.path(POEM).write_text("")
     machine.systemctl("start", "fastpoetry@ecstasy.socket")
@@ -90,7 +182,7 @@ def test_aMinute(machine: Machine) -> None:
         assert machine.show("fastpoetry@ecstasy.socket", "ActiveState") == "active"
         # The pause is 5 s, and a start takes a while too.
         assert 5 <= countStarts(machine) - before <= 12
-        assert "typo" not in listUnits(machine)
+        assert {unit for unit in listLeft(machine) if "typo" in unit} == {"fastpoetry@typo.socket"}
         assert not machine.path("/run/fastpoetry/typo.sock").exists()
         assert machine.journal("--boot", STARTING, "UNIT=fastpoetry@typo.service") == []
         machine.path(POEM).write_text("mended\n")

@@ -1,0 +1,79 @@
+"""
+Whether an instance of our units has anything to serve: what its socket asks before it listens.
+
+Looks for a file of that name and, if there is none, for the nearest; whether the file will do is
+for the service to find out. Only systemd runs it. It imports no Twisted, since each boot waits.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from fastpoetry.poem import DEFAULT_POETRY_PATH, PoemError, PoemNamed, listNames
+
+PROXY_FOLDER = "/etc/fastpoetry/proxy"
+
+
+def findPoem(name: str, options: Sequence[str]) -> None:
+    """
+    Look for the poem of a server.
+
+    @param options: more of its command line, which may have another poetry path.
+    @raise PoemError: if there is none of that name.
+    """
+    path = DEFAULT_POETRY_PATH
+    if options:
+        from argparse import ArgumentParser
+
+        parser = ArgumentParser(add_help=False)
+        parser.add_argument("--poetry-path", default=path)
+        path = parser.parse_known_args(options)[0].poetry_path
+    PoemNamed(name, [folder for folder in path.split(":") if folder]).find()
+
+
+def findProxy(name: str, folder: str = PROXY_FOLDER) -> None:
+    """
+    Look for the file of a proxy.
+
+    @raise PoemError: if there is none of that name.
+    """
+    if not os.path.exists(f"{folder}/{name}.env"):
+        entries = os.listdir(folder) if os.path.isdir(folder) else []
+        there = [each.removesuffix(".env") for each in entries if each.endswith(".env")]
+        raise PoemError(
+            f"no {folder}/{name}.env, where UPSTREAM= says whose poem to serve; "
+            + listNames(name, there)
+        )
+
+
+def main(unit: str, name: str, *options: str) -> None:
+    """
+    Look for what an instance serves, and say it under the name of its service if there is nothing:
+    people start that, and systemd then tells them that a dependency failed.
+
+    @param unit: C{fastpoetry} or C{fastpoetry-proxy}.
+    @param name: of the instance, as systemd has it.
+    @raise SystemExit: if there is nothing.
+    """
+    try:
+        if unit == "fastpoetry":
+            findPoem(name, options)
+        else:
+            findProxy(name)
+    except PoemError as why:
+        line = f"fastpoetry: {why}"
+        if "JOURNAL_STREAM" not in os.environ:
+            raise SystemExit(line) from None
+        from systemd import journal
+
+        # journalctl and systemctl status show it with both units; for the service's own name they
+        # trust root alone (systemd.journal-fields(7)).
+        of = f"{unit}@{name}.service"
+        journal.send(line, PRIORITY=3, SYSLOG_IDENTIFIER="fastpoetry", OBJECT_SYSTEMD_UNIT=of)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
