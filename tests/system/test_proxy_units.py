@@ -141,7 +141,7 @@ def test_journal(edge: Machine) -> None:
         "MESSAGE": f"fetched 2735 bytes of poetry from {UPSTREAM}",
         "PRIORITY": "6",
         "SYSLOG_IDENTIFIER": "fastpoetry",
-        "LOG_NAMESPACE": "fastpoetry.proxy.PoetryProxyService",
+        "LOG_NAMESPACE": "fastpoetry.proxy.service.PoetryProxyService",
         "BYTES": "2735",
         "MESSAGE_ID": FETCHED,
     }
