@@ -643,21 +643,28 @@ def write(folder: str, entry: str, text: bytes = POEM.text) -> str:
 
 
 @contextmanager
-def asNobody() -> Iterator[None]:
+def asNobody(folder: str | None = None, mode: int = 0) -> Iterator[None]:
     """
-    Be somebody whom permissions bind, as root is not.
+    Be somebody whom permissions bind, as root is not; whoever else we are, we stay.
+
+    @param folder: has that mode meanwhile, by which it is closed to its owner too.
     """
-    if os.geteuid() != 0:
-        yield
-        return
+    isRoot = os.geteuid() == 0
+    if folder is not None:
+        before = os.stat(folder).st_mode
+        os.chmod(folder, mode)
     try:
-        os.seteuid(65534)
-    except OSError as why:
-        raise SkipTest(f"cannot be nobody: {why}") from why
-    try:
+        if isRoot:
+            try:
+                os.seteuid(65534)
+            except OSError as why:
+                raise SkipTest(f"cannot be nobody: {why}") from why
         yield
     finally:
-        os.seteuid(0)
+        if isRoot:
+            os.seteuid(0)
+        if folder is not None:
+            os.chmod(folder, before)
 
 
 def receiveAll(client: socket.socket) -> bytes:

@@ -196,7 +196,7 @@ class UnusableTests(CopyCase):
         """
         self.file.save(self.copy())
         os.chmod(self.file.path, 0o644)
-        with asNobody():
+        with asNobody(self.folder, 0o555):
             why = self.assertRaises(CopyError, self.file.save, self.copy(b"another\n"))
             self.assertEqual(self.file.load(), self.copy())
         self.assertEqual(str(why), f"{self.file.path}: Permission denied")

@@ -386,8 +386,7 @@ class PoemNamedTests(FolderCase):
         """
         self.write("x.txt")
         write(self.later, "x.txt")
-        os.chmod(self.folder, 0)
-        with asNobody():
+        with asNobody(self.folder):
             refusal = self.refusal(PoemNamed("x", self.folders))
         self.assertIn(f"{self.folder}/x.txt: Permission denied", refusal)
 
@@ -694,8 +693,7 @@ class AnthologyTests(FolderCase):
         """
         other = makeFolder(self)
         write(other, "x.txt")
-        os.chmod(self.folder, 0)
-        with asNobody():
+        with asNobody(self.folder):
             refusal = self.refusal(Anthology([self.folder, other]))
         self.assertIn(f"{self.folder}: Permission denied", refusal)
 

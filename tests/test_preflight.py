@@ -225,7 +225,7 @@ class PathTests(PreflightCase):
         """
         A path into a folder that may not be written to is refused.
         """
-        with asNobody():
+        with asNobody(self.folder, 0o555):
             self.assertEqual(self.refusal(f"unix:{self.path}"), "Permission denied")
 
     def test_taken(self) -> None:

@@ -184,7 +184,7 @@ class ServiceTests(ProxyTapCase):
         """
         Each block is a proxy and a listener.
         """
-        service = self.make("--upstream", UPSTREAM, "-p1", "--upstream", UPSTREAM)
+        service = self.make("--upstream", UPSTREAM, "-p0", "--upstream", UPSTREAM)
         verifyObject(IService, service)
         *blocks, _notify = service
         parts = [[type(part).__name__ for part in block] for block in blocks]
