@@ -9,9 +9,7 @@ import re
 from typing import Any
 
 from twisted.application.service import MultiService
-from twisted.internet.endpoints import clientFromString
 
-from fastpoetry.command.assembly import assemble
 from fastpoetry.command.options import (
     Block,
     CommandOptions,
@@ -120,6 +118,13 @@ class Options(CommandOptions):
         self.setOnce("--cache", "cache", os.path.abspath(value))
 
     @property
+    def endpoints(self) -> list[str]:
+        """
+        The upstreams too.
+        """
+        return super().endpoints + [block.what for block in self.blocks]
+
+    @property
     def freshness(self) -> Freshness:
         """
         The times that were asked for, with the defaults for the others.
@@ -137,6 +142,10 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
     @param clock: for tests; otherwise one that no step of the wall clock moves.
     @raise SystemExit: if an endpoint or the cache's folder cannot be had.
     """
+    from twisted.internet.endpoints import clientFromString  # and with it Twisted's sockets
+
+    from fastpoetry.command.assembly import assemble
+
     if reactor is None:
         from twisted.internet import reactor
     if clock is None:

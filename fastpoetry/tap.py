@@ -10,7 +10,6 @@ from typing import Any
 
 from twisted.application.service import MultiService
 
-from fastpoetry.command.assembly import assemble
 from fastpoetry.command.options import Block, CommandOptions, refuse
 from fastpoetry.poem import DEFAULT_POETRY_PATH, Anthology, PoemAt, PoemError, PoemNamed, Selection
 from fastpoetry.service import PoetryService
@@ -89,6 +88,7 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
     @param clock: for tests; otherwise one that no step of the wall clock moves.
     @raise SystemExit: if a poem cannot be served or an endpoint cannot be had.
     """
+    from fastpoetry.command.assembly import assemble  # and with it Twisted's sockets
     from fastpoetry.command.preflight import asServer
     from fastpoetry.systemd.clock import MonotonicClock
 

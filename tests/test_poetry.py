@@ -151,3 +151,11 @@ class ReadmeTests(SynchronousTestCase):
             verse = f"{lines} lines, {stanzas} {'stanza' if stanzas == 1 else 'stanzas'}"
             size = (FOLDER / name).stat().st_size
             self.assertIn(f" | `{name}` | {poem.title} | {verse} | {size} |\n", self.page)
+
+    def test_tutorial(self) -> None:
+        """
+        The page says how large our first poem is beside the Twisted introduction's copy, and why.
+        """
+        ours = (FOLDER / "ecstasy.txt").stat().st_size
+        self.assertIn(f"3,003 bytes and this one {ours:,}: ", " ".join(self.page.split()))
+        self.assertEqual(ours + 269 + 20 - 21, 3003)

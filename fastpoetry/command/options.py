@@ -193,6 +193,13 @@ class CommandOptions(usage.Options):
         keys = self.keys() & Limits.__dataclass_fields__.keys()
         return Limits(**{key: self[key] for key in keys})
 
+    @property
+    def endpoints(self) -> list[str]:
+        """
+        The descriptions of all endpoints that the process is to have.
+        """
+        return [description for block in self.blocks for description in block.listen]
+
     def opt_port(self, value: str) -> None:
         """
         The TCP port to listen on [default: 10000].

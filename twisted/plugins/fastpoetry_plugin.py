@@ -4,7 +4,7 @@ What twistd and Twisted's endpoints find of fastpoetry: names only, so that look
 
 from typing import Any
 
-from twisted.application.service import ServiceMaker
+from twisted.application.service import IService, ServiceMaker
 from twisted.internet.interfaces import IStreamServerEndpoint, IStreamServerEndpointStringParser
 from twisted.plugin import IPlugin
 from zope.interface import implementer
@@ -27,8 +27,24 @@ class _AdoptedParser:
         return AdoptedParser().parseStreamServer(reactor, *args, **kwargs)
 
 
-fastpoetry = ServiceMaker("fastpoetry", "fastpoetry.tap", "A fast poetry service.", "fastpoetry")
-proxy = ServiceMaker(
+class _Command(ServiceMaker):
+    """
+    A command whose process is its own: twistd runs one and nothing else, so that no TLS need be
+    there for others.
+    """
+
+    def makeService(self, options: Any) -> IService:
+        """
+        @see: C{makeService} of the command's module, which is for any program.
+        """
+        from fastpoetry.command.tls import importTwisted
+
+        importTwisted(options.endpoints)
+        return super().makeService(options)
+
+
+fastpoetry = _Command("fastpoetry", "fastpoetry.tap", "A fast poetry service.", "fastpoetry")
+proxy = _Command(
     "fastpoetry-proxy", "fastpoetry.proxytap", "A caching proxy for poetry.", "fastpoetry-proxy"
 )
 adopted = _AdoptedParser()

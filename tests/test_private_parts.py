@@ -1,0 +1,417 @@
+"""
+Tests of what other packages keep to themselves, and fastpoetry relies on all the same.
+
+They run with each Twisted and Python that is supported: here with the newest, and on a Debian of
+each release with its own (tests/system/test_within.py, and when the package is built).
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fakes import LONG, FakeTransport, Reactor, countDescriptors, makeFolder
+from twisted.internet import tcp, unix
+from twisted.internet.address import IPv4Address
+from twisted.internet.endpoints import (
+    SSL4ServerEndpoint,
+    _WrapperServerEndpoint,
+    serverFromString,
+)
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.protocol import Factory, Protocol
+from twisted.protocols.haproxy._v1parser import V1Parser
+from twisted.protocols.haproxy._v2parser import V2Parser
+from twisted.protocols.haproxy._wrapper import HAProxyProtocolWrapper, HAProxyWrappingFactory
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+import fastpoetry
+
+PACKAGE = Path(fastpoetry.__file__).parent
+
+NAMED = {
+    "_accept": "delivery/fastport.py",
+    "dataBuffer": "protocol.py",
+    "twisted.protocols.haproxy._v1parser": "delivery/haproxy.py",
+    "twisted.protocols.haproxy._v2parser": "delivery/haproxy.py",
+    "twisted.protocols.haproxy._wrapper": "delivery/haproxy.py",
+    "_parser": "delivery/haproxy.py",
+    "_proxyInfo": "delivery/haproxy.py",
+    "_fromListeningDescriptor": "systemd/adopted.py",
+    "_getLogPrefix": "systemd/adopted.py",
+    "_preexistingSocket": "systemd/adopted.py",
+    "_reservedFD": "systemd/adopted.py",
+    "twisted.internet.endpoints._WrapperServerEndpoint": "command/preflight.py",
+    "_wrappedEndpoint": "command/preflight.py",
+    "_port": "command/preflight.py",
+    "_interface": "command/preflight.py",
+    "_address": "command/preflight.py",
+}
+"""What is private to others, and the one module that knows it."""
+
+PUBLIC = {"_fields"}  # a named tuple's, and documented
+
+_HEADER = b"PROXY TCP4 192.0.2.7 192.0.2.1 40000 10000\r\n"
+
+
+def findPrivate(source: str) -> Iterator[str]:
+    """
+    @return: the private names of others that a module says: attributes of anything but C{self} and
+        C{cls}, and what it imports.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            isOwn = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            if _isPrivate(node.attr) and not isOwn:
+                yield node.attr
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            if any(map(_isPrivate, node.module.split("."))):
+                yield node.module
+            else:
+                yield from (f"{node.module}.{a.name}" for a in node.names if _isPrivate(a.name))
+        elif isinstance(node, ast.Import):
+            for each in node.names:
+                if any(map(_isPrivate, each.name.split("."))):
+                    yield each.name
+
+
+def _isPrivate(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name not in PUBLIC
+
+
+class NamedTests(SynchronousTestCase):
+    """
+    Tests for where private parts are named.
+    """
+
+    def setUp(self) -> None:
+        self.sources = {
+            path.relative_to(PACKAGE).as_posix(): path.read_text("utf-8")
+            for path in PACKAGE.rglob("*.py")
+        }
+
+    def test_find(self) -> None:
+        """
+        Every way to say one is found.
+        """
+        found = findPrivate(
+            "import a._b, c\n"
+            "from _d.e import f\n"
+            "from g import _h, i\n"
+            "from .j import _k\n"
+            "l = self._m._n + cls._o + p.q()._r + s.__t__\n"
+        )
+        self.assertEqual(sorted(found), ["_d.e", "_n", "_r", "a._b", "g._h"])
+
+    def test_known(self) -> None:
+        """
+        No module relies on a private part that is not among those that are tested here.
+        """
+        for module, source in self.sources.items():
+            for name in findPrivate(source):
+                self.assertEqual(NAMED.get(name), module, f"{name} is not {module}'s to know")
+
+    def test_used(self) -> None:
+        """
+        What is tested here is relied on.
+        """
+        for name, module in NAMED.items():
+            self.assertIn(name.rpartition(".")[2], self.sources[module])
+
+
+class Keeper(Protocol):
+    """
+    A protocol that remembers what was done with it.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[bytes] = []
+
+    def dataReceived(self, data: bytes) -> None:
+        """
+        Remember it.
+        """
+        self.received.append(data)
+
+
+class KeeperFactory(Factory):
+    """
+    A factory that remembers its protocols.
+    """
+
+    noisy = False
+
+    def __init__(self) -> None:
+        self.made: list[Keeper] = []
+
+    def buildProtocol(self, addr: object) -> Keeper:
+        """
+        Make one more.
+        """
+        self.made.append(Keeper())
+        return self.made[-1]
+
+
+class SocketTests(SynchronousTestCase):
+    """
+    Tests for Python's sockets, and for Twisted's ports and transports on real ones.
+    """
+
+    def setUp(self) -> None:
+        self.reactor = Reactor()
+        self.factory = KeeperFactory()
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(self.listening.close)
+        self.listening.setblocking(False)
+
+    def connect(self) -> socket.socket:
+        """
+        @return: a client.
+        """
+        client = socket.create_connection(self.listening.getsockname())
+        self.addCleanup(client.close)
+        return client
+
+    def listen(self) -> Any:
+        """
+        @return: a port of Twisted's on that socket.
+        """
+        number = self.listening.fileno()
+        port: Any = tcp.Port._fromListeningDescriptor(
+            self.reactor, number, socket.AF_INET, self.factory
+        )
+        port.startListening()
+        self.addCleanup(port.connectionLost, Failure(ConnectionDone()))
+        return port
+
+    def transport(self) -> tuple[Any, socket.socket]:
+        """
+        @return: a transport of Twisted's, and the client at its other end.
+        """
+        port, client = self.listen(), self.connect()
+        port.doRead()
+        (keeper,) = self.factory.made
+        transport: Any = keeper.transport
+        self.addCleanup(transport.connectionLost, Failure(ConnectionDone()))
+        return transport, client
+
+    def test_accept(self) -> None:
+        """
+        C{socket.socket._accept} gives a descriptor that no other program inherits, and the address
+        of the client; and an error where nobody waits.
+        """
+        client = self.connect()
+        raw: Any = self.listening
+        number, address = raw._accept()
+        self.addCleanup(os.close, number)
+        self.assertEqual(address, client.getsockname())
+        self.assertFalse(os.get_inheritable(number))
+        self.assertRaises(BlockingIOError, raw._accept)
+
+    def test_numberAccepts(self) -> None:
+        """
+        C{numberAccepts} is how many connections a port accepts at once; it has another value after
+        one was accepted, and the same if none was.
+        """
+        port = self.listen()
+        self.connect()
+        self.connect()
+        for made in (1, 2):
+            port.numberAccepts = 1
+            port.doRead()
+            self.assertEqual(len(self.factory.made), made)
+            self.assertGreater(port.numberAccepts, 1)
+        port.numberAccepts = 1
+        port.doRead()
+        self.assertEqual((len(self.factory.made), port.numberAccepts), (2, 1))
+
+    def test_dataBuffer(self) -> None:
+        """
+        C{dataBuffer} has all that a transport has not handed to the system, and perhaps more; it is
+        empty when that is nothing.
+        """
+        transport, client = self.transport()
+        client.setblocking(False)
+        handed: list[int] = []
+        hand = transport.writeSomeData
+
+        def count(data: bytes) -> Any:
+            done = hand(data)
+            handed.append(done)
+            return done
+
+        transport.writeSomeData = count
+        transport.write(LONG.text)
+        transport.doWrite()
+        self.assertGreater(len(transport.dataBuffer), 0)
+        while sum(handed) < len(LONG.text):
+            self.assertLessEqual(len(LONG.text) - len(transport.dataBuffer), sum(handed))
+            with contextlib.suppress(BlockingIOError):
+                client.recv(1 << 20)
+            transport.doWrite()
+        self.assertEqual(len(transport.dataBuffer), 0)
+
+
+class UNIXPortTests(SynchronousTestCase):
+    """
+    Tests for what L{fastpoetry.systemd.adopted} does in the place of a UNIX port.
+    """
+
+    def setUp(self) -> None:
+        self.path = os.path.join(makeFolder(self), "s")
+        self.listening = socket.socket(socket.AF_UNIX)
+        self.addCleanup(self.listening.close)
+        self.listening.bind(self.path)
+        self.listening.listen()
+        self.factory = KeeperFactory()
+        unixPort: Any = unix.Port
+        self.port = unixPort._fromListeningDescriptor(
+            Reactor(), self.listening.fileno(), self.factory
+        )
+
+    def test_preexistingSocket(self) -> None:
+        """
+        A port from a descriptor is a port that does not listen yet, and has a socket of its own on
+        it.
+        """
+        self.assertTrue(IListeningPort.providedBy(self.port))
+        self.assertFalse(self.port.connected)
+        own = self.port._preexistingSocket
+        self.addCleanup(own.close)
+        self.assertEqual(own.getsockname(), self.path)
+        self.assertNotEqual(own.fileno(), self.listening.fileno())
+
+    def test_logPrefix(self) -> None:
+        """
+        A port says how its factory is called in the log.
+        """
+        self.addCleanup(self.port._preexistingSocket.close)
+        self.assertEqual(self.port._getLogPrefix(self.factory), "KeeperFactory")
+
+    def test_shouldShutdown(self) -> None:
+        """
+        C{_shouldShutdown} says whether a port ends its socket for everybody else who has it.
+        """
+        self.assertIs(unix.Port._shouldShutdown, True)
+        for shouldShutdown in (False, True):
+            unixPort: Any = unix.Port
+            port = unixPort._fromListeningDescriptor(
+                Reactor(), self.listening.fileno(), self.factory
+            )
+            port._shouldShutdown = shouldShutdown
+            port.socket = port._preexistingSocket
+            port._closeSocket(True)
+            with socket.socket(socket.AF_UNIX) as client:
+                client.setblocking(False)
+                self.assertEqual(client.connect_ex(self.path) != 0, shouldShutdown)
+        self.port._preexistingSocket.close()
+
+    def test_reservedFD(self) -> None:
+        """
+        Twisted keeps one descriptor for the case that there is none left, once it is told to.
+        """
+        self.addCleanup(self.port._preexistingSocket.close)
+        reserved: Any = tcp._reservedFD
+        reserved.reserve()
+        before = countDescriptors()
+        reserved.reserve()
+        self.assertEqual(countDescriptors(), before)
+        with reserved:
+            self.assertEqual(countDescriptors(), before - 1)
+        self.assertEqual(countDescriptors(), before)
+
+
+class EndpointTests(SynchronousTestCase):
+    """
+    Tests for what L{fastpoetry.command.preflight} looks into.
+    """
+
+    def endpoint(self, description: str) -> Any:
+        """
+        @return: what Twisted makes of it.
+        """
+        return serverFromString(Reactor(), description)
+
+    def test_port(self) -> None:
+        """
+        Endpoints on TCP have their port and their interface.
+        """
+        for endpoint in (
+            self.endpoint("tcp:17:interface=127.0.0.1"),
+            self.endpoint("tcp6:17:interface=127.0.0.1"),
+            SSL4ServerEndpoint(Reactor(), 17, None, interface="127.0.0.1"),
+        ):
+            self.assertEqual((endpoint._port, endpoint._interface), (17, "127.0.0.1"))
+
+    def test_address(self) -> None:
+        """
+        Those on UNIX sockets have their path.
+        """
+        self.assertEqual(self.endpoint("unix:/run/x")._address, "/run/x")
+
+    def test_wrapped(self) -> None:
+        """
+        Those behind a PROXY header have what they wrap.
+        """
+        endpoint = self.endpoint("haproxy:tcp:17")
+        self.assertIsInstance(endpoint, _WrapperServerEndpoint)
+        self.assertEqual(endpoint._wrappedEndpoint._port, 17)
+
+
+class HAProxyTests(SynchronousTestCase):
+    """
+    Tests for what L{fastpoetry.delivery.haproxy} adds to.
+    """
+
+    def setUp(self) -> None:
+        self.keepers = KeeperFactory()
+        self.factory = HAProxyWrappingFactory(self.keepers)
+        self.transport = FakeTransport(IPv4Address("TCP", "198.51.100.1", 1))
+        wrapper = self.factory.buildProtocol(IPv4Address("TCP", "198.51.100.1", 1))
+        assert isinstance(wrapper, HAProxyProtocolWrapper)
+        self.wrapper: Any = wrapper
+        self.wrapper.makeConnection(self.transport)
+
+    def test_beginnings(self) -> None:
+        """
+        The parsers say how the headers of both versions begin.
+        """
+        self.assertEqual(V1Parser.PROXYSTR, b"PROXY")
+        self.assertEqual(V2Parser.PREFIX, b"\r\n\r\n\0\r\nQUIT\n")
+
+    def test_wrapping(self) -> None:
+        """
+        The factory has the one that it wraps, and says what makes its protocols.
+        """
+        self.assertIs(self.factory.wrappedFactory, self.keepers)
+        self.assertIs(self.factory.protocol, HAProxyProtocolWrapper)
+        self.assertEqual(list(self.factory.protocols), [self.wrapper])
+
+    def test_header(self) -> None:
+        """
+        C{_parser} is there from the first piece of a header, C{_proxyInfo} from its last; then the
+        peer is the client.
+        """
+        self.assertEqual((self.wrapper._parser, self.wrapper._proxyInfo), (None, None))
+        self.wrapper.dataReceived(_HEADER[:20])
+        self.assertIsNotNone(self.wrapper._parser)
+        self.assertIsNone(self.wrapper._proxyInfo)
+        self.wrapper.dataReceived(_HEADER[20:])
+        self.assertIsNotNone(self.wrapper._proxyInfo)
+        self.assertEqual(self.wrapper.getPeer(), IPv4Address("TCP", "192.0.2.7", 40000))
+
+    def test_noHeader(self) -> None:
+        """
+        What is no header ends the connection.
+        """
+        self.wrapper.dataReceived(b"GET / HTTP/1.0\r\n\r\n")
+        self.assertIsNone(self.wrapper._proxyInfo)
+        self.assertTrue(self.wrapper.disconnecting)
+        self.assertEqual(self.transport.did, ["loseConnection"])

@@ -1,0 +1,183 @@
+"""
+Tests for Twisted without TLS, in processes of their own.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from unittest import skipUnless
+
+from fakes import receiveAll
+from processes import ROOT, SECONDS, Workplace, fetchFrom, findFreePort, waitUntil
+from twisted.trial.unittest import SynchronousTestCase
+
+from fastpoetry.command.tls import isPlain
+
+TLS = ("OpenSSL", "cryptography", "service_identity", "twisted.internet.ssl")
+"""What nobody is to load who has no use for it. Python's own ssl comes with asyncio."""
+
+# twistd, with a logger that writes down what is loaded once the server listens.
+_SPYING = """
+import os, sys
+from twisted.scripts.twistd import run
+
+def look(event):
+    if event.get("log_format", "").startswith("serving poetry on"):
+        with open("loading", "w") as file:
+            print(*sys.modules, file=file)
+        os.replace("loading", "loaded")
+
+sys.modules["spy"] = sys.modules["__main__"]
+observer = lambda: look
+sys.argv = ["twistd", "--nodaemon", "--pidfile=", "--logger=spy.observer", *sys.argv[1:]]
+run()
+"""
+
+# Another program, in which what is ours is only a part.
+_OTHER = """
+import sys
+from fastpoetry.systemd import adopted, journal, notify
+from fastpoetry.tap import Options, makeService
+options = Options()
+options.parseOptions(["--poem", "poetry/ecstasy.txt", "--port", "0"])
+makeService(options)
+print(*sys.modules)
+"""
+
+# Asks for what it had said that it would not.
+_LATER = """
+from fastpoetry.command.tls import importTwisted
+importTwisted(["tcp:10000"])
+from twisted.internet import endpoints, reactor, protocol, ssl
+try:
+    reactor.listenSSL(0, protocol.Factory(), ssl.CertificateOptions())
+except Exception as why:
+    print(type(why).__name__)
+"""
+
+
+class PlainTests(SynchronousTestCase):
+    """
+    Tests for L{isPlain}.
+    """
+
+    def test_plain(self) -> None:
+        """
+        Sockets are plain, with or without a PROXY header.
+        """
+        for each in ("tcp:10000", "tcp:host=x:port=1", "adopted:", "unix:/x", "haproxy:tcp6:1"):
+            self.assertTrue(isPlain(each), each)
+
+    def test_notPlain(self) -> None:
+        """
+        TLS is not, wherever it stands; nor what nobody knows here.
+        """
+        for each in ("ssl:1", "tls:x:1", "haproxy:ssl:1", "txsni:/x:tcp:1", "onion:1", "", "TCP:1"):
+            self.assertFalse(isPlain(each), each)
+
+
+@skipUnless(find_spec("OpenSSL"), "no pyOpenSSL")
+class ProcessTests(SynchronousTestCase):
+    """
+    Tests of what a process loads.
+    """
+
+    def setUp(self) -> None:
+        """
+        Make the workplace, and find a port.
+        """
+        self.place = Workplace(self)
+        self.port = findFreePort()
+
+    def begin(self, *arguments: str) -> subprocess.Popen[str]:
+        """
+        Start a twistd that says what it has loaded.
+        """
+        return self.place.begin(sys.executable, "-c", _SPYING, *arguments)
+
+    def findTLS(self, process: subprocess.Popen[str]) -> Sequence[str]:
+        """
+        What a process that says so has loaded of L{TLS}.
+        """
+        file = self.place.folder / "loaded"
+        waitUntil(lambda: process.poll() is not None or file.exists(), "a server that listens")
+        loaded = waitUntil(file.read_text, "what is loaded").split()
+        return [name for name in TLS if name in loaded]
+
+    def test_server(self) -> None:
+        """
+        A server of plain sockets loads none of it, and serves.
+        """
+        process = self.begin(
+            *("fastpoetry", "--poem", "poetry/ecstasy.txt", "--listen", f"tcp:{self.port}"),
+            *("--listen", "unix:socket", "--listen", "haproxy:unix:proxied"),
+        )
+        self.assertEqual(self.findTLS(process), [])
+        poem = (ROOT / "poetry" / "ecstasy.txt").read_bytes()
+        self.assertEqual(fetchFrom(process, ("127.0.0.1", self.port)), poem)
+
+    def test_proxy(self) -> None:
+        """
+        Nor does a proxy whose upstream is a plain socket.
+        """
+        process = self.begin("fastpoetry-proxy", "--upstream", "unix:none", "--port", "0")
+        self.assertEqual(self.findTLS(process), [])
+
+    def test_upstream(self) -> None:
+        """
+        A proxy with one upstream behind TLS loads it.
+        """
+        process = self.begin(
+            *("fastpoetry-proxy", "--upstream", "unix:none", "--listen", "unix:socket"),
+            *("--upstream", f"tls:poems:{self.port}", "--listen", "unix:other"),
+        )
+        self.assertEqual(self.findTLS(process), list(TLS))
+
+    @skipUnless(shutil.which("openssl"), "no openssl")
+    def test_works(self) -> None:
+        """
+        A server with one socket behind TLS serves through it, wherever it is asked for.
+        """
+        certificate = str(self.place.folder / "certificate.pem")
+        made = self.place.run(
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=poems"),
+            *("-days", "2", "-keyout", certificate + ".key", "-out", certificate),
+        )
+        self.assertEqual(made[0], 0, made)
+        secure = f"ssl:{self.port}:privateKey={certificate}.key:certKey={certificate}"
+        process = self.begin(
+            *("fastpoetry", "--poem", "poetry/ecstasy.txt", "--listen", "unix:socket"),
+            *("--poem", "poetry/science.txt", "--listen", secure),
+        )
+        self.assertEqual(self.findTLS(process), list(TLS))
+        fetchFrom(process, str(self.place.folder / "socket"))
+        context = ssl.create_default_context(cafile=certificate)
+        context.check_hostname = False
+        address = ("127.0.0.1", self.port)
+        with (
+            socket.create_connection(address, SECONDS) as plain,
+            context.wrap_socket(plain) as client,
+        ):
+            poem = (ROOT / "poetry" / "science.txt").read_bytes()
+            self.assertEqual(receiveAll(client), poem)
+
+    def test_otherPrograms(self) -> None:
+        """
+        A program that has our service beside others is as Twisted makes it.
+        """
+        status, loaded, errors = self.place.run(sys.executable, "-c", _OTHER)
+        self.assertEqual((status, errors), (0, ""))
+        self.assertLessEqual(set(TLS), set(loaded.split()))
+
+    def test_later(self) -> None:
+        """
+        Who asks for TLS all the same is refused, and never served in the clear.
+        """
+        told = self.place.run(sys.executable, "-c", _LATER)
+        self.assertEqual(told, (0, "AssertionError\n", ""))
