@@ -92,7 +92,7 @@ check: $(VENV)/check $(VENV)/test
 
 .PHONY: bench
 bench: $(VENV)/bench
-	$(call packages,gcc libc6-dev nginx-light libnginx-mod-stream)
+	$(call packages,gcc libc6-dev nginx-light libnginx-mod-stream python3-twisted python3-systemd)
 	@$(VENV)/bin/python benchmarks/run.py
 
 # What building the package takes; packaging/debian/control says it to dpkg.

@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from statistics import median
@@ -42,17 +42,8 @@ class Bench:
     rounds: int
     ports: Iterator[int] = field(default_factory=lambda: count(10001))
 
-    @property
-    def brief(self) -> Bench:
-        """
-        Less thorough, for the many points of a curve.
-        """
-        return replace(self, seconds=self.seconds / 2, rounds=(self.rounds + 1) // 2)
-
     def prepare(self) -> None:
-        """
-        Compile what is written in C.
-        """
+        """Compile what is written in C."""
         for source in ("load", "loop", "far"):
             build = ["cc", "-O2", "-o", str(machine.WORK / source), str(HERE / f"{source}.c")]
             subprocess.run(build, check=True)
@@ -65,9 +56,7 @@ class Bench:
         workers: int = 1,
         upstream: str = "",
     ) -> Where:
-        """
-        A poem of a size, and a port nobody has had.
-        """
+        """A poem of a size, and a port nobody has had."""
         return Where(poemOf(size), next(self.ports), host, options, workers, upstream)
 
     def measure(
@@ -77,19 +66,19 @@ class Bench:
         readers: int = READERS,
         seconds: float | None = None,
         cpus: str | None = None,
-        program: str = "load",
+        isFar: bool = False,
     ) -> Sample:
         """
         Put load on a server.
 
         @param flags: more words for the load generator.
         @param cpus: processors of the load generator; without, the one for clients.
-        @param program: C{load}, or C{far} for readers at a distance.
+        @param isFar: whether readers are no sockets but the network itself (C{far}).
         @raise SystemExit: when a single poem was not as it should be.
         """
         before = machine.cpuSeconds(server.pids)
         words = ["-c", str(readers), "-t", str(seconds or self.seconds), *flags]
-        told = _runLoad(program, server, words, cpus)
+        told = _runLoad("far" if isFar else "load", server, words, cpus)
         spent = machine.cpuSeconds(server.pids) - before
         told["cpuMicroseconds"] = spent * 1e6 / max(1, told["poems"])
         told["serverBusy"] = spent / told["seconds"]
@@ -108,9 +97,7 @@ class Bench:
         return {name: medians(samples) for name, samples in found.items()}
 
     def settle(self, server: Server) -> None:
-        """
-        Return when a server has nothing to do any more.
-        """
+        """Return when a server has nothing to do any more."""
         spent = [-1.0]
 
         def quiet() -> bool:
@@ -122,16 +109,12 @@ class Bench:
 
 
 def medians(samples: Sequence[Sample]) -> Sample:
-    """
-    Of each figure the median.
-    """
+    """Of each figure the median."""
     return {key: median(sample[key] for sample in samples) for key in samples[0]}
 
 
 def poemOf(size: int) -> Path:
-    """
-    A file with a poem of exactly so many bytes: quotes, UTF-8, and no two lines alike.
-    """
+    """A file with a poem of exactly so many bytes: quotes, UTF-8, and no two lines alike."""
     path = machine.WORK / f"poem-{size}.txt"
     if not path.exists():
         lines = b"".join(_LINE.format(number).encode() for number in range(size // 80 + 1))
@@ -141,9 +124,7 @@ def poemOf(size: int) -> Path:
 
 
 def _runLoad(program: str, server: Server, words: Sequence[str], cpus: str | None) -> Sample:
-    """
-    Run a load generator to its end.
-    """
+    """Run a load generator to its end."""
     where = server.where
     load = ["taskset", "-c", cpus or machine.processors()[1], str(machine.WORK / program)]
     command = [*load, "-e", str(where.poem), *words, where.address]

@@ -1,9 +1,9 @@
 /*
  * A load generator for poems: many connections from one thread, every byte checked.
  *
- * It opens connections to ADDRESS (HOST:PORT or the path of a Unix socket), reads each poem to its end, compares it
- * with the expected file and prints one line of JSON. It does not write reports, pin itself or start servers: taskset
- * and run.py do. Exit status 1 when any poem was wrong, short, reset, refused or late.
+ * It opens connections to HOST:PORT, reads each poem to its end, compares it with the expected file and prints one
+ * line of JSON. It does not write reports, pin itself or start servers: taskset and run.py do. Exit status 1 when any
+ * poem was wrong, short, reset, refused or late.
  *
  *     cc -O2 -o load load.c && taskset -c 1 ./load -e poem.txt -c 64 -t 5 127.0.0.1:10000
  *
@@ -19,7 +19,6 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 
 #include "tally.h"
 
@@ -27,20 +26,13 @@ enum { CHUNK = 256 * 1024, EVENTS = 32, GRACE_SECONDS = 10 };
 
 struct reader {
     int fd;
-    int greeted;       /* the bytes of --first are out */
     int wrong;         /* a byte differed, or there were too many */
     size_t seen;       /* bytes of the poem so far */
     uint64_t intended; /* when it should have begun, ns */
 };
 
 static struct {
-    union {
-        struct sockaddr any;
-        struct sockaddr_in in;
-        struct sockaddr_un un;
-    } to;
-    socklen_t toLength;
-    const char *first;
+    struct sockaddr_in to;
     long readers, hold, spread;
     uint64_t count;
     double seconds, rate, pace;
@@ -73,28 +65,20 @@ static void bindSource(int fd) {
     if (bind(fd, (struct sockaddr *)&from, sizeof from)) die("bind");
 }
 
-static void greet(struct reader *r) {
-    r->greeted = send(r->fd, opt.first, strlen(opt.first), MSG_DONTWAIT | MSG_NOSIGNAL) >= 0;
-}
-
 static void enter(struct reader *r, uint64_t intended) {
-    /* A Unix socket is connected in blocking mode: there, a full backlog is EAGAIN instead of a wait. */
-    int mode = opt.to.any.sa_family == AF_INET ? SOCK_NONBLOCK : 0;
-    int fd = socket(opt.to.any.sa_family, SOCK_STREAM | SOCK_CLOEXEC | mode, 0);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) die("socket");
     if (opt.spread) bindSource(fd);
     if (opt.receiveBuffer) setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &opt.receiveBuffer, sizeof opt.receiveBuffer);
-    *r = (struct reader){.fd = fd, .intended = intended, .greeted = 1};
+    *r = (struct reader){.fd = fd, .intended = intended};
     opened++, live++;
-    if (connect(fd, &opt.to.any, opt.toLength) && errno != EINPROGRESS) {
+    if (connect(fd, (struct sockaddr *)&opt.to, sizeof opt.to) && errno != EINPROGRESS) {
         if (errno == EADDRNOTAVAIL) die("connect"); /* our own limit, not the server's */
         sum.refused++;
         leave(r);
         return;
     }
-    if (opt.first) greet(r);
     struct epoll_event e = {.events = EPOLLIN | EPOLLRDHUP | EPOLLET, .data.ptr = r};
-    if (!r->greeted) e.events |= EPOLLOUT;
     if (epoll_ctl(poll_, EPOLL_CTL_ADD, fd, &e)) die("epoll_ctl");
 }
 
@@ -162,7 +146,6 @@ static double run(struct reader *readers) {
         int n = wait_(events, over || opt.rate <= 0 ? 100 : 0);
         for (int i = 0; i < n; i++) {
             struct reader *r = events[i].data.ptr;
-            if (!r->greeted) greet(r);
             if (!readOn(r, SIZE_MAX, events[i].events)) continue;
             idle[idles++] = r;
             begin(idle, &idles, start); /* at once, so that the server never waits for us */
@@ -187,7 +170,6 @@ static double hold(struct reader *readers) {
         int n = wait_(events, 100);
         for (int i = 0; i < n; i++) {
             struct reader *r = events[i].data.ptr;
-            if (!r->greeted) greet(r);
             if (!(events[i].events & (EPOLLERR | EPOLLHUP))) continue;
             readOn(r, SIZE_MAX, events[i].events);
             if (r->fd >= 0) leave(r);
@@ -207,29 +189,21 @@ static double hold(struct reader *readers) {
 
 static void setAddress(const char *text) {
     const char *colon = strrchr(text, ':');
-    if (strchr(text, '/')) {
-        opt.to.un.sun_family = AF_UNIX;
-        strncpy(opt.to.un.sun_path, text, sizeof opt.to.un.sun_path - 1);
-        opt.toLength = sizeof opt.to.un;
-        return;
-    }
     char host[64];
     if (!colon || colon - text >= (long)sizeof host) die(text);
     snprintf(host, sizeof host, "%.*s", (int)(colon - text), text);
-    opt.to.in.sin_family = AF_INET;
-    opt.to.in.sin_port = htons((uint16_t)atoi(colon + 1));
-    opt.toLength = sizeof opt.to.in;
-    if (inet_pton(AF_INET, host, &opt.to.in.sin_addr) != 1) die(text);
+    opt.to.sin_family = AF_INET;
+    opt.to.sin_port = htons((uint16_t)atoi(colon + 1));
+    if (inet_pton(AF_INET, host, &opt.to.sin_addr) != 1) die(text);
 }
 
 static void usage(void) {
-    fputs("load -e FILE [options] HOST:PORT|/PATH\n"
+    fputs("load -e FILE [options] HOST:PORT\n"
           "  -e FILE    the poem expected, every byte of it\n"
           "  -c N       connections at a time (64)\n"
           "  -t S       seconds (5)\n"
           "  -n N       at most N connections\n"
           "  -r R       begin R connections a second, whatever the server does (at most -c at a time)\n"
-          "  -w TEXT    write TEXT before reading\n"
           "  -s N       use N source addresses from 127.1.0.1 on\n"
           "  -b BYTES   receive buffer of each connection (the kernel's smallest is 2304)\n"
           "  -H N       hold N connections until SIGTERM; says \"holding\" on stderr when they are there\n"
@@ -240,14 +214,13 @@ static void usage(void) {
 
 static void options(int argc, char **argv) {
     int o;
-    while ((o = getopt(argc, argv, "e:c:t:n:r:w:s:b:H:p:")) != -1) {
+    while ((o = getopt(argc, argv, "e:c:t:n:r:s:b:H:p:")) != -1) {
         switch (o) {
         case 'e': readPoem(optarg); break;
         case 'c': opt.readers = atol(optarg); break;
         case 't': opt.seconds = atof(optarg); break;
         case 'n': opt.count = strtoull(optarg, NULL, 10); break;
         case 'r': opt.rate = atof(optarg); break;
-        case 'w': opt.first = optarg; break;
         case 's': opt.spread = atol(optarg); break;
         case 'b': opt.receiveBuffer = atoi(optarg); break;
         case 'H': opt.hold = atol(optarg); break;

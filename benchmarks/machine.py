@@ -59,18 +59,14 @@ def isolate() -> None:
 
 
 def _raiseLoopback() -> None:
-    """
-    A new network namespace has its loopback interface down.
-    """
+    """A new network namespace has its loopback interface down."""
     setFlags, up = 0x8914, 0x1  # SIOCSIFFLAGS and IFF_UP, linux/sockios.h and linux/if.h
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, setFlags, struct.pack("16sH14x", b"lo", up))
 
 
 def othersBusy(seconds: float = 1.0) -> float:
-    """
-    The share of all processors that somebody uses while a measurement has yet to begin.
-    """
+    """The share of all processors that somebody uses while a measurement has yet to begin."""
 
     def read() -> list[int]:
         return [
@@ -84,9 +80,7 @@ def othersBusy(seconds: float = 1.0) -> float:
 
 
 def processors() -> tuple[str, str]:
-    """
-    The processor for servers and the one for clients.
-    """
+    """The processor for servers and the one for clients."""
     first, second, *_ = sorted(os.sched_getaffinity(0))
     return str(first), str(second)
 
@@ -111,9 +105,7 @@ def startJournal() -> subprocess.Popen[bytes]:
 
 
 def countRecords(*matches: str) -> int:
-    """
-    How many records of the journal match.
-    """
+    """How many records of the journal match."""
     found = subprocess.run(
         ["journalctl", "--quiet", "--output=cat", "--output-fields=PRIORITY", *matches],
         capture_output=True,
@@ -137,9 +129,7 @@ def waitUntil(condition: Callable[[], bool], what: str, seconds: float = 20.0) -
 
 
 def family(pid: int) -> list[int]:
-    """
-    A process and all that descend from it.
-    """
+    """A process and all that descend from it."""
     children = Path(f"/proc/{pid}/task/{pid}/children")
     found = [pid]
     for child in children.read_text().split():
@@ -148,9 +138,7 @@ def family(pid: int) -> list[int]:
 
 
 def cpuSeconds(pids: list[int]) -> float:
-    """
-    Processor time, in user space and in the kernel, of processes with all their threads.
-    """
+    """Processor time, in user space and in the kernel, of processes with all their threads."""
     ticks = 0
     for pid in pids:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -159,9 +147,7 @@ def cpuSeconds(pids: list[int]) -> float:
 
 
 def residentBytes(pids: list[int]) -> int:
-    """
-    Memory of processes that is in RAM.
-    """
+    """Memory of processes that is in RAM."""
     pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
     return pages * resource.getpagesize()
 
@@ -181,9 +167,7 @@ def socketBytes() -> int:
 
 
 def describe() -> dict[str, str]:
-    """
-    What must be known of a machine to read its figures.
-    """
+    """What must be known of a machine to read its figures."""
     return {
         "processor": _field("/proc/cpuinfo", "model name"),
         "processors": str(os.cpu_count()),
@@ -193,6 +177,7 @@ def describe() -> dict[str, str]:
         "system": platform.freedesktop_os_release()["PRETTY_NAME"],
         "python": platform.python_version(),
         "twisted": _versionOf("twisted"),
+        "Debian's Twisted": _packageVersion("python3-twisted"),
         "uvloop": _versionOf("uvloop"),
         "nginx": _nginxVersion(),
         "date": time.strftime("%Y-%m-%d"),
@@ -200,9 +185,7 @@ def describe() -> dict[str, str]:
 
 
 def _field(path: str, name: str) -> str:
-    """
-    The first value of a name in a file of C{name: value} lines.
-    """
+    """The first value of a name in a file of C{name: value} lines."""
     for line in Path(path).read_text().splitlines():
         key, _, value = line.partition(":")
         if key.strip() == name:
@@ -211,19 +194,23 @@ def _field(path: str, name: str) -> str:
 
 
 def _versionOf(distribution: str) -> str:
-    """
-    The version of an installed Python distribution.
-    """
+    """The version of an installed Python distribution."""
     try:
         return version(distribution)
     except PackageNotFoundError:
         return "none"
 
 
+def _packageVersion(name: str) -> str:
+    """The version of an installed package of Debian's."""
+    told = subprocess.run(
+        ["dpkg-query", "-Wf", "${Version}", name], capture_output=True, check=False, text=True
+    )
+    return told.stdout or "none"
+
+
 def _nginxVersion() -> str:
-    """
-    What nginx says of itself.
-    """
+    """What nginx says of itself."""
     if shutil.which("nginx") is None:
         return "none"
     told = subprocess.run(["nginx", "-v"], capture_output=True, check=True, text=True)

@@ -7,7 +7,6 @@ Measures nothing. Every server is the only thing on its processor, unless it is 
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -41,9 +40,7 @@ class Where:
 
     @property
     def address(self) -> str:
-        """
-        As clients write it.
-        """
+        """As clients write it."""
         return f"{self.host}:{self.port}"
 
 
@@ -61,23 +58,12 @@ class Server:
 
     @property
     def pids(self) -> list[int]:
-        """
-        All its processes.
-        """
+        """All its processes."""
         return [pid for leader in self.leaders for pid in machine.family(leader)]
 
 
-def twistd() -> str:
-    """
-    The twistd beside this Python, or the system's.
-
-    @raise SystemExit: if there is none.
-    """
-    beside = Path(sys.executable).parent / "twistd"
-    found = str(beside) if beside.exists() else shutil.which("twistd3")
-    if found is None:
-        raise SystemExit("benchmarks: no twistd beside this Python: run it in the project's venv")
-    return found
+TWISTD = str(Path(sys.executable).parent / "twistd")
+"""The newest, as the project's virtual environment has it."""
 
 
 def environment(name: str) -> dict[str, str]:
@@ -86,21 +72,17 @@ def environment(name: str) -> dict[str, str]:
 
     twistd imports every plugin it can see, whether it is to run or not.
     """
-    plugins = HERE / "tutorial" if name in ("tutorial", "silent") else ROOT
+    plugins = HERE / "tutorial" if name == "tutorial" else ROOT
     return {"PATH": os.environ["PATH"], "PYTHONPATH": str(plugins)}
 
 
-def twistdCommand(*words: str) -> list[str]:
-    """
-    A command line of twistd in the foreground.
-    """
-    return [twistd(), "--nodaemon", "--pidfile=", *words]
+def twistdCommand(*words: str, twistd: str = TWISTD) -> list[str]:
+    """A command line of twistd in the foreground."""
+    return [twistd, "--nodaemon", "--pidfile=", *words]
 
 
 def _fastpoetry(where: Where) -> list[str]:
-    """
-    Everything on, as installed: records go to the journal.
-    """
+    """Everything on, as installed: records go to the journal."""
     return twistdCommand(
         "--logger=fastpoetry.systemd.journal.observer",
         "fastpoetry",
@@ -111,25 +93,17 @@ def _fastpoetry(where: Where) -> list[str]:
     )
 
 
-def _tutorial(*flags: str) -> Callable[[Where], list[str]]:
-    """
-    Its log goes to a file that twistd rotates: twistd's own default, and the cheapest for it.
-    """
-
-    def command(where: Where) -> list[str]:
-        log = machine.WORK / f"tutorial-{where.port}.log"
-        words = [f"--poem={where.poem}", f"--port={where.port}", f"--iface={where.host}", *flags]
-        return twistdCommand(f"--logfile={log}", "tutorial-poetry", *words)
-
-    return command
+def _tutorial(where: Where) -> list[str]:
+    """Its log goes to a file that twistd rotates: twistd's own default, and the cheapest for it."""
+    log = machine.WORK / f"tutorial-{where.port}.log"
+    words = [f"--poem={where.poem}", f"--port={where.port}", f"--iface={where.host}"]
+    return twistdCommand(f"--logfile={log}", "tutorial-poetry", *words)
 
 
-def _asyncio(loop: str) -> Callable[[Where], list[str]]:
-    """
-    On one of two loops.
-    """
-    words = [sys.executable, str(HERE / "asyncio_server.py"), loop]
-    return lambda where: [*words, str(where.poem), where.host, str(where.port)]
+def _uvloop(where: Where) -> list[str]:
+    """Beside the Python that runs this."""
+    server = str(HERE / "uvloop_server.py")
+    return [sys.executable, server, str(where.poem), where.host, str(where.port)]
 
 
 def _nginx(where: Where) -> list[str]:
@@ -146,16 +120,12 @@ def _nginx(where: Where) -> list[str]:
 
 
 def _nginxProxy(where: Where) -> list[str]:
-    """
-    Asks its upstream for every poem.
-    """
+    """Asks its upstream for every poem."""
     return _configured(where, f"proxy_pass {where.upstream}")
 
 
 def _configured(where: Where, answer: str) -> list[str]:
-    """
-    nginx, with a configuration of its own.
-    """
+    """nginx, with a configuration of its own."""
     filled = (HERE / "nginx.conf").read_text()
     for name, value in {
         "WORK": str(machine.WORK),
@@ -172,9 +142,7 @@ def _configured(where: Where, answer: str) -> list[str]:
 
 
 def _streamModule() -> str:
-    """
-    Where Debian and others keep nginx's stream module.
-    """
+    """Where Debian and others keep nginx's stream module."""
     for folder in ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules"):
         module = Path(folder, "ngx_stream_module.so")
         if module.exists():
@@ -183,16 +151,12 @@ def _streamModule() -> str:
 
 
 def _loop(where: Where) -> list[str]:
-    """
-    Compiled by the run.
-    """
+    """Compiled by the run."""
     return [str(machine.WORK / "loop"), where.host, str(where.port), str(where.poem)]
 
 
 def _proxy(where: Where) -> list[str]:
-    """
-    Everything on, as installed: it asks its upstream once, and now and then.
-    """
+    """Everything on, as installed: it asks its upstream once, and now and then."""
     host, port = where.upstream.split(":")
     return twistdCommand(
         "--logger=fastpoetry.systemd.journal.observer",
@@ -205,9 +169,7 @@ def _proxy(where: Where) -> list[str]:
 
 
 def _socketProxyd(where: Where) -> list[str]:
-    """
-    systemd's own, which takes its listening socket from its environment.
-    """
+    """systemd's own, which takes its listening socket from its environment."""
     proxyd = "/usr/lib/systemd/systemd-socket-proxyd"
     return ["systemd-socket-activate", f"--listen={where.address}", proxyd, where.upstream]
 
@@ -216,10 +178,8 @@ PEERS: dict[str, Callable[[Where], list[str]]] = {
     "fastpoetry": _fastpoetry,
     "nginx": _nginx,
     "loop": _loop,
-    "uvloop": _asyncio("uvloop"),
-    "asyncio": _asyncio("asyncio"),
-    "silent": _tutorial("--silent"),
-    "tutorial": _tutorial(),
+    "uvloop": _uvloop,
+    "tutorial": _tutorial,
     "proxy": _proxy,
     "socket-proxyd": _socketProxyd,
     "nginx-proxy": _nginxProxy,
@@ -246,9 +206,7 @@ def isListening(where: Where) -> bool:
 
 
 def _hexOf(host: str) -> str:
-    """
-    An address as /proc/net/tcp writes it: a number in the machine's own order of bytes.
-    """
+    """An address as /proc/net/tcp writes it: a number in the machine's own order of bytes."""
     return f"{int.from_bytes(socket.inet_aton(host), sys.byteorder):08X}"
 
 

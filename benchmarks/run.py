@@ -3,8 +3,8 @@ The benchmarks from the command line: which rows, how thoroughly, and where the 
 
     run.py [--quick] [--out FOLDER] [ROW ...]
 
-After a whole run it writes results.json and the charts beside itself; otherwise only where it is
-told. Exit status 1 when a server gave a wrong byte; a bar that is not met is only printed.
+A whole run writes results.json and what L{report} makes of it; otherwise only where it is told.
+Exit status 1 when a server gave a wrong byte; a bar that is not met is only printed.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import chart
 import machine
+import report
 from bench import Bench
 from peers import HERE
 from rows import ROWS, Row
@@ -24,57 +24,41 @@ _QUIET = 0.03
 """What others may use of the processors before figures become doubtful."""
 
 _UNITS = {
-    "poemsPerSecond": ("poems/s", "{:,.0f}"),
-    "bytesPerSecond": ("MB/s", "{:,.1f}"),
-    "cpuMicroseconds": ("CPU µs/poem", "{:,.1f}"),
-    "serverBusy": ("server busy", "{:.0%}"),
-    "busy": ("clients busy", "{:.0%}"),
-    "p50us": ("p50 µs", "{:,.0f}"),
-    "p99us": ("p99 µs", "{:,.0f}"),
-    "maxus": ("max µs", "{:,.0f}"),
-    "milliseconds": ("ms", "{:,.1f}"),
-    "residentMiB": ("resident MiB", "{:,.1f}"),
-    "kernelMiB": ("kernel MiB", "{:,.1f}"),
-    "residentPerHeld": ("resident B/held", "{:,.0f}"),
-    "kernelPerHeld": ("kernel B/held", "{:,.0f}"),
+    "poemsPerSecond": ("poems/s", "{:,.0f}", 1.0),
+    "bytesPerSecond": ("MB/s", "{:,.1f}", 1e6),
+    "cpuMicroseconds": ("CPU µs/poem", "{:,.1f}", 1.0),
+    "serverBusy": ("server busy", "{:.0%}", 1.0),
+    "busy": ("clients busy", "{:.0%}", 1.0),
+    "p50us": ("p50 µs", "{:,.0f}", 1.0),
+    "p99us": ("p99 µs", "{:,.0f}", 1.0),
+    "maxus": ("max µs", "{:,.0f}", 1.0),
+    "milliseconds": ("ms", "{:,.1f}", 1.0),
+    "residentMiB": ("resident MiB", "{:,.1f}", 1.0),
+    "kernelMiB": ("kernel MiB", "{:,.1f}", 1.0),
 }
 
 
 def printRow(row: Row) -> None:
-    """
-    A table of absolutes, the first server's as ratios beside them, and the bars.
-    """
+    """Print a table of figures, and the bars."""
     print(f"\n{row.title}")
-    width = max(len(name) for name in row.samples)
-    print(" " * width, *(f"{_UNITS[key][0]:>18}" for key in row.figures))
-    first = next(iter(row.samples.values()))
+    width = max(map(len, row.samples))
+    print(" " * width, *(f"{_UNITS[key][0]:>12}" for key in row.figures))
     for name, sample in row.samples.items():
-        cells = [_cell(key, sample, first, bool(row.bars)) for key in row.figures]
-        print(f"{name:<{width}}", *(f"{cell:>18}" for cell in cells))
+        print(f"{name:<{width}}", *(f"{_cell(key, sample):>12}" for key in row.figures))
     for bar in row.bars:
         wanted = f"at least {bar.least}" if bar.least is not None else f"at most {bar.most}"
-        verdict = "met" if bar.isMet else "NOT MET"
-        asked = f" ({wanted}: {verdict})" if bar.least is not None or bar.most is not None else ""
-        print(f"  {bar.claim}: {bar.ratio:.2f}{asked}")
+        isAsked = bar.least is not None or bar.most is not None
+        verdict = f" ({wanted}: {'met' if bar.isMet else 'NOT MET'})" if isAsked else ""
+        print(f"  {bar.claim}: {bar.ratio:.2f}{verdict}", flush=True)
 
 
-def _cell(key: str, sample: dict[str, float], first: dict[str, float], compares: bool) -> str:
-    """
-    A figure, and what it is to the first server's.
-    """
-    if key not in sample:
-        return "-"
-    figure = sample[key] / 1e6 if key == "bytesPerSecond" else sample[key]
-    text = _UNITS[key][1].format(figure)
-    if compares and first.get(key) and sample is not first and "%" not in text:
-        text += f" ({sample[key] / first[key]:.2f})"
-    return text
+def _cell(key: str, sample: dict[str, float]) -> str:
+    _, form, unit = _UNITS[key]
+    return form.format(sample[key] / unit) if key in sample else "-"
 
 
 def main() -> None:
-    """
-    Measure, print, and write down.
-    """
+    """Measure, print, and write down."""
     parser = argparse.ArgumentParser(description="Measure fastpoetry against its peers.")
     parser.add_argument("--quick", action="store_true", help="one short round of each")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write results")
@@ -96,13 +80,11 @@ def main() -> None:
         printRow(found[name])
     whole = not options.rows and not options.quick
     if folder := options.out or (HERE if whole else None):
-        results = {
-            "machine": described,
-            "rows": {name: asdict(row) for name, row in found.items()},
-        }
+        rows = {name: asdict(row) for name, row in found.items()}
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-        chart.drawAll(results, folder)
+        text = json.dumps({"machine": described, "rows": rows}, indent=1)
+        (folder / "results.json").write_text(text + "\n")
+        report.write(folder)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 A poetry server as a Twisted tutorial would have it: the peer that the fast one is measured against.
 
 One plugin file, imported as a whole. It has no deadlines and no limits, closes as soon as it has
-written, and tells of each poem in the log unless it is to be silent.
+written, and tells of each poem in the log.
 """
 
 # A tutorial's code, and Twisted's types disagree with it.
@@ -20,37 +20,29 @@ from zope.interface import implementer
 
 
 class PoetryProtocol(Protocol):
-    """
-    Sends the poem and closes.
-    """
+    """Sends the poem and closes."""
 
     factory: PoetryFactory
 
     def connectionMade(self) -> None:
         poem = self.factory.service.poem
-        if not self.factory.silent:
-            log.msg(f"sending {len(poem)} bytes of poetry to {self.transport.getPeer()}")
+        log.msg(f"sending {len(poem)} bytes of poetry to {self.transport.getPeer()}")
         self.transport.write(poem)
         self.transport.loseConnection()
 
 
 class PoetryFactory(Factory):
-    """
-    Knows where the poem is.
-    """
+    """Knows where the poem is."""
 
     protocol = PoetryProtocol
     noisy = False
 
-    def __init__(self, source: PoetryService, silent: bool) -> None:
+    def __init__(self, source: PoetryService) -> None:
         self.service = source
-        self.silent = silent
 
 
 class PoetryService(service.Service):
-    """
-    Reads the poem when it starts.
-    """
+    """Reads the poem when it starts."""
 
     poem = b""
 
@@ -65,9 +57,7 @@ class PoetryService(service.Service):
 
 
 class Options(usage.Options):
-    """
-    A poem and where to serve it.
-    """
+    """A poem and where to serve it."""
 
     optParameters = [
         ["port", "p", 10000, "The port number to listen on.", int],
@@ -75,14 +65,11 @@ class Options(usage.Options):
         ["iface", None, "localhost", "The interface to listen on."],
         ["listen", None, None, "An endpoint to listen on instead."],
     ]
-    optFlags = [["silent", None, "Do not tell of each poem."]]
 
 
 @implementer(service.IServiceMaker, IPlugin)
 class TutorialServiceMaker:
-    """
-    Puts the service and its port together.
-    """
+    """Puts the service and its port together."""
 
     tapname = "tutorial-poetry"
     description = "A tutorial's poetry service."
@@ -92,7 +79,7 @@ class TutorialServiceMaker:
         parent = service.MultiService()
         source = PoetryService(options["poem"])
         source.setServiceParent(parent)
-        factory = PoetryFactory(source, bool(options["silent"]))
+        factory = PoetryFactory(source)
         if options["listen"]:
             port = strports.service(options["listen"], factory)
         else:

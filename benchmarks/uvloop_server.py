@@ -1,5 +1,5 @@
 """
-A poetry server as an asyncio protocol, for the loop of the standard library or for uvloop.
+A poetry server as an asyncio protocol on uvloop's loop.
 
 It closes as soon as it has written and has no deadlines, limits or records.
 """
@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 from typing import cast
 
+import uvloop
+
 
 class PoetryProtocol(asyncio.Protocol):
-    """
-    Sends the poem and closes.
-    """
+    """Sends the poem and closes."""
 
     def __init__(self, poem: bytes) -> None:
         """
@@ -24,18 +24,14 @@ class PoetryProtocol(asyncio.Protocol):
         self._poem = poem
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """
-        Leave the rest to the transport.
-        """
+        """Leave the rest to the transport."""
         stream = cast(asyncio.Transport, transport)
         stream.write(self._poem)
         stream.close()
 
 
 async def serve(path: str, host: str, port: int) -> None:
-    """
-    Serve a poem for ever.
-    """
+    """Serve a poem for ever."""
     poem = Path(path).read_bytes()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: PoetryProtocol(poem), host, port, backlog=4096)
@@ -43,9 +39,6 @@ async def serve(path: str, host: str, port: int) -> None:
 
 
 if __name__ == "__main__":
-    kind, path, host, port = sys.argv[1:]
-    if kind == "uvloop":
-        import uvloop  # type: ignore[import-not-found,unused-ignore]
-
-        uvloop.install()
+    path, host, port = sys.argv[1:]
+    uvloop.install()
     asyncio.run(serve(path, host, int(port)))
