@@ -13,13 +13,16 @@ from typing import Any
 from twisted.application import service
 from twisted.internet import tcp
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred
-from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from fastpoetry.delivery.addresses import formatHost
 from fastpoetry.delivery.fastport import BorrowedPort, FastPort
 from fastpoetry.protocol import PoetryFactory
+
+_SERVING = "serving poetry on {addresses}"
+_INSTANCES = " (journalctl -t fastpoetry has every instance's records)"
 
 
 class PoetryListener(service.Service):
@@ -37,17 +40,25 @@ class PoetryListener(service.Service):
         factory: PoetryFactory,
         reactor: Any,
         hasHeaders: bool = False,
+        isInJournal: bool = False,
     ) -> None:
         """
         @param endpoint: where to listen.
         @param factory: has the source of the poems and the rules for their readers.
         @param reactor: provides C{IReactorFDSet} and C{IReactorCore}.
         @param hasHeaders: whether each connection begins with a PROXY header, from a balancer.
+        @param isInJournal: whether the log is the journal, which other instances write to as well.
         """
+        self._isInJournal = isInJournal
         self._hasHeaders = hasHeaders
         self._endpoint = endpoint
         self._factory = factory
         self._reactor = reactor
+
+    @property
+    def addresses(self) -> tuple[IAddress, ...]:
+        """Where it listens, as the kernel has it: the port for port 0, the sockets of systemd."""
+        return tuple(port.getHost() for port in self._ports)
 
     def privilegedStartService(self) -> None:
         """
@@ -97,8 +108,8 @@ class PoetryListener(service.Service):
         for each in self._ports:
             self._factory.policy.addPort(each)
         self._log.info(
-            "serving poetry on {addresses} (journalctl -t fastpoetry has every instance's records)",
-            addresses=", ".join(formatHost(each.getHost()) for each in self._ports),
+            _SERVING + _INSTANCES if self._isInJournal else _SERVING,
+            addresses=", ".join(map(formatHost, self.addresses)),
             message_id="0217db627ce8470bb0671ca6e3266dc1",
         )
 

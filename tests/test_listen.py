@@ -132,7 +132,7 @@ class StartTests(ListenerCase):
         said = self.start(plain)
         (fast,) = self.reactor.getReaders()
         self.assertIsInstance(fast, FastPort)
-        self.assertTrue(said[0].startswith(f"serving poetry on {path} ("), said)
+        self.assertEqual(said, [f"serving poetry on {path}"])
 
     def test_wrapped(self) -> None:
         """
@@ -187,16 +187,12 @@ class RecordTests(ListenerCase):
         @return: what is logged for ports at these addresses.
         """
         (text,) = self.start(Several(*map(FakePort, addresses)))
-        head, tail = (
-            "serving poetry on ",
-            " (journalctl -t fastpoetry has every instance's records)",
-        )
-        self.assertTrue(text.startswith(head) and text.endswith(tail), text)
-        return text[len(head) : -len(tail)]
+        self.assertTrue(text.startswith("serving poetry on "), text)
+        return text.removeprefix("serving poetry on ")
 
     def test_everywhere(self) -> None:
         """
-        One record names every address, and where a unit's records are found.
+        One record names every address.
         """
         self.assertEqual(
             self.record(
@@ -206,6 +202,27 @@ class RecordTests(ListenerCase):
             ),
             "127.0.0.1:10000, [::1]:10000, /run/fastpoetry/ecstasy.sock",
         )
+
+    def test_inJournal(self) -> None:
+        """
+        In the journal it says how to find those of other instances; elsewhere there are none.
+        """
+        self.listener = PoetryListener(self.endpoint, self.factory, self.reactor, isInJournal=True)
+        self.assertEqual(
+            self.record(IPv4Address("TCP", "127.0.0.1", 17)),
+            "127.0.0.1:17 (journalctl -t fastpoetry has every instance's records)",
+        )
+
+    def test_addresses(self) -> None:
+        """
+        Whoever asks is told where it listens, while it does.
+        """
+        address = IPv4Address("TCP", "127.0.0.1", 17)
+        self.assertEqual(self.listener.addresses, ())
+        self.start(FakePort(address))
+        self.assertEqual(self.listener.addresses, (address,))
+        self.listener.stopService()
+        self.assertEqual(self.listener.addresses, ())
 
     def test_noName(self) -> None:
         """

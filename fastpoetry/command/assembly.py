@@ -7,7 +7,8 @@ that can be done before twistd becomes a daemon.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from twisted.application.service import MultiService
@@ -98,9 +99,18 @@ def _makeBlock(source: Source, places: list[_Place], policy: Policy, reactor: An
     source.setServiceParent(parts)
     factory = PoetryFactory(source, policy)
     for place in places:
-        listener = PoetryListener(place.endpoint, factory, reactor, place.hasHeaders)
+        listener = PoetryListener(
+            place.endpoint, factory, reactor, place.hasHeaders, _isInJournal(os.environ)
+        )
         listener.setServiceParent(parts)
     return parts
+
+
+def _isInJournal(environ: Mapping[str, str]) -> bool:
+    """
+    Whether this is a unit of ours, whose records are in the journal under the name of them all.
+    """
+    return "JOURNAL_STREAM" in environ and environ.get("SYSLOG_IDENTIFIER") == "fastpoetry"
 
 
 def _findPlaces(block: Block, preflight: Preflight, reactor: Any) -> list[_Place]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 import subprocess
 
-from messages import SENT
+from messages import SENT, SERVING
 
 from system.conftest import CLONE, UNITS
 from system.machine import Machine, waitFor
@@ -147,7 +147,7 @@ def test_journalFields(machine: Machine) -> None:
 def test_journalSelection(machine: Machine) -> None:
     """
     C{-u fastpoetry} shows the quote service, C{-u 'fastpoetry@*'} every instance, C{-t fastpoetry}
-    all of them.
+    all of them, which the record of each start says.
     """
     quote, instance = "fastpoetry.service", "fastpoetry@ecstasy.service"
     machine.systemctl("start", quote, instance)
@@ -160,6 +160,8 @@ def test_journalSelection(machine: Machine) -> None:
     assert instance in ours("--unit=fastpoetry@*")
     assert quote not in ours("--unit=fastpoetry@*")
     assert {quote, instance} <= ours("--identifier=fastpoetry")
+    (start,) = readRun(machine, f"MESSAGE_ID={SERVING}")
+    assert "journalctl -t fastpoetry " in start["MESSAGE"]
 
 
 def test_catalog(machine: Machine) -> None:
