@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from fastpoetry.delivery.addresses import Address, addressOf
-from fastpoetry.delivery.policy import LINGER_SECONDS, Policy
+from fastpoetry.delivery.policy import LINGER_SECONDS, Limits, Policy
 from fastpoetry.delivery.readers import Source
 from fastpoetry.delivery.sockets import (
     END_ON_CLOSE,
@@ -237,15 +237,36 @@ class PoetryFactory(ServerFactory):
     Makes a L{PoetryProtocol} a connection.
 
     @ivar source: has the poem for each reader.
-    @ivar policy: has the rules for all of them.
     """
 
     protocol: Any = PoetryProtocol
     noisy = False
 
-    def __init__(self, source: Source, policy: Policy) -> None:
+    def __init__(self, source: Source, policy: Policy | None = None) -> None:
         """
         @param source: a L{PoetryService}, for one.
+        @param policy: shared with other factories of the process. Without one it has its own, made
+            when first needed, for the reactor that is installed by then.
         """
         self.source = source
-        self.policy = policy
+        self._policy = policy
+        self._hasOwn = policy is None
+
+    @property
+    def policy(self) -> Policy:
+        """The rules for all its readers."""
+        if self._policy is None:
+            from twisted.internet import reactor as installed
+
+            from fastpoetry.systemd.clock import MonotonicClock
+
+            reactor: Any = installed
+            self._policy = Policy(Limits(), MonotonicClock(reactor))
+            # On a port of Twisted's nobody else has the end of the program wait for readers.
+            reactor.addSystemEventTrigger("before", "shutdown", self._policy.drain)
+        return self._policy
+
+    def stopFactory(self) -> None:
+        """See off who is here, where no listener does, and leave no timer behind."""
+        if self._hasOwn and self._policy is not None:
+            self._policy.drain()

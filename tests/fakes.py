@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from select import select
 from shutil import rmtree
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, TypeVar
 from unittest import SkipTest
 
 from twisted.application.service import MultiService, Service
@@ -44,6 +45,8 @@ from fastpoetry import threads
 from fastpoetry.delivery.addresses import Address
 from fastpoetry.delivery.policy import Limits, Policy
 from fastpoetry.poem import Loaded, Poem, PoemError
+
+_Case = TypeVar("_Case", bound=SynchronousTestCase)
 
 POEM = Poem("ecstasy", b"Where, like a pillow on a bed,\n" * 10, "/poetry/ecstasy.txt")
 """A poem that any socket takes at once."""
@@ -620,6 +623,20 @@ def countDescriptors() -> int:
     @return: how many descriptors this process has.
     """
     return len(os.listdir("/proc/self/fd"))
+
+
+def awaited(
+    test: Callable[[_Case], Coroutine[Deferred[Any], Any, None]],
+) -> Callable[[_Case], Deferred[None]]:
+    """
+    Have a test that is a coroutine run to its end, which trial does not in Twisted 22.4.
+    """
+
+    @wraps(test)
+    def run(case: _Case) -> Deferred[None]:
+        return Deferred.fromCoroutine(test(case))
+
+    return run
 
 
 def makeFolder(case: SynchronousTestCase) -> str:

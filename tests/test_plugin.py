@@ -33,7 +33,7 @@ floor | where                  | and there nobody imports
 6     | tap proxytap           | -
 5     | command                | delivery.fastport delivery.haproxy
 4     | listen                 | service proxy systemd
-3     | protocol               | os io pathlib shutil tempfile service proxy systemd
+3     | protocol               | os io pathlib shutil tempfile service proxy
 2     | delivery               | io pathlib shutil tempfile systemd proxy service
 2     | proxy                  | socket systemd
 2     | service                | socket systemd
@@ -264,7 +264,7 @@ class HouseTests(SynchronousTestCase):
     def test_systemd(self) -> None:
         """
         What is for any program knows nothing of ours beyond its own folder; only the wiring joins
-        it to poetry.
+        it to poetry, but for the clock of a factory that nobody has given one.
         """
         users = set()
         for module in self.modules:
@@ -273,7 +273,9 @@ class HouseTests(SynchronousTestCase):
                     users.add(module.split(".")[0])
                     continue
                 self.assertNotEqual(module.split(".")[0], "systemd", f"{module} imports {other}")
-        self.assertLessEqual(users, {"systemd", "command", "tap", "proxytap"})
+        self.assertLessEqual(users, {"systemd", "command", "tap", "proxytap", "protocol"})
+        clock = {each for each in self.arrows("protocol") if isWithin(each, "systemd")}
+        self.assertEqual(clock, {"systemd.clock"})
 
     def test_reactor(self) -> None:
         """
@@ -286,7 +288,8 @@ class HouseTests(SynchronousTestCase):
             for name, atOnce in names.items()
             if name == "twisted.internet.reactor"
         }
-        self.assertEqual(users, {("tap", False), ("proxytap", False), ("service", False)})
+        byHand = {("service", False), ("protocol", False)}
+        self.assertEqual(users, {("tap", False), ("proxytap", False), *byHand})
 
     def test_dependencies(self) -> None:
         """

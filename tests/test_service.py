@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fakes import POEM, FakeSelection, Reactor, Threads, makeFolder, records, said, write
+from fakes import POEM, FakeSelection, Reactor, Threads, awaited, makeFolder, records, said, write
 from messages import KEPT, LOADED, LOADED_ALL, NOT_ALL_UTF8, NOT_UTF8, PASSED_OVER
 from twisted.application.service import IService
 from twisted.internet.interfaces import IReactorFromThreads
@@ -175,6 +175,7 @@ class TutorialTests(TestCase):
         service.startService()
         self.assertEqual(service.description, "x (30 bytes)")
 
+    @awaited
     async def test_reload(self) -> None:
         """
         At a reload it reads in a thread of the reactor that runs.
