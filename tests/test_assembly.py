@@ -22,12 +22,13 @@ from fakes import (
 )
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import serverFromString
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from fastpoetry.command import assembly
-from fastpoetry.command.assembly import assemble
+from fastpoetry.command.assembly import assemble, checkEndpoints
 from fastpoetry.command.options import Block, CommandOptions
 from fastpoetry.delivery.policy import Limits
 
@@ -402,3 +403,15 @@ class RefusalTests(AssemblyCase):
         self.patch(os, "environ", {})
         refusal = self.refusal("--ode", "a", "--listen", "adopted:name=ecstasy")
         self.assertTrue(refusal.startswith("adopted:name=ecstasy: no descriptor was "), refusal)
+
+    def test_byHand(self) -> None:
+        """
+        Who puts services together by hand has endpoints checked in the same way.
+        """
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            free = serverFromString(self.reactor, "tcp:0:interface=127.0.0.1")
+            checkEndpoints({"free": free})
+            endpoint = serverFromString(self.reactor, f"tcp:{port}:interface=127.0.0.1")
+            why = self.assertRaises(SystemExit, checkEndpoints, {"free": free, "mine": endpoint})
+        self.assertEqual(why.code, "fastpoetry: mine: Address already in use")

@@ -133,6 +133,43 @@ class TacTests(SynchronousTestCase):
         self.find(self.twistd, "(loaded a poem from)")
         self.assertEqual((self.call(), self.connect()), (b"new\n", b"new\n"))
 
+    def test_brokenReload(self) -> None:
+        """
+        Where the new poem is none both give the old one, and one line says why.
+        """
+        self.serve()
+        self.assertEqual(self.call(), POEM)
+        self.poem.write_bytes(b"")
+        self.twistd.send_signal(signal.SIGHUP)
+        self.find(self.twistd, r"(kept the old poem: .*ecstasy\.txt: is empty)")
+        self.assertEqual((self.call(), self.connect()), (POEM, POEM))
+        self.twistd.terminate()
+        said, _ = self.twistd.communicate()
+        self.assertNotIn("Traceback", said)
+
+    def test_path(self) -> None:
+        """
+        The log has the poem's path as a person would write it.
+        """
+        self.twistd = self.start([*TWISTD, "--python", str(self.tac)])
+        self.assertEqual(self.find(self.twistd, "loaded a poem from: (.*)"), str(self.poem))
+
+    def test_taken(self) -> None:
+        """
+        A port that is taken is refused in one line, whichever of the two it is.
+        """
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            description = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
+            text = self.tac.read_text()
+            for name in ("listen", "listenForXMLRPC"):
+                self.tac.write_text(
+                    re.sub(f"^{name} = .*", f'{name} = "{description}"', text, flags=re.M)
+                )
+                twistd = self.start([*TWISTD, "--logfile=log", "--python", str(self.tac)])
+                said, _ = twistd.communicate()
+                self.assertEqual(said, f"fastpoetry: {description}: Address already in use\n")
+                self.assertEqual(twistd.returncode, 1)
+
     def test_brokenPoem(self) -> None:
         """
         A poem that cannot be served is refused in one line.

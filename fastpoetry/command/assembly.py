@@ -129,11 +129,32 @@ def _findPlaces(block: Block, preflight: Preflight, reactor: Any) -> list[_Place
         endpoint = make(reactor, port, _BACKLOG, host)
         asked = [(f"--port {port} --iface {interface}", _Place(endpoint))]
     for option, place in asked:
-        try:
-            preflight.check(place.endpoint)
-        except (OSError, TypeError, UnicodeError) as why:  # the latter two from a name that is none
-            refuse(f"{option}: {getattr(why, 'strerror', None) or why}")
+        _check(option, place.endpoint, preflight)
     return [place for _, place in asked]
+
+
+def checkEndpoints(endpoints: Mapping[str, IStreamServerEndpoint]) -> None:
+    """
+    See whether endpoints can be had, for who puts services together by hand.
+
+    @param endpoints: each by what a refusal calls it.
+    @raise SystemExit: if one cannot.
+    """
+    with Preflight() as preflight:
+        for asked, endpoint in endpoints.items():
+            _check(asked, endpoint, preflight)
+
+
+def _check(asked: str, endpoint: IStreamServerEndpoint, preflight: Preflight) -> None:
+    """
+    See whether an endpoint can be had.
+
+    @raise SystemExit: if it cannot.
+    """
+    try:
+        preflight.check(endpoint)
+    except (OSError, TypeError, UnicodeError) as why:  # the latter two from a name that is none
+        refuse(f"{asked}: {getattr(why, 'strerror', None) or why}")
 
 
 def _parsePlace(description: str, reactor: Any) -> _Place:

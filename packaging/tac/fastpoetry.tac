@@ -9,7 +9,7 @@ import os
 
 from twisted.application.service import Application
 
-from fastpoetry.tap import DEFAULT_POETRY_PATH, Options, makeService
+from fastpoetry.tap import Options, findPoetryPath, makeService
 
 poem = "ecstasy"
 port = 10000
@@ -17,7 +17,7 @@ interface = "localhost"
 
 # The poems of the clone that this file is in come first; where there is none, those installed.
 clone = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
-poetryPath = os.path.join(clone, "poetry") + ":" + DEFAULT_POETRY_PATH
+poetryPath = os.path.join(clone, "poetry") + ":" + findPoetryPath()
 
 # twistd runs it under another name; what follows reads the poem and tries the port.
 if __name__ != "__main__":

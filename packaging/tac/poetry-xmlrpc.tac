@@ -6,26 +6,26 @@ A C{PoetryService} knows no protocol, so one of them serves both: plain TCP, and
     >>> from xmlrpc.client import ServerProxy
     >>> ServerProxy("http://127.0.0.1:10080").poem().data
 
-It serves nothing by itself: plain Python only reads it and the poem.
+It serves nothing by itself: plain Python only reads it.
 """
 
 import os
+from contextlib import suppress
 
 from twisted.application.service import Application
 from twisted.application.strports import service
-from twisted.internet import reactor
 from twisted.internet.endpoints import serverFromString
 from twisted.web.server import Site
 from twisted.web.xmlrpc import XMLRPC, Binary
 
-from fastpoetry.listen import PoetryListener
-from fastpoetry.systemd.notify import NotifyService
+from fastpoetry.command.assembly import checkEndpoints
 from fastpoetry.command.options import refuse
+from fastpoetry.listen import PoetryListener
 from fastpoetry.poem import PoemError, PoemNamed
-from fastpoetry.delivery.policy import Limits, Policy
 from fastpoetry.protocol import PoetryFactory
 from fastpoetry.service import PoetryService
-from fastpoetry.tap import DEFAULT_POETRY_PATH
+from fastpoetry.systemd.notify import NotifyService
+from fastpoetry.tap import findPoetryPath
 
 poem = "ecstasy"
 listen = "tcp:10000:interface=127.0.0.1"
@@ -33,7 +33,7 @@ listenForXMLRPC = "tcp:10080:interface=127.0.0.1"
 
 # The poems of the clone that this file is in come first; where there is none, those installed.
 clone = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
-folders = [os.path.join(clone, "poetry"), *DEFAULT_POETRY_PATH.split(":")]
+folders = [os.path.abspath(os.path.join(clone, "poetry")), *findPoetryPath().split(":")]
 
 
 class PoetryXMLRPC(XMLRPC):
@@ -52,19 +52,30 @@ class PoetryXMLRPC(XMLRPC):
         return Binary(self._poetry.poem.text)
 
 
-selection = PoemNamed(poem, folders)
-try:
-    selection.load()
-except PoemError as why:
-    refuse(why)
+# twistd runs it under another name; what follows reads the poem and tries the ports.
+if __name__ != "__main__":
+    from twisted.internet import reactor
 
-application = Application("fastpoetry")
-poetry = PoetryService(selection, reactor)
-factory = PoetryFactory(poetry, Policy(Limits(), reactor))
-for part in (
-    poetry,
-    PoetryListener(serverFromString(reactor, listen), factory, reactor),
-    service(listenForXMLRPC, Site(PoetryXMLRPC(poetry))),
-    NotifyService(reactor, reload=poetry.reload),
-):
-    part.setServiceParent(application)
+    selection = PoemNamed(poem, folders)
+    try:
+        selection.load()  # again at the start; here a refusal is one line
+    except PoemError as why:
+        refuse(why)
+
+    poetry = PoetryService(selection)
+    endpoint = serverFromString(reactor, listen)
+    xmlrpc = service(listenForXMLRPC, Site(PoetryXMLRPC(poetry)), reactor)
+    checkEndpoints({listen: endpoint, listenForXMLRPC: xmlrpc.endpoint})
+
+    async def reload():
+        with suppress(PoemError):  # then the old one stays, and the log has it
+            await poetry.reload()
+
+    application = Application("fastpoetry")
+    for part in (
+        poetry,
+        PoetryListener(endpoint, PoetryFactory(poetry), reactor),
+        xmlrpc,
+        NotifyService(reactor, reload=reload),
+    ):
+        part.setServiceParent(application)

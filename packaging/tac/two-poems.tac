@@ -9,14 +9,14 @@ import os
 
 from twisted.application.service import Application
 
-from fastpoetry.tap import DEFAULT_POETRY_PATH, Options, makeService
+from fastpoetry.tap import Options, findPoetryPath, makeService
 
 ports = {"ecstasy": 10000, "fascination": 10001}
 interface = "localhost"
 
 # The poems of the clone that this file is in come first; where there is none, those installed.
 clone = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
-poetryPath = os.path.join(clone, "poetry") + ":" + DEFAULT_POETRY_PATH
+poetryPath = os.path.join(clone, "poetry") + ":" + findPoetryPath()
 
 # twistd runs it under another name; what follows reads the poems and tries the ports.
 if __name__ != "__main__":

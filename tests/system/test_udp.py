@@ -1,0 +1,43 @@
+"""
+Tests of C{packaging/tac/poetry-udp.tac} with a unit's sockets, of both kinds.
+"""
+
+from __future__ import annotations
+
+from system.conftest import SOURCE
+from system.machine import Machine
+from system.test_serving import read
+
+_SOCKET = """
+[Socket]
+ListenStream=127.0.0.1:1017
+ListenDatagram=127.0.0.1:1017
+IPAddressDeny=any
+IPAddressAllow=localhost
+"""
+
+_SERVICE = f"""
+[Service]
+Type=notify
+ExecStart=/usr/bin/twistd3 --nodaemon --pidfile= --python {SOURCE}/packaging/tac/poetry-udp.tac
+DynamicUser=yes
+PrivateNetwork=yes
+"""
+
+
+def test_bothKinds(machine: Machine) -> None:
+    """
+    A datagram is what starts the service, and is answered; so is a connection.
+    """
+    units = machine.path("/run/systemd/system")
+    units.joinpath("fastpoetry-udp.socket").write_text(_SOCKET)
+    units.joinpath("fastpoetry-udp.service").write_text(_SERVICE)
+    machine.systemctl("daemon-reload")
+    machine.systemctl("start", "fastpoetry-udp.socket")
+    answer = machine.run("sh", "-c", "echo | nc -u -w 5 127.0.0.1 1017").stdout.encode()
+    poem = read("ecstasy")
+    assert poem.startswith(answer)
+    assert 400 < len(answer) <= 512
+    assert answer.endswith(b"\n")
+    assert machine.fetch("127.0.0.1", "1017") == poem
+    assert machine.journal("--unit=fastpoetry-udp", "--priority=warning") == []
