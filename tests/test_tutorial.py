@@ -1,15 +1,29 @@
 """
-Tests for who comes from the Twisted introduction: what its part 15 tests of its own server.
+Tests for who comes from the Twisted introduction: C{docs/from-the-tutorial.md} as it is printed,
+and what its part 15 tests of its own server.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
+import signal
+import socket
 from pathlib import Path
-from typing import Any
+from textwrap import dedent
+from typing import Any, NamedTuple
 
-from fakes import LONG, awaited, makeFolder, write
+from fakes import LONG, awaited, makeFolder, receiveAll, write
 from processes import (
+    ROOT,
+    SECONDS,
+    Workplace,
     findFreePort,
+    findTwistd,
+    isRunning,
+    ownNetwork,
+    waitUntil,
 )
 from twisted.application.internet import TCPServer
 from twisted.application.service import MultiService
@@ -25,11 +39,125 @@ from twisted.internet.error import ConnectError, ConnectionDone
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
-from twisted.trial.unittest import TestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from fastpoetry.listen import PoetryListener
 from fastpoetry.protocol import PoetryFactory
 from fastpoetry.service import PoetryService
+
+GUIDE = (ROOT / "docs/from-the-tutorial.md").read_text()
+
+
+class Step(NamedTuple):
+    """
+    A command that the guide prints.
+
+    @ivar command: for a shell.
+    @ivar printed: what comes of it; an ellipsis stands for anything.
+    """
+
+    command: str
+    printed: str
+
+    def isAsPrinted(self, seen: str) -> bool:
+        """
+        @return: whether the command printed what the guide says.
+        """
+        pattern = ".*".join(map(re.escape, self.printed.split("…")))
+        return re.fullmatch(pattern, seen) is not None
+
+
+def readFiles() -> dict[str, str]:
+    """
+    The files that the guide prints, by their names.
+    """
+    return dict(re.findall(r"^`(\S+)`:\n\n```python\n(.*?)^```", GUIDE, re.M | re.S))
+
+
+def readSteps() -> list[Step]:
+    """
+    The commands that it prints, in order.
+    """
+    blocks = re.findall(r"^( *)```console\n(.*?)^\1```", GUIDE, re.M | re.S)
+    text = "".join(dedent(block) for _, block in blocks)
+    text = text.replace("\n> ", "\0")  # the lines of one command
+    steps = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", text, re.M)
+    return [Step(command.replace("\0", "\n"), printed) for command, printed in steps]
+
+
+class CloneCase(SynchronousTestCase):
+    """
+    A clone, and a twistd on the path.
+    """
+
+    def setUp(self) -> None:
+        self.place = Workplace(self)
+        folder = self.place.folder
+        for name in ("fastpoetry", "packaging", "twisted"):
+            (folder / name).symlink_to(ROOT / name)
+        for name, text in readFiles().items():
+            (folder / name).write_text(text)
+        (folder / "bin").mkdir()
+        twistd = folder / "bin/twistd"
+        twistd.write_text(f'#!/bin/sh\nexec {shlex.join(findTwistd())} "$@"\n')
+        twistd.chmod(0o755)
+        self.exports = [f"export PATH={folder}/bin:$PATH"]
+
+
+class GuideTests(CloneCase):
+    """
+    Somebody who types.
+    """
+
+    def type(self, step: Step) -> None:
+        """
+        Run a command, and see that it prints what the guide says. What only looks at the log looks
+        again until it is there; what ends servers is over when they have ended.
+        """
+        if step.command.startswith("export "):
+            self.exports.append(step.command)
+        script = "\n".join([*self.exports, step.command])
+        seen = self.place.run("sh", "-c", script)
+        if step.command.startswith(("grep ", "tail ")):
+            waitUntil(lambda: step.isAsPrinted(self.place.run("sh", "-c", script)[1]), step.command)
+        else:
+            self.assertEqual((seen[0], seen[2]), (0, ""), step.command)
+            self.assertTrue(step.isAsPrinted(seen[1]), f"{step}: {seen[1]}")
+        if step.command.startswith("kill `"):
+            waitUntil(lambda: not self.place.findProcesses(), f"the end after {step.command}")
+
+    def test_guide(self) -> None:
+        """
+        Whoever types what the guide prints sees what it prints.
+        """
+        steps = readSteps()
+        self.assertGreater(len(steps), 30)
+        with ownNetwork():
+            for step in steps:
+                self.type(step)
+
+
+class StopTests(CloneCase):
+    """
+    The text's own deployment, with a poem that no socket takes at once.
+    """
+
+    def test_underWay(self) -> None:
+        """
+        A stop of the program waits for who is in the middle of the poem, though C{TCPServer} does
+        not.
+        """
+        place = self.place
+        (place.folder / "poetry/ecstasy.txt").write_bytes(LONG.text)
+        with ownNetwork():
+            pid = place.daemon("--python", "poem.tac")
+            with socket.create_connection(("127.0.0.1", 10000), SECONDS) as reader:
+                begun = reader.recv(1)
+                os.kill(pid, signal.SIGTERM)
+                waitUntil(lambda: "Received SIGTERM" in place.log, "the stop to begin")
+                self.assertTrue(begun + receiveAll(reader) == LONG.text)
+            waitUntil(lambda: not isRunning(pid), "the end")
+        self.assertIn("sending 4194304 bytes of poetry to 127.0.0.1:", place.log)
 
 
 class Client(Protocol):
