@@ -21,6 +21,7 @@ MODULES = {
     "descriptors": [],
     "journal": [],
     "notify": ["clock"],
+    "store": ["clock", "descriptors"],
 }
 """The public modules, and which of them each needs."""
 
