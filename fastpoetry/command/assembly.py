@@ -20,6 +20,7 @@ from twisted.internet.interfaces import IReactorTime, IStreamServerEndpoint
 from fastpoetry.command.idle import IdleService
 from fastpoetry.command.options import Block, CommandOptions, refuse
 from fastpoetry.command.preflight import Preflight
+from fastpoetry.command.signals import endOnce
 from fastpoetry.delivery.policy import Policy
 from fastpoetry.delivery.readers import Source
 from fastpoetry.listen import PoetryListener
@@ -60,6 +61,7 @@ def assemble(
     @param clock: for all that is timed.
     @raise SystemExit: if a source or an endpoint cannot be had.
     """
+    endOnce(reactor)
     policy = Policy(options.limits, clock)
     root = MultiService()
     sources = []

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from twisted.python import usage
 
 from fastpoetry import __version__
+from fastpoetry.command.signals import ignoreHangup
 from fastpoetry.delivery.policy import Limits
 
 DEFAULT_PORT = 10000
@@ -265,10 +266,13 @@ class CommandOptions(usage.Options):
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """
-        Parse, refusing what cannot be in our way.
+        Parse, refusing what cannot be in our way. This is the first that a twistd command hears of
+        its being run.
 
         @raise SystemExit: if something cannot be.
         """
+        if getattr(self, "parent", None) is not None:
+            ignoreHangup()
         try:
             super().parseOptions(options)
         except usage.UsageError as why:
