@@ -237,13 +237,52 @@ class PathTests(PreflightCase):
             listening.listen()
             self.assertEqual(self.refusal(f"unix:{self.path}"), "Address already in use")
 
-    def test_leftover(self) -> None:
+    def leave(self, owner: str = "") -> None:
         """
-        A socket that somebody left behind is none that is taken.
+        Leave a socket behind.
+
+        @param owner: what its lock says, if there is one.
         """
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(self.path)
+        if owner:
+            os.symlink(owner, f"{self.path}.lock")
+
+    def test_leftover(self) -> None:
+        """
+        A socket that somebody left behind is none that is taken, and gone.
+        """
+        self.leave()
         self.check(f"unix:{self.path}")
+        self.assertEqual(os.listdir(self.folder), [])
+
+    def test_lock(self) -> None:
+        """
+        So is its lock, though its number may be another's by now, our own, or none.
+        """
+        for owner in ("1", str(os.getpid()), "twistd"):
+            self.leave(owner)
+            self.check(f"unix:{self.path}")
+            self.assertEqual(os.listdir(self.folder), [])
+
+    def test_lockAlone(self) -> None:
+        """
+        So is a lock without a socket.
+        """
+        os.symlink("1", f"{self.path}.lock")
+        self.check(f"unix:{self.path}")
+        self.assertEqual(os.listdir(self.folder), [])
+
+    def test_lockOfWhoListens(self) -> None:
+        """
+        The lock of somebody who listens stays.
+        """
+        os.symlink("1", f"{self.path}.lock")
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(self.path)
+            listening.listen()
+            self.assertEqual(self.refusal(f"unix:{self.path}"), "Address already in use")
+        self.assertEqual(len(os.listdir(self.folder)), 2)
 
     def test_free(self) -> None:
         """

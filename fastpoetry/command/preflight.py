@@ -2,7 +2,7 @@
 What can be refused before the program becomes a daemon.
 
 Listening and reading come after that, when all that is left for an error is a traceback in a log.
-Listens for no client: what it binds is closed again.
+Listens for no client: what it binds is closed again. Removes what nobody uses any more.
 """
 
 from __future__ import annotations
@@ -100,8 +100,9 @@ class Preflight(ExitStack):
 
 def _checkPath(path: str) -> None:
     """
-    See whether a UNIX socket can be made. One that nobody serves is a leftover, which Twisted's
-    lock lets it remove.
+    See whether a UNIX socket can be made. One that nobody serves is a leftover, and so is its lock,
+    whatever that says: Twisted goes by a number in it, which another process may have by now, as in
+    a container where every program is process 1.
     """
     folder = os.path.dirname(path) or "."
     os.stat(folder)
@@ -114,3 +115,6 @@ def _checkPath(path: str) -> None:
             client.setblocking(False)
             client.connect(path)
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    for leftover in (f"{path}.lock", path):
+        with suppress(FileNotFoundError):
+            os.unlink(leftover)
