@@ -232,6 +232,22 @@ class SocketTests(SynchronousTestCase):
         port.doRead()
         self.assertEqual((len(self.factory.made), port.numberAccepts), (2, 1))
 
+    def test_numberAcceptsOfAFailure(self) -> None:
+        """
+        It stays the very object that it was, of whatever type, where accepting raised something,
+        which is logged and goes no further; and only there.
+        """
+        port = self.listen()
+        port.numberAccepts = True
+        port.doRead()
+        self.assertIsNot(port.numberAccepts, True)
+        self.patch(self.factory, "buildProtocol", lambda _: 1 // 0)
+        self.connect()
+        port.numberAccepts = True
+        port.doRead()
+        self.assertIs(port.numberAccepts, True)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
     def test_dataBuffer(self) -> None:
         """
         C{dataBuffer} has all that a transport has not handed to the system, and perhaps more; it is

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from typing import Protocol
+from typing import Any, Protocol
 
 from twisted.internet import tcp
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
@@ -44,6 +44,14 @@ _NOW = socket.MSG_DONTWAIT  # saves making each accepted socket non-blocking
 _LAST = _NOW | socket.MSG_MORE  # the shutdown to follow sends the rest and FIN in one segment
 
 _SHORT = "few descriptors are left (LimitNOFILE=)"
+
+_FAILED = "accepting failed"
+
+_ONE: Any = True
+"""
+How many connections Twisted's port is to accept: 1. It counts anew from that, if not up, so that
+this very object stays where accepting raised something, which it logs and keeps to itself.
+"""
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -276,7 +284,7 @@ class BorrowedPort:
         """
         if self._isListening:
             self.startReading()
-            self.policy.pause("accepting failed")
+            self.policy.pause(_FAILED)
 
     def _isShort(self) -> bool:
         """Whether so few descriptors are left that they are kept for what else may need one."""
@@ -299,8 +307,11 @@ class BorrowedPort:
             if self._isShort():
                 self.policy.pause(_SHORT)
                 return
-            self._port.numberAccepts = 1
+            self._port.numberAccepts = _ONE
             self._port.doRead()
+            if self._port.numberAccepts is _ONE:
+                self.policy.pause(_FAILED)
+                return
             if self._port.numberAccepts == 1:  # it would be more, had it accepted one
                 return
 
@@ -386,7 +397,11 @@ class FastPort(BorrowedPort):
         # What accept() does, but for flags and timeouts that nobody uses here.
         descriptor, address = self._socket._accept()  # type: ignore[attr-defined]
         self._wasShort = descriptor >= self.policy.mostDescriptor
-        reader = SocketReader(self._family, socket.SOCK_STREAM, 0, descriptor)
+        try:
+            reader = SocketReader(self._family, socket.SOCK_STREAM, 0, descriptor)
+        except BaseException:  # nobody else would close it
+            os.close(descriptor)
+            raise
         reader.poem, reader.address = poem, address
         reader.door, reader.sentBytes = self, 0
         if self._hasOldBacklog:  # from before startListening, so it inherited nothing
@@ -415,12 +430,13 @@ class FastPort(BorrowedPort):
         self.policy.removeWaitingPort(self)
         if failure.check(CancelledError):  # by our own stop, which leaves them in the backlog
             return
-        for _ in range(_BATCH):
-            try:
+        try:
+            for _ in range(_BATCH):
                 connection, address = self._socket.accept()
-            except OSError:  # there is nobody left, or we come back for them at once
-                break
-            setLinger(connection, RESET_ON_CLOSE)
-            connection.close()
-            self.policy.ledger.turnedAway(address, "there is no poem yet")
-        self.startReading()
+                setLinger(connection, RESET_ON_CLOSE)
+                connection.close()
+                self.policy.ledger.turnedAway(address, "there is no poem yet")
+        except OSError:  # there is nobody left, or we come back for them at once
+            pass
+        finally:
+            self.startReading()

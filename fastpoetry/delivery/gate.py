@@ -49,6 +49,9 @@ class Gate:
         if self._reopening is not None:
             if self._reopening.active():
                 self._reopening.cancel()
-            self._reopening = None
+            # Again in a moment, should a port not be able to.
+            self._reopening = self._clock.callLater(_CLOSED_SECONDS, self.open)
             for port in self._ports:
                 port.startReading()
+            self._reopening.cancel()
+            self._reopening = None

@@ -1,0 +1,109 @@
+"""
+Listening ports on real sockets, which are served when a test says so, and who connects to them.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from typing import Any
+
+from fakes import POEM, SECONDS, FakeSource, Reactor
+from twisted.internet import tcp
+from twisted.internet.protocol import ServerFactory
+from twisted.trial.unittest import SynchronousTestCase
+
+from fastpoetry.delivery.fastport import FastPort, SocketReader
+from fastpoetry.delivery.policy import Limits, Policy
+from fastpoetry.poem import Poem
+
+
+def lingerOf(descriptor: int) -> tuple[int, ...]:
+    """
+    @return: what a close means on a descriptor: C{(1, 0)} is a reset.
+    """
+    with socket.socket(fileno=os.dup(descriptor)) as same:
+        option = same.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+    return struct.unpack("ii", option)
+
+
+class PortCase(SynchronousTestCase):
+    """
+    A listening port, and who connects to it.
+    """
+
+    limits = Limits()
+
+    def setUp(self) -> None:
+        self.reactor = Reactor()
+        self.source = FakeSource()
+        self.policy = Policy(self.limits, self.reactor)
+
+    def plainPort(self) -> Any:
+        """
+        @return: a port of Twisted's own that listens.
+        """
+        port = tcp.Port(0, ServerFactory(), 200, "127.0.0.1", self.reactor)
+        port.startListening()
+        return port
+
+    def listen(self, poem: Poem | None = POEM, port: Any = None) -> FastPort:
+        """
+        @return: a port that has taken the place of a plain one.
+        """
+        self.source.poem = poem
+        plain = port or self.plainPort()
+        self.port = FastPort(plain, self.source, self.policy, self.reactor)
+        self.policy.addPort(self.port)
+        self.port.startListening()
+        self.addCleanup(self.stop)
+        self.address = plain.socket.getsockname()
+        return self.port
+
+    def stop(self) -> None:
+        """
+        Stop to listen, and reset who is still there.
+        """
+        if self.port in self.policy._gate._ports:
+            self.policy.removePort(self.port)
+            self.port.stopListening()
+            self.reactor.advance(0)
+        self.policy.drain()
+        self.reactor.advance(self.limits.drainSeconds)
+
+    def connect(self, receiveBufferBytes: int = 0) -> socket.socket:
+        """
+        @return: a client that has connected, and waits in the backlog.
+        """
+        family = socket.AF_UNIX if isinstance(self.address, str) else socket.AF_INET
+        if ":" in self.address[0]:
+            family = socket.AF_INET6
+        client = socket.socket(family)
+        self.addCleanup(client.close)
+        if receiveBufferBytes:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receiveBufferBytes)
+        client.settimeout(SECONDS)
+        client.connect(self.address)
+        return client
+
+    def visit(self, times: int = 1) -> None:
+        """
+        Let so much time pass that everybody was asked so often how far they have come.
+        """
+        self.reactor.pump([0.1] + [1.0] * times)
+
+    def acknowledge(self, client: socket.socket) -> None:
+        """
+        Have the client's system say at once what it has.
+        """
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    @property
+    def underWay(self) -> SocketReader:
+        """
+        The only reader whose poem is under way.
+        """
+        (reader,) = self.reactor.getWriters()
+        assert isinstance(reader, SocketReader)
+        return reader

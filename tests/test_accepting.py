@@ -1,0 +1,584 @@
+"""
+Tests for L{fastpoetry.delivery.fastport}: who is accepted, in which port's place, and when.
+
+What a reader gets then is in C{test_fastport}.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import socket
+import struct
+from resource import RLIMIT_NOFILE, getrlimit, setrlimit
+from typing import Any
+
+from fakes import LONG, POEM, FakePort, countDescriptors, receiveAll, said
+from ports import PortCase, lingerOf
+from twisted.internet import tcp
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IListeningPort, IReadDescriptor
+from twisted.logger import capturedLogs
+from twisted.python.failure import Failure
+from zope.interface.verify import verifyObject
+
+from fastpoetry.delivery import fastport
+from fastpoetry.delivery.fastport import BorrowedPort
+from fastpoetry.delivery.ledger import Counts
+from fastpoetry.delivery.policy import Limits
+from fastpoetry.poem import Poem
+from fastpoetry.protocol import PoetryFactory
+
+
+class LingerTests(PortCase):
+    """
+    Tests for what the end of the process, kill -9 included, is to a reader.
+    """
+
+    def test_listening(self) -> None:
+        """
+        The listening socket makes a reset of every close; afterwards it is as it was.
+        """
+        plain = self.plainPort()
+        before = lingerOf(plain.fileno())
+        port = self.listen(port=plain)
+        self.assertEqual(lingerOf(port.fileno()), (1, 0))
+        with socket.socket(fileno=os.dup(plain.fileno())) as theirs:
+            self.policy.removePort(port)
+            stopped = port.stopListening()
+            self.reactor.advance(0)
+            self.successResultOf(stopped)
+            self.assertEqual(lingerOf(theirs.fileno()), before)
+
+    def test_underWay(self) -> None:
+        """
+        A reader under way is reset by a close.
+        """
+        self.listen(LONG)
+        self.connect()
+        self.reactor.turn()
+        self.assertEqual(lingerOf(self.underWay.fileno()), (1, 0))
+
+    def test_afterTheLastByte(self) -> None:
+        """
+        One that was sent everything is not.
+        """
+        self.listen(LONG)
+        client = self.connect()
+        self.reactor.turn()
+        reader = self.underWay
+        self.reactor.fetch(client)
+        self.assertEqual(lingerOf(reader.fileno()), (0, 0))
+
+
+class BacklogTests(PortCase):
+    """
+    Tests for who was in the backlog before the port listened, as after a restart or the very
+    first time: the listening socket's options come too late for them.
+    """
+
+    limits = Limits(maxReadersPerSource=1)
+
+    def listenFor(self, clients: int) -> list[socket.socket]:
+        """
+        @return: clients that came before.
+        """
+        plain = self.plainPort()
+        self.address = plain.socket.getsockname()
+        waiting = [self.connect() for _ in range(clients)]
+        self.listen(LONG, plain)
+        return waiting
+
+    def test_armedThoughItCameBefore(self) -> None:
+        """
+        They are reset by a close like all others.
+        """
+        self.listenFor(1)
+        self.reactor.turn()
+        self.assertEqual(lingerOf(self.underWay.fileno()), (1, 0))
+
+    def test_turnedAwayThoughItCameBefore(self) -> None:
+        """
+        Who of them is turned away can tell.
+        """
+        _, client = self.listenFor(2)
+        self.reactor.turn()
+        self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=1))
+        self.assertRaises(ConnectionResetError, receiveAll, client)
+
+    def test_reset(self) -> None:
+        """
+        Who has gone meanwhile is counted and does no harm, and the next is served.
+        """
+        self.listen()
+        before = countDescriptors()
+        for _ in range(10):
+            client = self.connect()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+        client = self.connect()
+        with capturedLogs() as events:
+            self.reactor.turn()
+        self.assertEqual(receiveAll(client), POEM.text)
+        self.assertEqual(self.policy.ledger.counts.poems, 1)
+        self.assertLessEqual(self.policy.ledger.counts.left, 10)
+        self.assertEqual(
+            {text.partition(" ")[2] for text in said(events)[:-1]}, {"left after 0 of 310 bytes"}
+        )
+        self.assertEqual(countDescriptors(), before + 2)
+
+
+class TurnAwayTests(PortCase):
+    """
+    Tests for the limit of one source.
+    """
+
+    limits = Limits(maxReadersPerSource=1)
+
+    def test_tooMany(self) -> None:
+        """
+        Who comes from a source that has enough under way is reset.
+        """
+        self.listen(LONG)
+        first, second = self.connect(), self.connect()
+        self.reactor.turn()
+        self.assertRaises(ConnectionResetError, receiveAll, second)
+        self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=1))
+        self.assertEqual(self.reactor.fetch(first), LONG.text)
+
+    def test_atOnce(self) -> None:
+        """
+        A poem that goes out at once is sent nevertheless, for it takes nothing from others.
+        """
+        self.listen(LONG)
+        self.connect()
+        self.reactor.turn()
+        self.source.poem = POEM
+        client = self.connect()
+        self.port.doRead()
+        self.assertEqual(receiveAll(client), POEM.text)
+
+
+class FullTests(PortCase):
+    """
+    Tests for the limit of all readers.
+    """
+
+    limits = Limits(maxReaders=1)
+
+    def test_waits(self) -> None:
+        """
+        Who comes when there is no room waits in the backlog until somebody leaves.
+        """
+        self.listen(LONG)
+        first, second = self.connect(), self.connect()
+        self.reactor.turn()
+        self.reactor.turn()
+        self.assertEqual(self.policy.readers, 1)
+        self.assertNotIn(self.port, self.reactor.getReaders())
+        self.assertEqual(self.reactor.fetch(first), LONG.text)
+        first.close()
+        self.visit()
+        self.assertIn(self.port, self.reactor.getReaders())
+        self.reactor.turn()
+        self.assertEqual(self.reactor.fetch(second), LONG.text)
+
+    def test_lingering(self) -> None:
+        """
+        Who only lingers makes room at once.
+        """
+        self.listen()
+        first, second = self.connect(), self.connect()
+        self.reactor.turn()
+        self.assertEqual(receiveAll(first), POEM.text)
+        self.acknowledge(first)
+        self.reactor.pump([0.25])
+        self.port.doRead()
+        self.assertEqual(receiveAll(second), POEM.text)
+
+
+class FakeListener:
+    """
+    A listening socket whose accept(2) goes as a test says.
+    """
+
+    family = socket.AF_INET
+
+    def __init__(self, *failures: int) -> None:
+        self.failures = list(failures)
+        self.accepts = 0
+
+    def accept(self) -> tuple[Any, Any]:
+        """
+        Fail.
+        """
+        self.accepts += 1
+        number = self.failures.pop(0) if self.failures else errno.EAGAIN
+        raise OSError(number, os.strerror(number))
+
+    _accept = accept
+
+    def setsockopt(self, *option: object) -> None:
+        """
+        Have another option.
+        """
+
+    def getsockname(self) -> Any:
+        """
+        Where it listens.
+        """
+        return ("127.0.0.1", 1)
+
+    def fileno(self) -> int:
+        """
+        No number.
+        """
+        return -1
+
+    def close(self) -> None:
+        """
+        Be gone.
+        """
+
+
+class ExhaustionTests(PortCase):
+    """
+    Tests for connections that cannot be accepted.
+    """
+
+    def look(self, *failures: int) -> FakeListener:
+        """
+        @return: a listening socket, after one look at it.
+        """
+        plain = FakePort()
+        plain.socket = listener = FakeListener(*failures)
+        self.listen(port=plain)
+        self.port.doRead()
+        return listener
+
+    def test_exhausted(self) -> None:
+        """
+        Where the system has no room everybody waits, and one warning names its cause.
+        """
+        for number in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+            with capturedLogs() as events:
+                listener = self.look(number)
+            (text,) = said(events)
+            self.assertTrue(text.startswith(f"{os.strerror(number)}; "), text)
+            self.assertEqual(listener.accepts, 1)
+            self.assertNotIn(self.port, self.reactor.getReaders())
+            self.reactor.advance(0.25)
+            self.assertIn(self.port, self.reactor.getReaders())
+            self.reactor.advance(10)
+
+    def test_clientsFault(self) -> None:
+        """
+        What was wrong with one connection is no reason to keep the next waiting.
+        """
+        listener = self.look(errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN)
+        self.assertEqual(listener.accepts, 4)
+        self.assertIn(self.port, self.reactor.getReaders())
+
+    def test_unexpected(self) -> None:
+        """
+        Nor does the port end where one cannot be accepted as nobody expects: its descriptor is
+        closed, the port tries again in a moment, and serves who comes then.
+        """
+        port = self.listen()
+        client, before = self.connect(), countDescriptors()
+
+        def fail(*_: object) -> Any:
+            raise MemoryError
+
+        patch = self.patch(fastport, "SocketReader", fail)
+        self.assertRaises(MemoryError, port.doRead)
+        self.reactor.removeReader(port)
+        port.connectionLost(Failure(MemoryError()))  # as the reactor does it
+        self.assertRaises(ConnectionResetError, receiveAll, client)
+        self.assertEqual(countDescriptors(), before)
+        self.assertNotIn(port, self.reactor.getReaders())
+        self.reactor.advance(0.25)
+        patch.restore()
+        client = self.connect()
+        self.assertEqual(self.reactor.fetch(client), POEM.text)
+
+    def test_descriptors(self) -> None:
+        """
+        Where there really are no more descriptors, nobody is lost who waits.
+        """
+        self.listen()
+        client = self.connect()
+        held = []
+        limit = os.open("/dev/null", os.O_RDONLY)
+        soft, hard = getrlimit(RLIMIT_NOFILE)
+        setrlimit(RLIMIT_NOFILE, (limit + 1, hard))
+        try:
+            with self.assertRaises(OSError):
+                while True:
+                    held.append(os.open("/dev/null", os.O_RDONLY))
+            self.port.doRead()
+        finally:
+            setrlimit(RLIMIT_NOFILE, (soft, hard))
+            for descriptor in [limit, *held]:
+                os.close(descriptor)
+        self.assertNotIn(self.port, self.reactor.getReaders())
+        self.reactor.advance(0.25)
+        self.reactor.turn()
+        self.assertEqual(receiveAll(client), POEM.text)
+
+
+class StopTests(PortCase):
+    """
+    Tests for the end.
+    """
+
+    def test_acceptsNobody(self) -> None:
+        """
+        After a stop nobody is accepted; who is here goes on.
+        """
+        self.listen(LONG)
+        client = self.connect()
+        self.reactor.turn()
+        self.policy.removePort(self.port)
+        self.port.stopListening()
+        self.assertEqual(self.reactor.getReaders(), [])
+        self.reactor.advance(0)
+        self.assertEqual(self.reactor.fetch(client), LONG.text)
+
+    def test_given(self) -> None:
+        """
+        The socket is given back to the port it came from, which closes it as it sees fit.
+        """
+        plain = self.plainPort()
+        port = self.listen(port=plain)
+        self.policy.removePort(port)
+        stopped = port.stopListening()
+        self.assertNoResult(stopped)
+        self.reactor.advance(0)
+        self.successResultOf(stopped)
+        self.assertFalse(plain.connected)
+
+    def test_reactorLetsGo(self) -> None:
+        """
+        When the reactor disconnects all it has, the port's socket is left to its owner.
+        """
+        port = self.listen()
+        port.connectionLost(Failure(ConnectionDone()))
+        self.assertGreater(port.fileno(), -1)
+
+
+class WaitTests(PortCase):
+    """
+    Tests for a source that has no poem yet, as a proxy's.
+    """
+
+    def test_waits(self) -> None:
+        """
+        Who comes before there is a poem waits in the backlog, and is served when there is one.
+        """
+        self.listen(None)
+        client = self.connect()
+        self.reactor.turn()
+        self.reactor.advance(10)
+        self.assertEqual((self.policy.readers, self.reactor.getReaders()), (0, []))
+        self.assertEqual(self.policy.idleSeconds, 0)
+        self.source.give(POEM)
+        self.reactor.advance(1)
+        self.assertEqual(self.policy.idleSeconds, 1)
+        self.reactor.turn()
+        self.assertEqual(receiveAll(client), POEM.text)
+
+    def test_waitsOnce(self) -> None:
+        """
+        It waits once for all who come meanwhile, and for the next poem again.
+        """
+        self.listen(None)
+        self.connect()
+        self.port.doRead()
+        self.port.doRead()
+        self.assertEqual(len(self.source.waiting), 1)
+        self.source.give(POEM)
+        self.source.poem = None
+        self.port.doRead()
+        self.assertEqual(len(self.source.waiting), 1)
+
+    def test_fails(self) -> None:
+        """
+        Where there will be no poem who has waited is reset and counted; the next waits anew.
+        """
+        self.listen(None)
+        client = self.connect()
+        self.port.doRead()
+        self.source.giveUp()
+        self.assertRaises(ConnectionResetError, receiveAll, client)
+        self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=1))
+        self.assertEqual(self.policy.readers, 0)
+        self.assertEqual(self.reactor.getReaders(), [self.port])
+        self.connect()
+        self.reactor.turn()
+        self.assertEqual(len(self.source.waiting), 1)
+
+    def test_failsForTheOldBacklog(self) -> None:
+        """
+        Who came before the port listened is reset too.
+        """
+        plain = self.plainPort()
+        self.address = plain.socket.getsockname()
+        client = self.connect()
+        self.listen(None, plain)
+        self.port.doRead()
+        self.source.giveUp()
+        self.assertRaises(ConnectionResetError, receiveAll, client)
+
+    def test_failsAtOnce(self) -> None:
+        """
+        It makes no difference whether that is known at once.
+        """
+        self.listen(None)
+        self.source.failsAtOnce = True
+        for _ in range(3):
+            client = self.connect()
+            self.reactor.turn()
+            self.assertRaises(ConnectionResetError, receiveAll, client)
+
+    def test_resetFails(self) -> None:
+        """
+        That somebody who has waited cannot even be accepted does not make the port deaf.
+        """
+        plain = FakePort()
+        plain.socket = FakeListener(errno.ECONNABORTED, errno.EMFILE)
+        port = self.listen(None, plain)
+        for _ in range(2):
+            port.doRead()
+            self.assertEqual(self.reactor.getReaders(), [])
+            self.source.giveUp()
+            self.assertEqual(self.reactor.getReaders(), [port])
+
+    def test_failsOtherwise(self) -> None:
+        """
+        Whatever goes wrong when nobody is left to accept, the port goes on.
+        """
+        port = self.listen(None)
+        self.connect()
+        port.doRead()
+        self.patch(self.policy.ledger, "turnedAway", lambda *_: 1 // 0)
+        self.source.giveUp()
+        gc.collect()  # logs what nobody has handled
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertEqual(self.reactor.getReaders(), [port])
+
+    def test_stop(self) -> None:
+        """
+        A stop does not wait for a poem, and leaves who waits in the backlog.
+        """
+        self.listen(None)
+        self.connect()
+        self.port.doRead()
+        (waiting,) = self.source.waiting
+        self.policy.removePort(self.port)
+        self.port.stopListening()
+        self.assertTrue(waiting.called)
+        self.assertEqual(self.policy.readers, 0)
+        self.assertEqual(self.reactor.getReaders(), [])
+        self.assertEqual(self.policy.ledger.counts, Counts())
+
+
+class BorrowedTests(PortCase):
+    """
+    Tests for L{BorrowedPort}, where Twisted's own port makes the connections.
+    """
+
+    limits = Limits(maxReaders=70)
+
+    def listen(self, poem: Poem | None = POEM, port: Any = None) -> Any:
+        """
+        @return: a port that has taken the place of a plain one.
+        """
+        self.source.poem = poem
+        factory = PoetryFactory(self.source, self.policy)
+        plain: Any = tcp.Port(0, factory, 200, "127.0.0.1", self.reactor)
+        plain.startListening()
+        self.port: Any = BorrowedPort(plain, self.policy, self.reactor)
+        self.policy.addPort(self.port)
+        self.port.startListening()
+        self.addCleanup(self.stop)
+        self.address = plain.socket.getsockname()
+        return self.port
+
+    def test_interfaces(self) -> None:
+        """
+        It is a listening port, in the place of the other.
+        """
+        port = self.listen()
+        verifyObject(IListeningPort, port)
+        verifyObject(IReadDescriptor, port)
+        self.assertEqual(self.reactor.getReaders(), [port])
+
+    def test_everything(self) -> None:
+        """
+        A client gets the whole poem.
+        """
+        self.listen(LONG)
+        client = self.connect()
+        self.assertEqual(self.reactor.fetch(client), LONG.text)
+
+    def test_many(self) -> None:
+        """
+        Who is in the backlog is accepted in batches, with a look at everything else in between.
+        """
+        self.listen()
+        clients = [self.connect() for _ in range(69)]
+        self.port.doRead()
+        self.assertTrue(1 < self.policy.readers < 69, self.policy.readers)
+        self.port.doRead()
+        self.assertEqual(self.policy.readers, len(clients))
+
+    def test_noMore(self) -> None:
+        """
+        There are never more readers than may be; who else comes waits in the backlog.
+        """
+        self.listen(LONG)
+        clients = [self.connect() for _ in range(75)]
+        self.port.doRead()
+        self.port.doRead()
+        self.assertEqual(self.policy.readers, 70)
+        self.assertNotIn(self.port, self.reactor.getReaders())
+        for client in clients[:70]:
+            client.close()
+        while self.policy.readers:
+            self.reactor.turn()
+        self.assertEqual(self.reactor.fetch(clients[70]), LONG.text)
+
+    def test_fails(self) -> None:
+        """
+        While accepting fails as nobody expects it is tried now and then, and who comes is served
+        afterwards.
+        """
+        port = self.listen()
+        patch = self.patch(port._port.factory, "buildProtocol", lambda _: 1 // 0)
+        with capturedLogs() as events:
+            for _ in range(2):
+                self.connect()
+                self.reactor.turn()
+                self.assertNotIn(port, self.reactor.getReaders())
+                self.reactor.advance(0.25)
+                self.assertIn(port, self.reactor.getReaders())
+        self.assertEqual(
+            said(events), ["accepting failed; with 0 here, new ones wait in the backlog"]
+        )
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+        patch.restore()
+        client = self.connect()
+        self.assertEqual(self.reactor.fetch(client), POEM.text)
+
+    def test_nobody(self) -> None:
+        """
+        It does not wait where nobody has come, and asks once.
+        """
+        port = self.listen()
+        accepts: list[None] = []
+        doRead = port._port.doRead
+        self.patch(port._port, "doRead", lambda: accepts.append(doRead()))
+        port.doRead()
+        self.assertEqual(accepts, [None])
