@@ -15,36 +15,11 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from fastpoetry.delivery.addresses import formatPeer
 from fastpoetry.delivery.ledger import Counts, Ledger
 from fastpoetry.poem import Poem
 
 HERE = ("192.0.2.7", 40000)
 TO_HERE = Receipt(POEM, HERE)
-
-
-class PeerTests(SynchronousTestCase):
-    """
-    Tests for L{formatPeer}.
-    """
-
-    def test_IPv4(self) -> None:
-        """
-        An IPv4 client is its host and port.
-        """
-        self.assertEqual(formatPeer(HERE), "192.0.2.7:40000")
-
-    def test_IPv6(self) -> None:
-        """
-        An IPv6 client has brackets around its host, as in a URL.
-        """
-        self.assertEqual(formatPeer(("2001:db8::7", 40000, 0, 0)), "[2001:db8::7]:40000")
-
-    def test_UNIX(self) -> None:
-        """
-        The clients of a UNIX socket are all called the same.
-        """
-        self.assertEqual([formatPeer(each) for each in ("", None)], ["unix", "unix"])
 
 
 class LedgerCase(SynchronousTestCase):

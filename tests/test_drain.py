@@ -1,0 +1,112 @@
+"""
+Tests for L{fastpoetry.delivery.drain}.
+"""
+
+from __future__ import annotations
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from fastpoetry.delivery.drain import Drain
+
+
+class DrainTests(SynchronousTestCase):
+    """
+    Tests for L{Drain}.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.did: list[tuple[float, str]] = []
+
+    def begin(self, mostSeconds: float = 20.0) -> Drain:
+        """
+        @return: a stop that has begun, and of which it is remembered what it does when.
+        """
+
+        def remember(what: str) -> None:
+            self.did.append((self.clock.seconds(), what))
+
+        return Drain(
+            self.clock,
+            mostSeconds,
+            lambda: remember("look"),
+            lambda: remember("hand over"),
+            lambda: remember("cut short"),
+        )
+
+    def when(self, what: str) -> list[float]:
+        """
+        @return: at which seconds it was done.
+        """
+        return [round(when, 3) for when, each in self.did if each == what]
+
+    def test_looks(self) -> None:
+        """
+        It looks after readers at once, and then twenty times a second.
+        """
+        self.begin()
+        self.clock.pump([0, 0.05, 0.05])
+        self.assertEqual(self.when("look"), [0, 0.05, 0.1])
+
+    def test_handsOver(self) -> None:
+        """
+        Who can be left to others is left to them after a quarter of a second, once.
+        """
+        drain = self.begin()
+        self.clock.advance(0.2)
+        self.assertFalse(drain.isHandedOver)
+        self.clock.pump([0.05] * 20)
+        self.assertEqual(self.when("hand over"), [0.25])
+        self.assertTrue(drain.isHandedOver)
+
+    def test_cutsShort(self) -> None:
+        """
+        Who is still there after the time that a stop may take is cut short, once.
+        """
+        self.begin(2)
+        self.clock.pump([0.05] * 100)
+        self.assertEqual(self.when("cut short"), [2])
+
+    def test_noTime(self) -> None:
+        """
+        Where a stop may take next to none, readers are handed over all the same.
+        """
+        self.begin(0.1)
+        self.clock.pump([0.05] * 4)
+        self.assertEqual((self.when("hand over"), self.when("cut short")), ([0.1], [0.1]))
+
+    def test_end(self) -> None:
+        """
+        At the end all who wait know, and nothing is done any more.
+        """
+        drain = self.begin()
+        waiters = [drain.wait(), drain.wait()]
+        self.clock.advance(0)
+        self.assertNoResult(waiters[0])
+        drain.end()
+        for waiter in waiters:
+            self.successResultOf(waiter)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_oneWaitsNoLonger(self) -> None:
+        """
+        One that gives up waiting ends it for nobody else.
+        """
+        drain = self.begin()
+        first, second = drain.wait(), drain.wait()
+        first.addErrback(lambda _: None)
+        first.cancel()
+        self.assertNoResult(second)
+        drain.end()
+        self.successResultOf(second)
+
+    def test_endsWhileItLooks(self) -> None:
+        """
+        It may end because of what it has just done: a look is often what finds the last one gone.
+        """
+        drain = Drain(self.clock, 20, lambda: drain.end(), lambda: None, lambda: None)
+        waiter = drain.wait()
+        self.clock.advance(0)
+        self.successResultOf(waiter)
+        self.assertEqual(self.clock.getDelayedCalls(), [])

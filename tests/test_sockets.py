@@ -1,0 +1,179 @@
+"""
+Tests for L{fastpoetry.delivery.sockets}, on real ones.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import Any
+
+from fakes import SECONDS, FakeTLS, FakeTransport, receiveAll, said
+from twisted.internet.protocol import Factory, Protocol
+from twisted.logger import capturedLogs
+from twisted.protocols.policies import WrappingFactory
+from twisted.trial.unittest import SynchronousTestCase
+
+from fastpoetry.delivery import sockets
+from fastpoetry.delivery.sockets import (
+    END_ON_CLOSE,
+    MOST_UNSENT_BYTES,
+    RESET_ON_CLOSE,
+    countUnacknowledged,
+    limitUnsent,
+    lowestTransport,
+    setLinger,
+    socketOf,
+)
+
+
+class SocketCase(SynchronousTestCase):
+    """
+    A connection over TCP, and one over UNIX.
+    """
+
+    def setUp(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            self.client = socket.create_connection(listening.getsockname(), SECONDS)
+            self.server, _ = listening.accept()
+        self.unix, self.unixClient = socket.socketpair()
+        for each in (self.client, self.server, self.unix, self.unixClient):
+            self.addCleanup(each.close)
+
+
+class LingerTests(SocketCase):
+    """
+    Tests for L{setLinger}.
+    """
+
+    def test_reset(self) -> None:
+        """
+        A close is a reset, if it is said to be.
+        """
+        setLinger(self.server, RESET_ON_CLOSE)
+        self.server.sendall(b"half a")
+        self.server.close()
+        self.assertRaises(ConnectionResetError, receiveAll, self.client)
+
+    def test_end(self) -> None:
+        """
+        It is an end again when that is taken back.
+        """
+        setLinger(self.server, RESET_ON_CLOSE)
+        setLinger(self.server, END_ON_CLOSE)
+        self.server.sendall(b"all")
+        self.server.close()
+        self.assertEqual(receiveAll(self.client), b"all")
+
+    def test_UNIX(self) -> None:
+        """
+        A UNIX socket knows no reset: it is left as it is.
+        """
+        setLinger(self.unix, RESET_ON_CLOSE)
+        self.assertEqual(self.unix.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8), bytes(8))
+
+
+class UnacknowledgedTests(SocketCase):
+    """
+    Tests for L{countUnacknowledged}.
+    """
+
+    def test_waits(self) -> None:
+        """
+        What a client's system has no room for is counted, and nothing once it has it.
+        """
+        self.server.setblocking(False)
+        sent = 0
+        while True:
+            try:
+                sent += self.server.send(bytes(1 << 20))
+            except BlockingIOError:
+                break
+        self.assertTrue(0 < countUnacknowledged(self.server) <= sent)
+        while sent:
+            sent -= len(self.client.recv(sent))
+        self.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        self.assertEqual(countUnacknowledged(self.server), 0)
+
+    def test_UNIX(self) -> None:
+        """
+        On a UNIX socket nothing is lost once it is written: there is nothing to wait for.
+        """
+        self.unix.sendall(b"x")
+        self.assertEqual(countUnacknowledged(self.unix), 0)
+
+
+class Unable(socket.socket):
+    """
+    A socket of a kernel that does not know how to limit what waits in it.
+    """
+
+    def setsockopt(self, *option: Any) -> None:
+        """
+        Know no option.
+        """
+        raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+
+
+class UnsentTests(SocketCase):
+    """
+    Tests for L{limitUnsent}.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        sockets._tellUnlimited.cache_clear()
+        self.addCleanup(sockets._tellUnlimited.cache_clear)
+
+    def test_limit(self) -> None:
+        """
+        A socket takes no more than so much that is not sent yet.
+        """
+        limitUnsent(self.server)
+        option = self.server.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+        self.assertEqual(option, MOST_UNSENT_BYTES)
+
+    def test_unable(self) -> None:
+        """
+        Where the kernel does not know how, one record says so, and all are served without.
+        """
+        with capturedLogs() as events:
+            for _ in range(3):
+                with Unable() as unable:
+                    limitUnsent(unable)
+        (text,) = said(events)
+        self.assertIn("TCP_NOTSENT_LOWAT: Protocol not available", text)
+
+    def test_UNIX(self) -> None:
+        """
+        A UNIX socket has no such option, and nobody misses it.
+        """
+        with capturedLogs() as events:
+            limitUnsent(self.unix)
+        self.assertEqual(events, [])
+
+
+class TransportTests(SocketCase):
+    """
+    Tests for what is below Twisted's layers.
+    """
+
+    def test_lowest(self) -> None:
+        """
+        Below all layers is the transport that has the socket.
+        """
+        lowest = FakeTransport(handle=self.server)
+        top: Any = lowest
+        for _ in range(2):
+            layer = FakeTLS(WrappingFactory(Factory()), Protocol())
+            layer.transport, top = top, layer
+        self.assertIs(lowestTransport(top), lowest)
+        self.assertIs(lowestTransport(lowest), lowest)
+        self.assertIs(socketOf(lowest), self.server)
+
+    def test_noSocket(self) -> None:
+        """
+        One without a socket, as C{stdio:} has it, is none.
+        """
+        self.assertIsNone(socketOf(FakeTransport()))
+        self.assertIsNone(socketOf(object()))
