@@ -43,7 +43,7 @@ _PIECE_BYTES = 1 << 20
 """What is decoded at a time: as text it takes up to four times as much memory."""
 
 # Non-blocking, since opening a FIFO to read it waits for a writer otherwise (fifo(7)).
-_OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 _FOLDER_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -305,14 +305,14 @@ def _openBeneath(path: str, inner: str) -> int:
     Open a file, and follow no link that was put into the inner part of its path meanwhile.
     """
     if not inner:
-        return os.open(path, _OPEN_FLAGS)
+        return os.open(path, OPEN_FLAGS)
     *folders, last = inner.split(os.sep)
     folder = os.open(path.removesuffix(inner), _FOLDER_FLAGS)
     try:
         for each in folders:
             outer, folder = folder, os.open(each, _FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=folder)
             os.close(outer)
-        return os.open(last, _OPEN_FLAGS | os.O_NOFOLLOW, dir_fd=folder)
+        return os.open(last, OPEN_FLAGS | os.O_NOFOLLOW, dir_fd=folder)
     finally:
         os.close(folder)
 
@@ -324,8 +324,10 @@ def _readOpen(descriptor: int) -> bytes:
     @raise PoemError: if it is no poem, or another one at the end than at the beginning.
     """
     before = _waitForTick(descriptor)
-    if fault := _faultOf(before):
+    if fault := findFault(before, "poem", MAX_POEM_BYTES):
         raise PoemError(fault)
+    if before.st_size == 0:
+        raise PoemError("is empty; a poem has at least one byte")
     with os.fdopen(descriptor, "rb", closefd=False) as file:
         # One byte more than there should be shows that the file grew meanwhile.
         text = file.read(before.st_size + 1)
@@ -370,17 +372,19 @@ def _findStrange(text: bytes) -> int | None:
     return None
 
 
-def _faultOf(status: os.stat_result) -> str:
+def findFault(status: os.stat_result, what: str, mostBytes: int) -> str:
     """
-    Why an open file is no poem, or nothing.
+    Why an open file is not what it should be, or nothing.
+
+    @param what: that is what it should be.
+    @param mostBytes: how large it may be.
     """
     for isKind, kind in _KINDS:
         if isKind(status.st_mode):
-            return f"is {kind}; a poem is a regular file"
-    if status.st_size == 0:
-        return "is empty; a poem has at least one byte"
-    if status.st_size > MAX_POEM_BYTES:
-        return f"has {status.st_size} bytes; a poem has {MAX_POEM_BYTES} (64 MiB) at most"
+            return f"is {kind}; a {what} is a regular file"
+    if status.st_size > mostBytes:
+        mebi = f" ({mostBytes >> 20} MiB)" if mostBytes >> 20 else ""
+        return f"has {status.st_size} bytes; a {what} has {mostBytes}{mebi} at most"
     return ""
 
 

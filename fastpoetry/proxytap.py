@@ -18,7 +18,7 @@ from fastpoetry.command.options import (
     refuse,
     tunable,
 )
-from fastpoetry.proxy.cache import CopyFile
+from fastpoetry.proxy.cache import CopyFile, Keeper
 from fastpoetry.proxy.freshness import Freshness
 from fastpoetry.proxy.service import PoetryProxyService
 
@@ -142,29 +142,50 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
     @param clock: for tests; otherwise one that no step of the wall clock moves.
     @raise SystemExit: if an endpoint or the cache's folder cannot be had.
     """
-    from twisted.internet.endpoints import clientFromString  # and with it Twisted's sockets
-
-    from fastpoetry.command.assembly import assemble
+    from fastpoetry.command.assembly import assemble  # and with it Twisted's sockets
+    from fastpoetry.command.preflight import asServer
+    from fastpoetry.proxy.upstream import Resolver, parseUpstream
+    from fastpoetry.systemd.clock import MonotonicClock, MonotonicReactor
 
     if reactor is None:
         from twisted.internet import reactor
     if clock is None:
-        from fastpoetry.systemd.clock import MonotonicClock
-
         clock = MonotonicClock(reactor)
     folder = options.get("cache") or os.environ.get("CACHE_DIRECTORY")
-    if folder and not (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
-        asked = "--cache " if "cache" in options else "CACHE_DIRECTORY="
-        refuse(f"{asked}{folder}: not a folder that can be written to")
+    with asServer(options):
+        if folder and not _isWritable(folder):
+            asked = "--cache " if "cache" in options else "CACHE_DIRECTORY="
+            refuse(f"{asked}{folder}: not a folder that can be written to")
+    reactor.installNameResolver(Resolver(reactor))
+    timed = MonotonicReactor(reactor, clock)
+    keepers: dict[str, Keeper] = {}
 
     def makeSource(block: Block) -> PoetryProxyService:
         try:
-            endpoint = clientFromString(reactor, block.what)
-        except Exception as why:  # each kind of endpoint has errors of its own
-            refuse(f"{block.asked}: not a Twisted client endpoint: {why or type(why).__name__}")
-        file = CopyFile(folder, block.what) if folder else None
+            endpoint = parseUpstream(block.what, timed)
+        except ValueError as why:
+            refuse(f"{block.asked}: {why}{_whose(block.what)}")
+        freshness = options.freshness
+        if folder and block.what not in keepers:
+            file = CopyFile(folder, block.what, freshness.mostBytes)
+            keepers[block.what] = Keeper(file, timed)
         return PoetryProxyService(
-            block.what, endpoint, options.freshness, reactor, block.digest, file
+            block.what, endpoint, freshness, timed, block.digest, keepers.get(block.what)
         )
 
     return assemble(options, makeSource, reactor, clock)
+
+
+def _isWritable(folder: str) -> bool:
+    """
+    Whether files can be made in a folder.
+    """
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK, effective_ids=True)
+
+
+def _whose(upstream: str) -> str:
+    """
+    Where an upstream was written that is none, if it was in the file of a unit.
+    """
+    file = os.environ.get("UPSTREAM_FILE")
+    return f" (UPSTREAM= in {file})" if file and os.environ.get("UPSTREAM", "") == upstream else ""

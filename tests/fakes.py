@@ -27,6 +27,7 @@ from twisted.internet.interfaces import (
     IListeningPort,
     IProtocol,
     IProtocolFactory,
+    IReactorPluggableNameResolver,
     IReactorThreads,
     IReactorTime,
     ISSLTransport,
@@ -120,7 +121,7 @@ class Threads:
             run()
 
 
-@implementer(IReactorThreads)
+@implementer(IReactorPluggableNameResolver, IReactorThreads)
 class Reactor(MemoryReactorClock):
     """
     A reactor in memory, with threads; its sockets are served when a test says so.
@@ -130,6 +131,14 @@ class Reactor(MemoryReactorClock):
         super().__init__()
         self.hasStopped = False  # Twisted 22.4 says True from the start
         self.pool = ThreadPool()
+        self.nameResolver: Any = None
+
+    def installNameResolver(self, resolver: Any) -> Any:
+        """
+        Have names looked up by another.
+        """
+        before, self.nameResolver = self.nameResolver, resolver
+        return before
 
     def getThreadPool(self) -> Any:
         """

@@ -4,11 +4,9 @@ A proxy with an upstream in memory, a clock that a test sets, and readers who wa
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-from fakes import FakeTransport, Reactor, ThreadPool
+from fakes import FakeTransport, Reactor, Threads
 from twisted.internet import error
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
@@ -36,23 +34,6 @@ FRESHNESS = Freshness(
 )
 
 
-class Pool(ThreadPool):
-    """
-    Threads whose work may have arguments.
-    """
-
-    def callInThreadWithCallback(
-        self,
-        onResult: Callable[[bool, object], object],
-        func: Callable[..., object],
-        *args: object,
-    ) -> None:
-        """
-        Keep the work.
-        """
-        super().callInThreadWithCallback(onResult, partial(func, *args))
-
-
 @implementer(IStreamClientEndpoint)
 class FakeUpstream:
     """
@@ -62,7 +43,10 @@ class FakeUpstream:
     @ivar failedAt: when it last did not give what was asked for.
     @ivar faults: what it should not have been asked for.
     @ivar transport: of the last connection.
+    @ivar whenCancelled: what connecting fails with when it is cancelled, if it has a word for that.
     """
+
+    whenCancelled: Exception | None = None
 
     def __init__(self, reactor: Reactor) -> None:
         self._reactor = reactor
@@ -134,9 +118,11 @@ class FakeUpstream:
         protocol, self._protocol = self._protocol, None
         protocol.connectionLost(Failure(why or ConnectionDone()))
 
-    def _leave(self, _: object) -> None:
+    def _leave(self, connecting: Deferred[Any]) -> None:
         self._connecting = None
         self.failedAt = self._reactor.seconds()
+        if self.whenCancelled is not None:
+            connecting.errback(self.whenCancelled)
 
 
 class ProxyCase(SynchronousTestCase):
@@ -146,7 +132,8 @@ class ProxyCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.reactor = Reactor()
-        self.reactor.pool = Pool()
+        self.threads = Threads(self)
+        self.wallOffset = 0.0
         self.waiting: list[Deferred[Poem]] = []
         self.upstream = FakeUpstream(self.reactor)
         self.service = self.make()
@@ -157,7 +144,14 @@ class ProxyCase(SynchronousTestCase):
         """
         @return: a proxy of this upstream.
         """
-        return PoetryProxyService(UPSTREAM, self.upstream, freshness, self.reactor, **others)
+        return PoetryProxyService(
+            UPSTREAM,
+            self.upstream,
+            freshness,
+            self.reactor,
+            wallSeconds=lambda: self.reactor.seconds() + self.wallOffset,
+            **others,
+        )
 
     def restart(self, freshness: Freshness = FRESHNESS, **others: Any) -> None:
         """
@@ -166,6 +160,7 @@ class ProxyCase(SynchronousTestCase):
         self.service.stopService()
         self.service = self.make(freshness, **others)
         self.service.startService()
+        self.threads.work()  # the copy
 
     def end(self) -> None:
         """
@@ -206,8 +201,8 @@ class ProxyCase(SynchronousTestCase):
         for piece in pieces:
             self.upstream.send(piece)
         self.upstream.close()
-        self.reactor.pool.work()  # the digest
-        self.reactor.pool.work()  # the file
+        self.threads.work()  # the digest
+        self.threads.work()  # the file
 
     def fetch(self, text: bytes = b"a poem") -> None:
         """

@@ -9,10 +9,17 @@ from collections.abc import Callable
 from fakes import said
 from proxies import UPSTREAM, ProxyCase
 from twisted.internet import defer, error
-from twisted.internet.error import ConnectError, ConnectionLost, DNSLookupError
+from twisted.internet.address import IPv4Address
+from twisted.internet.error import (
+    ConnectError,
+    ConnectingCancelledError,
+    ConnectionLost,
+    DNSLookupError,
+)
 from twisted.logger import capturedLogs
 
 from fastpoetry.poem import Poem
+from fastpoetry.threads import ThreadError
 
 
 class TimeTests(ProxyCase):
@@ -36,6 +43,20 @@ class TimeTests(ProxyCase):
         self.assertTrue(self.upstream.isBusy)
         self.reactor.advance(1)
         self.assertCause("upstream took too long")
+
+    def test_endpointsWord(self) -> None:
+        """
+        Whatever an endpoint says when it is told that it took too long, that is the cause.
+        """
+        for why in (
+            ConnectingCancelledError(IPv4Address("TCP", "192.0.2.1", 10000)),
+            DNSLookupError("Couldn't find the hostname 'poems.example'"),
+        ):
+            self.ask()
+            self.upstream.whenCancelled = why
+            self.reactor.advance(5)
+            self.assertCause("upstream took too long")
+            self.reactor.advance(10)
 
     def test_idle(self) -> None:
         """
@@ -129,7 +150,7 @@ class FailureTests(ProxyCase):
         self.ask()
         with capturedLogs() as events:
             fail()
-            self.reactor.pool.work()
+            self.threads.work()
         self.assertEqual(said(events), [f"no poem from {UPSTREAM} for 0 s: {cause}"])
         self.assertFalse(self.upstream.isBusy)
         self.assertEqual(self.served, b"old")
@@ -193,6 +214,29 @@ class FailureTests(ProxyCase):
             "upstream cannot be reached: No such file or directory",
             self.refusing(ConnectError(2, "gone")),
         )
+
+    def test_noThread(self) -> None:
+        """
+        So has a machine that has no thread for it.
+        """
+        self.assertKept(
+            "no thread can be had: none is left",
+            self.refusing(ThreadError("no thread can be had: none is left")),
+        )
+
+    def test_noThreadForTheDigest(self) -> None:
+        """
+        Also where that turns out when all has come.
+        """
+
+        def fail() -> None:
+            self.threads.why = ThreadError("no thread can be had: none is left")
+            self.upstream.accept()
+            self.upstream.send(b"new")
+            self.upstream.close()
+            self.threads.why = None
+
+        self.assertKept("no thread can be had: none is left", fail)
 
     def test_other(self) -> None:
         """

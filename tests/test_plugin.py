@@ -35,7 +35,7 @@ floor | where                  | and there nobody imports
 4     | listen                 | service proxy systemd
 3     | protocol               | os io pathlib shutil tempfile service proxy
 2     | delivery               | io pathlib shutil tempfile systemd proxy service
-2     | proxy                  | socket systemd
+2     | proxy                  | select asyncio systemd
 2     | service                | socket systemd
 1     | poem                   | twisted socket select asyncio systemd
 1     | threads                | os io socket select asyncio systemd

@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
 from fastpoetry.poem import Poem
+from fastpoetry.proxy.fetch import UpstreamError
 
 
 class FetchTests(ProxyCase):
@@ -52,7 +53,7 @@ class FetchTests(ProxyCase):
         self.assertNoResult(waiting)
         self.assertIsNone(self.served)
         self.upstream.close()
-        self.reactor.pool.work()
+        self.threads.work()
         self.assertEqual(self.successResultOf(waiting).text, b"Where, like a pillow")
         self.assertEqual(self.served, b"Where, like a pillow")
 
@@ -75,7 +76,7 @@ class FetchTests(ProxyCase):
         self.upstream.send(b"a poem")
         self.upstream.close()
         self.assertNoResult(waiting)
-        self.reactor.pool.work()
+        self.threads.work()
         self.successResultOf(waiting)
 
     def test_coalesced(self) -> None:
@@ -178,11 +179,12 @@ class ReloadTests(ProxyCase):
 
     def test_fails(self) -> None:
         """
-        Where that fails the reload has ended, the old poem stays, and it is tried again.
+        Where that fails the reload fails with the cause, the old poem stays, and it is tried again.
         """
         reloaded = self.service.reload()
         self.upstream.refuse()
-        self.successResultOf(reloaded)
+        why = self.failureResultOf(reloaded, UpstreamError)
+        self.assertEqual(why.getErrorMessage(), "upstream refused")
         self.assertEqual(self.served, b"old")
         self.reactor.advance(2)
         self.assertEqual(self.served, b"old")
@@ -211,8 +213,9 @@ class ReloadTests(ProxyCase):
         In an outage it does not wait for the next attempt's time, but a second since the last.
         """
         for _ in range(8):
-            self.service.reload()
+            reloaded = self.service.reload()
             self.upstream.refuse()
+            self.failureResultOf(reloaded, UpstreamError)
             self.reactor.advance(1)
         reloaded = self.service.reload()
         self.give(b"new")
@@ -223,8 +226,9 @@ class ReloadTests(ProxyCase):
         """
         Reloads in quick succession ask an upstream that is away no more often than others.
         """
-        self.service.reload()
+        reloaded = self.service.reload()
         self.upstream.refuse()
+        self.failureResultOf(reloaded, UpstreamError)
         again = [self.service.reload() for _ in range(10)]
         self.assertEqual(self.upstream.attempts, [0])
         self.reactor.advance(1)
@@ -333,12 +337,12 @@ class StoryTests(ProxyCase):
             elif step == "ask":
                 self.wait()
             elif step == "reload":
-                self.service.reload()
+                self.service.reload().addErrback(lambda why: why.trap(UpstreamError) and None)
             elif isConnected and isinstance(step, bytes):
                 whole.add(step)
                 upstream.send(step)
                 upstream.close()
-                self.reactor.pool.work()
+                self.threads.work()
             elif isConnected and step == "break":
                 upstream.send(b"half a poem")
                 upstream.close(ConnectionLost())

@@ -7,14 +7,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from fakes import makeFolder, records
+from fakes import Threads, makeFolder, records
 from messages import NO_COPY
 from proxies import UPSTREAM, ProxyCase
 from twisted.internet.error import ConnectionLost
 from twisted.logger import capturedLogs
 
 from fastpoetry.poem import Poem
-from fastpoetry.proxy.cache import Copy, CopyFile
+from fastpoetry.proxy.cache import Copy, CopyFile, Keeper
 
 
 class CopyTests(ProxyCase):
@@ -26,15 +26,21 @@ class CopyTests(ProxyCase):
         super().setUp()
         self.folder = makeFolder(self)
         self.file = CopyFile(self.folder, UPSTREAM)
-        self.reactor.advance(10_000)
-        self.restart(file=self.file)
+        self.reactor.advance(100_000)
+        self.restart(keeper=self.keeper())
+
+    def keeper(self) -> Keeper:
+        """
+        @return: what keeps the copy.
+        """
+        return Keeper(self.file, self.reactor)
 
     def restartWith(self, text: bytes, age: float, **others: Any) -> None:
         """
         Begin with a copy of some age.
         """
         self.file.save(Copy(Poem(UPSTREAM, text, ""), self.reactor.seconds() - age))
-        self.restart(file=self.file, **others)
+        self.restart(keeper=self.keeper(), **others)
 
     def test_kept(self) -> None:
         """
@@ -42,7 +48,7 @@ class CopyTests(ProxyCase):
         """
         self.fetch()
         self.reactor.advance(59)
-        self.restart(file=self.file)
+        self.restart(keeper=self.keeper())
         self.assertEqual(self.served, b"a poem")
         self.assertEqual(len(self.upstream.attempts), 1)
         self.reactor.advance(1)
@@ -57,7 +63,7 @@ class CopyTests(ProxyCase):
         self.upstream.accept()
         self.upstream.send(b"half a")
         self.upstream.close(ConnectionLost())
-        self.reactor.pool.work()
+        self.threads.work()
         self.assertIsNone(self.file.load())
 
     def test_upstreamIsDown(self) -> None:
@@ -109,7 +115,7 @@ class CopyTests(ProxyCase):
         with open(self.file.path, "wb") as file:
             file.write(b"damaged")
         with capturedLogs() as events:
-            self.restart(file=self.file)
+            self.restart(keeper=self.keeper())
         cause = f"{self.file.path}: is damaged, and will be replaced"
         self.assertEqual(
             records(events),
@@ -142,6 +148,84 @@ class CopyTests(ProxyCase):
         self.assertEqual(warning["message_id"], NO_COPY)
         self.assertEqual(warning["cause"], f"{self.file.path}: No such file or directory")
 
+    def wall(self) -> float:
+        """
+        @return: the time of day.
+        """
+        return self.reactor.seconds() + self.wallOffset
+
+    def test_clock(self) -> None:
+        """
+        The time of day is asked for an age at the start, and for the copy; however it is set
+        meanwhile, a poem is as fresh as it was.
+        """
+        for offset in (-86_400.0, 86_400.0):
+            self.wallOffset = 0.0
+            self.fetch()
+            self.restart(keeper=self.keeper())
+            before = len(self.upstream.attempts)
+            self.wallOffset = offset
+            self.reactor.advance(59)
+            self.assertEqual(self.served, b"a poem")
+            self.assertEqual(len(self.upstream.attempts), before)
+            self.reactor.advance(1)
+            self.assertEqual(self.served, b"a poem")
+            self.assertEqual(len(self.upstream.attempts), before + 1)
+            self.give(b"a poem")
+            copy = self.file.load()
+            assert copy is not None
+            self.assertEqual(copy.fetchedAt, self.wall())
+            self.reactor.advance(60)
+
+    def test_notReadYet(self) -> None:
+        """
+        Whoever comes while the copy is read waits for that, and is not the reason for a fetch.
+        """
+        self.fetch()
+        self.service.stopService()
+        self.service = self.make(keeper=self.keeper())
+        self.service.startService()
+        waiting = self.wait()
+        self.assertNoResult(waiting)
+        self.threads.work()
+        self.assertEqual(self.successResultOf(waiting).text, b"a poem")
+        self.assertEqual(len(self.upstream.attempts), 1)
+
+    def test_neverRead(self) -> None:
+        """
+        A disk that does not give it is waited for for a second; then the upstream is asked, and
+        what comes of the disk after that makes no difference.
+        """
+        self.file.save(Copy(Poem(UPSTREAM, b"old", ""), self.wall()))
+        self.service.stopService()
+        self.service = self.make(keeper=self.keeper())
+        self.service.startService()
+        stuck, self.threads = self.threads, Threads(self)
+        waiting = self.wait()
+        self.reactor.advance(1)
+        self.give(b"new")
+        self.assertEqual(self.successResultOf(waiting).text, b"new")
+        stuck.work()
+        self.assertEqual(self.served, b"new")
+
+    def test_stop(self) -> None:
+        """
+        A stop waits for a copy that is being written, but for no longer than a moment.
+        """
+        for end in (self.threads.work, lambda: self.reactor.advance(1)):
+            self.restart(keeper=self.keeper())
+            self.service.reload()
+            self.upstream.accept()
+            self.upstream.send(b"a poem")
+            self.upstream.close()
+            self.threads.work()
+            stopped = self.service.stopService()
+            assert stopped is not None
+            self.assertNoResult(stopped)
+            end()
+            self.successResultOf(stopped)
+        self.threads.work()
+
     def test_inAThread(self) -> None:
         """
         A thread writes it: the disk holds up nobody.
@@ -150,8 +234,8 @@ class CopyTests(ProxyCase):
         self.upstream.accept()
         self.upstream.send(b"a poem")
         self.upstream.close()
-        self.reactor.pool.work()
+        self.threads.work()
         self.successResultOf(waiting)
         self.assertIsNone(self.file.load())
-        self.reactor.pool.work()
+        self.threads.work()
         self.assertIsNotNone(self.file.load())

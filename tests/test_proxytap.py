@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from dataclasses import fields
 from typing import Any
 
-from fakes import FakeTransport, Reactor, makeFolder, write
+from fakes import FakeTransport, Reactor, Threads, asNobody, makeFolder, write
 from hypothesis import given
 from hypothesis import strategies as st
 from test_man import UNITS, Page
@@ -23,6 +24,7 @@ from fastpoetry.poem import MAX_POEM_BYTES, Poem
 from fastpoetry.proxy.cache import Copy, CopyFile
 from fastpoetry.proxy.freshness import Freshness
 from fastpoetry.proxy.service import PoetryProxyService
+from fastpoetry.proxy.upstream import Resolver
 from fastpoetry.proxytap import Options, makeService
 
 UPSTREAM = "unix:path=/run/poems.example.sock"
@@ -51,6 +53,9 @@ def parse(*line: str) -> Options:
     return options
 
 
+FORM = "the right form is tcp:host=poems.example:port=10000"
+
+
 class ProxyTapCase(SynchronousTestCase):
     """
     A reactor, and nothing of systemd's.
@@ -58,6 +63,7 @@ class ProxyTapCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.reactor = Reactor()
+        self.threads = Threads(self)
         self.patch(os, "environ", {})
 
     def make(self, *line: str) -> MultiService:
@@ -216,13 +222,37 @@ class ServiceTests(ProxyTapCase):
 
     def test_endpoints(self) -> None:
         """
-        An upstream that is no client endpoint is refused with its description.
+        An upstream that is none is refused with its description and the right form.
         """
         for upstream in ("", "x", "10000", "tcp", "tcp:host=x:port=y", "nothing:at:all", "tls:x"):
             why = self.refusal("--upstream", upstream)
+            self.assertTrue(why.startswith(f"--upstream {upstream}: "), why)
             self.assertTrue(
-                why.startswith(f"--upstream {upstream}: not a Twisted client endpoint: "), why
+                why.endswith("the right form is tcp:host=poems.example:port=10000"), why
             )
+
+    def test_inAFile(self) -> None:
+        """
+        One that is a unit's is refused with the file that it stands in.
+        """
+        os.environ["UPSTREAM_FILE"] = "/etc/fastpoetry/proxy/x.env"
+        where = "(UPSTREAM= in /etc/fastpoetry/proxy/x.env)"
+        self.assertEqual(
+            self.refusal("--upstream="), f"--upstream : names no upstream; {FORM} {where}"
+        )
+        os.environ["UPSTREAM"] = "tcp:host=x"
+        self.assertEqual(
+            self.refusal("--upstream=tcp:host=x"),
+            f"--upstream tcp:host=x: port '' is none from 1 to 65535; {FORM} {where}",
+        )
+        self.assertNotIn("x.env", self.refusal("--upstream=unix:/x", "-p1", "--upstream=tcp:y"))
+
+    def test_names(self) -> None:
+        """
+        Names are looked up where nobody has to wait for them.
+        """
+        self.make("--upstream", UPSTREAM)
+        self.assertIsInstance(self.reactor.nameResolver, Resolver)
 
     @given(st.text() | st.text().map("unix:{}".format) | st.text().map("ssl:{}".format))
     def test_anyEndpoint(self, upstream: str) -> None:
@@ -244,14 +274,13 @@ class CacheTests(ProxyTapCase):
     def setUp(self) -> None:
         super().setUp()
         self.folder = makeFolder(self)
-        self.reactor.advance(1000)
         self.save(self.folder)
 
     def save(self, folder: str, text: bytes = b"a poem") -> None:
         """
         Have a copy in a folder.
         """
-        CopyFile(folder, UPSTREAM).save(Copy(Poem(UPSTREAM, text, ""), 1000))
+        CopyFile(folder, UPSTREAM).save(Copy(Poem(UPSTREAM, text, ""), time.time()))
 
     def served(self, *line: str) -> bytes | None:
         """
@@ -259,6 +288,7 @@ class CacheTests(ProxyTapCase):
         """
         source = self.source(*line)
         source.startService()
+        self.threads.work()
         poem = source.poem
         source.stopService()
         return None if poem is None else poem.text
@@ -313,6 +343,23 @@ class CacheTests(ProxyTapCase):
             )
         os.environ["CACHE_DIRECTORY"] = file
         self.assertEqual(self.refusal("--upstream", UPSTREAM), f"CACHE_DIRECTORY={file}: {cause}")
+
+    def test_shared(self) -> None:
+        """
+        Two blocks of the same upstream share a copy, which is written once at a time.
+        """
+        line = ("--cache", self.folder, "--upstream", UPSTREAM, "-p1", "--upstream", UPSTREAM)
+        one, other = (next(iter(block))._keeper for block in [*self.make(*line)][:2])
+        self.assertIs(one, other)
+
+    def test_notOurs(self) -> None:
+        """
+        A folder that others may write to is refused as well.
+        """
+        os.chmod(self.folder, 0o755)
+        with asNobody():
+            why = self.refusal("--upstream", UPSTREAM, "--cache", self.folder)
+        self.assertIn("not a folder that can be written to", why)
 
     def test_digest(self) -> None:
         """

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
-from twisted.internet import defer, error
+from twisted.internet import error
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol, connectionDone
@@ -19,6 +19,7 @@ from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
 
 from fastpoetry.proxy.freshness import Freshness
+from fastpoetry.threads import ThreadError
 
 
 class UpstreamError(Exception):
@@ -40,8 +41,16 @@ async def fetch(
     factory = Factory.forProtocol(lambda: upstream)
     factory.noisy = False
     connected = endpoint.connect(factory)
-    await connected.addTimeout(freshness.connectSeconds, clock)
+    await connected.addTimeout(freshness.connectSeconds, clock, tookTooLong)
     return await upstream.whole
+
+
+def tookTooLong(_result: object, _seconds: float) -> NoReturn:
+    """
+    What a Deferred that was waited for in vain fails with, whatever its canceller says: Twisted's
+    endpoints have words of their own for that, with addresses in them.
+    """
+    raise UpstreamError("upstream took too long")
 
 
 def explain(failure: Failure) -> str:
@@ -49,13 +58,13 @@ def explain(failure: Failure) -> str:
     What is wrong with an upstream, in a few words.
     """
     why = failure.value
-    if isinstance(why, UpstreamError):
+    if isinstance(why, (UpstreamError, ThreadError)):
         return str(why)
     if isinstance(why, error.ConnectionRefusedError):
         return "upstream refused"
     if isinstance(why, error.DNSLookupError):
         return "upstream has no address"
-    if isinstance(why, (defer.TimeoutError, error.TimeoutError)):
+    if isinstance(why, error.TimeoutError):
         return "upstream took too long"
     if isinstance(why, error.ConnectError) and why.osError:
         return f"upstream cannot be reached: {os.strerror(why.osError)}"

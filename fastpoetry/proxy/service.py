@@ -6,20 +6,23 @@ Has one fetched, keeps and shares it; serves nobody itself.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from twisted.application import service
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from fastpoetry.poem import Poem
-from fastpoetry.proxy.cache import Copy, CopyError, CopyFile
-from fastpoetry.proxy.fetch import UpstreamError, explain, fetch
+from fastpoetry.proxy.cache import Copy, Keeper
+from fastpoetry.proxy.fetch import UpstreamError, explain, fetch, tookTooLong
 from fastpoetry.proxy.freshness import Freshness
 from fastpoetry.proxy.outage import Outage
+from fastpoetry.threads import callAside
 
 _LEAST_USE_SECONDS = 1.0
 """
@@ -27,6 +30,9 @@ How long a poem will do whatever its freshness.
 
 Those who waited for it are served out of a backlog, which takes some turns of the reactor.
 """
+
+_LOAD_SECONDS = 1.0
+"""How long the copy on disk may take to be read before the upstream is asked instead."""
 
 
 class PoetryProxyService(service.Service):
@@ -46,22 +52,27 @@ class PoetryProxyService(service.Service):
         freshness: Freshness,
         reactor: Any,
         expectedDigest: str | None = None,
-        file: CopyFile | None = None,
+        keeper: Keeper | None = None,
+        wallSeconds: Callable[[], float] = time.time,
     ) -> None:
         """
         @param upstream: what to call the upstream.
         @param endpoint: where it is.
-        @param reactor: provides C{IReactorTime} and C{IReactorThreads}.
+        @param reactor: provides C{IReactorFromThreads}, and C{IReactorTime} by a clock that nobody
+            sets.
         @param expectedDigest: the SHA-256 that its poem must have, in hexadecimal, if it is known.
-        @param file: where to keep a copy for the next start.
+        @param keeper: keeps a copy for the next start.
+        @param wallSeconds: the time of day, in seconds since 1970: only the copy is told.
         """
         self._upstream = upstream
         self._endpoint = endpoint
         self._freshness = freshness
         self._reactor = reactor
         self._expectedDigest = expectedDigest
-        self._file = file
-        self._copy: Copy | None = None
+        self._keeper = keeper
+        self._wallSeconds = wallSeconds
+        self._poem: Poem | None = None
+        self._fetchedAt = self._notBefore = 0.0
         self._outage: Outage | None = None
         self._fetch: Deferred[Poem] | None = None
         self._waiters: list[Deferred[Poem]] = []
@@ -87,9 +98,9 @@ class PoetryProxyService(service.Service):
         """
         if self._outage is not None:
             return f"{self._upstream}. {self._outage.describe()}"
-        if self._copy is None:
+        if self._poem is None:
             return f"{self._upstream} (not fetched yet)"
-        return f"{self._upstream} ({len(self._copy.poem.text)} bytes)"
+        return f"{self._upstream} ({len(self._poem.text)} bytes)"
 
     def whenPoem(self) -> Deferred[Poem]:
         """
@@ -110,15 +121,17 @@ class PoetryProxyService(service.Service):
         Begin with the copy from the last time, if there is a good one.
         """
         super().startService()
-        try:
-            self._copy = self._load()
-        except CopyError as why:
-            self._tellCopy(why)
+        self._notBefore = self._reactor.seconds()
+        if self._keeper is not None:
+            self._notBefore += _LOAD_SECONDS
+            self._keeper.load().addCallback(self._begin)
         self._settle()
 
-    def stopService(self) -> None:
+    def stopService(self) -> Deferred[None] | None:
         """
         Fetch no more.
+
+        @return: fires when the copy is written, or a moment later.
         """
         super().stopService()
         self._isDue = False
@@ -129,12 +142,13 @@ class PoetryProxyService(service.Service):
             self._settling = None
         for waiter in list(self._waiters):
             waiter.cancel()
+        return None if self._keeper is None else self._keeper.finish()
 
     def reload(self) -> Deferred[None]:
         """
         Fetch anew, however fresh the poem is, and keep the old one until the new one is whole.
 
-        @return: fires when that fetch has ended, well or not.
+        @return: fires when that fetch has brought a poem; fails with L{UpstreamError} otherwise.
         """
         done: Deferred[None] = Deferred()
         self._reloads.append(done)
@@ -144,19 +158,19 @@ class PoetryProxyService(service.Service):
         self._settle()
         return done
 
-    def _load(self) -> Copy | None:
+    def _begin(self, copy: Copy | None) -> None:
         """
-        The copy from the last time, if there is one.
-
-        @raise CopyError: if there is one, and it is not what is wanted.
+        Hold the copy from the last time, unless there is a newer poem already.
         """
-        copy = self._file.load() if self._file is not None else None
-        if copy is None:
-            return None
-        if not self._isExpected(copy.poem):
-            raise CopyError(f"{copy.poem.origin}: is another poem, SHA-256 {copy.poem.digest}")
-        # One from the future was fetched by a clock that was wrong.
-        return Copy(copy.poem, min(copy.fetchedAt, self._reactor.seconds()))
+        self._notBefore = self._reactor.seconds()
+        if copy is not None and self._keeper is not None and not self._isExpected(copy.poem):
+            self._keeper.tell(f"{copy.poem.origin}: is another poem, SHA-256 {copy.poem.digest}")
+        elif copy is not None and self._poem is None:
+            # One from the future was fetched by a clock that was wrong.
+            age = max(0.0, self._wallSeconds() - copy.fetchedAt)
+            self._poem, self._fetchedAt = copy.poem, self._reactor.seconds() - age
+        if self.running:
+            self._settle()
 
     def _isExpected(self, poem: Poem) -> bool:
         """
@@ -170,19 +184,19 @@ class PoetryProxyService(service.Service):
         will change it.
         """
         now = self._reactor.seconds()
-        freshness, copy = self._freshness, self._copy
-        nextAttempt = now if self._outage is None else self._outage.nextAttempt
+        freshness, fetchedAt = self._freshness, self._fetchedAt
+        nextAttempt = self._notBefore if self._outage is None else self._outage.nextAttempt
         changes = [nextAttempt]
         isFresh = isUsable = False
-        if copy is not None:
-            staleAt = copy.fetchedAt + freshness.maxAgeSeconds
+        if self._poem is not None:
+            staleAt = fetchedAt + freshness.maxAgeSeconds
             revalidateUntil = staleAt + freshness.revalidateSeconds
-            revalidateUntil = max(revalidateUntil, copy.fetchedAt + _LEAST_USE_SECONDS)
+            revalidateUntil = max(revalidateUntil, fetchedAt + _LEAST_USE_SECONDS)
             errorUntil = staleAt + freshness.errorSeconds
             isFresh = now < staleAt and not self._isDropped and self._outage is None
             isUsable = now < revalidateUntil or (self._outage is not None and now < errorUntil)
             changes += [staleAt, revalidateUntil, errorUntil]
-        self._served = copy.poem if copy is not None and isUsable else None
+        self._served = self._poem if isUsable else None
         self._isDue = not isFresh and self._fetch is None and now >= nextAttempt
         if self._settling is not None and self._settling.active():
             self._settling.cancel()
@@ -207,8 +221,8 @@ class PoetryProxyService(service.Service):
         """
         self._isDue = self._isDropped = False
         fetched: Deferred[Poem] = Deferred.fromCoroutine(self._fetchWhole())
-        self._fetch = fetched.addTimeout(self._freshness.totalSeconds, self._reactor)
-        fetched.addCallbacks(self._keep, self._fail).addBoth(self._endFetch)
+        self._fetch = fetched.addTimeout(self._freshness.totalSeconds, self._reactor, tookTooLong)
+        fetched.addCallbacks(self._keep, self._fail).addCallback(self._endFetch)
 
     async def _fetchWhole(self) -> Poem:
         """
@@ -218,10 +232,8 @@ class PoetryProxyService(service.Service):
         """
         text = await fetch(self._endpoint, self._freshness, self._reactor)
         # In a thread, since it looks at every byte.
-        pool = self._reactor.getThreadPool()
-        poem = await deferToThreadPool(
-            self._reactor, pool, Poem, self._upstream, text, self._upstream
-        )
+        make = partial(Poem, self._upstream, text, self._upstream)
+        poem = await callAside(self._reactor, make)
         if not self._isExpected(poem):
             raise UpstreamError(f"upstream sent another poem, SHA-256 {poem.digest}")
         return poem
@@ -230,7 +242,9 @@ class PoetryProxyService(service.Service):
         """
         Hold a whole poem, also on disk.
         """
-        self._copy = copy = Copy(poem, self._reactor.seconds())
+        if self._poem is None or self._poem.digest != poem.digest:
+            self._poem = poem  # otherwise readers of the old one would hold a second
+        self._fetchedAt = self._reactor.seconds()
         self._log.info(
             "fetched {bytes} bytes of poetry from {upstream}",
             bytes=len(poem.text),
@@ -241,22 +255,22 @@ class PoetryProxyService(service.Service):
         if self._outage is not None:
             self._outage.end()
             self._outage = None
-        if self._file is not None:
-            pool = self._reactor.getThreadPool()
-            saved = deferToThreadPool(self._reactor, pool, self._file.save, copy)
-            saved.addErrback(lambda failure: self._tellCopy(failure.value))
+        if self._keeper is not None:
+            self._keeper.save(Copy(self._poem, self._wallSeconds()))
 
-    def _fail(self, failure: Failure) -> None:
+    def _fail(self, failure: Failure) -> UpstreamError | None:
         """
         Keep what there is, and try again later: sooner at first, and never twice a second.
         """
         if not self.running:
-            return
+            return None
         if self._outage is None:
             self._outage = Outage(self._upstream, self._reactor)
-        self._outage.add(explain(failure))
+        cause = explain(failure)
+        self._outage.add(cause)
+        return UpstreamError(cause)
 
-    def _endFetch(self, _: object) -> None:
+    def _endFetch(self, why: UpstreamError | None) -> None:
         """
         See what has come of it.
         """
@@ -267,15 +281,4 @@ class PoetryProxyService(service.Service):
         if self.running:
             self._settle()
         for reload in reloads:
-            reload.callback(None)
-
-    def _tellCopy(self, why: object) -> None:
-        """
-        Say that there is no copy for the next start. Readers are served without one.
-        """
-        self._log.warn(
-            "the copy on disk cannot be used: {cause}",
-            cause=str(why),
-            upstream=self._upstream,
-            message_id="d9116cf49f434364ae55c197ff41359b",
-        )
+            reload.callback(None if why is None else Failure(why))

@@ -1,0 +1,206 @@
+"""
+Where an upstream is: what its description becomes, and how its name is looked up.
+
+Fetches nothing. What it makes has no time of its own to give up: who connects has.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from socket import AF_INET6, SOCK_STREAM, gaierror, getaddrinfo
+from typing import Any
+
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.endpoints import HostnameEndpoint, clientFromString
+from twisted.internet.interfaces import (
+    IHostnameResolver,
+    IHostResolution,
+    IResolutionReceiver,
+    IStreamClientEndpoint,
+)
+from zope.interface import directlyProvides, implementer, providedBy
+
+from fastpoetry.threads import callAside
+
+_Address = IPv4Address | IPv6Address
+
+_FORM = "tcp:host=poems.example:port=10000"
+
+_WORD = re.compile(r"((?:[^:\\]|\\.)*)(?::|\Z)", re.DOTALL)
+"""A part of a description, in which a backslash takes from what follows its meaning."""
+
+_BRACKETS = re.compile(r"\[([^\[\]\\]*)\]")
+_HOST = re.compile(r"(?<=:host=)([^\\=]*?)(?=:[A-Za-z]+=|\Z)")
+_POSITION = re.compile(r"(?<=\Atcp:)([^\\=]*)(?=:[0-9]+\Z)")
+"""Where somebody may have written an IPv6 address as it is written everywhere else."""
+
+
+def parseUpstream(description: str, reactor: Any) -> IStreamClientEndpoint:
+    """
+    Make the endpoint of an upstream.
+
+    A name's addresses are tried as RFC 8305 has it, those of IPv6 among them.
+
+    @param description: a Twisted client endpoint's; colons in an IPv6 address need no backslash.
+    @param reactor: for connections, names and time.
+    @raise ValueError: with one line that says what is wrong and shows the right form.
+    """
+    if not description:
+        raise ValueError(f"names no upstream; the right form is {_FORM}")
+    for place in (_BRACKETS, _HOST, _POSITION):
+        description = place.sub(_escape, description)
+    words = [match[1] for match in _WORD.finditer(description)]
+    if any(word.startswith("timeout=") for word in words):
+        raise ValueError("timeout= is what --connect-timeout is for")
+    untimed = _UntimedReactor(reactor)
+    if words[0] == "tcp":
+        return _parseTCP(words[1:], untimed)
+    try:
+        endpoint: IStreamClientEndpoint = clientFromString(untimed, description)
+    except Exception as why:  # each kind of endpoint has errors of its own
+        reason = str(why) or type(why).__name__
+        raise ValueError(
+            f"not a Twisted client endpoint: {reason}; the right form is {_FORM}"
+        ) from None
+    return endpoint
+
+
+def _escape(address: re.Match[str]) -> str:
+    """
+    An IPv6 address as descriptions have it, or what stands in its place.
+    """
+    if isIPv6Address(address[1]):
+        return address[1].replace(":", r"\:")
+    return address[0]
+
+
+def _parseTCP(words: list[str], reactor: Any) -> HostnameEndpoint:
+    """
+    The endpoint of a host and a port, by their order or by name.
+
+    @raise ValueError: if one is missing or is none.
+    """
+    given = {}
+    names = ["host", "port"]
+    for word in filter(None, words):
+        key, equals, value = word.partition("=")
+        if not equals:
+            key, value = (names.pop(0) if names else ""), word
+        if key not in ("host", "port", "bindAddress") or key in given:
+            raise ValueError(f"{word!a} is more than was expected; the right form is {_FORM}")
+        given[key] = re.sub(r"\\(.)", r"\1", value, flags=re.DOTALL)
+    host, port = given.get("host", ""), given.get("port", "")
+    if not host:
+        raise ValueError(f"has no host; the right form is {_FORM}")
+    if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+        raise ValueError(f"port {port!a} is none from 1 to 65535; the right form is {_FORM}")
+    source = (given["bindAddress"], 0) if "bindAddress" in given else None
+    return HostnameEndpoint(reactor, host, int(port), bindAddress=source)
+
+
+class _UntimedReactor:
+    """
+    A reactor whose connections are made however long that takes: the time for it would be taken
+    from the reactor's own clock, which can be set.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        directlyProvides(self, providedBy(reactor))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+    def connectTCP(
+        self, host: str, port: int, factory: Any, timeout: object, bindAddress: Any = None
+    ) -> Any:
+        return self._reactor.connectTCP(host, port, factory, None, bindAddress)
+
+    def connectUNIX(
+        self, address: str, factory: Any, timeout: object = None, checkPID: Any = 0
+    ) -> Any:
+        return self._reactor.connectUNIX(address, factory, None, checkPID)
+
+
+@implementer(IHostResolution)
+class _Lookup:
+    """
+    A name that is looked up. That cannot be called off.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def cancel(self) -> None:
+        pass
+
+
+@implementer(IHostnameResolver)
+class Resolver:
+    """
+    Looks names up in threads that nobody waits for, each name in one at a time.
+
+    In a thread of the reactor's a resolver that does not answer holds up a stop for as long as it
+    likes.
+    """
+
+    def __init__(self, reactor: Any, getaddrinfo: Callable[..., Any] = getaddrinfo) -> None:
+        """
+        @param reactor: provides C{IReactorFromThreads}.
+        @param getaddrinfo: looks a name up.
+        """
+        self._reactor = reactor
+        self._getaddrinfo = getaddrinfo
+        self._waiters: dict[tuple[str, int], list[Deferred[list[_Address]]]] = {}
+
+    def resolveHostName(
+        self,
+        resolutionReceiver: IResolutionReceiver,
+        hostName: str,
+        portNumber: int = 0,
+        addressTypes: Any = None,
+        transportSemantics: str = "TCP",
+    ) -> IHostResolution:
+        """
+        @see: C{IHostnameResolver}
+        @raise ThreadError: if no thread can be had.
+        """
+        lookup = _Lookup(hostName)
+        resolutionReceiver.resolutionBegan(lookup)
+
+        def tell(addresses: list[_Address]) -> None:
+            for address in addresses:
+                if isinstance(address, tuple(addressTypes or (IPv4Address, IPv6Address))):
+                    resolutionReceiver.addressResolved(address)
+            resolutionReceiver.resolutionComplete()
+
+        self._find(hostName, portNumber).addCallback(tell)
+        return lookup
+
+    def _find(self, name: str, port: int) -> Deferred[list[_Address]]:
+        if isIPAddress(name):
+            return succeed([IPv4Address("TCP", name, port)])
+        if isIPv6Address(name):
+            return succeed([IPv6Address("TCP", name, port)])
+        key = name, port
+        waiters = self._waiters.setdefault(key, [])
+        if not waiters:
+            look = partial(self._getaddrinfo, name, port, type=SOCK_STREAM)
+            found = callAside(self._reactor, look)
+            # Who waits is told of no error, but that there are no addresses.
+            found.addErrback(lambda failure: failure.trap(gaierror, UnicodeError) and [])
+            found.addCallback(self._end, key)
+        waiters.append(Deferred())
+        return waiters[-1]
+
+    def _end(self, found: list[Any], key: tuple[str, int]) -> None:
+        addresses: list[_Address] = [
+            IPv6Address("TCP", *where) if family == AF_INET6 else IPv4Address("TCP", *where)
+            for family, _, _, _, where in found
+        ]
+        for waiter in self._waiters.pop(key):
+            waiter.callback(addresses)

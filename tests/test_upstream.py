@@ -1,0 +1,322 @@
+"""
+Tests for L{fastpoetry.proxy.upstream}.
+"""
+
+from __future__ import annotations
+
+import socket
+from functools import partial
+from typing import Any
+
+from fakes import Reactor, Threads
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.interfaces import (
+    IHostnameResolver,
+    IHostResolution,
+    IResolutionReceiver,
+    IStreamClientEndpoint,
+)
+from twisted.internet.protocol import Factory, Protocol
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from fastpoetry.proxy.upstream import Resolver, parseUpstream
+from fastpoetry.threads import ThreadError
+
+FORM = "; the right form is tcp:host=poems.example:port=10000"
+
+
+class FakeNames:
+    """
+    Names as C{getaddrinfo} knows them.
+
+    @ivar asked: which were looked up.
+    """
+
+    def __init__(self, **names: list[str]) -> None:
+        self._names = names
+        self.asked: list[str] = []
+
+    def __call__(self, host: str, port: int, **how: Any) -> list[Any]:
+        """
+        Look a name up.
+        """
+        self.asked.append(host)
+        if host not in self._names:
+            raise socket.gaierror(socket.EAI_NONAME, "unknown")
+        return [
+            each
+            for address in self._names[host]
+            for each in socket.getaddrinfo(address, port, **how, flags=socket.AI_NUMERICHOST)
+        ]
+
+
+class ParseTests(SynchronousTestCase):
+    """
+    Tests for L{parseUpstream}: what is connected to.
+    """
+
+    def setUp(self) -> None:
+        self.reactor = Reactor()
+        self.threads = Threads(self)
+        self.names = FakeNames(poems=["::1", "127.0.0.1"], six=["::1"])
+        self.reactor.installNameResolver(Resolver(self.reactor, self.names))
+
+    def connect(self, description: str) -> list[tuple[Any, ...]]:
+        """
+        @return: each connection that is tried while nobody answers.
+        """
+        endpoint = parseUpstream(description, self.reactor)
+        verifyObject(IStreamClientEndpoint, endpoint)
+        connecting = endpoint.connect(Factory.forProtocol(Protocol))
+        self.threads.work()
+        self.reactor.advance(1)
+        connecting.addErrback(lambda _: None).cancel()
+        tried = [
+            (host, port, timeout, source)
+            for host, port, _, timeout, source in self.reactor.tcpClients
+        ]
+        self.reactor.tcpClients.clear()
+        return tried
+
+    def test_address(self) -> None:
+        """
+        An IPv4 address and a port are connected to, by name or by their order, without a thread,
+        and for as long as who connects likes.
+        """
+        for description in (
+            "tcp:host=127.0.0.1:port=10000",
+            "tcp:port=10000:host=127.0.0.1",
+            "tcp:127.0.0.1:10000",
+            "tcp:127.0.0.1:port=10000",
+        ):
+            self.assertEqual(self.connect(description), [("127.0.0.1", 10000, None, None)])
+        self.assertEqual(self.names.asked, [])
+
+    def test_IPv6(self) -> None:
+        """
+        So is an IPv6 address, however it is written.
+        """
+        for description in (
+            "tcp:host=::1:port=10011",
+            "tcp:port=10011:host=::1",
+            "tcp:host=[::1]:port=10011",
+            "tcp:[::1]:10011",
+            "tcp:::1:10011",
+            r"tcp:host=\:\:1:port=10011",
+            r"tcp:\:\:1:10011",
+        ):
+            self.assertEqual(self.connect(description), [("::1", 10011, None, None)])
+        for address in ("fe80::1%lo", "2001:db8::", "::ffff:192.0.2.1", "2001:db8:1:2:3:4:5:6"):
+            self.assertEqual(self.connect(f"tcp:host={address}:port=1"), [(address, 1, None, None)])
+
+    def test_name(self) -> None:
+        """
+        All addresses of a name are tried, one after the other (RFC 8305), in the resolver's order.
+        """
+        self.assertEqual(
+            [host for host, _, _, _ in self.connect("tcp:host=poems:port=10000")],
+            ["::1", "127.0.0.1"],
+        )
+        self.assertEqual(self.connect("tcp:six:10000"), [("::1", 10000, None, None)])
+
+    def test_source(self) -> None:
+        """
+        The address to connect from can be said.
+        """
+        self.assertEqual(
+            self.connect("tcp:127.0.0.1:10000:bindAddress=127.0.0.2"),
+            [("127.0.0.1", 10000, None, ("127.0.0.2", 0))],
+        )
+
+    def test_unix(self) -> None:
+        """
+        A UNIX socket is connected to for as long as who connects likes, too.
+        """
+        endpoint = parseUpstream("unix:path=/run/x[a].sock", self.reactor)
+        endpoint.connect(Factory.forProtocol(Protocol)).addErrback(lambda _: None)
+        ((path, _, timeout, _),) = self.reactor.unixClients
+        self.assertEqual((path, timeout), ("/run/x[a].sock", None))
+
+    def test_noThread(self) -> None:
+        """
+        Where no thread can be had to look a name up, connecting fails with that.
+        """
+        self.threads.why = ThreadError("no thread can be had: none is left")
+        endpoint = parseUpstream("tcp:poems:10000", self.reactor)
+        self.assertRaises(ThreadError, endpoint.connect, Factory.forProtocol(Protocol))
+
+    def refusal(self, description: str) -> str:
+        """
+        @return: why there is no endpoint.
+        """
+        return str(self.assertRaises(ValueError, parseUpstream, description, self.reactor))
+
+    def test_mistakes(self) -> None:
+        """
+        What is missing or mistaken is said, with the right form.
+        """
+        for description, why in {
+            "": "names no upstream",
+            "tcp": "has no host",
+            "tcp:": "has no host",
+            "tcp:port=10000": "has no host",
+            "tcp:host=:port=10000": "has no host",
+            "tcp:host=poems": "port '' is none from 1 to 65535",
+            "tcp:poems:": "port '' is none from 1 to 65535",
+            "tcp:poems:0": "port '0' is none from 1 to 65535",
+            "tcp:poems:65536": "port '65536' is none from 1 to 65535",
+            "tcp:poems:daytime": "port 'daytime' is none from 1 to 65535",
+            "tcp:poems:1:2": "'2' is more than was expected",
+            "tcp:host=poems:port=1:port=2": "'port=2' is more than was expected",
+            "tcp:host=poems:prot=1": "'prot=1' is more than was expected",
+            "tcp:host=2001:db8:port=10": "'db8' is more than was expected",
+            "poems.example:10000": "not a Twisted client endpoint: Unknown endpoint type",
+            "unix": "not a Twisted client endpoint: ",
+            "tls:x": "not a Twisted client endpoint: ",
+        }.items():
+            refusal = self.refusal(description)
+            self.assertTrue(why in refusal and refusal.endswith(FORM), (description, refusal))
+
+    def test_timeout(self) -> None:
+        """
+        A time of the endpoint's own is refused: it would be a second one for the same.
+        """
+        for description in ("tcp:host=poems:port=1:timeout=3", "unix:/x:timeout=3"):
+            why = self.refusal(description)
+            self.assertEqual(why, "timeout= is what --connect-timeout is for")
+
+    @given(st.text(alphabet="tcphost=por:[]\\1.\n\0 é").map("tcp:".__add__))
+    def test_any(self, description: str) -> None:
+        """
+        Whatever is said, it is an endpoint or is refused in one line.
+        """
+        try:
+            endpoint = parseUpstream(description, self.reactor)
+        except ValueError as why:
+            self.assertTrue(str(why).isprintable(), why)
+        else:
+            self.assertIsInstance(endpoint, HostnameEndpoint)
+
+
+@implementer(IResolutionReceiver)
+class FakeReceiver:
+    """
+    Somebody who wants an address.
+
+    @ivar found: what was found, once everything is.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[Any] | None = None
+        self._found: list[Any] = []
+        self.began: Any = None
+
+    def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
+        """
+        Wait.
+        """
+        self.began = resolutionInProgress
+
+    def addressResolved(self, address: Any) -> None:
+        """
+        Take an address.
+        """
+        self._found.append(address)
+
+    def resolutionComplete(self) -> None:
+        """
+        Have all.
+        """
+        self.found = self._found
+
+
+class ResolverTests(SynchronousTestCase):
+    """
+    Tests for L{Resolver}.
+    """
+
+    def setUp(self) -> None:
+        self.threads = Threads(self)
+        self.names = FakeNames(poems=["::1", "127.0.0.1"])
+        self.resolver = Resolver(Reactor(), self.names)
+
+    def look(self, name: str, **how: Any) -> FakeReceiver:
+        """
+        @return: who wants a name's addresses.
+        """
+        receiver = FakeReceiver()
+        lookup = self.resolver.resolveHostName(receiver, name, 17, **how)
+        self.assertIs(receiver.began, lookup)
+        verifyObject(IHostResolution, lookup)
+        self.assertEqual(lookup.name, name)
+        lookup.cancel()
+        return receiver
+
+    def test_interface(self) -> None:
+        """
+        It is a resolver.
+        """
+        verifyObject(IHostnameResolver, self.resolver)
+        verifyObject(IResolutionReceiver, FakeReceiver())
+
+    def test_found(self) -> None:
+        """
+        A name is looked up in a thread, and has addresses of both kinds.
+        """
+        receiver = self.look("poems")
+        self.assertIsNone(receiver.found)
+        self.threads.work()
+        self.assertEqual(
+            receiver.found, [IPv6Address("TCP", "::1", 17), IPv4Address("TCP", "127.0.0.1", 17)]
+        )
+
+    def test_kind(self) -> None:
+        """
+        Who wants one kind alone gets no other.
+        """
+        receiver = self.look("poems", addressTypes=[IPv4Address])
+        self.threads.work()
+        self.assertEqual(receiver.found, [IPv4Address("TCP", "127.0.0.1", 17)])
+
+    def test_unknown(self) -> None:
+        """
+        A name that is unknown, or can be none, has no address.
+        """
+        self.names = FakeNames()
+        for resolver, name in (
+            (self.resolver, "nobody"),
+            (Resolver(Reactor(), partial(socket.getaddrinfo)), "a" * 64 + "."),
+        ):
+            self.resolver = resolver
+            receiver = self.look(name)
+            self.threads.work()
+            self.assertEqual(receiver.found, [])
+
+    def test_together(self) -> None:
+        """
+        As long as a name is looked up whoever wants it waits for that: a resolver that does not
+        answer has one thread, and not one for each attempt.
+        """
+        receivers = [self.look("poems") for _ in range(10)]
+        self.threads.work()
+        self.assertEqual([len(each.found or ()) for each in receivers], [2] * 10)
+        self.assertEqual(self.names.asked, ["poems"])
+        self.look("poems")
+        self.threads.work()
+        self.assertEqual(self.names.asked, ["poems"] * 2)
+
+    def test_noThread(self) -> None:
+        """
+        Where no thread can be had that is an error, and the next look may have one.
+        """
+        self.threads.why = ThreadError("no thread can be had: none is left")
+        self.assertRaises(ThreadError, self.resolver.resolveHostName, FakeReceiver(), "poems")
+        self.threads.why = None
+        receiver = self.look("poems")
+        self.threads.work()
+        self.assertEqual(len(receiver.found or ()), 2)
