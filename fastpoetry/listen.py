@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 
 from fastpoetry.delivery.addresses import formatHost
 from fastpoetry.delivery.fastport import BorrowedPort, FastPort
-from fastpoetry.protocol import PoetryFactory
+from fastpoetry.protocol import PoetryFactory, PoetryProtocol
 
 _SERVING = "serving poetry on {addresses}"
 _INSTANCES = " (journalctl -t fastpoetry has every instance's records)"
@@ -28,6 +28,9 @@ _INSTANCES = " (journalctl -t fastpoetry has every instance's records)"
 class PoetryListener(service.Service):
     """
     Serves poetry on one endpoint for as long as it runs, and then until its readers have it all.
+
+    In the place of C{TCPServer}, whose stop is over while readers are still there, which accepts
+    and closes where no descriptor is left, and never goes the fast way.
     """
 
     _log = Logger()
@@ -124,12 +127,13 @@ class PoetryListener(service.Service):
     def _borrow(self, port: Any) -> Any:
         """
         A port of ours in the place of Twisted's: a fast one, where nothing is in between. TLS and
-        PROXY headers have a factory of their own.
+        PROXY headers have a factory of their own; somebody's own protocol is one to be used.
         """
         if not isinstance(port, tcp.Port):
             return port
         policy = self._factory.policy
-        if port.factory is self._factory:
+        factory = port.factory
+        if factory is self._factory and factory.protocol is PoetryProtocol:
             ours: BorrowedPort = FastPort(port, self._factory.source, policy, self._reactor)
         else:
             ours = BorrowedPort(port, policy, self._reactor)

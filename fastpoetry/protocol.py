@@ -245,8 +245,9 @@ class PoetryFactory(ServerFactory):
     def __init__(self, source: Source, policy: Policy | None = None) -> None:
         """
         @param source: a L{PoetryService}, for one.
-        @param policy: shared with other factories of the process. Without one it has its own, made
-            when first needed, for the reactor that is installed by then.
+        @param policy: shared with other factories of the process, and drained by whoever made it.
+            Without one it has its own, made when first needed, for the reactor that is installed by
+            then; the end of the program waits for its readers.
         """
         self.source = source
         self._policy = policy

@@ -33,7 +33,7 @@ from fastpoetry.delivery.fastport import BorrowedPort, FastPort
 from fastpoetry.delivery.haproxy import PatientFactory
 from fastpoetry.delivery.policy import Limits, Policy
 from fastpoetry.listen import PoetryListener
-from fastpoetry.protocol import PoetryFactory
+from fastpoetry.protocol import PoetryFactory, PoetryProtocol
 
 
 class Several:
@@ -144,6 +144,19 @@ class StartTests(ListenerCase):
         (borrowed,) = self.reactor.getReaders()
         self.assertIs(type(borrowed), BorrowedPort)
         self.assertEqual(borrowed.fileno(), plain.fileno())
+
+    def test_ownProtocol(self) -> None:
+        """
+        Where somebody has given the factory a protocol of their own, connections have it.
+        """
+
+        class Mine(PoetryProtocol):
+            pass
+
+        self.factory.protocol = Mine
+        self.start(self.plainPort())
+        (borrowed,) = self.reactor.getReaders()
+        self.assertIs(type(borrowed), BorrowedPort)
 
     def test_PROXY(self) -> None:
         """

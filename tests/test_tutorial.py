@@ -19,8 +19,10 @@ from processes import (
     ROOT,
     SECONDS,
     Workplace,
+    fetchFrom,
     findFreePort,
     findTwistd,
+    finish,
     isRunning,
     ownNetwork,
     waitUntil,
@@ -137,10 +139,25 @@ class GuideTests(CloneCase):
                 self.type(step)
 
 
-class StopTests(CloneCase):
+class DeploymentTests(CloneCase):
     """
-    The text's own deployment, with a poem that no socket takes at once.
+    The text's own deployment, beyond what the guide does with it.
     """
+
+    def test_foreground(self) -> None:
+        """
+        It runs in the foreground as well, and logs there.
+        """
+        with ownNetwork():
+            command = (*findTwistd(), "--nodaemon", "--pidfile=", "--python", "poem.tac")
+            twistd = self.place.begin(*command)
+            poem = fetchFrom(twistd, ("127.0.0.1", 10000))
+            twistd.terminate()
+            _, output, errors = finish(twistd)
+        self.assertEqual((poem, errors), ((ROOT / "poetry/ecstasy.txt").read_bytes(), ""))
+        self.assertIn(f"loaded a poem from: {self.place.folder}/poetry/ecstasy.txt\n", output)
+        self.assertIn(f"sending {len(poem)} bytes of poetry to 127.0.0.1:", output)
+        self.assertNotIn("journalctl", output)
 
     def test_underWay(self) -> None:
         """
