@@ -15,6 +15,7 @@ prefix = /usr
 sysconfdir = /etc
 pythondir = $(prefix)/lib/python3/dist-packages
 unitdir = $(prefix)/lib/systemd/system
+presetdir = $(prefix)/lib/systemd/system-preset
 catalogdir = $(prefix)/lib/systemd/catalog
 datadir = $(prefix)/share
 mandir = $(datadir)/man
@@ -25,7 +26,7 @@ help:
 	@echo 'make test     all tests; on booted systems too, as root on Debian (TESTS=path for some)'
 	@echo 'make check    lint and types'
 	@echo 'make bench    measure: poems a second, seconds of CPU, beside other servers'
-	@echo 'make deb      the Debian package of what is committed, in dist/ (COMMIT=HEAD)'
+	@echo 'make deb      the Debian packages of what is committed, in dist/ (COMMIT=HEAD)'
 	@echo 'make install  DESTDIR=$(DESTDIR) prefix=$(prefix) unitdir=$(unitdir)'
 	@echo 'make clean    remove what the others made in this folder'
 
@@ -115,7 +116,8 @@ deb:
 	export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct $(COMMIT)) DEB_BUILD_OPTIONS=nocheck \
 		PATH=/usr/sbin:/usr/bin:/sbin:/bin; \
 	cd $(SOURCE) && dpkg-buildpackage --build-profiles=nocheck --unsigned-source --unsigned-changes
-	cp $(SOURCE)_*.deb $(SOURCE)_*.dsc $(SOURCE)_*.tar.* $(DISTDIR)
+	rm -f $(DISTDIR)/*fastpoetry_*
+	cp $(dir $(SOURCE))*.deb $(SOURCE)_*.dsc $(SOURCE)_*.tar.* $(DISTDIR)
 
 INSTALL = install -D --mode=644
 .PHONY: install
@@ -127,6 +129,7 @@ install:
 	$(INSTALL) --target-directory=$(DESTDIR)$(unitdir) packaging/systemd/*.service packaging/systemd/*.socket
 	for d in packaging/systemd/*.d; do \
 		$(INSTALL) --target-directory=$(DESTDIR)$(unitdir)/$${d##*/} $$d/*.conf || exit; done
+	$(INSTALL) --target-directory=$(DESTDIR)$(presetdir) packaging/systemd/50-fastpoetry.preset
 	$(INSTALL) --target-directory=$(DESTDIR)$(catalogdir) packaging/systemd/fastpoetry.catalog
 	$(INSTALL) --target-directory=$(DESTDIR)$(datadir)/fastpoetry/poetry poetry/*.txt
 	install -d $(DESTDIR)$(sysconfdir)/fastpoetry/poetry

@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
 from system.machine import Machine
-from system.package import buildPackage, findPackage, installPackage
+from system.package import buildPackage, installPackage
 from system.roots import findRoot
 
 _PACKAGES = ("systemd", "systemd-sysv", "dbus", "python3-twisted", "python3-systemd")
@@ -105,7 +105,7 @@ print(json.dumps(found))
 def main() -> None:
     """Measure each release in turn, so that they do not disturb each other."""
     with tempfile.TemporaryDirectory() as folder:
-        package = findPackage(buildPackage(Path(folder)))
+        package = buildPackage(Path(folder))
         for release in sys.argv[1:] or ("bookworm", "trixie"):
             machine = Machine(findRoot(release, _PACKAGES), f"bench-{release}")
             machine.start()

@@ -2,4 +2,4 @@
 A poetry server, and what any Twisted service needs to live well under systemd.
 """
 
-__version__ = "1.0.0"
+__version__ = "1.1.0"

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import pytest
 
 from system.machine import Machine, MachineError, waitFor
-from system.package import buildPackage, findBuildObstacle, findPackage, installPackage
+from system.package import buildPackage, findBuildObstacle, installPackage
 from system.roots import findObstacle, findRoot
 
 CLONE = Path(__file__).resolve().parent.parent.parent
@@ -89,9 +89,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def package(built: Path) -> Path:
     """
-    The package.
+    The folder with the packages to install.
     """
-    return findPackage(built)
+    return built
 
 
 @pytest.fixture(scope="session")

@@ -52,24 +52,26 @@ def buildPackage(folder: Path, **environment: str) -> Path:
     return folder / "dist"
 
 
-def findPackage(folder: Path) -> Path:
+def findPackage(folder: Path, name: str = "fastpoetry") -> Path:
     """
-    The one binary package in a folder.
+    The binary package of a name in a folder.
     """
-    (package,) = folder.glob("*.deb")
+    (package,) = folder.glob(f"{name}_*.deb")
     return package
 
 
-def installPackage(machine: Machine, package: Path) -> str:
+def installPackage(machine: Machine, *packages: Path) -> str:
     """
-    Install or upgrade to a package.
+    Install packages or upgrade to them.
 
+    @param packages: the files, or folders with all of them.
     @return: what apt printed.
     @raise MachineError: if that fails.
     """
-    inside = f"/tmp/{package.name}"
-    machine.path(inside).write_bytes(package.read_bytes())
-    return runApt(machine, "install", inside)
+    files = [file for each in packages for file in ([each], each.glob("*.deb"))[each.is_dir()]]
+    for file in files:
+        machine.path(f"/tmp/{file.name}").write_bytes(file.read_bytes())
+    return runApt(machine, "install", *(f"/tmp/{file.name}" for file in files))
 
 
 def runApt(machine: Machine, *command: str) -> str:

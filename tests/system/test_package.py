@@ -14,12 +14,13 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import pytest
 
 from fastpoetry import __version__
-from system.conftest import CLONE, listUnits, startMachine, writeHosts
+from system.conftest import CLONE, listUnits, startMachine
 from system.machine import Machine, waitFor
 from system.package import buildPackage, findPackage, installPackage, runApt
 
@@ -35,12 +36,13 @@ _ECSTASY = ("127.0.0.1", "10000")
 _UPSTREAM = "UPSTREAM=tcp:host=127.0.0.1:port=10000\n"
 
 # Reads from addresses, each again and again, until its input ends. Fails on the first reader who is
-# refused, or gets anything but a whole poem.
+# refused, or gets anything but a whole poem, and when the program is not there for a moment.
 _READERS = """
 import select, socket, sys
 from pathlib import Path
 
 poems = {path.read_bytes() for path in Path("/usr/share/fastpoetry/poetry").glob("*.txt")}
+module = Path("/usr/lib/python3/dist-packages/fastpoetry/tap.py")
 read = 0
 while not select.select([sys.stdin], [], [], 0.005)[0]:
     for address in (("127.0.0.1", 10000), ("127.0.0.1", 17), "/run/fastpoetry/ecstasy.sock"):
@@ -48,8 +50,19 @@ while not select.select([sys.stdin], [], [], 0.005)[0]:
         with socket.socket(family) as reader:
             reader.connect(address)
             assert reader.makefile("rb").read() in poems
+        assert module.exists()
         read += 1
 print(read)
+"""
+
+_SINGLE = """\
+Package: fastpoetry
+Version: 1.0.0
+Architecture: all
+Maintainer: The fastpoetry authors <fastpoetry@packages.debian.org>
+Depends: python3-systemd, python3-twisted (>= 22.4), python3:any
+Description: poetry server that is native to systemd
+ As it was.
 """
 
 # Whoever types the README's commands is where `make deb` was, and has sudo.
@@ -66,7 +79,8 @@ cp /root/written "$1"
 """
 
 _PACKAGE_ONLY = re.compile(
-    r"usr/(share/doc/fastpoetry|share/lintian|lib/python3/dist-packages/fastpoetry-[^/]*-info)/"
+    r"usr/(share/doc/(python3-)?fastpoetry|share/lintian"
+    r"|lib/python3/dist-packages/fastpoetry-[^/]*-info)/"
 )
 """Documents, and what tells dpkg's and Python's tools of the package."""
 
@@ -94,7 +108,6 @@ def bare(release: str) -> Iterator[Machine]:
     A booted system with what the package depends on, for all tests of a release.
     """
     with closing(startMachine(release, _PACKAGES, "package")) as machine:
-        writeHosts(machine)
         yield machine
 
 
@@ -103,7 +116,7 @@ def fresh(bare: Machine) -> Iterator[Machine]:
     """
     That system without the package, as if it had never been there.
     """
-    bare.run("dpkg", "--purge", "fastpoetry")
+    bare.run("dpkg", "--purge", "fastpoetry", "python3-fastpoetry")
     yield bare
     tidy(bare)
 
@@ -120,19 +133,36 @@ def installed(bare: Machine, package: Path) -> Iterator[Machine]:
 
 
 @pytest.fixture
-def newer(installed: Machine, package: Path, tmp_path: Path) -> Path:
+def newer(package: Path, tmp_path: Path) -> Path:
     """
-    The package as the next version, whose files are newer than the cache of plugins.
+    The packages as the next version, whose files are newer than the cache of plugins.
     """
-    run("dpkg-deb", "--raw-extract", package, tmp_path / "tree")
-    control = tmp_path / "tree/DEBIAN/control"
-    control.write_text(control.read_text().replace("\nVersion: ", "\nVersion: 9"))
     # A package has whole seconds only, and none of the future.
     now = math.ceil(time.time())
-    for file in (tmp_path / "tree/usr/lib/python3").rglob("*.py"):
-        os.utime(file, (now, now))
-    waitFor(lambda: time.time() > now, "the next second")
-    run("dpkg-deb", "--build", tmp_path / "tree", tmp_path)
+    for name in ("fastpoetry", "python3-fastpoetry"):
+        tree = tmp_path / name
+        run("dpkg-deb", "--raw-extract", findPackage(package, name), tree)
+        control = tree / "DEBIAN/control"
+        versions = control.read_text().replace("\nVersion: ", "\nVersion: 9")
+        control.write_text(versions.replace("(= ", "(= 9"))
+        for file in tree.rglob("*.py"):
+            os.utime(file, (now, now))
+        waitFor(lambda: time.time() > now, "the next second")
+        run("dpkg-deb", "--build", tree, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def single(package: Path, tmp_path: Path) -> Path:
+    """
+    What is in the packages as the one that there was before 1.1.0.
+    """
+    tree = tmp_path / "single"
+    run("dpkg-deb", "--raw-extract", findPackage(package, "python3-fastpoetry"), tree)
+    run("dpkg-deb", "--extract", findPackage(package), tree)
+    run("dpkg-deb", "--control", findPackage(package), tree / "DEBIAN")
+    (tree / "DEBIAN/control").write_text(_SINGLE)
+    run("dpkg-deb", "--build", tree, tmp_path)
     return findPackage(tmp_path)
 
 
@@ -151,6 +181,14 @@ def isInstalled(machine: Machine) -> bool:
     """
     status = machine.run("dpkg-query", "-Wf${db:Status-Status}", "fastpoetry", check=False)
     return status.stdout == "installed"
+
+
+def listContents(package: Path) -> set[str]:
+    """
+    The files of a package, with the units where every release has them.
+    """
+    lines = run("dpkg-deb", "--contents", package).splitlines()
+    return {line.split()[5].removeprefix(".").replace("/usr/lib/", "/lib/") for line in lines}
 
 
 def listFiles(root: Path) -> dict[str, bytes]:
@@ -201,11 +239,13 @@ def startEverything(machine: Machine) -> None:
 
 def test_contents(package: Path) -> None:
     """
-    The package has every module, unit, poem, page and completion that there is, and the two folders
-    for the administrator; the plugin comes without what Twisted or Python make beside it.
+    The packages have every module, unit, poem, page, completion and example that there is, and the
+    two folders for the administrator; the plugin comes without what Twisted or Python make beside
+    it. That of the modules has no unit.
     """
-    lines = run("dpkg-deb", "--contents", package).splitlines()
-    files = {line.split()[5].removeprefix(".").replace("/usr/lib/", "/lib/") for line in lines}
+    library = listContents(findPackage(package, "python3-fastpoetry"))
+    assert not [file for file in library if "systemd/system" in file]
+    files = library | listContents(findPackage(package))
     python = "/lib/python3/dist-packages"
     for folder, pattern, inside in (
         ("fastpoetry", "*.py", f"{python}/fastpoetry"),
@@ -214,9 +254,12 @@ def test_contents(package: Path) -> None:
         ("packaging/systemd", "*.socket", "/lib/systemd/system"),
         ("packaging/systemd", "*.d/*.conf", "/lib/systemd/system"),
         ("packaging/systemd", "*.catalog", "/lib/systemd/catalog"),
+        ("packaging/systemd", "*.preset", "/lib/systemd/system-preset"),
+        ("packaging/examples", "**/*.*", "/usr/share/doc/fastpoetry/examples"),
+        ("packaging/haproxy", "*", "/usr/share/doc/fastpoetry/examples/haproxy"),
         ("poetry", "*.txt", "/usr/share/fastpoetry/poetry"),
     ):
-        for path in (CLONE / folder).glob(pattern):
+        for path in filter(Path.is_file, (CLONE / folder).glob(pattern)):
             assert f"{inside}/{path.relative_to(CLONE / folder)}" in files
     for page in (CLONE / "packaging/man").glob("*.[1-8]"):
         assert f"/usr/share/man/man{page.suffix[1]}/{page.name}.gz" in files
@@ -227,6 +270,7 @@ def test_contents(package: Path) -> None:
         "/usr/share/doc/fastpoetry/README.Debian",
     ):
         assert one in files
+    assert f"{python}/fastpoetry/tap.py" in library
     twisted = {file for file in files if "/twisted/" in file and not file.endswith("/")}
     assert twisted == {f"{python}/twisted/plugins/fastpoetry_plugin.py"}
 
@@ -237,7 +281,8 @@ def test_sameAsInstalled(package: Path, tmp_path: Path) -> None:
     what every package of Debian's has.
     """
     run("make", f"--directory={CLONE}", "install", f"DESTDIR={tmp_path / 'staged'}")
-    run("dpkg-deb", "--extract", package, tmp_path / "packed")
+    for each in package.glob("*.deb"):
+        run("dpkg-deb", "--extract", each, tmp_path / "packed")
     staged = listFiles(tmp_path / "staged")
     packed = listFiles(tmp_path / "packed")
     # Debian has twistd3 only.
@@ -248,18 +293,28 @@ def test_sameAsInstalled(package: Path, tmp_path: Path) -> None:
 
 def test_version(package: Path) -> None:
     """
-    The package has the version of the program.
+    The packages have the version of the program, which was released when both changelogs say.
     """
-    assert run("dpkg-deb", "--field", package, "Version").strip() == __version__
+    for each in package.glob("*.deb"):
+        assert run("dpkg-deb", "--field", each, "Version").strip() == __version__
+    ours = (CLONE / "CHANGELOG.md").read_text()
+    (told,) = re.findall(rf"^## \[{re.escape(__version__)}\] - (.+)$", ours, re.M)
+    changelog = CLONE / "packaging/debian/changelog"
+    date = run("dpkg-parsechangelog", f"--file={changelog}", "--show-field=Date").strip()
+    assert parsedate_to_datetime(date).date().isoformat() == told
 
 
 def test_dependencies(package: Path) -> None:
     """
-    It depends on the distribution's Twisted and systemd for Python, and on Python itself.
+    The modules depend on the distribution's Twisted and systemd for Python, and on Python itself;
+    the units on the modules, of the same version.
     """
-    depends = run("dpkg-deb", "--field", package, "Depends").strip().split(", ")
+    library, units = findPackage(package, "python3-fastpoetry"), findPackage(package)
+    depends = run("dpkg-deb", "--field", library, "Depends").strip().split(", ")
     names = {name.split()[0] for name in depends}
     assert names == {"python3:any", "python3-systemd", "python3-twisted"}
+    before = run("dpkg-deb", "--field", units, "Pre-Depends").strip()
+    assert before == f"python3-fastpoetry (= {__version__})"
 
 
 def test_reproducible(built: Path, tmp_path: Path) -> None:
@@ -317,7 +372,8 @@ def test_readme(fresh: Machine, package: Path) -> None:
         return fresh.run("env", "SYSTEMD_EDITOR=/root/edit", *typed).stdout
 
     fresh.path("/root/dist").mkdir(exist_ok=True)
-    fresh.path(f"/root/dist/{package.name}").write_bytes(package.read_bytes())
+    for each in package.glob("*.deb"):
+        fresh.path(f"/root/dist/{each.name}").write_bytes(each.read_bytes())
     install, start, enable, own, port = readInstallation()
     assert install.startswith("make deb\n")
     enter(install.removeprefix("make deb\n"))
@@ -343,6 +399,38 @@ def test_readme(fresh: Machine, package: Path) -> None:
     assert "sudo systemctl reload fastpoetry@raven`" in readme
     enter("sudo systemctl reload fastpoetry@raven")
     assert fresh.fetch("127.0.0.1", "10004") == b"Nevermore\n"
+
+
+def test_firstBoot(release: str, package: Path) -> None:
+    """
+    An image that boots for the first time, when systemd enables what nobody speaks against, has
+    nothing of ours enabled, and none of our ports open.
+    """
+    with closing(startMachine(release, _PACKAGES, "image")) as image:
+        installPackage(image, package)
+        image.path("/etc/machine-id").write_text("uninitialized\n")
+        # What shows that there were presets: Debian's own file enables it.
+        image.systemctl("disable", "getty@tty1.service")
+        # It would ask questions, and there is nobody to answer.
+        image.systemctl("mask", "systemd-firstboot.service")
+        image.reboot()
+        assert image.systemctl("is-enabled", "getty@tty1.service") == "enabled"
+        for unit in ("fastpoetry.socket", "fastpoetry@ecstasy.socket"):
+            enabled = image.run("systemctl", "is-enabled", unit, check=False).stdout
+            assert enabled == "disabled\n"
+        assert listUnits(image) == ""
+        assert listListeners(image) == []
+
+
+def test_libraryAlone(fresh: Machine, package: Path) -> None:
+    """
+    Whoever installs the modules alone has the twistd commands and no unit.
+    """
+    installPackage(fresh, findPackage(package, "python3-fastpoetry"))
+    typed = ("runuser", "-unobody", "--", "twistd3", "fastpoetry", "--help")
+    assert "--poem" in fresh.run(*typed).stdout
+    files = ("list-unit-files", "--no-legend", "fastpoetry*")
+    assert fresh.run("systemctl", *files, check=False).stdout == ""
 
 
 def test_start(installed: Machine) -> None:
@@ -380,6 +468,23 @@ def test_upgrade(installed: Machine, newer: Path) -> None:
     each reader gets a whole poem.
     """
     startEverything(installed)
+    upgrade(installed, newer)
+
+
+def test_upgradeFromOne(fresh: Machine, single: Path, package: Path) -> None:
+    """
+    So does the upgrade from the one package that there was, whose modules move to another one: they
+    are there at each moment.
+    """
+    installPackage(fresh, single)
+    startEverything(fresh)
+    upgrade(fresh, package)
+
+
+def upgrade(installed: Machine, packages: Path) -> None:
+    """
+    Upgrade a machine where everything runs, while readers read, and look at what that did.
+    """
 
     def see() -> tuple[set[str], set[str], list[str]]:
         units = installed.systemctl("list-units", "--plain", "--no-legend", "fastpoetry*")
@@ -391,7 +496,7 @@ def test_upgrade(installed: Machine, newer: Path) -> None:
     command = installed.command("python3", "-c", _READERS)
     readers = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
-        installPackage(installed, newer)
+        installPackage(installed, packages)
     finally:
         read = readers.communicate(timeout=30)[0]
     assert readers.returncode == 0
@@ -407,7 +512,7 @@ def test_remove(installed: Machine) -> None:
     Removal stops everything: no unit, no socket and no command is left.
     """
     startEverything(installed)
-    runApt(installed, "remove", "fastpoetry")
+    runApt(installed, "remove", "fastpoetry", "python3-fastpoetry")
     assert listUnits(installed) == ""
     assert listListeners(installed) == []
     assert list(installed.path("/run").glob("fastpoetry*")) == []
@@ -428,7 +533,7 @@ def test_purge(fresh: Machine, package: Path) -> None:
     fresh.path(poem).write_text("a poem of mine\n")
     fresh.systemctl("enable", "fastpoetry", "fastpoetry@ecstasy", "fastpoetry-proxy@copy")
     startEverything(fresh)
-    runApt(fresh, "purge", "fastpoetry")
+    runApt(fresh, "purge", "fastpoetry", "python3-fastpoetry")
     after = set(fresh.run("sh", "-c", _LIST_FILES).stdout.splitlines())
     written = [Path(poem), Path("/etc/fastpoetry/proxy/copy.env")]
     folders = {str(folder) for path in written for folder in path.parents}
