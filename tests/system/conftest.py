@@ -28,6 +28,11 @@ _PACKAGES = (
     *("python3-pytest", "python3-hypothesis", "python3-hamcrest"),
 )
 
+_BUILD = """
+    dpkg-source --extract /tmp/fastpoetry_*.dsc source && cd source &&
+    dpkg-buildpackage --unsigned-source --unsigned-changes
+"""
+
 _TIDY = """
 systemctl disable --quiet --now 'fastpoetry@ecstasy.socket'
 systemctl stop 'fastpoetry*'
@@ -59,23 +64,6 @@ def release(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def unitTests(release: str) -> Iterator[subprocess.Popen[str]]:
-    """
-    The tests of single modules, as they run with the release's own Python and Twisted: on a machine
-    of their own, so that nobody waits for them before the end.
-    """
-    machine = startMachine(release, _PACKAGES, "unit", boot=False)
-    with closing(machine):
-        writeHosts(machine)
-        script = f"cd {SOURCE} && python3 -B -m pytest -p no:cacheprovider tests/test_*.py"
-        with subprocess.Popen(
-            machine.command("sh", "-c", script), stdout=subprocess.PIPE, text=True
-        ) as tests:
-            yield tests
-            tests.kill()
-
-
-@pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     The folder with what C{make deb} makes.
@@ -87,6 +75,50 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def builder(release: str, built: Path) -> Iterator[Machine]:
+    """
+    A machine with what building takes and no network, the source package, and somebody who is not
+    root.
+    """
+    packages = ("build-essential", "lintian", *readBuildDepends())
+    machine = startMachine(release, packages, "builder", boot=False)
+    with closing(machine):
+        machine.run("useradd", "--create-home", "--shell=/bin/sh", "builder")
+        for file in (*built.glob("*.dsc"), *built.glob("*.tar.*")):
+            machine.path(f"/tmp/{file.name}").write_bytes(file.read_bytes())
+        yield machine
+
+
+@pytest.fixture(scope="session")
+def build(builder: Machine) -> Iterator[subprocess.Popen[str]]:
+    """
+    The build of the package there, with the tests of single modules as they run with the release's
+    own Python and Twisted; then those that only root can run. It goes on beside other tests, so
+    that nobody waits for it before the end.
+    """
+    script = f"""
+        runuser --login builder --command '{_BUILD}' &&
+        cd {SOURCE} && python3 -B -m pytest -p no:cacheprovider tests/test_twistd.py
+    """
+    command = builder.command("sh", "-c", script)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        yield process
+        process.kill()
+
+
+def readBuildDepends() -> list[str]:
+    """
+    What the package says to take for building, by name.
+    """
+    control = (CLONE / "packaging/debian/control").read_text()
+    field = control.partition("\nBuild-Depends:\n")[2].partition("\nStandards-Version")[0]
+    names = [line.split()[0].rstrip(",") for line in field.splitlines()]
+    return ["debhelper" if name == "debhelper-compat" else name for name in names]
+
+
+@pytest.fixture(scope="session")
 def package(built: Path) -> Path:
     """
     The folder with the packages to install.
@@ -95,7 +127,7 @@ def package(built: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def debian(release: str, package: Path, unitTests: object) -> Iterator[Machine]:
+def debian(release: str, package: Path, build: object) -> Iterator[Machine]:
     """
     A booted system with the package installed, for all tests of a release.
     """

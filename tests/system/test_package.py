@@ -340,6 +340,38 @@ def test_lintian(built: Path) -> None:
     assert run("lintian", "--no-cfg", "-i", "-I", "--pedantic", changes) == ""
 
 
+def test_build(builder: Machine, build: subprocess.Popen[str]) -> None:
+    """
+    Somebody who is not root builds the packages in a clean chroot of each release, without a
+    network, and all tests of single modules pass there; lintian has nothing to say of the result.
+    """
+    seen, _ = build.communicate(timeout=900)
+    assert build.returncode == 0, seen[-5000:]
+    assert lint(builder, "/home/builder/fastpoetry_*.changes") == ""
+
+
+def test_lintianElsewhere(builder: Machine, built: Path) -> None:
+    """
+    What was built here has no finding on the other release, but for the version of the standards,
+    which each release's lintian has its own opinion of.
+    """
+    folder = builder.path("/tmp/elsewhere")
+    folder.mkdir()
+    for file in (*(built.parent / "deb").glob("*.*"),):
+        shutil.copy(file, folder)
+    said = lint(builder, "/tmp/elsewhere/fastpoetry_*.changes").splitlines()
+    found = [line for line in said if not line.startswith("N:")]
+    assert [line for line in found if "standards-version" not in line] == []
+
+
+def lint(machine: Machine, changes: str) -> str:
+    """
+    What lintian says of a build, as picky as it can be.
+    """
+    command = f"lintian --no-cfg --allow-root -i -I --pedantic {changes}"
+    return machine.run("sh", "-c", command, check=False, seconds=120).stdout
+
+
 def test_install(fresh: Machine, package: Path) -> None:
     """
     Installing lists the commands, and enables nothing, starts nothing and opens no port.

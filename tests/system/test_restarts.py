@@ -1,45 +1,61 @@
 """
 Tests of restarts as readers see them: what each of them waits for its poem.
 
-This one test measures time, since that nobody waits for a second is itself what is promised. It
-took 0.4 s on two quiet cores, nearly all of it Python's own start.
+No reader waits for much more than Python and Twisted take to start. How long that is depends on the
+machine and on what else it does, so that it is measured beside the restarts: a wait of some starts
+is a machine that is busy, one of many starts is a pause, or a reader that was forgotten.
 """
 
 from __future__ import annotations
 
 import subprocess
-import time
 
-from system.machine import Machine, awaitTime, waitFor
+from system.machine import Machine, waitFor
 from system.readers import reading
 
 SERVICES = ("fastpoetry@ecstasy.service", "fastpoetry@science.service")
 SMALL = "/usr/share/fastpoetry/poetry/ecstasy.txt"
 LARGE = "/etc/fastpoetry/poetry/science.txt"
 
+# Prints how long twistd takes to start, and to do nothing.
+_START = (
+    "python3",
+    "-c",
+    "import subprocess as s, time; begun = time.monotonic();"
+    "s.run(['twistd3', '--version'], stdout=s.DEVNULL, check=True);"
+    "print(time.monotonic() - begun)",
+)
+
 _RESTARTS = 20
+_STARTS = 4
+"""
+How many starts a reader may wait for, at most: it was 1.5 on two quiet cores, and what goes on at
+the same time does not slow all down alike.
+"""
 
 
-def test_underLoad(machine: Machine, unitTests: subprocess.Popen[str]) -> None:
+def test_underLoad(machine: Machine, build: subprocess.Popen[str]) -> None:
     """
-    While services of 3 kB and of 1 MiB are each restarted 20 times in 20 s, none of their readers
-    is refused, gets less than all, or waits for a second.
+    While services of 3 kB and of 1 MiB are each restarted 20 times, none of their readers is
+    refused, gets less than all, or waits longer than a few starts of twistd take meanwhile.
     """
-    # They would take all of a core, of which the readers know nothing.
-    waitFor(lambda: unitTests.poll() is not None, "the tests beside this one to end", 300)
+    # It would take all of a core, of which the readers know nothing.
+    waitFor(lambda: build.poll() is not None, "the build beside this to end", 900)
     lines = b"".join(b"%07d, a line that is told apart from any\n" % n for n in range(30_000))
     machine.path(LARGE).write_bytes(lines[: 1 << 20])
     machine.systemctl("start", *SERVICES)
+    starts = []
     with (
         reading(machine, 10000, SMALL) as small,
         reading(machine, 10002, LARGE, times=4) as large,
     ):
-        began = time.monotonic()
-        for number in range(_RESTARTS):
-            awaitTime(began + number)
+        for _ in range(_RESTARTS):
+            timing = subprocess.Popen(machine.command(*_START), stdout=subprocess.PIPE)
             for service in SERVICES:
                 machine.systemctl("restart", service)
+            starts.append(float(timing.communicate(timeout=60)[0]))
     for replies in (small, large):
         print(f"\n{replies.poems:,} poems, each within {replies.longestSeconds:.3f} s")
+        print(f"a start of twistd took {max(starts):.3f} s at most")
         assert (replies.faults, replies.poems > _RESTARTS) == ({}, True)
-        assert replies.longestSeconds < 1
+        assert replies.longestSeconds < _STARTS * max(starts)
