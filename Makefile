@@ -29,19 +29,7 @@ help:
 	@echo 'make deb      the Debian packages of what is committed, in dist/ (COMMIT=HEAD)'
 	@echo 'make install  DESTDIR=$(DESTDIR) prefix=$(prefix) unitdir=$(unitdir)'
 	@echo 'make clean    remove what the others made in this folder'
-
-# $(call packages,NAMES): install those Debian packages that are missing.
-define packages
-@! command -v apt-get >/dev/null || { \
-	missing=$$(for p in $(1); do \
-		dpkg-query -Wf '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
-	[ -z "$$missing" ] || { \
-		asRoot=$$([ "$$(id -u)" = 0 ] || echo sudo); \
-		echo "Installing" $$missing; \
-		said=$$({ $$asRoot apt-get update && \
-			$$asRoot env DEBIAN_FRONTEND=noninteractive apt-get install --yes \
-				--no-install-recommends $$missing; } 2>&1) || { echo "$$said" >&2; exit 1; }; }; }
-endef
+	@echo 'What a target needs of Debian it installs first, as root or with sudo, and says so.'
 
 # What building systemd-python takes, which is on PyPI as a source only.
 VENV_PACKAGES = python3-venv python3-dev gcc libc6-dev libsystemd-dev pkg-config
@@ -49,7 +37,7 @@ VENV_PACKAGES = python3-venv python3-dev gcc libc6-dev libsystemd-dev pkg-config
 # $(VENV)/test, $(VENV)/check, ...: the virtual environment with what that extra of pyproject.toml
 # names. fastpoetry itself is not installed in there: everything runs from this folder.
 $(VENV)/%: pyproject.toml
-	$(call packages,$(VENV_PACKAGES))
+	@packaging/need $(VENV_PACKAGES)
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@echo 'Setting up $@'
 	@$(VENV)/bin/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
@@ -62,7 +50,7 @@ ifneq ($(shell command -v apt-get),)
 TWISTD = /usr/bin/twistd3
 .PHONY: ready-to-run
 ready-to-run:
-	$(call packages,python3-twisted python3-systemd systemd netcat-openbsd)
+	@packaging/need python3-twisted python3-systemd systemd netcat-openbsd
 else
 TWISTD = $(VENV)/bin/twistd
 ready-to-run: $(VENV)/test
@@ -82,7 +70,7 @@ endif
 TESTS = tests
 .PHONY: test
 test: $(VENV)/test
-	$(call packages,$(TEST_PACKAGES))
+	@packaging/need $(TEST_PACKAGES) || echo 'Tests that need it are skipped, and say so.'
 	@$(VENV)/bin/python -m pytest $(PYTESTFLAGS) $(TESTS)
 
 .PHONY: check
@@ -93,7 +81,7 @@ check: $(VENV)/check $(VENV)/test
 
 .PHONY: bench
 bench: $(VENV)/bench
-	$(call packages,gcc libc6-dev nginx-light libnginx-mod-stream python3-twisted python3-systemd)
+	@packaging/need gcc libc6-dev nginx-light libnginx-mod-stream python3-twisted python3-systemd
 	@$(VENV)/bin/python benchmarks/run.py
 
 # What building the package takes; packaging/debian/control says it to dpkg.
@@ -107,7 +95,7 @@ DISTDIR = dist
 .PHONY: deb
 deb: SOURCE = $(abspath $(BUILDDIR))/deb/fastpoetry
 deb:
-	$(call packages,$(DEB_PACKAGES))
+	@packaging/need $(DEB_PACKAGES)
 	rm -rf $(dir $(SOURCE))
 	install -d $(SOURCE) $(DISTDIR)
 	git -c tar.umask=022 archive $(COMMIT) | tar --extract --preserve-permissions --directory=$(SOURCE)

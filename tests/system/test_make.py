@@ -134,7 +134,7 @@ def test_run(fresh: Machine) -> None:
         terminal = Terminal(fresh)
         terminal.awaitLine("Serving poetry/ecstasy.txt on 127.0.0.1:10000. ")
         terminal.awaitLine("Listening on 127.0.0.1:10000 as 3.")
-        assert "nc localhost 10000" in terminal.read()
+        assert "nc 127.0.0.1 10000" in terminal.read()
         assert fetch() == poem
         assert fetch() == poem
         assert terminal.interrupt() == 0, terminal.read()
@@ -189,6 +189,34 @@ def test_test(fresh: Machine) -> None:
     assert "Setting up" not in fresh.run(*command).stdout
 
 
+def test_testNotRoot(fresh: Machine) -> None:
+    """
+    C{make test} passes for somebody who is not root, and says why it skips what needs root.
+    """
+    fresh.run("sh", "-c", f"useradd --create-home anybody && cp -r {HOME} /home/anybody/clone")
+    fresh.run("chown", "-R", "anybody", "/home/anybody/clone")
+    tests = "tests/test_instance.py tests/system/test_units.py"
+    typed = f"make --directory=clone test TESTS='{tests}'"
+    ran = fresh.run("runuser", "--login", "anybody", "--command", typed, seconds=_SETUP_SECONDS)
+    assert " passed" in ran.stdout.splitlines()[-1]
+    assert "starting machines needs root" in ran.stdout
+
+
+def test_need(fresh: Machine) -> None:
+    """
+    What is missing is named before it is installed; somebody who may not install it is told what to
+    do, and who has all is told nothing.
+    """
+    need = f"{HOME}/packaging/need"
+    assert fresh.run(need, "make", "python3").stdout == ""
+    fresh.run("install", "-m755", need, "/usr/local/bin/need")
+    refused = fresh.run("runuser", "-unobody", "need", "make", "hello", check=False)
+    assert refused.returncode == 1
+    assert refused.stderr == "Missing, and only root can install it: apt-get install hello\n"
+    said = fresh.run("need", "make", "hello", seconds=_SETUP_SECONDS).stdout
+    assert said == "About to install, with apt-get: hello\n"
+
+
 def test_installHere(fresh: Machine) -> None:
     """
     C{make install} without a C{DESTDIR} makes twistd3 and journalctl know what is installed.
@@ -202,17 +230,18 @@ def test_installHere(fresh: Machine) -> None:
 
 def test_deb(fresh: Machine, package: Path) -> None:
     """
-    C{make deb} builds the package on each release, with the same files as here.
+    C{make deb} builds the packages on each release, with the same files as here.
     """
     commit = (
         "git init --quiet && git add --all && git -c user.name=a -c user.email=a commit --quiet"
     )
     fresh.run("sh", "-c", f"cd {HOME} && {commit} --message=all")
     fresh.run("make", f"--directory={HOME}", "deb", seconds=_SETUP_SECONDS)
-    there = fresh.run("sh", "-c", f"dpkg-deb --contents {HOME}/dist/*.deb").stdout
-    command = ["dpkg-deb", "--contents", str(package)]
-    here = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert _listFiles(there) == _listFiles(here)
+    for here in package.glob("*.deb"):
+        list_ = ("dpkg-deb", "--contents")
+        there = fresh.run(*list_, f"{HOME}/dist/{here.name}").stdout
+        ours = subprocess.run([*list_, here], check=True, capture_output=True, text=True).stdout
+        assert _listFiles(there) == _listFiles(ours)
 
 
 def test_install(tmp_path: Path) -> None:
@@ -229,6 +258,7 @@ def test_install(tmp_path: Path) -> None:
         *_list("usr/share/fastpoetry", "poetry/*.txt"),
         *_list("lib/systemd/system", "*.socket", "*.service", "*.d/*.conf", within=UNITS),
         *_list("usr/lib/systemd/catalog", "*.catalog", within=UNITS),
+        *_list("usr/lib/systemd/system-preset", "*.preset", within=UNITS),
         *(f"usr/share/bash-completion/completions/_{name}" for name in ("twistd", "twistd3")),
         *(f"usr/share/man/man{page.suffix[1:]}/{page.name}" for page in CLONE.glob(_PAGES)),
     }
