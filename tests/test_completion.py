@@ -201,6 +201,15 @@ class CommandTests(BashCase):
             line = f"twistd3 {letters} fastpoetry "
             self.assertEqual(self.complete(f"{line}--poetry-"), f"{line}{completed}")
 
+    def test_logger(self) -> None:
+        """
+        Where twistd takes a log observer, ours is offered, for any command.
+        """
+        for before in ("twistd3 --logger=", "twistd3 -n --logger "):
+            completed = self.complete(f"{before}fast")
+            self.assertEqual(completed, f"{before}fastpoetry.systemd.journal.observer ")
+        self.assertEqual(self.complete("twistd3 --logger=else"), "twistd3 --logger=else")
+
     def test_others(self) -> None:
         """
         Other commands of twistd have file names, as without us.
