@@ -233,7 +233,7 @@ class UnitTests(SynchronousTestCase):
         """
         The ports in the page are those of the drop-ins and of the socket.
         """
-        shown = re.findall(r"(?m)^([0-9.:]+) +(\S+)$", self.page.examples()[0])
+        shown = re.findall(r"(?m)^([0-9.:]+) +(\S+)$", self.page.section("DESCRIPTION"))
         sockets = [*UNITS.glob("fastpoetry@*.socket.d/*.conf"), UNITS / "fastpoetry.socket"]
         expected = [
             (address, re.findall(r"systemd/([^/]+)\.socket", str(each))[0])

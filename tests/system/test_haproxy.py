@@ -75,6 +75,9 @@ def balanced(release: str, package: Path) -> Iterator[Machine]:
             folder = machine.path(f"{units}/haproxy-fastpoetry@{name}.socket.d")
             folder.mkdir()
             (folder / "address.conf").write_text(_ADDRESS.format(address))
+            machine.path(f"/etc/fastpoetry/fastpoetry@{name}.env").write_text(
+                f"OPTIONS=--listen=haproxy:adopted:name={name}.haproxy\n"
+            )
         machine.systemctl("daemon-reload")
         machine.systemctl("start", *(f"fastpoetry@{name}" for name in SERVERS))
         machine.path("/etc/haproxy/more.cfg").write_text(_MORE)
