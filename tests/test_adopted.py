@@ -11,16 +11,18 @@ import stat
 import struct
 from typing import Any
 
+from fakes import receiveAll
 from passing import Greeter, Passing, endpointOn, fetch, inherit
 from twisted.application.internet import StreamServerEndpointService
 from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import (
     IListeningPort,
     IStreamServerEndpoint,
     IStreamServerEndpointStringParser,
 )
-from twisted.internet.protocol import Factory
+from twisted.internet.protocol import DatagramProtocol, Factory, Protocol
 from twisted.internet.test import test_endpoints
 from twisted.internet.testing import MemoryReactor
 from twisted.plugin import IPlugin
@@ -28,7 +30,15 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from fastpoetry.systemd import adopted
-from fastpoetry.systemd.adopted import AdoptedParser, AdoptError
+from fastpoetry.systemd.adopted import (
+    AdoptedDatagrams,
+    AdoptedEndpoint,
+    AdoptedParser,
+    AdoptError,
+    Inherited,
+    adoptConnection,
+    detachConnection,
+)
 
 FACTORY: Any = Factory()
 
@@ -172,13 +182,40 @@ class ParserTests(Passing, SynchronousTestCase):
             self.parse(name="")
         self.assertIn("adopted:name=: no passed descriptor has that name", str(caught.exception))
 
+    def test_else(self) -> None:
+        """
+        With C{else=} it is another endpoint where nothing was passed, and not where something was.
+        """
+        reactor = MemoryReactor()
+        nothing = Inherited({}, {}, dict)
+        self.patch(adopted, "inherited", lambda: nothing)
+        endpoint = serverFromString(reactor, r"adopted:name=www:else=tcp\:8080")
+        self.successResultOf(endpoint.listen(FACTORY))
+        self.assertEqual(reactor.tcpServers[0][0], 8080)
+        self.assertEqual(self.parse(**{"name": "b", "else": "tcp:8080"}), ["b"])
+
+    def test_elseNotForUs(self) -> None:
+        """
+        What was passed to another process, or under another name, is refused all the same.
+        """
+        environ = {"LISTEN_FDS": "1", "LISTEN_PID": "1", "LISTEN_FDNAMES": "a"}
+        others = Inherited(environ, {}, dict)
+        self.patch(adopted, "inherited", lambda: others)
+        parse = AdoptedParser().parseStreamServer
+        with self.assertRaises(AdoptError):
+            parse(MemoryReactor(), **{"else": "tcp:8080"})
+        with self.assertRaises(AdoptError):
+            self.parse(**{"name": "c", "else": "tcp:8080"})
+
     def test_positional(self) -> None:
         """
         A value without a name is refused.
         """
         with self.assertRaises(AdoptError) as caught:
             self.parse("b")
-        self.assertEqual(str(caught.exception), "adopted:b: takes name=NAME or nothing")
+        self.assertEqual(
+            str(caught.exception), "adopted:b: takes name=NAME, else=ENDPOINT or nothing"
+        )
 
     def test_otherArgument(self) -> None:
         """
@@ -187,7 +224,8 @@ class ParserTests(Passing, SynchronousTestCase):
         with self.assertRaises(AdoptError) as caught:
             self.parse(name="b", backlog="5\n")
         self.assertEqual(
-            str(caught.exception), r"adopted:name=b:backlog=5\n: takes name=NAME or nothing"
+            str(caught.exception),
+            r"adopted:name=b:backlog=5\n: takes name=NAME, else=ENDPOINT or nothing",
         )
 
 
@@ -347,5 +385,186 @@ class PortTests(Passing, TestCase):
             port.startListening()
             self.assertEqual([await self.fetch(each) for each in passed], [b"hello"] * 2)
             await port.stopListening()
+
+        return Deferred.fromCoroutine(serve())
+
+    def test_givenBack(self) -> Deferred[None]:
+        """
+        When a port has stopped, another endpoint can have its socket, and the first one has not.
+        """
+
+        async def serve() -> None:
+            made = self.listening()
+            found = inherit((made, "a"))
+            first = AdoptedEndpoint(self.reactor, found.claim("a"), found)
+            port: Any = await first.listen(self.factory)
+            self.assertRaises(AdoptError, found.claim, "a")
+            await port.stopListening()
+            second = AdoptedEndpoint(self.reactor, found.claim("a"), found)
+            other: Any = await second.listen(self.factory)
+            self.assertEqual(await self.fetch(made), b"hello")
+            self.assertRaises(AdoptError, port.startListening)
+            with self.assertRaises(AdoptError):
+                await first.listen(self.factory)
+            await other.stopListening()
+            await port.stopListening()
+            self.assertEqual(len(found.claim("a")), 1)
+
+        return Deferred.fromCoroutine(serve())
+
+    def test_lastPort(self) -> Deferred[None]:
+        """
+        Two ports of one endpoint hold its socket until both have stopped.
+        """
+
+        async def serve() -> None:
+            found = inherit((self.listening(), "a"))
+            endpoint = AdoptedEndpoint(self.reactor, found.claim("a"), found)
+            ports: Any = [await endpoint.listen(self.factory) for _ in range(2)]
+            await ports[0].stopListening()
+            self.assertRaises(AdoptError, found.claim, "a")
+            await ports[1].stopListening()
+            self.assertEqual(len(found.claim("a")), 1)
+
+        return Deferred.fromCoroutine(serve())
+
+    def test_stoppedHost(self) -> Deferred[None]:
+        """
+        A port that has stopped says so when it is asked for its address.
+        """
+
+        async def serve() -> None:
+            port: Any = await endpointOn(self.reactor, self.listening()).listen(self.factory)
+            port.getHost()
+            await port.stopListening()
+            why = self.assertRaises(RuntimeError, port.getHost)
+            self.assertIn("does not listen", str(why))
+
+        return Deferred.fromCoroutine(serve())
+
+
+class Echo(DatagramProtocol):
+    """
+    Sends back what comes, louder.
+    """
+
+    def datagramReceived(self, datagram: bytes, addr: Any) -> None:
+        transport: Any = self.transport
+        transport.write(datagram.upper(), addr)
+
+
+class DatagramTests(Passing, TestCase):
+    """
+    Tests for L{AdoptedDatagrams} on a real reactor.
+    """
+
+    def setUp(self) -> None:
+        from twisted.internet import reactor
+
+        self.reactor = reactor
+
+    async def ask(self, made: Any) -> bytes:
+        """
+        @return: What comes back from a socket that was asked something.
+        """
+        from twisted.internet.threads import deferToThread
+
+        with self.bound(made.family, socket.SOCK_DGRAM) as client:
+            client.settimeout(10)
+            client.sendto(b"hello", made.getsockname())
+            answer, _ = await deferToThread(client.recvfrom, 100)
+            return bytes(answer)
+
+    def test_families(self) -> Deferred[None]:
+        """
+        Sockets of all families are served together, time and again, blocking as systemd has them.
+        """
+
+        async def serve() -> None:
+            passed = [
+                self.bound(family, socket.SOCK_DGRAM)
+                for family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
+            ]
+            found = inherit(*((each, "dns") for each in passed))
+            claim = found.claim("dns", socket.SOCK_DGRAM)
+            port = AdoptedDatagrams(self.reactor, claim, found).listen(Echo)
+            verifyObject(IListeningPort, port)
+            for _ in range(2):
+                for each in passed:
+                    self.assertEqual(await self.ask(each), b"HELLO")
+                self.assertEqual(port.getHost(), UNIXAddress(os.fsencode(passed[0].getsockname())))
+                await port.stopListening()
+                port.startListening()
+            await port.stopListening()
+            self.assertEqual(len(found.claim("dns", socket.SOCK_DGRAM)), 3)
+            self.assertTrue(os.path.exists(passed[0].getsockname()))
+
+        return Deferred.fromCoroutine(serve())
+
+
+class ConnectionTests(Passing, TestCase):
+    """
+    Tests for connections that are passed.
+    """
+
+    def setUp(self) -> None:
+        from twisted.internet import reactor
+
+        self.reactor = reactor
+        self.factory: Any = Factory.forProtocol(Greeter)
+
+    def connection(self, family: int = socket.AF_INET) -> tuple[Any, Any]:
+        """
+        @return: A client, and a connection to it.
+        """
+        listening = self.listening(family)
+        client = socket.socket(family)
+        self.addCleanup(client.close)
+        client.settimeout(10)
+        client.connect(listening.getsockname())
+        return client, listening.accept()[0]
+
+    def test_adopt(self) -> Deferred[None]:
+        """
+        A connection is served as if it had been accepted here, to its end.
+        """
+        from twisted.internet.threads import deferToThread
+
+        async def serve() -> None:
+            for family in (socket.AF_INET, socket.AF_UNIX):
+                client, passed = self.connection(family)
+                adoptConnection(self.reactor, passed.detach(), self.factory)
+                self.assertEqual(await deferToThread(receiveAll, client), b"hello")
+
+        return Deferred.fromCoroutine(serve())
+
+    def test_noConnection(self) -> None:
+        """
+        What is no connection is an error, and closed.
+        """
+        made = self.bound()
+        number = made.detach()
+        self.assertRaises(OSError, adoptConnection, self.reactor, number, self.factory)
+        self.assertRaises(OSError, os.fstat, number)
+
+    def test_detach(self) -> Deferred[None]:
+        """
+        A connection that was detached outlives its transport, and can be adopted again.
+        """
+        from twisted.internet.threads import deferToThread
+
+        async def serve() -> None:
+            client, passed = self.connection()
+            lost: Deferred[None] = Deferred()
+            quiet: Any = Protocol()
+            quiet.connectionLost = lambda reason: lost.callback(None)
+            factory: Any = Factory()
+            factory.buildProtocol = lambda _: quiet
+            transport = adoptConnection(self.reactor, passed.detach(), factory)
+            number = detachConnection(transport)
+            transport.abortConnection()
+            await lost
+            adoptConnection(self.reactor, number, self.factory)
+            self.assertEqual(await deferToThread(receiveAll, client), b"hello")
 
         return Deferred.fromCoroutine(serve())

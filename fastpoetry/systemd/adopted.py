@@ -1,5 +1,6 @@
 """
-The server endpoint C{adopted:}, for listening sockets that systemd passes to this process.
+Twisted's side of the sockets that systemd passes: the server endpoint C{adopted:} for those that
+listen, and the like of it for datagram sockets and connections.
 
 It makes, binds and configures no socket: path, mode, backlog and options are the C{.socket} unit's,
 and stay as they are, while the program serves and after it has stopped.
@@ -9,10 +10,11 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from typing import Any, cast
 
 from twisted.internet import tcp, unix
-from twisted.internet.defer import Deferred, execute, gatherResults, maybeDeferred
+from twisted.internet.defer import Deferred, DeferredList, execute, maybeDeferred
 from twisted.internet.interfaces import (
     IAddress,
     IListeningPort,
@@ -20,6 +22,7 @@ from twisted.internet.interfaces import (
     IStreamServerEndpoint,
     IStreamServerEndpointStringParser,
 )
+from twisted.internet.protocol import DatagramProtocol
 from twisted.plugin import IPlugin
 from twisted.python import log
 from twisted.python.failure import Failure
@@ -35,16 +38,20 @@ from fastpoetry.systemd.descriptors import (
 
 __all__ = [
     "AdoptError",
+    "AdoptedDatagrams",
     "AdoptedEndpoint",
     "AdoptedParser",
     "AdoptedPort",
     "Descriptor",
     "Inherited",
+    "adoptConnection",
+    "detachConnection",
     "inherited",
 ]
 
 # Twisted's types do not reach into its ports.
 _tcp: Any = tcp
+_unix: Any = unix
 
 
 class _UNIXPort(unix.Port):
@@ -80,6 +87,61 @@ class _UNIXPort(unix.Port):
         _tcp.Port.connectionLost(self, reason)
 
 
+class _UNIXDatagramPort(_unix.DatagramPort):  # type: ignore[misc]
+    """
+    A UNIX datagram port on a socket that is somebody else's, which Twisted does not know (#6594).
+    """
+
+    def __init__(self, reactor: Any, number: int, protocol: Any, maxPacketSize: int) -> None:
+        """
+        @param reactor: provides C{IReactorFDSet}.
+        @param number: the socket, of which this is a duplicate.
+        @param protocol: takes the datagrams.
+        @param maxPacketSize: bytes that one can have.
+        """
+        self._adopted = socket.socket(fileno=os.dup(number))
+        path = self._adopted.getsockname()
+        super().__init__(path, protocol, maxPacketSize=maxPacketSize, reactor=reactor)
+
+    def _bindSocket(self) -> None:
+        """
+        Do what is left of it, in its words.
+        """
+        log.msg(f"{self.protocol.__class__} starting on {self.port!r}")
+        self.socket, self.connected = self._adopted, 1
+        self.fileno = self.socket.fileno
+
+
+class _Claim:
+    """
+    Some sockets that were given out, until the last port on them has stopped.
+    """
+
+    def __init__(self, descriptors: tuple[Descriptor, ...], owner: Inherited | None) -> None:
+        self.descriptors = descriptors
+        self._owner = inherited() if owner is None else owner
+        self._isHeld = True
+        self._ports = 0
+
+    def addPort(self) -> None:
+        """
+        @raise AdoptError: They were given back, and somebody else has one of them now.
+        """
+        if not self._isHeld:
+            self._owner.reclaim(self.descriptors)
+            self._isHeld = True
+        self._ports += 1
+
+    def removePort(self) -> None:
+        """
+        Give them back, if nobody uses them any more.
+        """
+        self._ports -= 1
+        if self._ports == 0:
+            self._owner.release(self.descriptors)
+            self._isHeld = False
+
+
 @implementer(IListeningPort)
 class AdoptedPort:
     """
@@ -89,58 +151,66 @@ class AdoptedPort:
     """
 
     ports: tuple[Any, ...] = ()
+    _isStarted = False
 
-    def __init__(
-        self, reactor: Any, descriptors: tuple[Descriptor, ...], factory: IProtocolFactory
-    ) -> None:
+    def __init__(self, claim: _Claim, adopt: Callable[[Descriptor], Any]) -> None:
         """
-        @param reactor: Provides C{IReactorSocket} and C{IReactorFDSet}.
-        @param descriptors: Listening stream sockets. They stay open when the port stops, so that
-            it can start again: to close them would turn no client away where systemd holds them
-            too, and lose the socket where it does not, as under systemd-socket-activate.
-        @param factory: Makes a protocol for each connection.
+        @param claim: The sockets. They stay open when the port stops, so that it can start again:
+            to close them would turn no client away where systemd holds them too, and lose the
+            socket where it does not, as under systemd-socket-activate.
+        @param adopt: Makes a port on a duplicate of each.
         """
-        self._reactor = reactor
-        self._descriptors = descriptors
-        self._factory = factory
+        self._claim = claim
+        self._adopt = adopt
 
     def startListening(self) -> None:
         """
         Listen on every socket or, if one of them fails, on none.
+
+        @raise AdoptError: It had stopped, and somebody else listens there now.
         """
+        self._claim.addPort()
+        self._isStarted = True
         try:
-            for descriptor in self._descriptors:
-                self.ports += (self._adopt(descriptor.number, descriptor.family),)
+            for descriptor in self._claim.descriptors:
+                # Nobody else does, and an accept(2) with no client left would hang the reactor.
+                os.set_blocking(descriptor.number, False)
+                self.ports += (self._adopt(descriptor),)
         except Exception:
             self.stopListening()
             raise
 
-    def _adopt(self, number: int, family: int | None) -> Any:
-        """
-        @param number: A listening stream socket.
-        @param family: Its address family.
-        @return: A port on a duplicate of it.
-        """
-        # Nobody else does, and an accept(2) with no client left would hang the reactor.
-        os.set_blocking(number, False)
-        if family != socket.AF_UNIX:
-            return self._reactor.adoptStreamPort(number, family, self._factory)
-        port = cast(Any, _UNIXPort)._fromListeningDescriptor(self._reactor, number, self._factory)
-        port.startListening()
-        return port
-
     def stopListening(self) -> Deferred[None]:
         """
+        Stop, and let others have the sockets then.
+
         @return: Fires when every port has stopped.
         """
         ports, self.ports = self.ports, ()
-        stopped = [maybeDeferred(port.stopListening) for port in ports]
-        return gatherResults(stopped, consumeErrors=True).addCallback(lambda _: None)
+        isStarted, self._isStarted = self._isStarted, False
+        stopped = DeferredList(
+            [maybeDeferred(port.stopListening) for port in ports],
+            fireOnOneErrback=True,
+            consumeErrors=True,
+        )
+
+        def giveBack(result: Any) -> Any:
+            if isStarted:
+                self._claim.removePort()
+            return result if isinstance(result, Failure) else None
+
+        return stopped.addBoth(giveBack)
 
     def getHost(self) -> IAddress:
         """
         @return: The address of the first socket.
+        @raise RuntimeError: It does not listen.
         """
+        if not self.ports:
+            raise RuntimeError(
+                "a port that does not listen has no address: "
+                + ", ".join(map(str, self._claim.descriptors))
+            )
         address: IAddress = self.ports[0].getHost()
         return address
 
@@ -153,12 +223,20 @@ class AdoptedEndpoint:
     @ivar descriptors: The sockets.
     """
 
-    def __init__(self, reactor: Any, descriptors: tuple[Descriptor, ...]) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        descriptors: tuple[Descriptor, ...],
+        owner: Inherited | None = None,
+    ) -> None:
         """
         @param reactor: Provides C{IReactorSocket} and C{IReactorFDSet}.
         @param descriptors: What L{Inherited.claim} gave out.
+        @param owner: Who gave it out, and has it back when the last port has stopped; without it,
+            L{inherited}.
         """
         self._reactor = reactor
+        self._claim = _Claim(descriptors, owner)
         self.descriptors = descriptors
 
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
@@ -166,32 +244,133 @@ class AdoptedEndpoint:
         Listen on every socket; again, if the port has stopped meanwhile.
 
         @param protocolFactory: Makes a protocol for each connection.
-        @return: Fires with the L{AdoptedPort}.
+        @return: Fires with the L{AdoptedPort}; fails with an L{AdoptError} if somebody else was
+            given one of the sockets meanwhile.
         """
-        port = AdoptedPort(self._reactor, self.descriptors, protocolFactory)
+
+        def adopt(descriptor: Descriptor) -> Any:
+            number, family = descriptor.number, descriptor.family
+            if family != socket.AF_UNIX:
+                return self._reactor.adoptStreamPort(number, family, protocolFactory)
+            port = cast(Any, _UNIXPort)._fromListeningDescriptor(
+                self._reactor, number, protocolFactory
+            )
+            port.startListening()
+            return port
+
+        port = AdoptedPort(self._claim, adopt)
         return execute(port.startListening).addCallback(lambda _: port)
+
+
+class AdoptedDatagrams:
+    """
+    What an endpoint is for connections, for datagram sockets: INET, INET6 and UNIX.
+
+    @ivar descriptors: The sockets.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        descriptors: tuple[Descriptor, ...],
+        owner: Inherited | None = None,
+    ) -> None:
+        """
+        @param reactor: Provides C{IReactorSocket} and C{IReactorFDSet}.
+        @param descriptors: What L{Inherited.claim} gave out for C{SOCK_DGRAM}.
+        @param owner: Who gave it out, and has it back when the last port has stopped; without it,
+            L{inherited}.
+        """
+        self._reactor = reactor
+        self._claim = _Claim(descriptors, owner)
+        self.descriptors = descriptors
+
+    def listen(
+        self, makeProtocol: Callable[[], DatagramProtocol], maxPacketSize: int = 8192
+    ) -> AdoptedPort:
+        """
+        Take datagrams from every socket.
+
+        @param makeProtocol: Makes a protocol for each socket, which answers through it.
+        @param maxPacketSize: Bytes that a datagram can have.
+        @return: A port that can be stopped, and then started again.
+        @raise AdoptError: Somebody else was given one of the sockets meanwhile.
+        """
+
+        def adopt(descriptor: Descriptor) -> Any:
+            number, family, protocol = descriptor.number, descriptor.family, makeProtocol()
+            if family != socket.AF_UNIX:
+                return self._reactor.adoptDatagramPort(number, family, protocol, maxPacketSize)
+            port = _UNIXDatagramPort(self._reactor, number, protocol, maxPacketSize)
+            port.startListening()
+            return port
+
+        port = AdoptedPort(self._claim, adopt)
+        port.startListening()
+        return port
+
+
+def adoptConnection(reactor: Any, number: int, factory: IProtocolFactory) -> Any:
+    """
+    Serve a client whose connection was passed: by C{Accept=yes}, or by the store.
+
+    @param reactor: Provides C{IReactorSocket}.
+    @param number: The connection. It is closed: its end is the transport's to decide.
+    @param factory: Makes the protocol.
+    @return: The transport, or L{None} if the factory wants none.
+    @raise OSError: It is no connection any more, or never was one.
+    """
+    with socket.socket(fileno=number) as passed:
+        passed.getpeername()
+        passed.setblocking(False)
+        return reactor.adoptStreamConnection(passed.fileno(), passed.family, factory)
+
+
+def detachConnection(transport: Any) -> int:
+    """
+    Take a connection out of Twisted's hands, which when it closes one ends it for all who hold it.
+
+    What the transport has not sent by now stays behind. Its protocol hears of no more data, and
+    that the connection is lost when somebody closes the transport, at last when the reactor stops.
+
+    @param transport: A TCP or UNIX connection, without TLS.
+    @return: A descriptor of the connection, to be stored and then closed.
+    """
+    transport.stopReading()
+    transport.stopWriting()
+    number = os.dup(transport.fileno())
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), transport.fileno(), inheritable=False)
+    return number
 
 
 @implementer(IPlugin, IStreamServerEndpointStringParser)
 class AdoptedParser:
     """
-    The endpoint descriptions C{adopted:}, every socket that was passed and not yet given out, and
-    C{adopted:name=NAME}, those of that C{FileDescriptorName=}.
+    The endpoint descriptions C{adopted:}, every listening socket that was passed and not yet given
+    out, and C{adopted:name=NAME}, those of that C{FileDescriptorName=}; with C{else=ENDPOINT},
+    where nobody passes anything, another endpoint.
     """
 
     prefix = "adopted"
 
-    def parseStreamServer(self, reactor: Any, *args: Any, **kwargs: Any) -> AdoptedEndpoint:
+    def parseStreamServer(self, reactor: Any, *args: Any, **kwargs: Any) -> Any:
         """
         Claim the sockets at once, so that a refusal comes before twistd forks.
 
         @param reactor: Provides C{IReactorSocket} and C{IReactorFDSet}.
         @param args: Nothing; one empty string where the description ends in a colon.
-        @param kwargs: C{name}, or nothing.
-        @return: An endpoint with its sockets.
+        @param kwargs: C{name}, C{else}, or nothing.
+        @return: An endpoint with its sockets, or the other one.
         @raise AdoptError: They cannot be adopted, or the description says more than that.
         """
-        if any(args) or kwargs.keys() - {"name"}:
+        if any(args) or kwargs.keys() - {"name", "else"}:
             given = ":".join(("adopted", *args, *map("=".join, kwargs.items())))
-            raise refusal(f"{given}: takes name=NAME or nothing")
-        return AdoptedEndpoint(reactor, inherited().claim(kwargs.get("name")))
+            raise refusal(f"{given}: takes name=NAME, else=ENDPOINT or nothing")
+        found = inherited()
+        if found.isNothing and "else" in kwargs:
+            # Here, for it takes variables out of the environment when it is imported.
+            from twisted.internet.endpoints import serverFromString
+
+            return serverFromString(reactor, kwargs["else"])
+        return AdoptedEndpoint(reactor, found.claim(kwargs.get("name")), found)

@@ -185,6 +185,7 @@ class Inherited:
         finally:
             for key in told:
                 del environ[key]
+        self.isNothing = self.isNothing and not names
         self.descriptors = tuple(Descriptor.examine(*item) for item in names.items())
         self._given: set[Descriptor] = set()
 
