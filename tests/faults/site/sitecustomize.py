@@ -1,0 +1,66 @@
+"""
+Faults of the machine, inside one process: Python imports this before anything else.
+
+What is at fault is said in files, so that a test can change it while the process runs; see L{Site}.
+"""
+
+import builtins
+import os
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+_FOLDER = os.environ["SITE_FOLDER"]
+
+
+def _read(name: str) -> str:
+    try:
+        with _open(os.path.join(_FOLDER, name)) as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+
+
+def _waitWhile(name: str) -> None:
+    while _read(name):
+        _sleep(0.01)
+
+
+_open, _sleep, _time, _timeNs = builtins.open, time.sleep, time.time, time.time_ns
+_osOpen, _getaddrinfo, _start = os.open, socket.getaddrinfo, threading.Thread.start
+
+
+def _stepped() -> float:
+    return _time() + float(_read("clock") or 0)
+
+
+def _openWhenItMoves(path: Any, flags: int, *args: Any, **how: Any) -> int:
+    if _read("disk") and os.fsdecode(path).endswith((".txt", ".poem")):
+        _waitWhile("disk")
+    return _osOpen(path, flags, *args, **how)
+
+
+def _lookUp(host: Any, *args: Any, **how: Any) -> Any:
+    if host == "silent.example":
+        _waitWhile("resolver")
+        host = "127.0.0.1"
+    if host == "six.example":
+        host = "::1"
+    return _getaddrinfo(host, *args, **how)
+
+
+def _startIfThereAre(thread: threading.Thread) -> None:
+    if _read("threads"):
+        raise RuntimeError("can't start new thread")
+    _start(thread)
+
+
+time.time = _stepped
+time.time_ns = lambda: int(_stepped() * 1e9)
+os.open = _openWhenItMoves
+socket.getaddrinfo = _lookUp
+threading.Thread.start = _startIfThereAre  # type: ignore[assignment, method-assign]
+if _read("writer"):
+    sys.executable = _read("writer")

@@ -1,0 +1,525 @@
+"""
+P8: whatever the machine does, who can be served is served: its clock is set, its disk or its
+resolver stands still, and there is no thread to be had.
+
+The faults are made inside the process, by L{sitecustomize}; the rest of it is real.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from fcntl import ioctl
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from unittest import SkipTest, skipUnless
+
+from fakes import receiveAll
+from messages import BACK, FAILED, FETCHED, KEPT, LOADED, NO_COPY
+from test_proxy_process import NEW, POEM, ProxyCase, sends, sendsAfter
+
+from .server import (
+    MEBI,
+    ROOT,
+    FaultCase,
+    Server,
+    connect,
+    fetch,
+    makeText,
+    readAll,
+    run,
+    wait,
+)
+
+STEPS = (-86_400.0, -600.0, 600.0, 86_400.0)
+"""By how much a clock is set: what NTP does at boot, and a virtual machine after a pause."""
+
+_FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878
+"""As fsfreeze(8) has them."""
+
+# A process that waits for a disk, and goes on when the disk does.
+_WRITER = """#!/bin/sh
+while test -e {stuck}; do sleep 0.05; done
+exec {python} "$@"
+"""
+
+
+class MachineCase(FaultCase):
+    """
+    A machine that can be at fault.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.site = self.folder / "site"
+        self.site.mkdir()
+
+    def fault(self, name: str, value: object = "yes") -> None:
+        """
+        Have a fault: C{clock} by so many seconds, C{disk}, C{resolver}, C{threads}.
+        """
+        new = self.site / "new"
+        new.write_text(str(value))
+        new.rename(self.site / name)
+
+    def mend(self, name: str) -> None:
+        """
+        Have that fault no longer.
+        """
+        (self.site / name).unlink()
+
+    def serve(self, *options: str, **how: Any) -> Server:
+        """
+        Start a server on that machine.
+        """
+        here = Path(__file__).parent
+        environ = {
+            **how.pop("environ", {}),
+            "PYTHONPATH": f"{here / 'site'}:{ROOT}:{here}",
+            "SITE_FOLDER": str(self.site),
+        }
+        return super().serve(*options, environ=environ, **how)
+
+    def assertEnds(self, server: Server) -> None:
+        """
+        Assert that a server ends when it is told to.
+        """
+        self.assertEqual(server.end(), -signal.SIGTERM)
+        self.assertEqual(server.tracebacks(), [])
+
+
+class PoemTests(MachineCase):
+    """
+    A server whose poem is read.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.address = self.listen()
+        self.old = self.write(makeText(3003))
+
+    def assertGets(self, *poems: bytes) -> None:
+        """
+        Assert that a client gets a poem.
+        """
+        self.assertAll("isExact", [run(fetch(self.address, *poems))])
+
+    def test_disk(self) -> None:
+        """
+        While the disk stands still at a reload readers get the old poem; the new one comes when
+        the disk moves.
+        """
+        server = self.serve()
+        self.assertGets(self.old)
+        new = self.write(makeText(3003, 1))
+        self.fault("disk")
+        server.send(signal.SIGHUP)
+        for _ in range(100):
+            self.assertGets(self.old)
+        self.mend("disk")
+        server.waitFor(LOADED, 2)
+        self.assertGets(new)
+        self.assertEnds(server)
+
+    def test_stop(self) -> None:
+        """
+        A disk that never moves again holds up no stop.
+        """
+        server = self.serve()
+        self.assertGets(self.old)
+        self.fault("disk")
+        for _ in range(3):
+            server.send(signal.SIGHUP)
+            self.assertGets(self.old)
+        self.assertEnds(server)
+
+    def test_threads(self) -> None:
+        """
+        Where no thread can be had a reload says so in one line, and the next one works again.
+        """
+        server = self.serve()
+        self.assertGets(self.old)
+        new = self.write(makeText(3003, 1))
+        self.fault("threads")
+        server.send(signal.SIGHUP)
+        (record,) = server.waitFor(KEPT)
+        self.assertEqual(record["cause"], "no thread can be had: can't start new thread")
+        self.assertGets(self.old)
+        self.mend("threads")
+        server.send(signal.SIGHUP)
+        server.waitFor(LOADED, 2)
+        self.assertGets(new)
+        self.assertEnds(server)
+
+    def test_clock(self) -> None:
+        """
+        However the clock is set, a reload takes place.
+        """
+        server = self.serve()
+        for times, step in enumerate(STEPS, 2):
+            self.assertGets(*[makeText(3003, seed) for seed in (0, times - 1)])
+            self.fault("clock", step)
+            new = self.write(makeText(3003, times))
+            server.send(signal.SIGHUP)
+            server.waitFor(LOADED, times)
+            self.assertGets(new)
+        self.assertEnds(server)
+
+    def test_unchanged(self) -> None:
+        """
+        Reloads of a poem that has not changed add nothing, whoever still reads it.
+        """
+        poem = self.write(makeText(32 * MEBI))
+        server = self.serve()
+        slow = []
+        server.waitFor(LOADED)
+        for number in range(2, 10):
+            slow += self.hold(1, self.address)
+            server.send(signal.SIGHUP)
+            server.waitFor(LOADED, number)
+        server.forgetPeak()
+        self.assertLess(server.residentKiB() / 1024, 32 * 2 + 60)
+        self.assertEqual(receiveAll(slow[0]), poem)
+
+
+class ProxyTests(MachineCase, ProxyCase):
+    """
+    A proxy on such a machine.
+    """
+
+    def threads(self, server: Server) -> int:
+        """
+        How many threads a server has.
+        """
+        return len(os.listdir(f"/proc/{server.pid}/task"))
+
+    def test_clockInAnOutage(self) -> None:
+        """
+        However the clock is set in an outage, the upstream is asked again, and who waits for that
+        is served.
+        """
+        for step in STEPS:
+            name = f"poem{step:.0f}"
+            upstream = self.upstream()
+            address = self.proxy(upstream.endpoint, name=name)
+            server = self.serve()
+            clients = self.hold(2, address)
+            server.waitFor(FAILED, 1)
+            self.fault("clock", step)
+            upstream.begin(sends(POEM))
+            self.assertEqual([receiveAll(client) for client in clients], [POEM] * 2)
+            (back,) = server.records(BACK)
+            self.assertLess(back["seconds"], 60)
+            self.mend("clock")
+            self.assertEnds(server)
+            self.log.unlink()
+            self.listeners.clear()
+            self.blocks.clear()
+
+    def test_clockInAFetch(self) -> None:
+        """
+        However it is set during a fetch, that brings the poem; and it stays as fresh as it is.
+        """
+        for step in STEPS:
+            answer = threading.Event()
+            upstream = self.upstream(sendsAfter(answer))
+            address = self.proxy(upstream.endpoint)
+            server = self.serve()
+            clients = self.hold(2, address)
+            wait(lambda: upstream.fetches, "a fetch")  # noqa: B023
+            self.fault("clock", step)
+            answer.set()
+            self.assertEqual([receiveAll(client) for client in clients], [POEM] * 2)
+            self.fault("clock", -step)
+            self.assertFetches(address, POEM)
+            self.assertEqual(upstream.fetches, 1)
+            self.mend("clock")
+            self.assertEnds(server)
+
+    def test_clockInAReload(self) -> None:
+        """
+        However it is set during a reload in an outage, systemd is told of the end of that.
+        """
+        upstream = self.upstream(sends(POEM))
+        address = self.proxy(upstream.endpoint)
+        with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as manager:
+            manager.bind(str(self.folder / "notify"))
+            manager.settimeout(60)
+
+            def waitFor(*states: bytes) -> None:
+                for state in states:
+                    while not manager.recv(4096).startswith(state):
+                        pass
+
+            server = self.serve(environ={"NOTIFY_SOCKET": str(self.folder / "notify")})
+            waitFor(b"READY=1")
+            self.assertFetches(address, POEM)
+            upstream.close()
+            for step in STEPS:
+                server.send(signal.SIGHUP)
+                self.fault("clock", step)
+                waitFor(b"RELOADING=1", b"READY=1")
+                self.assertFetches(address, POEM)
+            self.assertEnds(server)
+
+    def test_resolver(self) -> None:
+        """
+        A resolver that does not answer is too slow an upstream, has one thread however often it is
+        asked, and holds up no stop.
+        """
+        self.fault("resolver")
+        address = self.proxy("tcp:host=silent.example:port=1")
+        server = self.serve("--connect-timeout=0.2", "--total-timeout=4")
+        self.assertEqual(readAll(connect(address)), (0, "reset"))
+        (record,) = server.records(FAILED)
+        self.assertEqual(record["cause"], "upstream took too long")
+        self.assertLessEqual(self.threads(server), 3)
+        self.hold(1, address)
+        self.assertEnds(server)
+
+    def test_resolverAgain(self) -> None:
+        """
+        When it answers the upstream is reached, and who has waited for it is served.
+        """
+        self.fault("resolver")
+        upstream = self.upstream(sends(POEM))
+        address = self.proxy(f"tcp:host=silent.example:port={upstream.port}")
+        server = self.serve("--connect-timeout=0.2")
+        (client,) = self.hold(1, address)
+        server.waitFor(FAILED)
+        self.mend("resolver")
+        self.assertEqual(receiveAll(client), POEM)
+        self.assertEnds(server)
+
+    def test_IPv6(self) -> None:
+        """
+        An upstream that is there by IPv6 alone is reached, by its name and by its address.
+        """
+        listener = socket.socket(socket.AF_INET6)
+        self.addCleanup(listener.close)
+        listener.bind(("::1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    with listener.accept()[0] as connection:
+                        connection.sendall(POEM)
+
+        threading.Thread(target=accept, daemon=True).start()
+        self.addCleanup(listener.shutdown, socket.SHUT_RDWR)
+        addresses = [
+            self.proxy(f"tcp:host={host}:port={port}", name=f"poem{number}")
+            for number, host in enumerate(("six.example", "::1", "[::1]"))
+        ]
+        self.serve()
+        for address in addresses:
+            self.assertFetches(address, POEM)
+
+    def test_threads(self) -> None:
+        """
+        Where no thread can be had a fetch says so in one line, and a later one works again.
+        """
+        address = self.proxy(self.upstream(sends(POEM)).endpoint)
+        server = self.serve()
+        self.fault("threads")
+        (client,) = self.hold(1, address)
+        (record,) = server.waitFor(FAILED)
+        self.assertEqual(record["cause"], "no thread can be had: can't start new thread")
+        self.mend("threads")
+        self.assertEqual(receiveAll(client), POEM)
+        self.assertEnds(server)
+
+
+class CopyTests(MachineCase, ProxyCase):
+    """
+    A proxy whose copy is on a disk that stands still.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.cache = self.folder / "cache"
+        self.cache.mkdir()
+        self.source = self.upstream(sends(POEM))
+        self.address = self.proxy(self.source.endpoint)
+        self.copy = self.cache / f"{sha256(self.source.endpoint.encode()).hexdigest()[:32]}.poem"
+
+    def start(self, *options: str, **how: Any) -> Server:
+        """
+        Start the proxy.
+        """
+        return self.serve(f"--cache={self.cache}", *options, **how)
+
+    def standStill(self) -> None:
+        """
+        Have the disk take nothing any more.
+        """
+        self.fault("stuck")
+        writer = self.site / "writer.sh"
+        writer.write_text(_WRITER.format(stuck=self.site / "stuck", python=sys.executable))
+        writer.chmod(0o755)
+        self.fault("writer", writer)
+
+    def reload(self, server: Server, times: int) -> bytes:
+        """
+        @return: what the upstream has from now on, and what the proxy serves.
+        """
+        text = makeText(3003, times)
+        self.source.behaviour = sends(text)
+        server.send(signal.SIGHUP)
+        server.waitFor(FETCHED, times)
+        self.assertFetches(self.address, text)
+        return text
+
+    def test_saves(self) -> None:
+        """
+        However many poems are fetched meanwhile, all are served, one is being written, and the
+        latest is on the disk when it moves again.
+        """
+        self.standStill()
+        server = self.start()
+        self.assertFetches(self.address, POEM)
+        for times in range(2, 15):
+            latest = self.reload(server, times)
+        self.assertLessEqual(len(os.listdir(f"/proc/{server.pid}/task")), 4)
+        self.assertEqual([*self.cache.iterdir()], [])
+        self.mend("stuck")
+        wait(lambda: self.copy.exists() and self.copy.read_bytes().endswith(latest), "the latest")
+        self.assertEqual(server.records(NO_COPY), [])
+        self.assertEnds(server)
+        self.assertEqual([*self.cache.iterdir()], [self.copy])
+
+    def test_stop(self) -> None:
+        """
+        A disk that does not move again holds up no stop, and what is written when it moves after
+        all is not put in the place of what a later proxy has saved.
+        """
+        self.standStill()
+        server = self.start()
+        self.assertFetches(self.address, POEM)
+        self.assertEnds(server)
+        self.mend("writer")
+        self.source.behaviour = sends(NEW)
+        server = self.start()
+        self.assertFetches(self.address, NEW)
+        wait(lambda: self.copy.exists() and self.copy.read_bytes().endswith(NEW), "a copy")
+        self.mend("stuck")
+        self.assertEnds(server)
+        wait(lambda: "writer.sh" not in commands(), "the writer's end")
+        self.assertTrue(self.copy.read_bytes().endswith(NEW))
+        self.assertEqual([*self.cache.iterdir()], [self.copy])
+
+    def test_start(self) -> None:
+        """
+        A disk that does not give the copy at the start holds nobody up: the upstream is asked.
+        """
+        server = self.start()
+        self.assertFetches(self.address, POEM)
+        wait(self.copy.exists, "a copy")
+        self.assertEnds(server)
+        self.source.behaviour = sends(NEW)
+        self.fault("disk")
+        server = self.start()
+        self.assertFetches(self.address, NEW)
+        self.assertEnds(server)
+
+    def test_strange(self) -> None:
+        """
+        What is no copy in the copy's place has one record each, and no reader waits for it.
+        """
+
+        def isSparse() -> None:
+            self.copy.touch()
+            os.truncate(self.copy, 8 << 30)
+
+        def isFIFO() -> None:
+            os.mkfifo(self.copy)
+
+        def isLink() -> None:
+            self.copy.symlink_to("/dev/zero")
+
+        for times, put in enumerate((isFIFO, isLink, isSparse), 1):
+            self.copy.unlink(missing_ok=True)
+            put()
+            server = self.start()
+            self.assertFetches(self.address, POEM)
+            self.assertEqual(len(server.waitFor(NO_COPY, times)), times)
+            wait(lambda: self.copy.is_file() and not self.copy.is_symlink(), "a copy")
+            self.assertEnds(server)
+
+    def test_killed(self) -> None:
+        """
+        Proxies that are killed while they save leave no more than one file behind, which the next
+        copy takes away.
+        """
+        for number in range(10):
+            self.source.behaviour = sends(makeText(8 * MEBI, number))
+            server = self.start("--max-age=0")
+            run(fetch(self.address))
+            server.waitFor(FETCHED, number + 1)
+            server.end(signal.SIGKILL)
+        self.assertLessEqual(len([*self.cache.iterdir()]), 2)
+        self.start("--max-age=0")
+        run(fetch(self.address))
+        wait(lambda: [*self.cache.iterdir()] == [self.copy], "the copy alone")
+
+    @skipUnless(os.geteuid() == 0, "only root mounts and freezes")
+    def test_frozen(self) -> None:
+        """
+        All that is so on a real file system that is frozen, where nothing that writes can be ended
+        even by SIGKILL.
+        """
+        image = self.folder / "image"
+        with open(image, "wb") as file:
+            file.truncate(16 * MEBI)
+        makeFileSystem = ["mkfs.ext4", "-q", str(image)]
+        mount = f'mount -o loop {image} {self.cache} && exec "$@"'
+        try:
+            subprocess.run(makeFileSystem, check=True, capture_output=True)
+            alone = ["unshare", "--mount", "--propagation=private", "sh", "-c"]
+            subprocess.run([*alone, mount, "sh", "true"], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as why:
+            raise SkipTest(f"no file system of our own: {why}") from why
+        server = self.start("--max-age=1000", before=[*alone, mount, "sh"])
+        self.assertFetches(self.address, POEM)
+        inside = Path(f"/proc/{server.pid}/root{self.copy}")
+        wait(inside.exists, "a copy")
+        cache = os.open(inside.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            ioctl(cache, _FIFREEZE, 0)
+            try:
+                for times in range(2, 15):
+                    latest = self.reload(server, times)
+                self.assertLessEqual(len(os.listdir(f"/proc/{server.pid}/task")), 4)
+                self.assertFetches(self.address, latest)
+                self.assertEnds(server)
+            finally:
+                ioctl(cache, _FITHAW, 0)
+            self.assertTrue(self.content(cache).endswith(POEM))
+        finally:
+            os.close(cache)
+
+    def content(self, folder: int) -> bytes:
+        """
+        What the copy has, beneath a folder that is open.
+        """
+        with open(os.open(self.copy.name, os.O_RDONLY, dir_fd=folder), "rb") as file:
+            return file.read()
+
+
+def commands() -> str:
+    """
+    The command lines of all processes.
+    """
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            lines.append(path.read_text(errors="replace"))
+    return "\n".join(lines)
