@@ -33,3 +33,5 @@ DROPPED = "18dca92ef40d43e18a4550720f27a296"
 
 UNIT_STARTING = "7d4958e842da4a758f6c1cdc7b36dcc5"
 """Systemd's own: it begins to start a unit (C{journalctl --dump-catalog})."""
+CARRIED = "2439ffc2fe1e4e2a9320762c90721e57"
+CARRIED_PART = "135be9b276f1418086abe61315355e14"

@@ -131,7 +131,7 @@ class TreeTests(AssemblyCase):
         """
         service = self.start("--ode", "a")
         verifyObject(IService, service)
-        self.assertEqual(tree(service), [["Ode", "PoetryListener"], "FakeNotify"])
+        self.assertEqual(tree(service), [["Ode", "PoetryListener"], "CarryService", "FakeNotify"])
         self.assertEqual(self.listening(), [(10000, "127.0.0.1")])
 
     def test_anyPort(self) -> None:
@@ -169,6 +169,7 @@ class TreeTests(AssemblyCase):
             [
                 ["Ode", "PoetryListener"],
                 ["Ode", "PoetryListener", "PoetryListener"],
+                "CarryService",
                 "FakeNotify",
             ],
         )
@@ -216,7 +217,8 @@ class TreeTests(AssemblyCase):
         If it was asked for, the program ends when nobody has been there for so long.
         """
         service = self.start("--ode", "a", "--exit-idle-time", "7")
-        self.assertEqual(tree(service), [["Ode", "PoetryListener"], "IdleService", "FakeNotify"])
+        block = ["Ode", "PoetryListener"]
+        self.assertEqual(tree(service), [block, "IdleService", "CarryService", "FakeNotify"])
         self.reactor.advance(6.9)
         self.assertFalse(self.reactor.hasStopped)
         self.reactor.advance(0.1)

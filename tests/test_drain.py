@@ -31,7 +31,6 @@ class DrainTests(SynchronousTestCase):
             self.clock,
             mostSeconds,
             lambda: remember("look"),
-            lambda: remember("hand over"),
             lambda: remember("cut short"),
         )
 
@@ -46,19 +45,19 @@ class DrainTests(SynchronousTestCase):
         It looks after readers at once, and then twenty times a second.
         """
         self.begin()
-        self.clock.pump([0, 0.05, 0.05])
-        self.assertEqual(self.when("look"), [0, 0.05, 0.1])
+        self.clock.pump([0, 0.05])
+        self.assertEqual(self.when("look"), [0, 0.05])
 
-    def test_handsOver(self) -> None:
+    def test_grace(self) -> None:
         """
-        Who can be left to others is left to them after a quarter of a second, once.
+        Who can be left to others has a tenth of a second; then it looks whether that can be done.
         """
         drain = self.begin()
-        self.clock.advance(0.2)
-        self.assertFalse(drain.isHandedOver)
-        self.clock.pump([0.05] * 20)
-        self.assertEqual(self.when("hand over"), [0.25])
-        self.assertTrue(drain.isHandedOver)
+        self.clock.advance(0.09)
+        self.assertFalse(drain.isPastGrace)
+        self.clock.advance(0.011)
+        self.assertTrue(drain.isPastGrace)
+        self.assertIn(0.101, self.when("look"))
 
     def test_cutsShort(self) -> None:
         """
@@ -70,11 +69,11 @@ class DrainTests(SynchronousTestCase):
 
     def test_noTime(self) -> None:
         """
-        Where a stop may take next to none, readers are handed over all the same.
+        Where a stop may take next to none, readers are left to others all the same.
         """
-        self.begin(0.1)
+        drain = self.begin(0.05)
         self.clock.pump([0.05] * 4)
-        self.assertEqual((self.when("hand over"), self.when("cut short")), ([0.1], [0.1]))
+        self.assertEqual((drain.isPastGrace, self.when("cut short")), (True, [0.05]))
 
     def test_end(self) -> None:
         """
@@ -105,7 +104,7 @@ class DrainTests(SynchronousTestCase):
         """
         It may end because of what it has just done: a look is often what finds the last one gone.
         """
-        drain = Drain(self.clock, 20, lambda: drain.end(), lambda: None, lambda: None)
+        drain = Drain(self.clock, 20, lambda: drain.end(), lambda: None)
         waiter = drain.wait()
         self.clock.advance(0)
         self.successResultOf(waiter)

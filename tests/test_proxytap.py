@@ -192,7 +192,7 @@ class ServiceTests(ProxyTapCase):
         """
         service = self.make("--upstream", UPSTREAM, "-p0", "--upstream", UPSTREAM)
         verifyObject(IService, service)
-        *blocks, _notify = service
+        *blocks, _carry, _notify = service
         parts = [[type(part).__name__ for part in block] for block in blocks]
         self.assertEqual(parts, [["PoetryProxyService", "PoetryListener"]] * 2)
 

@@ -264,7 +264,8 @@ class ServiceTests(TapCase):
         """
         service = self.start("--port", "10000", "--poem", self.ecstasy)
         verifyObject(IService, service)
-        self.assertEqual(tree(service), [["PoetryService", "PoetryListener"], "FakeNotify"])
+        block = ["PoetryService", "PoetryListener"]
+        self.assertEqual(tree(service), [block, "CarryService", "FakeNotify"])
         self.assertEqual(self.poems(), ["ecstasy"])
 
     def test_blocks(self) -> None:
@@ -287,7 +288,7 @@ class ServiceTests(TapCase):
         with capturedLogs() as events:
             service.startService()
         self.addCleanup(service.stopService)
-        (source, _), _ = service
+        (source, _), _, _ = service
         self.assertIsInstance(source, PoetryService)
         self.assertEqual(source.poem.text, b"later")
         self.assertIn(f"loaded a poem from: {self.science}", said(events))

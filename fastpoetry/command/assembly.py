@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
 from twisted.internet.interfaces import IReactorTime, IStreamServerEndpoint
 
+from fastpoetry.command.carry import CarryService
 from fastpoetry.command.idle import IdleService
 from fastpoetry.command.options import Block, CommandOptions, refuse
 from fastpoetry.command.preflight import Preflight
@@ -27,6 +28,7 @@ from fastpoetry.listen import PoetryListener
 from fastpoetry.protocol import PoetryFactory
 from fastpoetry.systemd.adopted import AdoptError
 from fastpoetry.systemd.notify import NotifyService
+from fastpoetry.systemd.store import Store
 
 _BACKLOG = 4096
 """Connections that may wait for us; net.core.somaxconn has the last word."""
@@ -76,13 +78,16 @@ def assemble(
         idle = IdleService(clock, seconds, lambda: policy.idleSeconds, reactor.stop)
         idle.setServiceParent(root)
 
+    carry = CarryService(Store(reactor, clock=clock), policy, reactor)
+    carry.setServiceParent(root)
+
     def status() -> str:
         served = ", ".join(source.description for source in sources)
         sent = policy.ledger.counts.poems
         readers = policy.readers
         return (
             f"Serving {served}: {sent:,} {'poem' if sent == 1 else 'poems'} sent, "
-            f"{readers:,} {'reader' if readers == 1 else 'readers'}"
+            f"{readers:,} {'reader' if readers == 1 else 'readers'}{carry.description}"
         )
 
     def reload() -> Deferred[Any]:

@@ -1,8 +1,7 @@
 """
 The time between a stop and its end, in which readers still get what they came for.
 
-Knows when to look after them, when to hand them over and when to cut them short; each of these is
-done by whom it is given.
+Knows when to look after them and when to cut them short; what that means is up to whom it asks.
 """
 
 from __future__ import annotations
@@ -15,10 +14,11 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 _POLL_SECONDS = 0.05
 """Between two looks at who has everything by now: some round trips."""
 
-_HAND_OVER_SECONDS = 0.25
+_GRACE_SECONDS = 0.1
 """
-How long readers are waited for before they are left to others: the kernel, which goes on sending
-what it has, and the next process. By then who takes its poem at all has it, but for long ones.
+How long readers are waited for before they are left to others, where there are any: the kernel,
+which goes on sending what it has, and the next process. Who has only just come has a short poem by
+then; newcomers, who wait for that process, hardly notice.
 """
 
 
@@ -26,7 +26,7 @@ class Drain:
     """
     One stop that waits for readers.
 
-    @ivar isHandedOver: whether who could be left to others has been.
+    @ivar isPastGrace: whether who can be left to others is to be.
     """
 
     def __init__(
@@ -34,24 +34,21 @@ class Drain:
         clock: IReactorTime,
         mostSeconds: float,
         look: Callable[[], object],
-        handOver: Callable[[], object],
         cutShort: Callable[[], object],
     ) -> None:
         """
         Begin.
 
         @param mostSeconds: how long this may take.
-        @param look: closes who has everything; called again and again.
-        @param handOver: leaves to others who can be.
+        @param look: sees who can go; called again and again.
         @param cutShort: resets who is still here at the end.
         """
-        self.isHandedOver = False
+        self.isPastGrace = False
         self._clock = clock
         self._look = look
-        self._handOver = handOver
         self._waiters: list[Deferred[None]] = []
         self._deadline = clock.callLater(mostSeconds, cutShort)
-        self._handingOver = clock.callLater(min(_HAND_OVER_SECONDS, mostSeconds), self._passOn)
+        self._grace = clock.callLater(min(_GRACE_SECONDS, mostSeconds), self._endGrace)
         self._looking: IDelayedCall = clock.callLater(0, self._poll)
 
     def wait(self) -> Deferred[None]:
@@ -62,7 +59,7 @@ class Drain:
 
     def end(self) -> None:
         """Nobody is here any more: tell who waits, and leave no timer behind."""
-        for call in (self._deadline, self._handingOver, self._looking):
+        for call in (self._deadline, self._grace, self._looking):
             if call.active():
                 call.cancel()
         waiters, self._waiters = self._waiters, []
@@ -73,6 +70,6 @@ class Drain:
         self._looking = self._clock.callLater(_POLL_SECONDS, self._poll)
         self._look()
 
-    def _passOn(self) -> None:
-        self.isHandedOver = True
-        self._handOver()
+    def _endGrace(self) -> None:
+        self.isPastGrace = True
+        self._look()

@@ -120,6 +120,13 @@ class Ledger:
                 message_id="470c42a041664ba0ba7ef62f224426bf",
             )
 
+    def lost(self, readers: int) -> None:
+        """
+        Clients in mid-poem were reset that another process had left to us, without a record each.
+        """
+        self.counts.gaveUp += readers
+        self._told.gaveUp += readers
+
     def turnedAway(self, address: Address, cause: str) -> None:
         """
         A client was reset before a poem was begun for it.

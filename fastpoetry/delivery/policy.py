@@ -253,11 +253,7 @@ class Policy:
             return succeed(None)
         if self._drain is None:
             self._drain = Drain(
-                self.clock,
-                self.limits.drainSeconds,
-                self._visitWhoLingers,
-                self._handOver,
-                self._cutShort,
+                self.clock, self.limits.drainSeconds, self._lookWhoCanGo, self._cutShort
             )
             waiter = self._drain.wait()
             for arrival in list(self._arriving):
@@ -266,17 +262,26 @@ class Policy:
             return waiter
         return self._drain.wait()
 
-    def _handOver(self) -> None:
-        """Leave who is still here to the kernel and to the next process, where they can."""
+    def _lookWhoCanGo(self) -> None:
+        """Close who has everything; when only such are left who can be carried over, do that."""
+        self._visitWhoLingers()
+        carrier = self.carrier
+        if self._drain is None or not self._drain.isPastGrace or carrier is None:
+            return
+        if self.readers == len(self._sending) and all(map(carrier.mayCarry, self._sending)):
+            self._carryOver()
+
+    def _carryOver(self) -> None:
+        """Leave who is in mid-poem to the next process, as far as it will have them."""
         if self.carrier is not None and self._sending:
             for reader in self.carrier.carry(self._sending):
                 del self._sending[reader]
                 self._quota.remove(reader)
-        self._visitWhoLingers()
-        self._seeWhoIsLeft()
+            self._seeWhoIsLeft()
 
     def _cutShort(self) -> None:
-        """Reset who is still there when a stop has waited long enough."""
+        """Carry over who can be, and reset who cannot: a stop has waited long enough."""
+        self._carryOver()
         cause = f"the server stops, and has waited {self.limits.drainSeconds:g} s"
         for reader in [*self._sending, *self._lingering]:
             self._giveUp(reader, cause)
@@ -367,7 +372,7 @@ class Policy:
         """
         if self._drain is None:
             return hasAll and hasLingered
-        return hasAll or (self._drain.isHandedOver and reader.isSent())
+        return hasAll or (self._drain.isPastGrace and reader.isSent())
 
     def _countCrowd(self, reader: Reader) -> str:
         """

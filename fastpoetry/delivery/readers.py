@@ -95,6 +95,9 @@ class Carrier(Protocol):
     What takes readers in mid-poem over to the process that comes after this one.
     """
 
+    def mayCarry(self, reader: Reader) -> bool:
+        """Whether a reader is of the kind that can be taken over."""
+
     def carry(self, readers: Mapping[Reader, Progress]) -> Collection[Reader]:
         """
         Take over who can be, at once.

@@ -31,6 +31,9 @@ reader far away.
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 END_ON_CLOSE = struct.pack("ii", 0, 0)
 
+_BYTES_ACKED = 120
+"""Where tcpi_bytes_acked stands in the kernel's answer, since Linux 4.1."""
+
 _log = Logger()
 
 
@@ -44,6 +47,18 @@ def countUnacknowledged(connection: socket.SocketType) -> int:
         return 0
     count: int = struct.unpack("i", ioctl(connection.fileno(), TIOCOUTQ, b"\0\0\0\0"))[0]
     return count
+
+
+def countSent(connection: socket.SocketType) -> int | None:
+    """
+    How many bytes were ever handed to the system for a connection that is not shut down, as the
+    kernel counts them (tcpi_bytes_acked in linux/tcp.h); of a UNIX socket it does not say.
+    """
+    if connection.family == socket.AF_UNIX:
+        return None
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    acknowledged: int = struct.unpack_from("Q", info, _BYTES_ACKED)[0]
+    return acknowledged + countUnacknowledged(connection)
 
 
 def limitUnsent(connection: socket.SocketType) -> None:

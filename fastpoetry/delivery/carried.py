@@ -1,0 +1,188 @@
+"""
+Readers in mid-poem on their way from one process to the next.
+
+Puts what there is to know of them into bytes and gets it back, and believes nothing that it is
+given. How sockets, texts and bytes get from here to there is not known here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import astuple
+from typing import Any
+
+from fastpoetry.delivery.addresses import Address
+from fastpoetry.delivery.fastport import Door, SocketReader
+from fastpoetry.delivery.readers import Progress, Reader
+from fastpoetry.delivery.sockets import RESET_ON_CLOSE, countSent, setLinger
+from fastpoetry.poem import MAX_POEM_BYTES, Poem
+
+VERSION = 1
+"""Of the form of what is carried: another one is not understood, whichever came first."""
+
+
+class CarryError(Exception):
+    """
+    What was carried cannot be taken up: one line.
+    """
+
+
+def mayCarry(reader: Reader) -> bool:
+    """Whether a reader can be carried: all that it is, is in its socket and a few numbers."""
+    return isinstance(reader, SocketReader)
+
+
+def pick(readers: Mapping[Reader, Progress]) -> dict[SocketReader, Progress]:
+    """Those of some readers who L{mayCarry}."""
+    return {each: progress for each, progress in readers.items() if isinstance(each, SocketReader)}
+
+
+def pack(readers: Mapping[SocketReader, Progress], poems: Mapping[Poem, int]) -> bytes:
+    """
+    What the next process must know, of readers that are sent nothing any more.
+
+    @param poems: for each poem that they are sent, a descriptor of a file with its text.
+    """
+    numbers = {poem: number for number, poem in enumerate(poems)}
+    state = {
+        "version": VERSION,
+        "poems": [
+            [_identify(file), poem.name, poem.origin, poem.digest] for poem, file in poems.items()
+        ],
+        "readers": [
+            [
+                _identify(reader.fileno()),
+                numbers[reader.poem],
+                reader.sentBytes,
+                reader.address,
+                astuple(progress),
+            ]
+            for reader, progress in readers.items()
+        ],
+    }
+    return json.dumps(state).encode()
+
+
+def unpack(
+    data: bytes, files: Iterable[int], connections: Iterable[int], door: Door, now: float
+) -> tuple[dict[SocketReader, Progress], list[str]]:
+    """
+    The readers that were carried; connections that are none are reset.
+
+    @param data: what L{pack} has made, or anything else.
+    @param files: descriptors of files, which stay open.
+    @param connections: descriptors, which are the readers' from now on, or closed.
+    @param door: what the readers are looked after by.
+    @param now: the clock's seconds, which is the same clock in both processes.
+    @return: the readers with their progress, and why others could not be taken up.
+    """
+    faults: list[str] = []
+    readers: dict[SocketReader, Progress] = {}
+    told: dict[int, list[Any]] = {}
+    poems: list[Poem | None] = []
+    try:
+        poems, told = _read(data, {_identify(file): file for file in files})
+    except CarryError as why:
+        faults.append(str(why))
+    for number in connections:
+        try:
+            reader, progress = _takeUp(number, told.get(_identify(number)), poems, now)
+        except (CarryError, OSError) as why:
+            faults.append(str(why))
+            _reset(number)
+        else:
+            reader.door = door
+            readers[reader] = progress
+    return readers, faults
+
+
+def _identify(number: int) -> int:
+    """What a descriptor is known by in both processes: the number of its socket or memfd."""
+    return os.fstat(number).st_ino
+
+
+def _read(data: bytes, files: Mapping[int, int]) -> tuple[list[Poem | None], dict[int, list[Any]]]:
+    """
+    The poems, and what is said of each connection.
+
+    @raise CarryError: if this is not what L{pack} has made.
+    """
+    try:
+        state = json.loads(data)
+        version = state["version"]
+        if version != VERSION:
+            raise CarryError(f"what was carried is of version {version!a}, not {VERSION}")
+        poems = [_readPoem(files, *each) for each in state["poems"]]
+        return poems, {each[0]: each[1:] for each in state["readers"]}
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+        raise CarryError("what was carried is damaged") from None
+
+
+def _readPoem(
+    files: Mapping[int, int], identity: int, name: str, origin: str, digest: str
+) -> Poem | None:
+    """A poem, if its text is there and the one that was put there."""
+    number = files.get(identity)
+    if number is None or not isinstance(name, str) or not isinstance(origin, str):
+        return None
+    with suppress(OSError):
+        if os.fstat(number).st_size <= MAX_POEM_BYTES:
+            with os.fdopen(os.dup(number), "rb") as file:
+                file.seek(0)
+                poem = Poem(name, file.read(), origin)
+            return poem if poem.digest == digest else None
+    return None
+
+
+def _takeUp(
+    number: int, told: list[Any] | None, poems: list[Poem | None], now: float
+) -> tuple[SocketReader, Progress]:
+    """
+    One reader.
+
+    @raise CarryError: if what is said of it cannot be.
+    @raise OSError: if it is no connection.
+    """
+    if told is None:
+        raise CarryError("nothing is known of a connection")
+    try:
+        which, sentBytes, address, (startedAt, movedAt, takenBytes) = told
+        poem = poems[which]
+        progress = Progress(float(startedAt), float(movedAt), int(takenBytes))
+        isOrdered = 0 <= takenBytes <= sentBytes and startedAt <= movedAt <= now
+    except (ValueError, TypeError, IndexError):
+        raise CarryError("what is said of a connection is damaged") from None
+    if poem is None:
+        raise CarryError("the text of a poem is missing or damaged")
+    if not isOrdered or type(sentBytes) is not int or sentBytes >= len(poem.text):
+        raise CarryError("what is said of a connection cannot be")
+    with socket.socket(fileno=os.dup(number)) as found:
+        found.getpeername()
+        count = countSent(found)
+        if found.type != socket.SOCK_STREAM or count not in (None, sentBytes):
+            raise CarryError(f"{count} bytes were sent to a connection, not {sentBytes}")
+        family = found.family
+    reader = SocketReader(family, socket.SOCK_STREAM, 0, number)
+    reader.poem, reader.address, reader.sentBytes = poem, _asAddress(address), sentBytes
+    return reader, progress
+
+
+def _asAddress(address: Any) -> Address:
+    """What accept(2) once said, in the form that it has there."""
+    isInternet = isinstance(address, list) and len(address) in (2, 4)
+    return tuple(address) if isInternet and isinstance(address[0], str) else ""
+
+
+def _reset(number: int) -> None:
+    """Close what cannot be taken up, so that nobody takes it for the end of a poem."""
+    try:
+        connection = socket.socket(fileno=number)
+    except OSError:
+        os.close(number)
+        return
+    with connection, suppress(OSError):
+        setLinger(connection, RESET_ON_CLOSE)

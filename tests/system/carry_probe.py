@@ -1,0 +1,80 @@
+"""
+Readers of a large poem inside a machine, who look at every byte: run there, by the system Python.
+
+Each kind reads in its own way until a line comes on stdin; then all read on as fast as they can.
+What each got is printed as JSON: its kind, how many bytes, whether they are a poem or the beginning
+of one, and how it ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import sys
+from pathlib import Path
+
+
+async def read(
+    kind: str, host: str, port: int, texts: list[bytes], hurry: asyncio.Event
+) -> list[object]:
+    """
+    Read one poem.
+
+    @param kind: C{slow}, at 100 kB/s; C{stopped}, nothing; C{tiny}, nothing into a tiny buffer.
+    """
+    client = socket.socket(socket.AF_UNIX if "/" in host else socket.AF_INET)
+    client.setblocking(False)
+    if kind != "slow" and "/" not in host:
+        size = 1 if kind == "tiny" else 16384
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(client, host if "/" in host else (host, port))
+    got, candidates, end = 0, texts, "end"
+    while True:
+        if not hurry.is_set():
+            await (asyncio.sleep(0.1) if kind == "slow" else hurry.wait())
+        try:
+            piece = await loop.sock_recv(client, 1 << 20 if hurry.is_set() else 10_000)
+        except ConnectionError:
+            end = "reset"
+            break
+        if not piece:
+            break
+        candidates = [each for each in candidates if each[got : got + len(piece)] == piece]
+        got += len(piece)
+        if not candidates:
+            end = "other bytes"
+            break
+    client.close()
+    isWhole = any(len(each) == got for each in candidates)
+    return [kind, got, isWhole, end]
+
+
+async def main(host: str, port: str, kinds: str, *poems: str) -> None:
+    """
+    Have all of them read.
+
+    @param kinds: how many of each kind: C{slow=50,stopped=50,tiny=1}.
+    @param poems: files with the texts that each may get.
+    """
+    hurry = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def go() -> None:
+        loop.remove_reader(0)
+        hurry.set()
+
+    loop.add_reader(0, go)
+    texts = [Path(each).read_bytes() for each in poems]
+    readers = [
+        asyncio.create_task(read(kind, host, int(port), texts, hurry))
+        for kind, count in (each.split("=") for each in kinds.split(","))
+        for _ in range(int(count))
+    ]
+    await asyncio.sleep(1)
+    print("reading", flush=True)
+    print(json.dumps(await asyncio.gather(*readers)), flush=True)
+
+
+asyncio.run(main(*sys.argv[1:]))

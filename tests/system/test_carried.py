@@ -1,0 +1,311 @@
+"""
+Tests of readers in mid-poem over restarts, stops and crashes: each gets a poem whole or a reset.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from statistics import median
+from typing import IO, Any
+
+import pytest
+from messages import CARRIED, CARRIED_PART
+
+from system.conftest import SOURCE
+from system.machine import Machine, waitFor
+from system.readers import reading
+
+SERVICE = "fastpoetry@science.service"
+POEM = "/etc/fastpoetry/poetry/science.txt"
+OPTIONS = "/etc/fastpoetry/fastpoetry@science.env"
+PORT = 10002
+SOCKET = "/run/fastpoetry/science.sock"
+
+ALL_KINDS = "slow=50,stopped=50,tiny=1"
+
+
+def text(number: int, size: int = 16 << 20) -> bytes:
+    """
+    @return: a poem that is told apart from every other at each of its lines.
+    """
+    lines = b"".join(b"%03d %07d, a line that is told apart\n" % (number, n) for n in range(30_000))
+    return (lines * (size // len(lines) + 1))[:size]
+
+
+class Held:
+    """
+    Readers that are in the middle of a poem until they are told to go on.
+
+    @ivar got: what each got: kind, bytes, whether that is a poem, and how it ended.
+    """
+
+    def __init__(self, stdin: IO[str]) -> None:
+        self.got: list[tuple[str, int, bool, str]] = []
+        self._stdin = stdin
+
+    def hurry(self) -> None:
+        """
+        Have all of them read on; again, it does nothing.
+        """
+        with suppress(BrokenPipeError):
+            self._stdin.write("go\n")
+            self._stdin.flush()
+
+    def outcomes(self) -> dict[str, int]:
+        """
+        @return: how many ended how.
+        """
+        return dict(
+            Counter("whole" if whole and end == "end" else end for _, _, whole, end in self.got)
+        )
+
+
+@contextmanager
+def holding(machine: Machine, kinds: str, *poems: str, host: str = "127.0.0.1") -> Iterator[Held]:
+    """
+    Have readers in the middle of a poem while something is done; afterwards all have ended.
+    """
+    process = subprocess.Popen(
+        machine.command(
+            *("python3", f"{SOURCE}/tests/system/carry_probe.py", host, str(PORT), kinds, *poems)
+        ),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    held = Held(process.stdin)
+    try:
+        assert process.stdout.readline() == "reading\n"
+        yield held
+        held.hurry()
+    finally:
+        told, _ = process.communicate(timeout=120)
+    held.got = [tuple(each) for each in json.loads(told)]
+
+
+@pytest.fixture
+def server(machine: Machine) -> Machine:
+    """
+    A machine that serves 16 MiB.
+    """
+    machine.path(POEM).write_bytes(text(0))
+    machine.path(OPTIONS).write_text("OPTIONS=--stall-timeout=300 --min-rate=0\n")
+    machine.systemctl("start", SERVICE)
+    return machine
+
+
+def starts(machine: Machine, message: str = CARRIED) -> list[dict[str, str]]:
+    """
+    @return: the records of readers that were carried over, since the machine started.
+    """
+    return machine.journal(f"MESSAGE_ID={message}")
+
+
+@contextmanager
+def carrying(machine: Machine, *counts: int) -> Iterator[None]:
+    """
+    Assert that so many readers are carried over at each start that takes some up.
+    """
+    before = len(starts(machine))
+    yield
+    assert tuple(int(each["READERS"]) for each in starts(machine)[before:]) == counts
+
+
+def copies(machine: Machine, *poems: bytes) -> list[str]:
+    """
+    Put poems where readers compare with them.
+    """
+    paths = [f"/root/poem{number}.txt" for number in range(len(poems))]
+    for path, poem in zip(paths, poems, strict=True):
+        machine.path(path).write_bytes(poem)
+    return paths
+
+
+def test_restarts(server: Machine) -> None:
+    """
+    Over ten restarts under load, with the poem replaced in between, everybody gets the old poem or
+    the new one, whole: who reads slowly, who has stopped, and who has the smallest buffer.
+    """
+    poems = copies(server, text(0), text(1))
+    before = len(starts(server))
+    with (
+        holding(server, ALL_KINDS, *poems) as held,
+        reading(server, PORT, *poems, times=2) as others,
+    ):
+        for number in range(10):
+            if number == 5:
+                server.path(POEM).write_bytes(text(1))
+            server.systemctl("restart", SERVICE)
+    assert held.outcomes() == {"whole": 101}
+    assert others.faults == {}
+    counts = [int(each["READERS"]) for each in starts(server)[before:]]
+    assert (len(counts), min(counts) >= 101) == (10, True)
+    assert not starts(server, CARRIED_PART)
+
+
+def test_status(server: Machine) -> None:
+    """
+    The status says how many readers were carried over.
+    """
+    with holding(server, "stopped=3", *copies(server, text(0))):
+        server.systemctl("restart", SERVICE)
+        waitFor(
+            lambda: "; carried 3 readers over" in server.show(SERVICE, "StatusText"), "the status"
+        )
+
+
+def test_ledgers(server: Machine) -> None:
+    """
+    No reader is lost or counted twice: the two processes' counts add up to what clients saw.
+    """
+    with holding(server, "stopped=7", *copies(server, text(0))) as held:
+        server.systemctl("restart", SERVICE)
+    assert held.outcomes() == {"whole": 7}
+    waitFor(lambda: "7 poems sent, 0 readers" in server.show(SERVICE, "StatusText"), "the count")
+
+
+def test_stop(server: Machine) -> None:
+    """
+    A stop is a stop: it does not wait for who has stopped reading, nobody is left behind, and who
+    is in the middle of a poem sees a reset.
+    """
+    with (
+        carrying(server),
+        holding(server, "stopped=20,tiny=1", *copies(server, text(0))) as held,
+    ):
+        server.systemctl("stop", SERVICE)
+        assert server.show(SERVICE, "Result") == "success"
+        server.systemctl("start", SERVICE)
+    assert held.outcomes() == {"reset": 21}
+
+
+def test_crash(server: Machine) -> None:
+    """
+    A crash after a restart takes nothing stale up: who is in the middle of a poem sees a reset.
+    """
+    with carrying(server, 20), holding(server, "stopped=20", *copies(server, text(0))) as held:
+        server.systemctl("restart", SERVICE)
+        pid = server.show(SERVICE, "MainPID")
+        server.systemctl("kill", "--signal=KILL", "--kill-who=main", SERVICE)
+        waitFor(lambda: server.show(SERVICE, "MainPID") not in ("0", pid), "the next process")
+        waitFor(lambda: server.show(SERVICE, "ActiveState") == "active", "the next start")
+    assert held.outcomes() == {"reset": 20}
+
+
+def test_killed(server: Machine) -> None:
+    """
+    Whenever in a restart the processes are killed, what everybody gets is whole, or a reset.
+    """
+    outcomes: Counter[str] = Counter()
+    for number in range(8):
+        with holding(server, "stopped=20,slow=5", *copies(server, text(0))) as held:
+            restart = subprocess.Popen(server.command("systemctl", "restart", SERVICE))
+            server.run("sleep", f"{number * 0.06:.2f}")
+            server.run(
+                *("systemctl", "kill", "--signal=KILL", "--kill-who=main", SERVICE), check=False
+            )
+            restart.wait(60)
+            waitFor(lambda: server.show(SERVICE, "ActiveState") == "active", "the next start")
+        outcomes.update(held.outcomes())
+    print(f"\n{dict(outcomes)}")
+    assert outcomes.keys() <= {"whole", "reset"}
+
+
+def test_newcomers(server: Machine) -> None:
+    """
+    Who comes in a restart waits no longer for a hundred who do not read than for nobody.
+
+    This measures time, since that is what is promised: against the same restart without them.
+    """
+    alone = [wait(server) for _ in range(5)]
+    with holding(server, ALL_KINDS, *copies(server, text(0))):
+        among = [wait(server) for _ in range(5)]
+    print(f"\nalone {sorted(alone)}, among 101 readers {sorted(among)}")
+    assert median(among) < 2 * median(alone)
+
+
+def wait(machine: Machine) -> float:
+    """
+    @return: seconds from a restart to the first byte for somebody who came when it began.
+    """
+    program = """
+import socket, subprocess, sys, time
+restart = subprocess.Popen(["systemctl", "restart", sys.argv[1]])
+while subprocess.run(["systemctl", "is-active", "-q", sys.argv[1]]).returncode == 0:
+    pass
+began = time.monotonic()
+with socket.create_connection(("127.0.0.1", int(sys.argv[2]))) as client:
+    client.recv(1)
+print(time.monotonic() - began)
+restart.wait()
+"""
+    return float(machine.run("python3", "-c", program, SERVICE, str(PORT)).stdout)
+
+
+def test_reboot(server: Machine) -> None:
+    """
+    After a reboot there is nobody to carry, and everything is as after any start.
+    """
+    with holding(server, "stopped=5", *copies(server, text(0))):
+        server.systemctl("restart", SERVICE)
+        before = len(starts(server))
+    server.reboot()
+    server.systemctl("start", SERVICE)
+    assert len(starts(server)) <= before
+    assert "carried" not in server.show(SERVICE, "StatusText")
+
+
+def test_reexec(server: Machine) -> None:
+    """
+    What is stored outlasts a systemd that executes itself anew.
+    """
+    with holding(server, "stopped=5", *copies(server, text(0))) as held:
+        server.systemctl("restart", SERVICE)
+        server.systemctl("daemon-reexec")
+        server.systemctl("restart", SERVICE)
+    assert held.outcomes() == {"whole": 5}
+
+
+def test_full(server: Machine) -> None:
+    """
+    Where the store cannot have them all, they are waited for instead.
+    """
+    folder = server.path(f"/run/systemd/system/{SERVICE}.d")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "store.conf").write_text("[Service]\nFileDescriptorStoreMax=3\n")
+    server.systemctl("daemon-reload")
+    server.systemctl("restart", SERVICE)
+    with holding(server, "slow=5", *copies(server, text(0))) as held:
+        restart = subprocess.Popen(server.command("systemctl", "restart", SERVICE))
+        waitFor(
+            lambda: any("cannot be carried over" in each["MESSAGE"] for each in records(server)),
+            "the record",
+        )
+        held.hurry()
+        assert restart.wait(60) == 0
+    assert held.outcomes() == {"whole": 5}
+
+
+def records(machine: Machine) -> list[dict[str, Any]]:
+    """
+    @return: what the service logged.
+    """
+    return list(machine.journal("SYSLOG_IDENTIFIER=fastpoetry"))
+
+
+def test_UNIX(server: Machine) -> None:
+    """
+    Readers on the UNIX socket are carried too.
+    """
+    with (
+        carrying(server, 5),
+        holding(server, "stopped=5", *copies(server, text(0)), host=SOCKET) as held,
+    ):
+        server.systemctl("restart", SERVICE)
+    assert held.outcomes() == {"whole": 5}

@@ -1,0 +1,244 @@
+"""
+Tests for L{fastpoetry.command.carry}, with a store in memory.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fakes import LONG, FakeReader, Reactor, receiveAll, records
+from twisted.application.service import IService
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from fastpoetry.command.carry import CarryService
+from fastpoetry.delivery.fastport import SocketReader
+from fastpoetry.delivery.ledger import Counts
+from fastpoetry.delivery.policy import Limits, Policy
+from fastpoetry.systemd.descriptors import Descriptor
+from fastpoetry.systemd.store import StoreError
+
+UNDER_SYSTEMD = {"NOTIFY_SOCKET": "/run/systemd/notify"}
+
+
+class FakeStore:
+    """
+    A store that holds what it is given for the next process, or has no room.
+
+    @ivar held: descriptors of its own, by name.
+    @ivar isFull: whether it has no room.
+    """
+
+    def __init__(self) -> None:
+        self.held: dict[str, list[int]] = {}
+        self.isFull = False
+
+    def take(self, name: str) -> tuple[Descriptor, ...]:
+        """
+        What there is, each time.
+        """
+        return tuple(Descriptor.examine(os.dup(number), name) for number in self.held.get(name, ()))
+
+    def putNow(
+        self, descriptors: Mapping[str, Iterable[Any]], *, poll: bool, seconds: float
+    ) -> None:
+        """
+        Hold what there is room for.
+        """
+        for name, each in descriptors.items():
+            numbers = [one if isinstance(one, int) else one.fileno() for one in each]
+            self.held[name] = [os.dup(number) for number in numbers]
+        if self.isFull:
+            raise StoreError("no room")
+
+    def removeNow(self, *names: str, seconds: float) -> None:
+        """
+        Let go.
+        """
+        for name in names:
+            for number in self.held.pop(name, ()):
+                os.close(number)
+
+
+class CarryCase(SynchronousTestCase):
+    """
+    A process that stops and one that starts, and a client in the middle of a poem.
+    """
+
+    def setUp(self) -> None:
+        self.store = FakeStore()
+        self.addCleanup(self.store.removeNow, *(".r", ".poem", ".state"), seconds=0)
+        self.begin()
+
+    def begin(self, environ: Mapping[str, str] = UNDER_SYSTEMD) -> None:
+        """
+        Have a process start.
+        """
+        self.reactor = Reactor()
+        self.policy = Policy(Limits(), self.reactor)
+        store: Any = self.store
+        self.carry = CarryService(store, self.policy, self.reactor, environ)
+        self.carry.startService()
+
+    def connect(self) -> socket.socket:
+        """
+        @return: a client that has begun to read.
+        """
+        listening = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listening.close)
+        client = socket.create_connection(listening.getsockname())
+        self.addCleanup(client.close)
+        connection, address = listening.accept()
+        reader = SocketReader(connection.family, socket.SOCK_STREAM, 0, connection.detach())
+        reader.poem, reader.address, reader.sentBytes = LONG, address, 0
+        reader.door = self.carry
+        self.reader = reader
+        self.assertFalse(reader.start(self.policy.seconds()))
+        return client
+
+    def stop(self) -> Any:
+        """
+        Have the process stop.
+
+        @return: fires when it has.
+        """
+        drained = self.policy.drain()
+        self.reactor.advance(0)
+        for _ in range(5):
+            self.reactor.advance(0.05)
+        return drained
+
+
+class CarryTests(CarryCase):
+    """
+    Tests for what becomes of readers.
+    """
+
+    def test_interface(self) -> None:
+        """
+        It is a service.
+        """
+        verifyObject(IService, self.carry)
+
+    def test_carried(self) -> None:
+        """
+        One process begins a poem and the next ends it, with one record and one count.
+        """
+        client = self.connect()
+        stopped = self.stop()
+        self.successResultOf(stopped)
+        self.assertEqual(self.policy.ledger.counts, Counts())
+        self.reader.close()
+        with capturedLogs() as events:
+            self.begin()
+        self.assertEqual(
+            records(events),
+            [
+                {
+                    "text": "carried 1 readers over",
+                    "level": "info",
+                    "readers": 1,
+                    "message_id": "2439ffc2fe1e4e2a9320762c90721e57",
+                }
+            ],
+        )
+        self.assertEqual(self.carry.description, "; carried 1 reader over")
+        self.assertEqual(self.reactor.fetch(client), LONG.text)
+        self.assertEqual(self.policy.ledger.counts, Counts(1, len(LONG.text)))
+
+    def test_takenOut(self) -> None:
+        """
+        What was taken up is in the store no more, or a crash would leave it to the next.
+        """
+        self.connect()
+        self.stop()
+        self.reader.close()
+        self.begin()
+        self.assertEqual(self.store.held, {})
+
+    def test_deadlines(self) -> None:
+        """
+        How long a reader has taken nothing goes on from one process to the next.
+        """
+        self.connect()
+        ((_, before),) = self.policy._sending.items()
+        self.stop()
+        self.reader.close()
+        self.begin()
+        self.reactor.advance(0)
+        self.assertEqual([*self.policy._sending.values()], [before])
+
+    def test_noState(self) -> None:
+        """
+        Of whom nothing is known, is reset and counted, with a record that says why.
+        """
+        client = self.connect()
+        self.stop()
+        self.store.removeNow(".state", seconds=0)
+        self.reader.close()
+        with capturedLogs() as events:
+            self.begin()
+        self.assertEqual(
+            [each["text"] for each in records(events)],
+            ["carried 0 readers over, and reset 1 others: what was carried is damaged"],
+        )
+        with self.assertRaises(ConnectionResetError):
+            receiveAll(client)
+        self.assertEqual(self.policy.ledger.counts, Counts(gaveUp=1))
+
+    def test_full(self) -> None:
+        """
+        Where the store has no room nobody is left there, and who is here is sent to as before.
+        """
+        client = self.connect()
+        self.store.isFull = True
+        with capturedLogs() as events:
+            stopped = self.stop()
+        self.assertEqual(
+            [each["text"] for each in records(events)],
+            ["1 readers cannot be carried over, and are waited for: no room"],
+        )
+        self.assertEqual(self.store.held, {})
+        self.assertNoResult(stopped)
+        self.assertEqual(self.reactor.fetch(client), LONG.text)
+
+    def test_others(self) -> None:
+        """
+        As long as somebody is here who cannot be carried, everybody is sent to as before.
+        """
+        client = self.connect()
+        other = FakeReader(self.policy, poem=LONG)
+        self.policy.begin(other, self.policy.seconds())
+        stopped = self.stop()
+        self.assertEqual(self.store.held, {})
+        self.policy.remove(other)
+        self.reactor.advance(0.05)
+        self.successResultOf(stopped)
+        self.assertEqual(len(self.store.held[".r"]), 1)
+        self.assertTrue(client.recv(1))
+
+    def test_cutShort(self) -> None:
+        """
+        At the end of the drain who cannot be carried is reset, and the others are carried.
+        """
+        self.connect()
+        other = FakeReader(self.policy, poem=LONG)
+        self.policy.begin(other, self.policy.seconds())
+        stopped = self.stop()
+        self.reactor.advance(20)
+        self.successResultOf(stopped)
+        self.assertEqual((other.did, len(self.store.held[".r"])), (["reset"], 1))
+
+    def test_noSystemd(self) -> None:
+        """
+        Outside systemd there is no store, and nobody is carried.
+        """
+        self.begin({})
+        self.connect()
+        self.assertNoResult(self.stop())
+        self.assertEqual(self.store.held, {})
+        self.reader.close()
