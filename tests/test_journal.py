@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from errno import ENOENT
+from itertools import pairwise
 from pathlib import Path
 from select import select
 from socket import AF_UNIX, SOCK_DGRAM, gaierror, socket
@@ -258,7 +259,31 @@ class FieldsTests(SynchronousTestCase):
             return mapped(log_format="x", log_failure=failure)["MESSAGE"].decode()
 
         self.assertRegex(again(), r"(?s)KeyError: 'first'\n\nDuring handling .*ValueError: then$")
-        self.assertNotIn("During handling", again(suppressed=None))
+        self.assertNotRegex(again(suppressed=None), "(?m)^During handling")
+
+    def test_generators(self) -> None:
+        """
+        That a coroutine has returned meanwhile is no part of it.
+        """
+        real, error = KeyError("real"), ValueError("then")
+        error.__context__ = StopIteration([1])
+        error.__context__.__context__ = StopIteration([2])
+        error.__context__.__context__.__context__ = real
+        text = mapped(log_format="x", log_failure=Failure(error))["MESSAGE"].decode()
+        self.assertNotIn("StopIteration", text)
+        self.assertIn("KeyError: 'real'\n\nDuring handling", text)
+
+    def test_longChain(self) -> None:
+        """
+        However much a failure came of, and in whatever circle, the failure itself is told.
+        """
+        errors = [ValueError(f"{n} " + "x" * 1000) for n in range(2000)]
+        for earlier, later in pairwise(errors):
+            later.__context__ = earlier
+        errors[0].__context__ = errors[-1]
+        text = mapped(log_format="x", log_failure=Failure(errors[-1]))["MESSAGE"].decode()
+        self.assertIn("builtins.ValueError: 1999 x", text)
+        self.assertIn("\nbuiltins.ValueError: 1998 x", text)
 
     def test_notes(self) -> None:
         """

@@ -28,7 +28,7 @@ from functools import lru_cache
 from socket import AF_UNIX, MSG_DONTWAIT, SOCK_DGRAM, socket
 from textwrap import indent
 from threading import Condition, Thread
-from traceback import TracebackException
+from traceback import format_tb
 from typing import Any, TextIO
 
 from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText
@@ -96,10 +96,6 @@ _ESCAPES = {
 
 #: The same for JSON, whose own escapes they then are.
 _JSON_ESCAPES = {code: f"\\u{code:04x}" for code in _ESCAPES}
-
-#: So much of a group of exceptions is told, where Python by itself stops at 15 and 10.
-_GROUP_WIDTH = 1000
-_GROUP_DEPTH = 50
 
 #: Seconds after which a thread is tried again where none could be made.
 _RETRY_SECONDS = 1.0
@@ -242,47 +238,65 @@ def _withFailure(text: str, failure: Failure) -> str:
     except BaseException as error:
         traceback = f"(its traceback cannot be told: {safe_str(error)})"
     text = text.removesuffix(traceback).strip("\n")
+    traceback = traceback.strip("\n")
     if isinstance(failure.value, BaseException):
         try:
-            before, after = _chained(failure.value), _attached(failure.value)
+            seen = {id(failure.value)}
+            before, after = _before(failure.value, seen), _after(failure.value, seen)
+            traceback = f"{before}{traceback}\n{after}"
         except BaseException as error:
-            before, after = "", f"(what belongs to it cannot be told: {safe_str(error)})"
-        traceback = f"{before}{traceback.strip(chr(10))}\n{after}"
+            traceback += f"\n(what belongs to it cannot be told: {safe_str(error)})"
     return f"{text}\n{traceback}"
 
 
-def _chained(error: BaseException) -> str:
+def _before(error: BaseException, seen: set[int]) -> str:
     """
-    @return: what an exception came of, oldest first, as Python tells it.
+    @return: what an exception came of, oldest first; no more than leaves room for itself.
     """
-    earlier = error.__cause__
-    joint = "The above exception was the direct cause of the following exception:"
-    if earlier is None and not error.__suppress_context__:
-        earlier = error.__context__
-        joint = "During handling of the above exception, another exception occurred:"
-    return "" if earlier is None else f"{_told(earlier)}\n{joint}\n\n"
+    told: list[str] = []
+    while sum(map(len, told)) < VALUE_BYTES // 4:
+        earlier = error.__cause__
+        joint = "The above exception was the direct cause of the following exception:"
+        if earlier is None and not error.__suppress_context__:
+            earlier = error.__context__
+            joint = "During handling of the above exception, another exception occurred:"
+            # By this a generator returns. Of Twisted's coroutines each that does leaves one.
+            while isinstance(earlier, StopIteration):
+                earlier = earlier.__context__
+        if earlier is None or id(earlier) in seen:
+            break
+        seen.add(id(earlier))
+        told.append(f"{_alone(earlier, seen)}\n{joint}\n\n")
+        error = earlier
+    return "".join(reversed(told))
 
 
-def _attached(error: BaseException) -> str:
+def _alone(error: BaseException, seen: set[int]) -> str:
     """
-    @return: an exception's notes, and the members of a group of exceptions, with all of theirs.
+    @return: an exception without what it came of, in the way of Twisted's tracebacks. Python's own
+        formatter would look at the whole chain each time.
     """
-    notes = getattr(error, "__notes__", None) or ()
-    told = [f"{safe_str(note)}\n" for note in ([notes] if isinstance(notes, str) else notes)]
-    if isinstance(error, BaseExceptionGroup):
-        for number, member in enumerate(error.exceptions, 1):
-            told.append(
-                f"  ---------------- {number} of {len(error.exceptions)} ----------------\n"
-            )
-            told.append(indent(_told(member), "  "))
+    frames = format_tb(error.__traceback__)
+    head = ["Traceback (most recent call last):\n", *frames] if frames else []
+    line = f"{qual(type(error))}: {safe_str(error)}\n"
+    return "".join([*head, line, _after(error, seen)])
+
+
+def _after(error: BaseException, seen: set[int]) -> str:
+    """
+    @return: an exception's notes, and the members of a group, each with all that belongs to it.
+    """
+    notes = getattr(error, "__notes__", [])
+    told = [f"{safe_str(note)}\n" for note in (notes if isinstance(notes, list) else [notes])]
+    members = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    for number, member in enumerate(members, 1):
+        told.append(f"  ---------------- {number} of {len(members)} ----------------\n")
+        if id(member) in seen:
+            told.append(f"  {qual(type(member))}: see above\n")
+            continue
+        seen.add(id(member))
+        told.append(indent(_before(member, seen) + _alone(member, seen), "  "))
     return "".join(told)
-
-
-def _told(error: BaseException) -> str:
-    traceback = TracebackException.from_exception(
-        error, max_group_width=_GROUP_WIDTH, max_group_depth=_GROUP_DEPTH, compact=True
-    )
-    return "".join(traceback.format())
 
 
 def _addPlace(record: dict[str, bytes], file: object, line: object, function: object) -> None:
