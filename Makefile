@@ -26,6 +26,7 @@ help:
 	@echo 'make test     all tests; on booted systems too, as root on Debian (TESTS=path for some)'
 	@echo 'make check    lint and types'
 	@echo 'make bench    measure: poems a second, seconds of CPU, beside other servers'
+	@echo 'make docs     the pages of the API, in build/api'
 	@echo 'make deb      the Debian packages of what is committed, in dist/ (COMMIT=HEAD)'
 	@echo 'make install  DESTDIR=$(DESTDIR) prefix=$(prefix) unitdir=$(unitdir)'
 	@echo 'make clean    remove what the others made in this folder'
@@ -78,6 +79,11 @@ check: $(VENV)/check $(VENV)/test
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+
+.PHONY: docs
+docs: $(VENV)/check
+	@$(VENV)/bin/pydoctor --quiet --warnings-as-errors --docformat=epytext \
+		--project-name=fastpoetry --project-base-dir=. --html-output=$(BUILDDIR)/api fastpoetry
 
 .PHONY: bench
 bench: $(VENV)/bench

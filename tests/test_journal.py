@@ -955,6 +955,17 @@ class JournalHandlerTests(SynchronousTestCase):
         self.logger.error("x")
         self.assertEqual(self.journald.take()["MESSAGE"], b"ERROR! x")
 
+    def test_basicConfig(self) -> None:
+        """
+        Set up by C{logging.basicConfig}, it does not repeat in the text what are fields.
+        """
+        root = logging.getLogger()
+        self.patch(root, "handlers", [])
+        self.patch(root, "level", logging.INFO)
+        logging.basicConfig(handlers=[self.handler])
+        logging.info("x")
+        self.assertEqual(self.journald.take()["MESSAGE"], b"x")
+
     def test_noLoop(self) -> None:
         """
         With Twisted's events going to C{logging}, and everything to the journal, each is recorded

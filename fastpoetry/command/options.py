@@ -2,7 +2,7 @@
 What the twistd commands have in common on their command lines.
 
 Reads and checks options; makes no service. Every refusal is one line on stderr and exit status 1,
-since Twisted's own way (L{usage.UsageError}) prints the whole help and, before Twisted 24, exits
+since Twisted's own way (C{usage.UsageError}) prints the whole help and, before Twisted 24, exits
 with 0.
 """
 

@@ -216,7 +216,7 @@ class BorrowedPort:
 
     def __init__(self, port: tcp.Port, policy: Policy, reactor: IReactorFDSet) -> None:
         """
-        @param port: a listening one, and so is a L{twisted.internet.unix.Port}.
+        @param port: a listening one, and so is a C{twisted.internet.unix.Port}.
         @param policy: has the rules for readers.
         """
         self._port = port

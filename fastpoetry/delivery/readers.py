@@ -37,7 +37,7 @@ class Source(Protocol):
         """Look for the poem anew; fires when that has been done, with whatever outcome."""
 
     def setServiceParent(self, parent: IService) -> object:
-        """Become part of a service, as L{IService} has it."""
+        """Become part of a service, as C{IService} has it."""
 
 
 class Reader(Protocol):

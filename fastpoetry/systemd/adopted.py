@@ -66,7 +66,7 @@ class _UNIXPort(unix.Port):
 
     def startListening(self: Any) -> None:
         """
-        Do what is left of L{unix.Port.startListening}, in its words.
+        Do what is left of C{unix.Port.startListening}, in its words.
         """
         _tcp._reservedFD.reserve()
         self.socket, self._preexistingSocket = self._preexistingSocket, None
@@ -147,7 +147,7 @@ class AdoptedPort:
     """
     One listening port over one or more adopted sockets.
 
-    @ivar ports: While it listens, the L{IListeningPort} on each of them.
+    @ivar ports: While it listens, the C{IListeningPort} on each of them.
     """
 
     ports: tuple[Any, ...] = ()
@@ -317,7 +317,7 @@ def adoptConnection(reactor: Any, number: int, factory: IProtocolFactory) -> Any
     @param reactor: Provides C{IReactorSocket}.
     @param number: The connection. It is closed: its end is the transport's to decide.
     @param factory: Makes the protocol.
-    @return: The transport, or L{None} if the factory wants none.
+    @return: The transport, or C{None} if the factory wants none.
     @raise OSError: It is no connection any more, or never was one.
     """
     with socket.socket(fileno=number) as passed:

@@ -44,7 +44,7 @@ class AdoptError(Exception):
     """
     A refusal in one line: what was wanted, why it cannot be, and which descriptors were passed.
 
-    Before the reactor runs it is a L{SystemExit} besides. Where nobody catches it, the program ends
+    Before the reactor runs it is a C{SystemExit} besides. Where nobody catches it, the program ends
     with the line on stderr and exit status 1; a traceback would tell nobody more. Once the reactor
     runs, it is an error like any other, in a Deferred or wherever it was raised.
     """
@@ -78,8 +78,8 @@ class Descriptor(NamedTuple):
 
     @ivar number: The descriptor itself.
     @ivar name: Its C{FileDescriptorName=} or C{FDNAME=}, or C{unknown}.
-    @ivar family: The address family of a socket; L{None} for anything else.
-    @ivar kind: The type of a socket, such as C{SOCK_STREAM}; L{None} for anything else.
+    @ivar family: The address family of a socket; C{None} for anything else.
+    @ivar kind: The type of a socket, such as C{SOCK_STREAM}; C{None} for anything else.
     @ivar listens: Whether it is a socket that accepts connections.
     @ivar nature: What it is, for a person: C{AF_INET 127.0.0.1:17}, C{is a FIFO}.
     """
@@ -168,7 +168,7 @@ class Inherited:
         Read what sd_listen_fds(3) describes, and remove it so that no child process sees it.
 
         @param environ: The environment that C{listenFds} reads and children inherit.
-        @param initial: The environment when the process began: L{twisted.internet.endpoints} takes
+        @param initial: The environment when the process began: C{twisted.internet.endpoints} takes
             C{LISTEN_PID} and C{LISTEN_FDS} out of the other one as soon as it is imported.
         @param listenFds: C{systemd.daemon.listen_fds_with_names}, which also sets close-on-exec.
         """
@@ -208,7 +208,7 @@ class Inherited:
         """
         Give out sockets to which clients come: which of two that serve one does is mere chance.
 
-        @param name: Whose; L{None} for all that are left.
+        @param name: Whose; C{None} for all that are left.
         @param kind: C{SOCK_STREAM}, those that listen, or C{SOCK_DGRAM}.
         @return: One or more. Others of that name stay for those that ask for them.
         @raise AdoptError: There is none, or, where no name was asked for, something is among them

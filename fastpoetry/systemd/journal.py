@@ -360,7 +360,7 @@ def _encoded(value: object) -> bytes:
 
 def _json(value: object) -> str | None:
     """
-    @return: a list or a mapping as JSON, with text for what JSON does not know; L{None} for
+    @return: a list or a mapping as JSON, with text for what JSON does not know; C{None} for
         anything else, and where it cannot be done: in a circle, with keys that are no text.
     """
     if not isinstance(value, (list, tuple, Mapping)) or hasattr(value, "_fields"):
@@ -434,7 +434,7 @@ class JournalObserver:
         Send a record, unless its C{MESSAGE} is empty.
 
         @param record: the record.
-        @param when: when it was logged, in seconds since the epoch; L{None} for now.
+        @param when: when it was logged, in seconds since the epoch; C{None} for now.
         """
         if record["MESSAGE"] and (self._backlog or not self._sentAtOnce(datagram(record))):
             self._keep(record, time.time() if when is None else when)
@@ -622,9 +622,11 @@ class JournalHandler(logging.Handler):
     ) -> None:
         """
         @param level: as for any handler.
-        @param journal: sends the records; L{None} for one of its own, as L{observer} makes it.
+        @param journal: sends the records; C{None} for one of its own, as L{observer} makes it.
         """
         super().__init__(level)
+        # logging.basicConfig() would give it one with the level and the name, which are fields.
+        self.setFormatter(logging.Formatter())
         self._journal = observer() if journal is None else journal
 
     def emit(self, record: logging.LogRecord) -> None:

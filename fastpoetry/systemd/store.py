@@ -62,7 +62,7 @@ class Store:
     before. C{FileDescriptorStoreMax=} is one more than what it is to hold.
 
     @ivar size: how many descriptors the store holds, where systemd says so (from 254 on); else
-        L{None}, also where there is none.
+        C{None}, also where there is none.
     """
 
     def __init__(

@@ -1,0 +1,84 @@
+"""
+Tests of what is public: its names, its annotations in somebody else's program.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from unittest import SkipTest
+
+from twisted.trial.unittest import SynchronousTestCase
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAM = ROOT / "tests/annotated"
+
+
+MODULES = [
+    f"fastpoetry.systemd.{name}" for name in ("adopted", "clock", "descriptors", "journal", "store")
+]
+
+
+class NamesTests(SynchronousTestCase):
+    """
+    Tests for what a version number promises something of.
+    """
+
+    def test_all(self) -> None:
+        """
+        Each public module says which names are, and has them, with a docstring each.
+        """
+        for name in MODULES:
+            module = import_module(name)
+            for public in module.__all__:
+                self.assertTrue(getattr(module, public).__doc__, f"{name}.{public}")
+                self.assertFalse(public.startswith("_"))
+
+    def test_guide(self) -> None:
+        """
+        The guide names each of those modules.
+        """
+        text = (ROOT / "docs/twisted-under-systemd.md").read_text("utf-8")
+        _, _, promise = text.partition("## What you can build on")
+        for name in MODULES:
+            self.assertIn(f".{name.rpartition('.')[2]}`", promise)
+
+
+class TypesTests(SynchronousTestCase):
+    """
+    Tests for the annotations of what is public.
+    """
+
+    def check(self, tool: str, *arguments: str) -> None:
+        """
+        Check with a tool of C{make check}, beside the program.
+        """
+        command = shutil.which(tool, path=os.path.dirname(sys.executable))
+        if command is None:
+            raise SkipTest(f"{tool} is not installed; make check installs it")
+        done = subprocess.run(
+            [command, *arguments],
+            cwd=PROGRAM,
+            env={**os.environ, "MYPYPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+
+    def test_mypy(self) -> None:
+        """
+        mypy, as strict as can be, needs its one line for zope.interface.
+        """
+        self.check("mypy", "--config-file=mypy.ini", f"--cache-dir={os.devnull}", "program.py")
+
+    def test_pyright(self) -> None:
+        """
+        pyright has no plugin, and needs none.
+        """
+        self.check("basedpyright", f"--pythonpath={sys.executable}", "--project=.")
