@@ -323,23 +323,24 @@ def _readOpen(descriptor: int) -> bytes:
 
     @raise PoemError: if it is no poem, or another one at the end than at the beginning.
     """
-    before = _waitForTick(descriptor)
-    if fault := findFault(before, "poem", MAX_POEM_BYTES):
-        raise PoemError(fault)
-    if before.st_size == 0:
-        raise PoemError("is empty; a poem has at least one byte")
-    with os.fdopen(descriptor, "rb", closefd=False) as file:
-        # One byte more than there should be shows that the file grew meanwhile.
-        text = file.read(before.st_size + 1)
-    after = os.fstat(descriptor)
-    # The time of the last change too: that of the last writing can be set to any (rsync --times).
-    if (len(text), before.st_mtime_ns, before.st_ctime_ns) != (
-        before.st_size,
-        after.st_mtime_ns,
-        after.st_ctime_ns,
-    ):
-        raise PoemError(_TORN)
-    return text
+    for _ in range(_MOST_TICKS):
+        before = _waitForTick(descriptor)
+        if fault := findFault(before, "poem", MAX_POEM_BYTES):
+            raise PoemError(fault)
+        if before.st_size == 0:
+            raise PoemError("is empty; a poem has at least one byte")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            file.seek(0)
+            # One byte more than there should be shows that the file grew meanwhile.
+            text = file.read(before.st_size + 1)
+        after = os.fstat(descriptor)
+        if (len(text), before.st_mtime_ns) != (before.st_size, after.st_mtime_ns):
+            break
+        if before.st_ctime_ns == after.st_ctime_ns:
+            return text
+        # Somebody changed its mode or moved another file into its place, or wrote to it and set its
+        # time back (rsync --times): it is read again.
+    raise PoemError(_TORN)
 
 
 def _waitForTick(descriptor: int) -> os.stat_result:

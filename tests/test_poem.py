@@ -283,6 +283,21 @@ class TornTests(FolderCase):
         refusal = self.refusalAfter(path, b"two", ns=(0, 10**18))
         self.assertIn("was written to while it was read", refusal)
 
+    def test_mode(self) -> None:
+        """
+        One whose mode was changed meanwhile is read, as it has not changed itself.
+        """
+        path, waitForTick = self.write("x"), poem._waitForTick
+
+        def waitAndChange(descriptor: int) -> os.stat_result:
+            status = waitForTick(descriptor)
+            self.patch(poem, "_waitForTick", waitForTick)
+            os.chmod(path, 0o600)
+            return status
+
+        self.patch(poem, "_waitForTick", waitAndChange)
+        self.assertEqual(PoemAt(path).load().poems[0].text, POEM.text)
+
     def clock(self, *sleeps: Callable[[], object]) -> None:
         """
         Have the file be as new as can be, until some sleeps are over.
@@ -325,15 +340,15 @@ class TornTests(FolderCase):
         """
         A poem moved into the place of one that is being read takes nothing from it.
         """
-        path, fstat = self.write("x", b"old"), os.fstat
+        path, waitForTick = self.write("x", b"old"), poem._waitForTick
 
-        def fstatAndMove(descriptor: int) -> os.stat_result:
-            status = fstat(descriptor)
+        def waitAndMove(descriptor: int) -> os.stat_result:
+            status = waitForTick(descriptor)
+            self.patch(poem, "_waitForTick", waitForTick)
             os.replace(self.write("y", b"a new one"), path)
-            self.patch(os, "fstat", fstat)
             return status
 
-        self.patch(os, "fstat", fstatAndMove)
+        self.patch(poem, "_waitForTick", waitAndMove)
         self.assertEqual(PoemAt(path).load().poems[0].text, b"old")
 
 
