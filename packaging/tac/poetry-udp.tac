@@ -28,7 +28,7 @@ from fastpoetry.listen import PoetryListener
 from fastpoetry.poem import PoemError, PoemNamed
 from fastpoetry.protocol import PoetryFactory
 from fastpoetry.service import PoetryService
-from fastpoetry.systemd.adopted import inherited
+from fastpoetry.systemd.adopted import AdoptedDatagrams, inherited
 from fastpoetry.systemd.notify import NotifyService
 from fastpoetry.tap import findPoetryPath
 
@@ -71,18 +71,18 @@ class PoetryDatagrams(DatagramProtocol):
 
 class DatagramService(Service):
     """
-    A protocol for as long as the service runs, on a socket that is there before.
+    Receives for as long as it runs.
     """
 
-    def __init__(self, number, family, protocol, reactor):
-        self._adopt = lambda: reactor.adoptDatagramPort(number, family, protocol)
+    def __init__(self, listen):
+        self._listen = listen
 
     def startService(self):
         """
         Receive.
         """
         super().startService()
-        self._port = self._adopt()
+        self._port = self._listen()
 
     def stopService(self):
         """
@@ -110,31 +110,40 @@ if __name__ != "__main__":
         selection.load()  # again at the start; here a refusal is one line
     except PoemError as why:
         refuse(why)
+    poetry = PoetryService(selection)
+
+    def answer():
+        return PoetryDatagrams(poetry)
+
     if inherited().descriptors:
-        (datagrams,) = inherited().claim(kind=SOCK_DGRAM)
-        number, family = datagrams.number, datagrams.family
+        datagrams = AdoptedDatagrams(reactor, inherited().claim(kind=SOCK_DGRAM))
         endpoint = serverFromString(reactor, "adopted:")
+
+        def listenForUDP():
+            return datagrams.listen(answer)
+
     else:
         endpoint = serverFromString(reactor, listen)
         checkEndpoints({listen: endpoint})
         bound = socket(AF_INET, SOCK_DGRAM)
+        bound.setblocking(False)
         try:
             bound.bind(addressForUDP)
         except OSError as why:
             refuse(f"{addressForUDP}: {why.strerror}")
-        number, family = bound.fileno(), AF_INET
-    os.set_blocking(number, False)
+
+        def listenForUDP():
+            return reactor.adoptDatagramPort(bound.fileno(), AF_INET, answer())
 
     async def reload():
         with suppress(PoemError):  # then the old one stays, and the log has it
             await poetry.reload()
 
     application = Application("fastpoetry")
-    poetry = PoetryService(selection)
     for part in (
         poetry,
         PoetryListener(endpoint, PoetryFactory(poetry), reactor),
-        DatagramService(number, family, PoetryDatagrams(poetry), reactor),
+        DatagramService(listenForUDP),
         NotifyService(reactor, reload=reload),
     ):
         part.setServiceParent(application)
