@@ -28,7 +28,11 @@ _MOST_NAMED = 10
 class PoetryService(service.Service):
     """
     A source of poems that come from files.
+
+    @ivar freshAt: when what is held was read, in seconds since the epoch.
     """
+
+    freshAt: float | None = None
 
     _log = Logger()
     _poems: Sequence[Poem] = ()
@@ -132,6 +136,7 @@ class PoetryService(service.Service):
             held.get((poem.name, poem.origin, poem.digest), poem) for poem in loaded.poems
         ]
         self._failed = None
+        self.freshAt = time.time()
         for why in loaded.leftOut:
             self._log.warn(
                 "left a poem out: {cause}",

@@ -235,9 +235,11 @@ class FakeSource(Service):
 
     @ivar waiting: who waits for a poem.
     @ivar failsAtOnce: whether it is known that there will be none.
+    @ivar freshAt: when it was read, as a test says.
     """
 
     description = "a fake"
+    freshAt: float | None = None
 
     def __init__(self, poem: Poem | None = POEM) -> None:
         self.poem = poem

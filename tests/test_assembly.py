@@ -6,7 +6,12 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from subprocess import run
 from typing import Any
+from unittest import mock, skipUnless
 
 from fakes import (
     POEM,
@@ -31,6 +36,8 @@ from fastpoetry.command import assembly
 from fastpoetry.command.assembly import assemble, checkEndpoints
 from fastpoetry.command.options import Block, CommandOptions
 from fastpoetry.delivery.policy import Limits
+
+TESTS = Path(__file__).resolve().parent
 
 
 class Odes(CommandOptions):
@@ -305,6 +312,55 @@ class NotifyTests(AssemblyCase):
         self.successResultOf(reloaded)
 
 
+@skipUnless(find_spec("prometheus_client"), "prometheus_client is not installed")
+class MetricsTests(AssemblyCase):
+    """
+    Tests for what a monitoring system is told.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.patch(assembly, "Preflight", FakePreflight)
+
+    def test_service(self) -> None:
+        """
+        If they were asked for, the metrics have a port of their own, and reloads are timed.
+        """
+        service = self.start("--ode", "a", "--metrics", "tcp:9100")
+        self.assertEqual(
+            tree(service),
+            [
+                ["Ode", "PoetryListener"],
+                "StreamServerEndpointService",
+                "CarryService",
+                "FakeNotify",
+            ],
+        )
+        self.assertEqual([port for port, _, _, _ in self.reactor.tcpServers], [10000, 9100])
+        *_, notify = service
+        reloaded = notify.reload()
+        self.odes[0].reloading[0].callback(None)
+        self.successResultOf(reloaded)
+
+    def test_notAskedFor(self) -> None:
+        """
+        Otherwise nothing of what they take is imported.
+        """
+        code = (
+            "import sys\n"
+            "from twisted.internet.testing import MemoryReactorClock as Reactor\n"
+            "from test_assembly import Ode, Odes\n"
+            "from fastpoetry.command.assembly import assemble\n"
+            "options = Odes()\n"
+            "options.parseOptions(['--ode', 'a', '--port', '0'])\n"
+            "assemble(options, Ode, Reactor(), Reactor())\n"
+            "print(*sorted({'twisted.web', 'prometheus_client'} & set(sys.modules)))\n"
+        )
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+        done = run([sys.executable, "-c", code], env=environ, capture_output=True, text=True)
+        self.assertEqual((done.stdout, done.stderr), ("\n", ""))
+
+
 class RefusalTests(AssemblyCase):
     """
     Tests for what is refused before twistd becomes a daemon, with the option and its value.
@@ -397,6 +453,33 @@ class RefusalTests(AssemblyCase):
             refusal = self.refusal("--ode", "a", "--listen", description)
             head = repr(description)[1:-1] if not description.isprintable() else description
             self.assertIn(head, refusal)
+
+    @skipUnless(find_spec("prometheus_client"), "prometheus_client is not installed")
+    def test_metrics(self) -> None:
+        """
+        So is a place for metrics that cannot be had, or is none.
+        """
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            own = f"tcp:{listening.getsockname()[1]}:interface=127.0.0.1"
+            refusal = self.refusal("--ode", "a", "--port", "0", "--metrics", own)
+        self.assertEqual(refusal, f"--metrics {own}: Address already in use")
+        refusal = self.refusal("--ode", "a", "--port", "0", "--metrics", "nosuch:1")
+        self.assertIn("--metrics nosuch:1: not a Twisted endpoint description", refusal)
+
+    def test_noPrometheus(self) -> None:
+        """
+        Where there is no prometheus_client, who asks for metrics is told what is missing.
+        """
+        with mock.patch.dict(sys.modules):
+            for name in list(sys.modules):
+                if name.startswith(("prometheus_client", "fastpoetry.command.metrics")):
+                    del sys.modules[name]
+            sys.modules["prometheus_client"] = None  # type: ignore[assignment]
+            refusal = self.refusal("--ode", "a", "--port", "0", "--metrics", "tcp:0")
+        self.assertEqual(
+            refusal,
+            "--metrics tcp:0: needs prometheus_client (apt install python3-prometheus-client)",
+        )
 
     def test_nothingPassed(self) -> None:
         """

@@ -33,6 +33,15 @@ class FreshnessTests(ProxyCase):
         self.check(0, b"old", 0)
         self.check(59, b"old", 0)
 
+    def test_freshAt(self) -> None:
+        """
+        It is known when it was fetched, by the time of day as it is now.
+        """
+        self.assertIsNone(self.make().freshAt)
+        self.advanceTo(59)
+        self.wallOffset = 1e9
+        self.assertEqual(self.service.freshAt, 1e9)
+
     def test_revalidated(self) -> None:
         """
         A stale one is served while one new one is fetched, which then takes its place.

@@ -293,12 +293,14 @@ class HouseTests(SynchronousTestCase):
 
     def test_dependencies(self) -> None:
         """
-        At run time nothing is needed but Twisted, what it brings, and systemd-python.
+        At run time nothing is needed but Twisted, what it brings, and systemd-python; for metrics
+        prometheus_client, and that is imported where they are asked for.
         """
-        needed = {
-            name.split(".")[0]
-            for names in self.modules.values()
-            for name in names
-            if name.split(".")[0] not in sys.stdlib_module_names
-        }
-        self.assertEqual(needed, {"fastpoetry", "twisted", "systemd", "zope"})
+        needed: dict[str, set[str]] = {}
+        for module, names in self.modules.items():
+            for name, atOnce in names.items():
+                self.assertFalse(atOnce and name.endswith("command.metrics"), module)
+                if name.split(".")[0] not in sys.stdlib_module_names:
+                    needed.setdefault(name.split(".")[0], set()).add(module)
+        self.assertEqual(needed.pop("prometheus_client", set()), {"command.metrics"})
+        self.assertEqual(set(needed), {"fastpoetry", "twisted", "systemd", "zope"})

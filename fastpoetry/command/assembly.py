@@ -1,7 +1,7 @@
 """
 How blocks and their sources become one service: what the twistd commands have in common.
 
-Every part comes from a room of its own; here they are only put together, and tried out as far as
+Every part comes from a module of its own; here they are only put together, and tried out as far as
 that can be done before twistd becomes a daemon.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from twisted.application.service import MultiService
+from twisted.application.service import IService, MultiService
 from twisted.internet.abstract import isIPv6Address
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
@@ -29,6 +29,8 @@ from fastpoetry.protocol import PoetryFactory
 from fastpoetry.systemd.adopted import AdoptError
 from fastpoetry.systemd.notify import NotifyService
 from fastpoetry.systemd.store import Store
+
+_Made = TypeVar("_Made")
 
 _BACKLOG = 4096
 """Connections that may wait for us; net.core.somaxconn has the last word."""
@@ -66,13 +68,19 @@ def assemble(
     endOnce(reactor)
     policy = Policy(options.limits, clock)
     root = MultiService()
-    sources = []
+    sources: list[Source] = []
+    meter: Any = None
     with Preflight() as preflight:
         for block in options.blocks:
             source = makeSource(block)
             sources.append(source)
             places = _findPlaces(block, preflight, reactor)
             _makeBlock(source, places, policy, reactor).setServiceParent(root)
+        if "metrics" in options:
+            meter, metrics = _makeMetrics(options["metrics"], policy, preflight, reactor)
+            metrics.setServiceParent(root)
+            for block, source in zip(options.blocks, sources, strict=True):
+                meter.add(block.asked.lstrip("-"), source)
     if "exitIdleSeconds" in options:
         seconds = options["exitIdleSeconds"]
         idle = IdleService(clock, seconds, lambda: policy.idleSeconds, reactor.stop)
@@ -90,9 +98,13 @@ def assemble(
             f"{readers:,} {'reader' if readers == 1 else 'readers'}{carry.description}"
         )
 
+    def reloadSource(source: Source) -> Deferred[None]:
+        reloaded: Deferred[None] = source.reload() if meter is None else meter.reload(source)
+        return reloaded
+
     def reload() -> Deferred[Any]:
         # Each has said itself what became of it, and one that failed ends no other.
-        return DeferredList([source.reload() for source in sources], consumeErrors=True)
+        return DeferredList([reloadSource(source) for source in sources], consumeErrors=True)
 
     NotifyService(reactor, status=status, reload=reload, clock=clock).setServiceParent(root)
     return root
@@ -170,13 +182,43 @@ def _parsePlace(description: str, reactor: Any) -> _Place:
 
     @raise SystemExit: if there is none, or no descriptor was passed for it.
     """
-    asked = f"--listen {description}"
     # Twisted's own haproxy: connects before the header is read; see PatientWrapper.
     inner = description.removeprefix(_HEADERS)
+    endpoint = _understand(f"--listen {description}", lambda: serverFromString(reactor, inner))
+    return _Place(endpoint, inner != description)
+
+
+def _makeMetrics(
+    description: str, policy: Policy, preflight: Preflight, reactor: Any
+) -> tuple[Any, IService]:
+    """
+    What collects the metrics, and the service at which they are asked for.
+
+    @raise SystemExit: if a description cannot be understood, or its port cannot be had; and if
+        there is no prometheus_client.
+    """
+    asked = f"--metrics {description}"
     try:
-        endpoint: IStreamServerEndpoint = serverFromString(reactor, inner)
+        from fastpoetry.command.metrics import Meter, makeMetricsService  # few ask for it
+    except ModuleNotFoundError as why:
+        if not (why.name or "").startswith("prometheus_client"):
+            raise
+        refuse(f"{asked}: needs prometheus_client (apt install python3-prometheus-client)")
+    meter = Meter(policy)
+    service = _understand(asked, lambda: makeMetricsService(description, meter, reactor))
+    _check(asked, service.endpoint, preflight)
+    return meter, service
+
+
+def _understand(asked: str, make: Callable[[], _Made]) -> _Made:
+    """
+    Make what has an endpoint of a description.
+
+    @raise SystemExit: if there is none, or no descriptor was passed for it.
+    """
+    try:
+        return make()
     except AdoptError as why:
         refuse(why)
     except Exception as why:  # each kind of endpoint has errors of its own
         refuse(f"{asked}: not a Twisted endpoint description: {why or type(why).__name__}")
-    return _Place(endpoint, inner != description)

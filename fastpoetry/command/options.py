@@ -199,7 +199,8 @@ class CommandOptions(usage.Options):
         """
         The descriptions of all endpoints that the process is to have.
         """
-        return [description for block in self.blocks for description in block.listen]
+        metrics = [self["metrics"]] if "metrics" in self else []
+        return [description for block in self.blocks for description in block.listen] + metrics
 
     def opt_port(self, value: str) -> None:
         """
@@ -229,6 +230,14 @@ class CommandOptions(usage.Options):
         tcp:10000. May be given several times.
         """
         self.blocks[-1].listen.append(value)
+
+    def opt_metrics(self, value: str) -> None:
+        """
+        A Twisted endpoint where a monitoring system gets counts, as http://.../metrics in the text
+        format of Prometheus, or OpenMetrics where it asks for that [default: none]. Needs
+        prometheus_client, which Debian has as python3-prometheus-client.
+        """
+        self.setOnce("--metrics", "metrics", value)
 
     def opt_version(self) -> None:
         """

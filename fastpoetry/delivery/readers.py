@@ -30,6 +30,10 @@ class Source(Protocol):
     def description(self) -> str:
         """What is served, for a person: C{ecstasy (3003 bytes)}."""
 
+    @property
+    def freshAt(self) -> float | None:
+        """When the poem that it has was read or fetched, in seconds since the epoch."""
+
     def whenPoem(self) -> Deferred[Poem]:
         """Wait for a poem; fails where there will be none for who waits now."""
 

@@ -102,6 +102,16 @@ class PoetryProxyService(service.Service):
             return f"{self._upstream} (not fetched yet)"
         return f"{self._upstream} ({len(self._poem.text)} bytes)"
 
+    @property
+    def freshAt(self) -> float | None:
+        """
+        When what is held was fetched, in seconds since the epoch.
+        """
+        if self._poem is None:
+            return None
+        age: float = self._reactor.seconds() - self._fetchedAt
+        return self._wallSeconds() - age
+
     def whenPoem(self) -> Deferred[Poem]:
         """
         Wait for a poem that will do.

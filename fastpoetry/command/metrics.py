@@ -1,0 +1,210 @@
+"""
+What a monitoring system is told: counts, readers, freshness and reloads, by HTTP.
+
+In the text format of Prometheus, or OpenMetrics for who asks for that. Only reads what others
+count. It is imported where it is asked for, since it brings in twisted.web and prometheus_client.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from twisted.application import strports
+from twisted.application.internet import StreamServerEndpointService
+from twisted.internet.defer import Deferred
+from twisted.protocols.policies import WrappingFactory
+from twisted.python.failure import Failure
+from twisted.web.http import Request
+from twisted.web.resource import Resource
+from twisted.web.server import Site
+
+from fastpoetry.delivery.ledger import Counts
+from fastpoetry.delivery.policy import Policy
+from fastpoetry.delivery.readers import Source
+
+_MOST_CONNECTIONS = 16
+"""Whoever looks comes once in some seconds; the descriptors are for readers."""
+
+_COUNTS = {
+    "poems": ("poems", "Poems that were handed to the system whole."),
+    "bytes": ("poem_bytes", "Bytes of those poems."),
+    "left": ("left", "Connections that clients closed before the end of their poem."),
+    "gaveUp": ("gave_up", "Connections that were reset because of a deadline."),
+    "turnedAway": ("turned_away", "Connections that were reset before their poem began."),
+}
+"""For each of L{Counts}: its name, and what it says."""
+
+
+@dataclass
+class _Reloads:
+    """
+    What has become of the reloads of a source.
+
+    @ivar endedAt: when the last one ended, in seconds since the epoch.
+    @ivar seconds: how long that took.
+    """
+
+    done: int = 0
+    failed: int = 0
+    endedAt: float | None = None
+    seconds: float = 0.0
+
+
+class Meter:
+    """
+    Collects what there is to tell, each time that somebody looks.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        now: Callable[[], float] = time.time,
+        seconds: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        @param policy: has the readers, and the ledger with the counts.
+        @param now: the time of day, in seconds since the epoch.
+        @param seconds: a clock that nobody steps.
+        """
+        self._policy = policy
+        self._now = now
+        self._seconds = seconds
+        self._sources: dict[str, Source] = {}
+        self._reloads: dict[Source, _Reloads] = {}
+
+    def add(self, name: str, source: Source) -> None:
+        """
+        Tell of a source, too.
+
+        @param name: what to call it; one that is served twice is told of once.
+        """
+        self._sources[name] = source
+        self._reloads[source] = _Reloads()
+
+    def reload(self, source: Source) -> Deferred[None]:
+        """
+        Have a source reload, and take the time.
+
+        @return: what the source returns.
+        """
+        reloads, begun = self._reloads[source], self._seconds()
+
+        def end(outcome: Any) -> Any:
+            if isinstance(outcome, Failure):
+                reloads.failed += 1
+            else:
+                reloads.done += 1
+            reloads.endedAt, reloads.seconds = self._now(), self._seconds() - begun
+            return outcome
+
+        return source.reload().addBoth(end)
+
+    def collect(self) -> Iterator[Metric]:
+        """
+        All there is, as a collector of prometheus_client says it.
+        """
+        counts = self._policy.ledger.counts
+        for each in fields(Counts):
+            name, help_ = _COUNTS[each.name]
+            yield CounterMetricFamily(f"fastpoetry_{name}", help_, getattr(counts, each.name))
+        yield GaugeMetricFamily(
+            "fastpoetry_readers", "Readers whose poems are under way.", self._policy.readers
+        )
+        yield from self._collectSources()
+
+    def _collectSources(self) -> Iterator[Metric]:
+        fresh = GaugeMetricFamily(
+            "fastpoetry_poem_timestamp_seconds",
+            "When the poem that is served was read or fetched, since the epoch.",
+            labels=["source"],
+        )
+        counts = CounterMetricFamily(
+            "fastpoetry_reloads", "Reloads that have ended.", labels=["source", "result"]
+        )
+        ended = GaugeMetricFamily(
+            "fastpoetry_reload_timestamp_seconds",
+            "When the last reload ended, since the epoch.",
+            labels=["source"],
+        )
+        took = GaugeMetricFamily(
+            "fastpoetry_reload_duration_seconds",
+            "How long the last reload took.",
+            labels=["source"],
+        )
+        for name, source in self._sources.items():
+            if source.freshAt is not None:
+                fresh.add_metric([name], source.freshAt)
+            reloads = self._reloads[source]
+            counts.add_metric([name, "done"], reloads.done)
+            counts.add_metric([name, "failed"], reloads.failed)
+            if reloads.endedAt is not None:
+                ended.add_metric([name], reloads.endedAt)
+                took.add_metric([name], reloads.seconds)
+        yield from (fresh, counts, ended, took)
+
+
+class MetricsPage(Resource):
+    """
+    The page that a monitoring system reads.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        """
+        @param meter: asked at each look.
+        """
+        super().__init__()
+        self._meter: Any = meter  # prometheus_client takes whatever collects
+
+    def render_GET(self, request: Request) -> bytes:
+        """
+        Everything, in the format that is asked for.
+        """
+        asked = request.requestHeaders.getRawHeaders("accept") or []
+        encode, contentType = choose_encoder(",".join(asked))
+        request.setHeader("content-type", contentType)
+        return encode(self._meter)
+
+
+class _QuietSite(Site):
+    """
+    A site whose looks are nothing to write home about.
+    """
+
+    noisy = False
+    displayTracebacks = False
+
+    def log(self, request: Request) -> None:
+        """
+        Write no line for each look.
+        """
+
+
+class _BoundedFactory(WrappingFactory):
+    """
+    A factory that has so many connections at a time, and closes more.
+    """
+
+    noisy = False
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """
+        A connection, if there is room for one.
+        """
+        return super().buildProtocol(addr) if len(self.protocols) < _MOST_CONNECTIONS else None
+
+
+def makeMetricsService(description: str, meter: Meter, reactor: Any) -> StreamServerEndpointService:
+    """
+    Make the service that serves C{/metrics}.
+
+    @param description: of the endpoint, as Twisted parses it; its errors are Twisted's.
+    """
+    root = Resource()
+    root.putChild(b"metrics", MetricsPage(meter))
+    factory = _BoundedFactory(_QuietSite(root, reactor=reactor))
+    return strports.service(description, factory, reactor)

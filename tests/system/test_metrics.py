@@ -1,0 +1,127 @@
+"""
+Tests of the metrics as the manual page sets them up, read by Debian's own Prometheus tools.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from system.conftest import startMachine
+from system.machine import Machine
+from system.package import installPackage, runApt
+
+_PACKAGES = (
+    *("systemd", "systemd-sysv", "dbus", "curl", "netcat-openbsd"),
+    *("python3-twisted", "python3-systemd", "python3-prometheus-client"),
+    "prometheus",
+)
+
+SOCKET = "fastpoetry-metrics@ecstasy.socket"
+ENVIRONMENT = "/etc/fastpoetry/fastpoetry@ecstasy.env"
+PORT = "[Socket]\nListenStream=127.0.0.1:9100\n"
+ASKS = "Accept: application/openmetrics-text; version=1.0.0"
+
+
+@pytest.fixture(scope="module")
+def metered(release: str, package: Path) -> Iterator[Machine]:
+    """
+    A machine with Debian's Prometheus, which does not run.
+    """
+    machine = startMachine(release, _PACKAGES, "metered")
+    with closing(machine):
+        installPackage(machine, package)
+        machine.systemctl("stop", "prometheus.service")
+        yield machine
+
+
+def setUp(machine: Machine) -> None:
+    """
+    Do what the manual page says.
+    """
+    machine.path(ENVIRONMENT).write_text("OPTIONS=--metrics=adopted:name=metrics\n")
+    folder = machine.path(f"/etc/systemd/system/{SOCKET}.d")
+    folder.mkdir(exist_ok=True)
+    (folder / "override.conf").write_text(PORT)
+    machine.systemctl("daemon-reload")
+    machine.systemctl("enable", SOCKET)
+    machine.systemctl("restart", "fastpoetry@ecstasy")
+
+
+def get(machine: Machine, *options: str) -> str:
+    """
+    What is answered.
+    """
+    return machine.run("curl", "-sS", *options, "http://127.0.0.1:9100/metrics").stdout
+
+
+def readSamples(machine: Machine) -> dict[str, float]:
+    """
+    What is answered, as names and values.
+    """
+    lines = [each.rpartition(" ") for each in get(machine).splitlines() if each[0] != "#"]
+    return {name: float(value) for name, _, value in lines}
+
+
+def test_off(metered: Machine) -> None:
+    """
+    By default the socket is not enabled, and whoever starts a poem starts no metrics.
+    """
+    metered.systemctl("start", "fastpoetry@ecstasy")
+    state = metered.run("systemctl", "is-enabled", SOCKET, check=False).stdout.strip()
+    assert (state, metered.show(SOCKET, "ActiveState")) == ("disabled", "inactive")
+
+
+def test_manual(metered: Machine) -> None:
+    """
+    Set up as the page says, a restart of the running service opens the metrics, on TCP and on the
+    UNIX socket; promtool finds nothing to say against them.
+    """
+    metered.systemctl("start", "fastpoetry@ecstasy")
+    setUp(metered)
+    for _ in range(3):
+        metered.fetch("127.0.0.1", "10000")
+    for way in ((), ("--unix-socket", "/run/fastpoetry/ecstasy.metrics.sock")):
+        assert "\nfastpoetry_poems_total 3.0\n" in get(metered, *way)
+    look = "curl -sS http://127.0.0.1:9100/metrics | promtool check metrics"
+    checked = metered.run("sh", "-c", look, check=False)
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+    assert get(metered, "-H", ASKS).endswith("\n# EOF\n")
+
+
+def test_reload(metered: Machine) -> None:
+    """
+    A reload is counted, and makes the poem fresh.
+    """
+    setUp(metered)
+    name = 'fastpoetry_poem_timestamp_seconds{source="poem ecstasy"}'
+    before = readSamples(metered)
+    metered.systemctl("reload", "fastpoetry@ecstasy")
+    after = readSamples(metered)
+    assert after['fastpoetry_reloads_total{result="done",source="poem ecstasy"}'] == 1.0
+    assert before[name] < after[name] <= after[name.replace("poem", "reload", 1)]
+
+
+def test_boot(metered: Machine) -> None:
+    """
+    After a boot whoever looks at the metrics is served, though nobody has read the poem yet.
+    """
+    setUp(metered)
+    metered.reboot()
+    metered.systemctl("stop", "prometheus.service")
+    assert metered.show("fastpoetry@ecstasy.service", "ActiveState") == "inactive"
+    assert "\nfastpoetry_poems_total 0.0\n" in get(metered)
+
+
+def test_missing(metered: Machine) -> None:
+    """
+    Without the package that it takes the service says so in one line, and ends.
+    """
+    setUp(metered)
+    runApt(metered, "remove", "python3-prometheus-client")
+    metered.run("systemctl", "restart", "fastpoetry@ecstasy", check=False)
+    shown = metered.run("systemctl", "status", "fastpoetry@ecstasy", check=False).stdout
+    assert "fastpoetry: --metrics adopted:name=metrics: needs prometheus_client" in shown

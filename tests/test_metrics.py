@@ -1,0 +1,234 @@
+"""
+Tests for L{fastpoetry.command.metrics}: what a monitoring system gets when it looks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from importlib.util import find_spec
+from typing import Any
+from unittest import SkipTest
+
+from fakes import POEM, FakeReader, FakeSource, FakeTransport, Reactor, Receipt
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from fastpoetry.delivery.ledger import Counts
+from fastpoetry.delivery.policy import Limits, Policy
+
+if find_spec("prometheus_client") is None:
+    raise SkipTest("prometheus_client is not installed")
+
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parseOpenMetrics
+from prometheus_client.parser import text_string_to_metric_families as parseText
+
+from fastpoetry.command.metrics import Meter, makeMetricsService
+
+ADDRESS = IPv4Address("TCP", "192.0.2.7", 40000)
+NOW = 1_800_000_000.0
+
+
+class Reloading(FakeSource):
+    """
+    A source whose reloads are over when a test says so.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reloading: list[Deferred[None]] = []
+
+    def reload(self) -> Deferred[None]:
+        """
+        Begin to reload.
+        """
+        self.reloading.append(Deferred())
+        return self.reloading[-1]
+
+
+class MetricsCase(SynchronousTestCase):
+    """
+    A policy, a meter, and who looks at it.
+    """
+
+    def setUp(self) -> None:
+        self.reactor = Reactor()
+        self.clock = Clock()
+        self.policy = Policy(Limits(journalBudgetPerSecond=0), self.reactor)
+        self.meter = Meter(self.policy, lambda: NOW, self.clock.seconds)
+        service: Any = makeMetricsService("tcp:9100", self.meter, self.reactor)
+        service.startService()
+        self.addCleanup(service.stopService)
+        ((_, self.factory, _, _),) = self.reactor.tcpServers
+
+    def connect(self) -> tuple[Any, FakeTransport] | None:
+        """
+        @return: a connection and its transport, if it may come.
+        """
+        protocol = self.factory.buildProtocol(ADDRESS)
+        if protocol is None:
+            return None
+        transport = FakeTransport(ADDRESS)
+        protocol.makeConnection(transport)
+        return protocol, transport
+
+    def get(self, path: str = "/metrics", *headers: str) -> tuple[str, str]:
+        """
+        @return: the head of what is answered, and the rest.
+        """
+        connection = self.connect()
+        assert connection is not None
+        protocol, transport = connection
+        lines = (f"GET {path} HTTP/1.0", *headers, "", "")
+        protocol.dataReceived("\r\n".join(lines).encode())
+        head, body = transport.value().split(b"\r\n\r\n", 1)
+        protocol.connectionLost(Failure(ConnectionDone()))
+        return head.decode(), body.decode()
+
+    def samples(self) -> dict[str, float]:
+        """
+        @return: every sample, as in the text.
+        """
+        _, text = self.get()
+        found = {}
+        for family in parseText(text):
+            for sample in family.samples:
+                labels = ",".join(f"{key}={value}" for key, value in sorted(sample.labels.items()))
+                found[sample.name + (f"{{{labels}}}" if labels else "")] = sample.value
+        return found
+
+
+class MeterTests(MetricsCase):
+    """
+    Tests for what is told.
+    """
+
+    def test_counts(self) -> None:
+        """
+        Every count of the ledger has a metric of its own.
+        """
+        for number, each in enumerate(fields(Counts), 1):
+            setattr(self.policy.ledger.counts, each.name, number)
+        samples = self.samples()
+        self.assertEqual(
+            {name: value for name, value in samples.items() if name.endswith("_total")},
+            {
+                "fastpoetry_poems_total": 1,
+                "fastpoetry_poem_bytes_total": 2,
+                "fastpoetry_left_total": 3,
+                "fastpoetry_gave_up_total": 4,
+                "fastpoetry_turned_away_total": 5,
+            },
+        )
+
+    def test_readers(self) -> None:
+        """
+        It is told how many readers are there.
+        """
+        self.policy.begin(FakeReader(self.policy), 0.0)
+        self.assertEqual(self.samples()["fastpoetry_readers"], 1)
+
+    def test_eachTime(self) -> None:
+        """
+        Each look finds what is so by then.
+        """
+        self.assertEqual(self.samples()["fastpoetry_poems_total"], 0)
+        self.policy.ledger.sent([Receipt(POEM, None)])
+        self.assertEqual(self.samples()["fastpoetry_poems_total"], 1)
+
+    def about(self, name: str) -> dict[str, float]:
+        """
+        @return: the samples whose names begin like that.
+        """
+        return {key: value for key, value in self.samples().items() if key.startswith(name)}
+
+    def test_freshness(self) -> None:
+        """
+        It is told since when each source has its poem, if it has one.
+        """
+        source = FakeSource()
+        source.freshAt = NOW - 5
+        self.meter.add("poem ecstasy", source)
+        self.meter.add("upstream x", FakeSource())
+        name = "fastpoetry_poem_timestamp_seconds"
+        self.assertEqual(self.about(name), {f"{name}{{source=poem ecstasy}}": NOW - 5})
+
+    def test_reloads(self) -> None:
+        """
+        The reloads of each source are counted by how they end, and the last one is timed.
+        """
+        ecstasy, science = Reloading(), Reloading()
+        self.meter.add("ecstasy", ecstasy)
+        self.meter.add("science", science)
+        first, second = (self.meter.reload(ecstasy) for _ in range(2))
+        self.clock.advance(2.5)
+        ecstasy.reloading[0].callback(None)
+        self.successResultOf(first)
+        self.clock.advance(0.25)
+        ecstasy.reloading[1].errback(OSError())
+        self.failureResultOf(second, OSError)
+        self.assertEqual(
+            self.about("fastpoetry_reload"),
+            {
+                "fastpoetry_reloads_total{result=done,source=ecstasy}": 1,
+                "fastpoetry_reloads_total{result=failed,source=ecstasy}": 1,
+                "fastpoetry_reloads_total{result=done,source=science}": 0,
+                "fastpoetry_reloads_total{result=failed,source=science}": 0,
+                "fastpoetry_reload_timestamp_seconds{source=ecstasy}": NOW,
+                "fastpoetry_reload_duration_seconds{source=ecstasy}": 2.75,
+            },
+        )
+
+
+class PageTests(MetricsCase):
+    """
+    Tests for how it is told.
+    """
+
+    def test_text(self) -> None:
+        """
+        Who asks for nothing else gets the text format.
+        """
+        head, _ = self.get()
+        self.assertTrue(head.startswith("HTTP/1.0 200"), head)
+        self.assertIn("text/plain; version=0.0.4", head)
+
+    def test_openMetrics(self) -> None:
+        """
+        Who asks for OpenMetrics gets that, with an end.
+        """
+        head, text = self.get("/metrics", "Accept: application/openmetrics-text; version=1.0.0")
+        self.assertIn("application/openmetrics-text; version=1.0.0", head)
+        self.assertTrue(text.endswith("# EOF\n"))
+        names = {family.name for family in parseOpenMetrics(text)}
+        self.assertLessEqual({"fastpoetry_poems", "fastpoetry_readers"}, names)
+
+    def test_elsewhere(self) -> None:
+        """
+        There is nothing else.
+        """
+        for path in ("/", "/x", "/metrics/x"):
+            head, _ = self.get(path)
+            self.assertTrue(head.startswith("HTTP/1.0 404"), head)
+
+    def test_quiet(self) -> None:
+        """
+        A look writes no record.
+        """
+        with capturedLogs() as events:
+            self.get()
+        self.assertEqual(events, [])
+
+    def test_bounded(self) -> None:
+        """
+        Those who look cannot take the descriptors of readers: more than 16 at a time are closed.
+        """
+        connections = [self.connect() for _ in range(17)]
+        self.assertEqual([each is None for each in connections], [False] * 16 + [True])
+        assert connections[0] is not None
+        connections[0][0].connectionLost(Failure(ConnectionDone()))
+        self.assertIsNotNone(self.connect())
