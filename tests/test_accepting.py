@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
 from fastpoetry.delivery import fastport
-from fastpoetry.delivery.fastport import BorrowedPort
+from fastpoetry.delivery.fastport import BorrowedPort, SocketReader
 from fastpoetry.delivery.ledger import Counts
 from fastpoetry.delivery.policy import Limits
 from fastpoetry.poem import Poem
@@ -59,6 +59,26 @@ class LingerTests(PortCase):
         self.connect()
         self.reactor.turn()
         self.assertEqual(lingerOf(self.underWay.fileno()), (1, 0))
+
+    def test_sentAtOnce(self) -> None:
+        """
+        One that was sent everything at once is not, from when it was looked after.
+        """
+        self.listen()
+        readers: list[SocketReader] = []
+        start = SocketReader.start
+
+        def watch(reader: SocketReader, now: float) -> bool:
+            readers.append(reader)
+            return start(reader, now)
+
+        self.patch(SocketReader, "start", watch)
+        client = self.connect()
+        self.reactor.turn()
+        self.assertEqual(lingerOf(readers[0].fileno()), (1, 0))
+        self.assertFalse(readers[0].closeAfterClient())
+        self.assertEqual(lingerOf(readers[0].fileno()), (0, 0))
+        self.assertEqual(receiveAll(client), POEM.text)
 
     def test_afterTheLastByte(self) -> None:
         """

@@ -425,6 +425,10 @@ class FakeReader(SocketReader):
         """
         return self.receives()
 
+    def getsockopt(self, level: int, option: int, length: int = 0) -> Any:
+        """Be connected."""
+        return b"\1"
+
     def setsockopt(self, level: int, option: int, value: object, length: int = 0) -> None:
         """
         Have another option.
@@ -472,11 +476,13 @@ class EconomyTests(PortCase):
 
     def test_small(self) -> None:
         """
-        For a poem that goes out at once no more is set than what a close means.
+        For a poem that goes out at once nothing is set, nor for its end if its client is quick.
         """
         reader = FakeReader()
         self.assertTrue(self.arrive(reader))
-        self.assertEqual(reader.options, [socket.SO_LINGER])
+        self.patch(FakeReader, "getsockopt", lambda *_: b"\7")
+        self.assertTrue(reader.closeAfterClient())
+        self.assertEqual((reader.options, reader.closed), ([], True))
 
     def test_leftAtOnce(self) -> None:
         """

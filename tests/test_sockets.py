@@ -20,6 +20,7 @@ from fastpoetry.delivery.sockets import (
     MOST_UNSENT_BYTES,
     RESET_ON_CLOSE,
     countUnacknowledged,
+    isOver,
     limitUnsent,
     lowestTransport,
     setLinger,
@@ -71,6 +72,57 @@ class LingerTests(SocketCase):
         """
         setLinger(self.unix, RESET_ON_CLOSE)
         self.assertEqual(self.unix.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8), bytes(8))
+
+
+class OverTests(SocketCase):
+    """
+    Tests for L{isOver}.
+    """
+
+    def test_ours(self) -> None:
+        """
+        A connection with our end closed is not over.
+        """
+        self.assertFalse(isOver(self.server))
+        self.server.shutdown(socket.SHUT_WR)
+        self.assertFalse(isOver(self.server))
+
+    def test_theirs(self) -> None:
+        """
+        Nor is one with theirs closed.
+        """
+        self.client.shutdown(socket.SHUT_WR)
+        self.server.recv(1)
+        self.assertFalse(isOver(self.server))
+
+    def test_both(self) -> None:
+        """
+        With both closed and acknowledged it is; a close is then no reset, whatever was asked for.
+        """
+        setLinger(self.server, RESET_ON_CLOSE)
+        self.server.send(b"poem")
+        self.server.shutdown(socket.SHUT_WR)
+        self.client.shutdown(socket.SHUT_WR)
+        self.server.recv(1)
+        self.assertTrue(isOver(self.server))
+        self.server.close()
+        self.assertEqual(receiveAll(self.client), b"poem")
+
+    def test_reset(self) -> None:
+        """
+        So is one that the client has reset.
+        """
+        setLinger(self.client, RESET_ON_CLOSE)
+        self.client.close()
+        self.assertRaises(ConnectionResetError, self.server.recv, 1)
+        self.assertTrue(isOver(self.server))
+
+    def test_UNIX(self) -> None:
+        """
+        Of a UNIX socket that cannot be told.
+        """
+        self.unixClient.close()
+        self.assertFalse(isOver(self.unix))
 
 
 class UnacknowledgedTests(SocketCase):

@@ -32,6 +32,7 @@ from fastpoetry.delivery.sockets import (
     MOST_UNSENT_BYTES,
     RESET_ON_CLOSE,
     countUnacknowledged,
+    isOver,
     limitUnsent,
     setLinger,
 )
@@ -79,9 +80,10 @@ class SocketReader(socket.SocketType):
     """
     A reader that is its own socket: most need nothing else.
 
-    The listening socket makes each connection reset on close. Only when the last byte is with the
-    system is that taken back, so that whatever ends the process before, even a kill -9, is no end
-    of the poem to its reader.
+    The listening socket makes each connection reset on close, so that whatever ends the process,
+    even a kill -9, is no end of the poem to its reader. Once the last byte is with the system, that
+    is taken back from those who have not closed when they are first looked after. Most have by
+    then, and need it no more.
 
     @ivar poem: what it is sent.
     @ivar address: whose it is.
@@ -134,6 +136,7 @@ class SocketReader(socket.SocketType):
         """
         try:
             if self._send():
+                setLinger(self, END_ON_CLOSE)
                 self.door.reactor.removeWriter(self)
                 self.door.policy.finish(self)
         except OSError as why:
@@ -144,8 +147,14 @@ class SocketReader(socket.SocketType):
         """
         Close the connection if the client has closed its side; what it wrote before is thrown away.
 
-        Unread input would make our close a reset, and that could overtake the poem.
+        Most connections are over by then, with nothing left for a close to lose. Whatever ends one
+        that is not is an end of the poem from now on, since the system has all of it. Unread input
+        would make our close a reset, and that could overtake the poem.
         """
+        if isOver(self):
+            self.close()
+            return True
+        setLinger(self, END_ON_CLOSE)
         try:
             for _ in range(_MOST_READS):
                 if not self.recv_into(_discarded, 0, _NOW):
@@ -170,7 +179,7 @@ class SocketReader(socket.SocketType):
 
     def end(self) -> None:
         """Close a connection whose client has everything, or will have it from the system."""
-        if not self.closeAfterClient():  # which reads what would make our close a reset
+        if not self.closeAfterClient():  # which sees to it that our close is no reset
             self.close()
 
     def reset(self) -> None:
@@ -198,7 +207,6 @@ class SocketReader(socket.SocketType):
             return False
         if self.sentBytes < len(text):
             return False
-        self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, END_ON_CLOSE)
         self.shutdown(socket.SHUT_WR)
         return True
 

@@ -34,7 +34,20 @@ END_ON_CLOSE = struct.pack("ii", 0, 0)
 _BYTES_ACKED = 120
 """Where tcpi_bytes_acked stands in the kernel's answer, since Linux 4.1."""
 
+_TCP_CLOSE = b"\7"
+"""A state of connections (include/net/tcp_states.h), in the first byte of C{TCP_INFO}."""
+
 _log = Logger()
+
+
+def isOver(connection: socket.SocketType) -> bool:
+    """
+    Whether both ends of a TCP connection are closed and acknowledged, or one has reset it: closing
+    it then loses and resets nothing, whatever its options say (__tcp_close in net/ipv4/tcp.c).
+    """
+    if connection.family == socket.AF_UNIX:
+        return False
+    return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _TCP_CLOSE
 
 
 def countUnacknowledged(connection: socket.SocketType) -> int:

@@ -23,6 +23,7 @@ from .server import (
     makeText,
     readAll,
     run,
+    wait,
 )
 
 _KILLS = 250
@@ -81,14 +82,33 @@ class KillTests(FaultCase):
 
     def test_killedAfterTheLastByte(self) -> None:
         """
-        A poem that is with the system arrives, and ends well, though the server is dead by then.
+        A poem that is with the system, and whose reader the server has looked after, arrives and
+        ends well, though the server is dead by then.
         """
         address, poem = self.listen(), self.write(makeText(16 * KIBI))
         server = self.serve()
         clients = self.hold(20, address, receiveBuffer=KIBI)
         server.waitFor(SENT, 20)
+        before = server.descriptors()
+        # Who comes later is looked after later.
+        self.assertAll("isExact", [run(fetch(address, poem))])
+        wait(lambda: server.descriptors() <= before, "the last reader is looked after")
         server.end(signal.SIGKILL)
         self.assertEqual([readAll(each) for each in clients], [(len(poem), "end")] * 20)
+
+    def test_killedBeforeTheEnd(self) -> None:
+        """
+        A client that has a whole poem, and does not close before the server is dead, reads all of
+        it and then a reset, or an end.
+        """
+        address, poem = self.listen(), self.write(makeText(3003))
+        server = self.serve()
+        clients = self.hold(20, address)
+        server.waitFor(SENT, 20)
+        server.end(signal.SIGKILL)
+        for count, end in map(readAll, clients):
+            self.assertEqual(count, len(poem))
+            self.assertIn(end, ("reset", "end"))
 
     def test_hundredsOfKillsUnderLoad(self) -> None:
         """
