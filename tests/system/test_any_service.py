@@ -4,25 +4,19 @@ Tests of C{docs/twisted-under-systemd.md}: its files and commands, as printed, o
 
 from __future__ import annotations
 
-import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from system.conftest import CLONE, startMachine
 from system.machine import Machine, waitFor
-from system.package import installPackage
+from system.package import findPackage, installPackage
+from system.printed import PROGRAMS, follow, readFiles, readSteps, writeFiles
 
-GUIDE = CLONE / "docs/twisted-under-systemd.md"
-
-_PACKAGES = (
-    *("systemd", "systemd-sysv", "dbus", "curl"),
-    *("python3-twisted", "python3-systemd"),
-)
+TEXT = (CLONE / "docs/twisted-under-systemd.md").read_text("utf-8")
 
 _UNKNOWN = "bf959922182f406294f59108d0a5d6d0"
 """The MESSAGE_ID of the guide's own kind of record."""
@@ -43,51 +37,14 @@ journalctl --quiet --rotate --vacuum-files=1
 """
 
 
-class Step(NamedTuple):
-    """
-    A command that the guide prints.
-
-    @ivar command: for a shell.
-    @ivar printed: what comes of it; an ellipsis stands for anything.
-    """
-
-    command: str
-    printed: str
-
-
-def readFiles() -> dict[str, str]:
-    """
-    The files that the guide prints, by their paths.
-    """
-    found = re.findall(r"^`(/\S+)`:\n\n```\w*\n(.*?)^```", GUIDE.read_text(), re.M | re.S)
-    return dict(found)
-
-
-def readSteps() -> list[Step]:
-    """
-    The commands that it prints, in order.
-    """
-    blocks = re.findall(r"^```console\n(.*?)^```", GUIDE.read_text(), re.M | re.S)
-    steps = re.findall(r"^# (.*)\n((?:(?!# ).*\n)*)", "".join(blocks), re.M)
-    return [Step(*step) for step in steps]
-
-
-def matches(seen: str, printed: str) -> bool:
-    """
-    Whether a command printed what the guide says.
-    """
-    pattern = ".*".join(map(re.escape, printed.split("…")))
-    return re.fullmatch(pattern, seen.replace("\r\n", "\n"), re.S) is not None
-
-
 @pytest.fixture(scope="module")
 def guided(release: str, package: Path) -> Iterator[Machine]:
     """
     A booted system with the package installed, and a curl.
     """
-    machine = startMachine(release, _PACKAGES, "guided")
+    machine = startMachine(release, PROGRAMS, "guided")
     with closing(machine):
-        installPackage(machine, package)
+        installPackage(machine, findPackage(package, "python3-fastpoetry"))
         yield machine
 
 
@@ -96,11 +53,7 @@ def machine(guided: Machine) -> Iterator[Machine]:
     """
     That system with the files of the guide, and nothing of it running.
     """
-    for path, text in readFiles().items():
-        file = guided.path(path)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    guided.systemctl("daemon-reload")
+    writeFiles(guided, TEXT)
     yield guided
     guided.run("sh", "-c", _TIDY)
 
@@ -116,19 +69,15 @@ def test_guide(machine: Machine) -> None:
     """
     Whoever types what the guide prints sees what it prints.
     """
-    steps = readSteps()
-    assert len(steps) > 15
-    for command, printed in steps:
-        machine.run("journalctl", "--sync")
-        seen = machine.run("sh", "-c", command).stdout
-        assert matches(seen, printed), f"# {command}\n{seen}instead of\n{printed}"
+    assert len(readSteps(TEXT)) > 15
+    follow(machine, TEXT)
 
 
 def test_sixLines(machine: Machine) -> None:
     """
     The smallest unit has six lines, and can be started by hand as well.
     """
-    assert len(readFiles()["/etc/systemd/system/web.service"].splitlines()) == 6
+    assert len(readFiles(TEXT)["/etc/systemd/system/web.service"].splitlines()) == 6
     machine.systemctl("start", "web.service")
     listing = get(machine, "http://127.0.0.1:8080/")
     assert "systemd" in listing

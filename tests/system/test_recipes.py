@@ -1,0 +1,111 @@
+"""
+Tests of C{docs/recipes.md}: its files and commands, as printed, with other people's programs on a
+booted system.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from system.conftest import CLONE, skip, startMachine
+from system.machine import Machine
+from system.package import findPackage, installPackage
+from system.printed import PROGRAMS, follow, readFiles, readSections, readSteps, writeFiles
+
+PAGE = CLONE / "docs/recipes.md"
+RECIPES = {title: text for title, text in readSections(PAGE).items() if readSteps(text)}
+
+_TIDY = """
+systemctl stop {units}
+systemctl reset-failed
+rm -rf {files}
+systemctl daemon-reload
+"""
+
+
+@pytest.fixture(scope="module")
+def equipped(release: str, package: Path, fromPip: Path) -> Iterator[Machine]:
+    """
+    A booted system with the package, Debian's programs, and what of them is from pip.
+    """
+    machine = startMachine(release, PROGRAMS, "equipped")
+    with closing(machine):
+        installPackage(machine, findPackage(package, "python3-fastpoetry"))
+        shutil.copytree(fromPip, machine.path("/opt/pip"))
+        machine.path("/opt/pip").chmod(0o755)
+        yield machine
+
+
+@pytest.fixture(scope="module")
+def fromPip(release: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """
+    What the page has pip install, for a release.
+    """
+    folder = tmp_path_factory.mktemp("pip")
+    buildbot = {"bookworm": "3.7.0", "trixie": "4.2.1"}[release]
+    page = re.sub(r"==\$\(.*\)", f"=={buildbot}", PAGE.read_text("utf-8"))
+    wanted = " ".join(re.findall(r"pip install --no-deps --target=/opt/pip\s+([^`]+)", page))
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    command += [f"--target={folder}", *wanted.split()]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    if ran.returncode:
+        skip(ran.stderr)
+    return folder
+
+
+@pytest.mark.parametrize("title", RECIPES)
+def test_recipe(equipped: Machine, title: str) -> None:
+    """
+    Whoever follows a recipe sees what it prints.
+    """
+    text = RECIPES[title]
+    writeFiles(equipped, text)
+    files = [*readFiles(text)]
+    units = [Path(each).name for each in files if each.startswith("/etc/systemd/")]
+    try:
+        follow(equipped, text)
+        if units:
+            said = equipped.journal("--priority=err", *(f"--unit={each}" for each in units))
+            assert [each["MESSAGE"].splitlines()[0] for each in said] == expectedErrors(text)
+    finally:
+        sockets = sorted(units, key=lambda each: not each.endswith(".socket"))
+        equipped.run(
+            "sh",
+            "-c",
+            _TIDY.format(units=" ".join(sockets) or "''", files=" ".join(files)),
+            check=False,
+        )
+
+
+def expectedErrors(text: str) -> list[str]:
+    """
+    The errors that a recipe itself provokes, and shows.
+    """
+    return re.findall(r"-p err.*\n(.*)\n", text)
+
+
+def test_table(equipped: Machine) -> None:
+    """
+    The versions in the table are those of the programs that ran.
+    """
+    column = {"Debian 12": 0, "Debian 13": 1}
+    release = equipped.run("sh", "-c", ". /etc/os-release; echo Debian $VERSION_ID").stdout.strip()
+    query = ("dpkg-query", "--show", "--showformat=${Version}")
+    for package, row in (
+        ("python3-twisted", r"`twistd web` \| Twisted"),
+        ("magic-wormhole-transit-relay", r"Magic Wormhole's transit relay \|"),
+        ("buildbot", r"Buildbot, master and worker \|"),
+        ("python3-autobahn", r"Autobahn \|"),
+    ):
+        versions = re.search(rf"^\| {row} ([\d.]+), ([\d.]+) ", PAGE.read_text(), re.M)
+        assert versions, row
+        installed = equipped.run(*query, package).stdout
+        assert re.match(rf"{re.escape(versions[1 + column[release]])}\b", installed)
