@@ -1,5 +1,5 @@
 """
-Stand-ins for what surrounds a room: a reactor, threads, ports, endpoints, readers, clients.
+Stand-ins for what surrounds a module: a reactor, threads, ports, endpoints, readers, clients.
 
 They decide nothing and never wait for time to pass; what they do beyond remembering is done when a
 test says so.

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fakes import LONG, FakeReader, Reactor, receiveAll, records
+from messages import CARRIED
 from twisted.application.service import IService
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
@@ -142,7 +143,7 @@ class CarryTests(CarryCase):
                     "text": "carried 1 readers over",
                     "level": "info",
                     "readers": 1,
-                    "message_id": "2439ffc2fe1e4e2a9320762c90721e57",
+                    "message_id": CARRIED,
                 }
             ],
         )

@@ -136,10 +136,10 @@ def recordsOf(source: str) -> Iterator[tuple[str, Record]]:
 
 def allRecords() -> dict[str, Record]:
     """
-    @return: every kind of record of every room.
+    @return: every kind of record of every module.
     """
-    rooms = sorted((ROOT / "fastpoetry").rglob("*.py"))
-    return {key: record for room in rooms for key, record in recordsOf(room.read_text())}
+    modules = sorted((ROOT / "fastpoetry").rglob("*.py"))
+    return {key: record for each in modules for key, record in recordsOf(each.read_text())}
 
 
 class OptionTests(SynchronousTestCase):

@@ -1,7 +1,7 @@
 """
 Tests of the real C{twistd fastpoetry-proxy}, with upstreams that misbehave on real sockets.
 
-What each time and state means is tested beside the room; here is what readers get.
+What each time and state means is tested beside the module; here is what readers get.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """
 Tests of the real twistd with our commands and C{.tac} files, in processes of its own.
 
-What options mean, and what a room does, is tested beside each; here is what only a process shows.
+What options mean, and what a module does, is tested beside each; here is what only a process shows.
 """
 
 from __future__ import annotations

@@ -1,0 +1,42 @@
+"""
+Tests for L{messages}, where the tests have their message ids from.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import messages
+from twisted.trial.unittest import SynchronousTestCase
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class MessageTests(SynchronousTestCase):
+    """
+    Tests for the names of message ids.
+    """
+
+    catalog = set(
+        re.findall(
+            "(?m)^-- ([0-9a-f]{32})$", (ROOT / "packaging/systemd/fastpoetry.catalog").read_text()
+        )
+    )
+
+    def test_known(self) -> None:
+        """
+        Each name stands for a kind of record that the catalog explains.
+        """
+        names = {name: value for name, value in vars(messages).items() if name.isupper()}
+        del names["UNIT_STARTING"]  # systemd's own
+        self.assertEqual({k: v for k, v in names.items() if v not in self.catalog}, {})
+
+    def test_once(self) -> None:
+        """
+        No other file of the tests or benchmarks has such a literal.
+        """
+        for path in (*ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/**/*.py")):
+            if path.name != "messages.py":
+                found = set(re.findall("[0-9a-f]{32}", path.read_text("utf-8")))
+                self.assertEqual(found & self.catalog, set(), path)
