@@ -80,9 +80,7 @@ class PoetryListener(service.Service):
         self._fail = self._giveUp
 
     def startService(self) -> None:
-        """
-        Listen, unless that has been done.
-        """
+        """Listen, unless that has been done."""
         super().startService()
         if self._listening is None:
             self.privilegedStartService()
@@ -104,9 +102,7 @@ class PoetryListener(service.Service):
         return stopped.addCallback(lambda _: self._factory.policy.drain())
 
     def _begin(self, port: Any) -> None:
-        """
-        Serve on every socket of a port, the fast way where there is nothing in between.
-        """
+        """Serve on every socket of a port, the fast way where there is nothing in between."""
         self._ports = tuple(self._borrow(each) for each in getattr(port, "ports", (port,)))
         for each in self._ports:
             self._factory.policy.addPort(each)
@@ -141,9 +137,7 @@ class PoetryListener(service.Service):
         return ours
 
     def _giveUp(self, failure: Failure) -> None:
-        """
-        A server that cannot listen is none: end, with a record that says why.
-        """
+        """A server that cannot listen is none: end, with a record that says why."""
         if not failure.check(CancelledError):  # by our own stop
             self._log.failure(
                 "cannot listen, so there is nothing to do",

@@ -59,9 +59,7 @@ _KINDS = (
 
 
 class PoemError(Exception):
-    """
-    A poem that cannot be served: one line for the person who can mend it.
-    """
+    """A poem that cannot be served: one line for the person who can mend it."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +101,7 @@ class Loaded(NamedTuple):
 
 
 class Selection(Protocol):
-    """
-    Which poems a service serves: a rule that is looked up again at each reload.
-    """
+    """Which poems a service serves: a rule that is looked up again at each reload."""
 
     def load(self) -> Loaded:
         """
@@ -175,9 +171,7 @@ class PoemNamed(NamedTuple):
 
 
 def listNames(name: str, there: Iterable[str]) -> str:
-    """
-    Say what there is in the place of what is not, and what may have been meant.
-    """
+    """Say what there is in the place of what is not, and what may have been meant."""
     from difflib import get_close_matches  # costs a millisecond that only an error pays
 
     names = sorted(there)
@@ -301,9 +295,7 @@ def _readPoem(name: str, path: str, origin: str, inner: str = "") -> Poem:
 
 
 def _openBeneath(path: str, inner: str) -> int:
-    """
-    Open a file, and follow no link that was put into the inner part of its path meanwhile.
-    """
+    """Open a file, and follow no link that was put into the inner part of its path meanwhile."""
     if not inner:
         return os.open(path, OPEN_FLAGS)
     *folders, last = inner.split(os.sep)
@@ -359,9 +351,7 @@ def _waitForTick(descriptor: int) -> os.stat_result:
 
 
 def _findStrange(text: bytes) -> int | None:
-    """
-    Which byte is the first that is not UTF-8, if one is not.
-    """
+    """Which byte is the first that is not UTF-8, if one is not."""
     pieces, at = memoryview(text), 0
     while at < len(text):
         piece = pieces[at : at + _PIECE_BYTES]
@@ -390,9 +380,7 @@ def findFault(status: os.stat_result, what: str, mostBytes: int) -> str:
 
 
 def _explain(why: OSError, path: str) -> str:
-    """
-    The system's word for an error, and how to mend it where that is known.
-    """
+    """The system's word for an error, and how to mend it where that is known."""
     text = why.strerror or str(why)
     if why.errno == errno.EACCES:
         return (

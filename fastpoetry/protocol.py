@@ -147,9 +147,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
             self.setTimeout(min(LINGER_SECONDS, self._policy.limits.drainSeconds))
 
     def resumeProducing(self) -> None:
-        """
-        The transport has passed on what it had: write the next piece, or end.
-        """
+        """The transport has passed on what it had: write the next piece, or end."""
         piece = self.poem.text[self._sentBytes : self._sentBytes + _PIECE_BYTES]
         if piece:
             self._sentBytes += len(piece)
@@ -158,22 +156,16 @@ class PoetryProtocol(Protocol, TimeoutMixin):
             self._finish()
 
     def stopProducing(self) -> None:
-        """
-        The transport is closed; it says so to L{connectionLost} too.
-        """
+        """The transport is closed; it says so to L{connectionLost} too."""
 
     def readConnectionLost(self) -> None:
-        """
-        The client has closed its side: after ours, nothing is left to wait for.
-        """
+        """The client has closed its side: after ours, nothing is left to wait for."""
         self._clientHasEnded = True
         if self._hasEnded:
             self.transport.loseConnection()
 
     def writeConnectionLost(self) -> None:
-        """
-        Our side is closed.
-        """
+        """Our side is closed."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Nothing is left of the connection."""
@@ -218,9 +210,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         self.transport.abortConnection()
 
     def _finish(self) -> None:
-        """
-        Say that this was all, and read on until the client closes too.
-        """
+        """Say that this was all, and read on until the client closes too."""
         self._hasEnded = True
         self.transport.unregisterProducer()
         if self._socket is not None:

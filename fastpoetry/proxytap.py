@@ -1,6 +1,4 @@
-"""
-The twistd command C{fastpoetry-proxy}: its options, and the service they ask for.
-"""
+"""The twistd command C{fastpoetry-proxy}: its options, and the service they ask for."""
 
 from __future__ import annotations
 
@@ -35,9 +33,7 @@ def _parseSpan(option: str, value: str) -> float:
 
 
 class Options(CommandOptions):
-    """
-    The command line of C{twistd fastpoetry-proxy}.
-    """
+    """The command line of C{twistd fastpoetry-proxy}."""
 
     synopsis = "[--upstream ENDPOINT] [--port PORT | --listen ENDPOINT] ..."
     longdesc = (
@@ -95,15 +91,11 @@ class Options(CommandOptions):
     )
 
     def opt_upstream(self, value: str) -> None:
-        """
-        Fetch the poem from a Twisted client endpoint, as tcp:host=poems.example:port=10000.
-        """
+        """Fetch the poem from a Twisted client endpoint, as tcp:host=poems.example:port=10000."""
         self.openBlock(f"--upstream {value}", value)
 
     def opt_expect_sha256(self, value: str) -> None:
-        """
-        The SHA-256 of the upstream's poem, in hexadecimal: any other is not taken.
-        """
+        """The SHA-256 of the upstream's poem, in hexadecimal: any other is not taken."""
         if not re.fullmatch("[0-9a-fA-F]{64}", value):
             refuse(f"--expect-sha256 {value}: not 64 hexadecimal digits")
         block = self.blocks[-1]
@@ -119,16 +111,12 @@ class Options(CommandOptions):
 
     @property
     def endpoints(self) -> list[str]:
-        """
-        The upstreams too.
-        """
+        """The upstreams too."""
         return super().endpoints + [block.what for block in self.blocks]
 
     @property
     def freshness(self) -> Freshness:
-        """
-        The times that were asked for, with the defaults for the others.
-        """
+        """The times that were asked for, with the defaults for the others."""
         keys = Freshness.__dataclass_fields__.keys() & self.keys()
         return Freshness(**{key: self[key] for key in keys})
 
@@ -177,15 +165,11 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
 
 
 def _isWritable(folder: str) -> bool:
-    """
-    Whether files can be made in a folder.
-    """
+    """Whether files can be made in a folder."""
     return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK, effective_ids=True)
 
 
 def _whose(upstream: str) -> str:
-    """
-    Where an upstream was written that is none, if it was in the file of a unit.
-    """
+    """Where an upstream was written that is none, if it was in the file of a unit."""
     file = os.environ.get("UPSTREAM_FILE")
     return f" (UPSTREAM= in {file})" if file and os.environ.get("UPSTREAM", "") == upstream else ""

@@ -71,16 +71,12 @@ class PoetryService(service.Service):
         return poems[0] if len(poems) == 1 else choice(poems)
 
     def whenPoem(self) -> Deferred[Poem]:
-        """
-        The poem for the next reader, which is there as soon as the service runs.
-        """
+        """The poem for the next reader, which is there as soon as the service runs."""
         return execute(lambda: self.poem)
 
     @property
     def description(self) -> str:
-        """
-        What is served, for a person: C{ecstasy (3003 bytes)}.
-        """
+        """What is served, for a person: C{ecstasy (3003 bytes)}."""
         if len(self._poems) == 1:
             served = f"{self._poems[0].name} ({len(self._poems[0].text)} bytes)"
         else:
@@ -127,9 +123,7 @@ class PoetryService(service.Service):
         self._keep(loaded)
 
     def _keep(self, loaded: Loaded) -> None:
-        """
-        Replace what is held, at once, and say what it is.
-        """
+        """Replace what is held, at once, and say what it is."""
         # What has not changed is the same poem: readers of the old one hold no second copy of it.
         held = {(poem.name, poem.origin, poem.digest): poem for poem in self._poems}
         self._poems = [
@@ -191,9 +185,7 @@ class PoetryService(service.Service):
 
 
 def _name(paths: Sequence[str]) -> str:
-    """
-    Some paths, in one line of plain text.
-    """
+    """Some paths, in one line of plain text."""
     more = len(paths) - _MOST_NAMED
     rest = f" and {more} more" if more > 0 else ""
     return ", ".join(map(ascii, paths[:_MOST_NAMED])) + rest

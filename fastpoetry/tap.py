@@ -1,6 +1,4 @@
-"""
-The twistd command C{fastpoetry}: its options, and the service they ask for.
-"""
+"""The twistd command C{fastpoetry}: its options, and the service they ask for."""
 
 from __future__ import annotations
 
@@ -36,15 +34,11 @@ class Options(CommandOptions):
     opens = "--poem or --anthology"
 
     def opt_poem(self, value: str) -> None:
-        """
-        Serve a poem: a path, if there is a slash in it; otherwise a name along --poetry-path.
-        """
+        """Serve a poem: a path, if there is a slash in it; otherwise a name along --poetry-path."""
         self.openBlock(f"--poem {value}", value)
 
     def opt_anthology(self) -> None:
-        """
-        Serve every poem along --poetry-path, a random one each time.
-        """
+        """Serve every poem along --poetry-path, a random one each time."""
         self.openBlock(_ANTHOLOGY, None)
 
     def opt_poetry_path(self, value: str) -> None:
@@ -72,9 +66,7 @@ class Options(CommandOptions):
 
 
 def findPoetryPath() -> str:
-    """
-    @return: the folders to look for poems in where --poetry-path names none.
-    """
+    """@return: the folders to look for poems in where --poetry-path names none."""
     packaged = [str(_PACKAGED)] if _PACKAGED.is_dir() else []
     return ":".join([DEFAULT_POETRY_PATH, *packaged])
 
@@ -109,9 +101,7 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
 
 
 def _select(block: Block, folders: list[str]) -> Selection:
-    """
-    Which poems a block serves.
-    """
+    """Which poems a block serves."""
     if block.asked == _ANTHOLOGY:
         return Anthology(folders)
     if "/" in block.what:

@@ -19,9 +19,7 @@ _T = TypeVar("_T")
 
 
 class ThreadError(Exception):
-    """
-    A thread that cannot be had for now: one line.
-    """
+    """A thread that cannot be had for now: one line."""
 
 
 def startDaemon(run: Callable[[], None]) -> None:

@@ -28,7 +28,5 @@ settings.load_profile("fastpoetry")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """
-    Run what boots machines after all that takes milliseconds.
-    """
+    """Run what boots machines after all that takes milliseconds."""
     items.sort(key=lambda item: "system" in item.path.parent.parts)

@@ -60,9 +60,7 @@ SECONDS = 10.0
 
 
 class ThreadPool:
-    """
-    Threads that get to their work when a test lets them.
-    """
+    """Threads that get to their work when a test lets them."""
 
     def __init__(self) -> None:
         self._work: list[tuple[Callable[[bool, object], object], Callable[[], object]]] = []
@@ -70,15 +68,11 @@ class ThreadPool:
     def callInThreadWithCallback(
         self, onResult: Callable[[bool, object], object], func: Callable[[], object]
     ) -> None:
-        """
-        Keep the work.
-        """
+        """Keep the work."""
         self._work.append((onResult, func))
 
     def work(self) -> None:
-        """
-        Do the work that there is.
-        """
+        """Do the work that there is."""
         work, self._work = self._work, []
         for onResult, func in work:
             try:
@@ -97,25 +91,19 @@ class Threads:
     """
 
     def __init__(self, case: SynchronousTestCase) -> None:
-        """
-        @param case: during which there are no real ones.
-        """
+        """@param case: during which there are no real ones."""
         case.patch(threads, "startDaemon", self)
         self.why: threads.ThreadError | None = None
         self._work: list[Callable[[], None]] = []
 
     def __call__(self, run: Callable[[], None]) -> None:
-        """
-        Keep the work.
-        """
+        """Keep the work."""
         if self.why is not None:
             raise self.why
         self._work.append(run)
 
     def work(self) -> None:
-        """
-        Do the work that there is.
-        """
+        """Do the work that there is."""
         work, self._work = self._work, []
         for run in work:
             run()
@@ -123,9 +111,7 @@ class Threads:
 
 @implementer(IReactorPluggableNameResolver, IReactorThreads)
 class Reactor(MemoryReactorClock):
-    """
-    A reactor in memory, with threads; its sockets are served when a test says so.
-    """
+    """A reactor in memory, with threads; its sockets are served when a test says so."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,22 +120,16 @@ class Reactor(MemoryReactorClock):
         self.nameResolver: Any = None
 
     def installNameResolver(self, resolver: Any) -> Any:
-        """
-        Have names looked up by another.
-        """
+        """Have names looked up by another."""
         before, self.nameResolver = self.nameResolver, resolver
         return before
 
     def getThreadPool(self) -> Any:
-        """
-        The threads.
-        """
+        """The threads."""
         return self.pool
 
     def suggestThreadPoolSize(self, size: int) -> None:
-        """
-        Have as many threads as before.
-        """
+        """Have as many threads as before."""
 
     # The interface has that name for what is called.
     def callInThread(
@@ -158,9 +138,7 @@ class Reactor(MemoryReactorClock):
         *args: object,
         **kw: object,
     ) -> None:
-        """
-        Call when the threads work.
-        """
+        """Call when the threads work."""
         self.pool.callInThreadWithCallback(lambda *_: None, lambda: callable(*args, **kw))
 
     def callFromThread(
@@ -169,9 +147,7 @@ class Reactor(MemoryReactorClock):
         *args: object,
         **kw: object,
     ) -> None:
-        """
-        Call at once: there is but one thread.
-        """
+        """Call at once: there is but one thread."""
         callable(*args, **kw)
 
     def turn(self, client: socket.socket | None = None) -> bool:
@@ -211,9 +187,7 @@ class Reactor(MemoryReactorClock):
                 text += piece
 
     def _end(self, descriptor: Any, why: Any, isRead: bool) -> None:
-        """
-        Let a descriptor go that gave a reason for that, as Twisted's own reactors do.
-        """
+        """Let a descriptor go that gave a reason for that, as Twisted's own reactors do."""
         if why is None:
             return
         self.removeReader(descriptor)
@@ -247,41 +221,31 @@ class FakeSource(Service):
         self.failsAtOnce = False
 
     def whenPoem(self) -> Deferred[Poem]:
-        """
-        Wait until the test gives a poem.
-        """
+        """Wait until the test gives a poem."""
         if self.failsAtOnce:
             return fail(RuntimeError("no poem"))
         self.waiting.append(Deferred())
         return self.waiting[-1]
 
     def reload(self) -> Deferred[None]:
-        """
-        Find what was there before.
-        """
+        """Find what was there before."""
         return succeed(None)
 
     def give(self, poem: Poem) -> None:
-        """
-        Have a poem from now on.
-        """
+        """Have a poem from now on."""
         self.poem, waiting, self.waiting = poem, self.waiting, []
         for each in waiting:
             each.callback(poem)
 
     def giveUp(self) -> None:
-        """
-        Have no poem for who waits now.
-        """
+        """Have no poem for who waits now."""
         waiting, self.waiting = self.waiting, []
         for each in waiting:
             each.errback(RuntimeError("no poem"))
 
 
 class FakeSelection:
-    """
-    A selection that finds what a test puts there.
-    """
+    """A selection that finds what a test puts there."""
 
     def __init__(self, *poems: Poem) -> None:
         self.found: Loaded | Exception = Loaded(poems)
@@ -289,15 +253,11 @@ class FakeSelection:
     def find(
         self, *poems: Poem, leftOut: Sequence[PoemError] = (), passedOver: Sequence[str] = ()
     ) -> None:
-        """
-        Find those from now on.
-        """
+        """Find those from now on."""
         self.found = Loaded(poems, leftOut, passedOver)
 
     def load(self) -> Loaded:
-        """
-        What there is, or why there is nothing.
-        """
+        """What there is, or why there is nothing."""
         if isinstance(self.found, Exception):
             raise self.found
         return self.found
@@ -326,16 +286,12 @@ class FakeReader:
         self.did: list[str] = []
 
     def closeAfterClient(self) -> bool:
-        """
-        What the test says.
-        """
+        """What the test says."""
         self._ask()
         return self.closed
 
     def countTaken(self) -> int:
-        """
-        What the test says.
-        """
+        """What the test says."""
         self._ask()
         return self.taken
 
@@ -344,28 +300,20 @@ class FakeReader:
             self.asked.append(self.policy.seconds())
 
     def end(self) -> None:
-        """
-        Remember it.
-        """
+        """Remember it."""
         self.did.append("end")
 
     def reset(self) -> None:
-        """
-        Remember it.
-        """
+        """Remember it."""
         self.did.append("reset")
 
     def isSent(self) -> bool:
-        """
-        What the test says.
-        """
+        """What the test says."""
         return self.sent
 
 
 class Receipt(FakeReader):
-    """
-    What is counted of a reader.
-    """
+    """What is counted of a reader."""
 
     def __init__(self, poem: Poem, address: Address) -> None:
         super().__init__(Policy(Limits(), MemoryReactorClock()), address, poem)
@@ -383,9 +331,7 @@ class FakeArrival:
         self.drained = False
 
     def drain(self) -> None:
-        """
-        Be gone.
-        """
+        """Be gone."""
         self.drained = True
         self.policy.removeArrival(self)
 
@@ -410,34 +356,24 @@ class FakePort:
         self.stopped = False
 
     def startListening(self) -> None:
-        """
-        Listen.
-        """
+        """Listen."""
 
     def stopListening(self) -> Deferred[None]:
-        """
-        Listen no more.
-        """
+        """Listen no more."""
         self.stopped = True
         return succeed(None)
 
     def getHost(self) -> Any:
-        """
-        Where that is.
-        """
+        """Where that is."""
         return self.address
 
     def startReading(self) -> None:
-        """
-        Accept.
-        """
+        """Accept."""
         self.reading = True
         self.turns += 1
 
     def stopReading(self) -> None:
-        """
-        Accept nothing.
-        """
+        """Accept nothing."""
         self.reading = False
         self.turns += 1
 
@@ -456,9 +392,7 @@ class FakeEndpoint:
         self.factories: list[IProtocolFactory] = []
 
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
-        """
-        Answer as the test says.
-        """
+        """Answer as the test says."""
         self.factories.append(protocolFactory)
         return self.listening
 
@@ -482,50 +416,34 @@ class FakeTransport(StringTransport):
         self.did: list[str] = []
 
     def getHandle(self) -> Any:
-        """
-        The socket that the test has chosen.
-        """
+        """The socket that the test has chosen."""
         return self.handle
 
     def loseConnection(self) -> None:
-        """
-        End, once all is sent.
-        """
+        """End, once all is sent."""
         self.did.append("loseConnection")
 
     def loseWriteConnection(self) -> None:
-        """
-        End the sending half.
-        """
+        """End the sending half."""
         self.did.append("loseWriteConnection")
 
     def abortConnection(self) -> None:
-        """
-        End at once.
-        """
+        """End at once."""
         self.did.append("abortConnection")
 
     def getTcpNoDelay(self) -> bool:
-        """
-        As the kernel has it from the start.
-        """
+        """As the kernel has it from the start."""
         return False
 
     def setTcpNoDelay(self, enabled: bool) -> None:
-        """
-        Nothing that a test could tell.
-        """
+        """Nothing that a test could tell."""
 
     def getTcpKeepAlive(self) -> bool:
-        """
-        As the kernel has it from the start.
-        """
+        """As the kernel has it from the start."""
         return False
 
     def setTcpKeepAlive(self, enabled: bool) -> None:
-        """
-        Nothing that a test could tell.
-        """
+        """Nothing that a test could tell."""
 
 
 @implementer(ISSLTransport)
@@ -541,21 +459,15 @@ class FakeTLS(ProtocolWrapper):
         self.did: list[str] = []
 
     def getPeerCertificate(self) -> None:
-        """
-        None, as usual for a client.
-        """
+        """None, as usual for a client."""
 
     def loseConnection(self) -> None:
-        """
-        Wait for the client's word.
-        """
+        """Wait for the client's word."""
         self.did.append("loseConnection")
 
 
 class FakeNotify(Service):
-    """
-    The service that tells systemd, which here is asked by the test.
-    """
+    """The service that tells systemd, which here is asked by the test."""
 
     def __init__(
         self,
@@ -570,22 +482,16 @@ class FakeNotify(Service):
 
 
 class FakePreflight:
-    """
-    A check that every endpoint passes: a test does not take ports for which others may wait.
-    """
+    """A check that every endpoint passes: a test does not take ports for which others may wait."""
 
     def __enter__(self) -> FakePreflight:
         return self
 
     def __exit__(self, *why: object) -> None:
-        """
-        Be over.
-        """
+        """Be over."""
 
     def check(self, endpoint: IStreamServerEndpoint) -> None:
-        """
-        Let it pass, if it is one.
-        """
+        """Let it pass, if it is one."""
         verifyObject(IStreamServerEndpoint, endpoint)
 
 
@@ -614,34 +520,26 @@ def records(events: Sequence[LogEvent]) -> list[dict[str, Any]]:
 
 
 def said(events: Sequence[LogEvent]) -> list[str]:
-    """
-    @return: the events as a person reads them, without Twisted's own.
-    """
+    """@return: the events as a person reads them, without Twisted's own."""
     return [each["text"] for each in records(events)]
 
 
 def tree(service: Any) -> Any:
-    """
-    @return: what a service consists of: a list for each C{MultiService}.
-    """
+    """@return: what a service consists of: a list for each C{MultiService}."""
     if isinstance(service, MultiService):
         return [tree(each) for each in service]
     return type(service).__name__
 
 
 def countDescriptors() -> int:
-    """
-    @return: how many descriptors this process has.
-    """
+    """@return: how many descriptors this process has."""
     return len(os.listdir("/proc/self/fd"))
 
 
 def awaited(
     test: Callable[[_Case], Coroutine[Deferred[Any], Any, None]],
 ) -> Callable[[_Case], Deferred[None]]:
-    """
-    Have a test that is a coroutine run to its end, which trial does not in Twisted 22.4.
-    """
+    """Have a test that is a coroutine run to its end, which trial does not in Twisted 22.4."""
 
     @wraps(test)
     def run(case: _Case) -> Deferred[None]:
@@ -651,9 +549,7 @@ def awaited(
 
 
 def makeFolder(case: SynchronousTestCase) -> str:
-    """
-    @return: a folder that anybody may read, and that is gone when the test ends.
-    """
+    """@return: a folder that anybody may read, and that is gone when the test ends."""
     path = os.path.realpath(mkdtemp())
     case.addCleanup(rmtree, path)
     os.chmod(path, 0o755)
@@ -661,9 +557,7 @@ def makeFolder(case: SynchronousTestCase) -> str:
 
 
 def write(folder: str, entry: str, text: bytes = POEM.text) -> str:
-    """
-    @return: the path of a new file.
-    """
+    """@return: the path of a new file."""
     path = os.path.join(folder, entry)
     with open(path, "wb") as file:
         file.write(text)

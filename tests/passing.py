@@ -1,6 +1,4 @@
-"""
-Descriptors for tests to pass, and an L{Inherited} that finds them.
-"""
+"""Descriptors for tests to pass, and an L{Inherited} that finds them."""
 
 from __future__ import annotations
 
@@ -17,13 +15,11 @@ from fastpoetry.systemd.adopted import AdoptedEndpoint, Inherited
 
 
 class Passing:
-    """
-    Mixed into a test case: sockets to pass, and a short path for what has one.
-    """
+    """Mixed into a test case: sockets to pass, and a short path for what has one."""
 
     def folder(self: Any) -> Path:
         """
-        @return: A folder that is gone when the test ends. Its path is short enough for a socket's.
+        @return: a folder that is gone when the test ends. Its path is short enough for a socket's.
         """
         path = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, path)
@@ -31,9 +27,9 @@ class Passing:
 
     def bound(self: Any, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> Any:
         """
-        @param family: The address family.
-        @param kind: The type of the socket.
-        @return: A socket bound to an address of its own.
+        @param family: the address family.
+        @param kind: the type of the socket.
+        @return: a socket bound to an address of its own.
         """
         made = socket.socket(family, kind)
         self.addCleanup(made.close)
@@ -46,9 +42,9 @@ class Passing:
 
     def listening(self: Any, family: int = socket.AF_INET, backlog: int = 7) -> Any:
         """
-        @param family: The address family.
-        @param backlog: What listen(2) is told.
-        @return: A listening stream socket, blocking as systemd passes it.
+        @param family: the address family.
+        @param backlog: what listen(2) is told.
+        @return: a listening stream socket, blocking as systemd passes it.
         """
         made = self.bound(family)
         made.listen(backlog)
@@ -57,16 +53,14 @@ class Passing:
 
 def inherit(*passed: tuple[Any, str]) -> Inherited:
     """
-    @param passed: Files, each with a name.
-    @return: What a process finds that was passed those.
+    @param passed: files, each with a name.
+    @return: what a process finds that was passed those.
     """
     return Inherited({}, {}, lambda: {file.fileno(): name for file, name in passed})
 
 
 class Greeter(Protocol):
-    """
-    Says hello and goodbye.
-    """
+    """Says hello and goodbye."""
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
@@ -76,18 +70,18 @@ class Greeter(Protocol):
 
 def endpointOn(reactor: Any, *passed: Any) -> AdoptedEndpoint:
     """
-    @param reactor: What it shall listen with.
-    @param passed: Listening sockets.
-    @return: An endpoint on them.
+    @param reactor: what it shall listen with.
+    @param passed: listening sockets.
+    @return: an endpoint on them.
     """
     return AdoptedEndpoint(reactor, inherit(*((file, "a") for file in passed)).claim("a"))
 
 
 def fetch(family: int, address: Any) -> bytes:
     """
-    @param family: An address family.
-    @param address: Where a server listens.
-    @return: All that the server says.
+    @param family: an address family.
+    @param address: where a server listens.
+    @return: all that the server says.
     """
     with socket.socket(family) as client:
         client.settimeout(10)

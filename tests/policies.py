@@ -1,6 +1,4 @@
-"""
-A policy with readers that take what a test says.
-"""
+"""A policy with readers that take what a test says."""
 
 from __future__ import annotations
 
@@ -19,9 +17,7 @@ WHOLE = len(POEM.text)
 
 
 class PolicyCase(SynchronousTestCase):
-    """
-    A policy, a clock and a port.
-    """
+    """A policy, a clock and a port."""
 
     limits = Limits()
 
@@ -32,37 +28,27 @@ class PolicyCase(SynchronousTestCase):
         self.policy.addPort(self.port)
 
     def sending(self, address: Address = HERE, poem: Poem = POEM) -> FakeReader:
-        """
-        @return: a reader whose poem is under way.
-        """
+        """@return: a reader whose poem is under way."""
         reader = FakeReader(self.policy, address, poem)
         self.policy.begin(reader, self.clock.seconds())
         return reader
 
     def finish(self, reader: FakeReader) -> None:
-        """
-        Have the rest of a reader's poem go to the system.
-        """
+        """Have the rest of a reader's poem go to the system."""
         self.policy.finish(reader)
 
     def lingering(self, taken: int = WHOLE, address: Address = HERE) -> FakeReader:
-        """
-        @return: a reader whose poem went out at once, of which so much is acknowledged.
-        """
+        """@return: a reader whose poem went out at once, of which so much is acknowledged."""
         reader = FakeReader(self.policy, address)
         reader.taken = taken
         self.policy.addServed([reader], self.clock.seconds())
         return reader
 
     def countRoom(self) -> int:
-        """
-        @return: how many more may be here, once the ports wait if there are none.
-        """
+        """@return: how many more may be here, once the ports wait if there are none."""
         self.policy.pauseIfFull()
         return self.policy.room
 
     def wait(self, seconds: int) -> None:
-        """
-        Let time pass, a second at a time.
-        """
+        """Let time pass, a second at a time."""
         self.clock.pump([1.0] * seconds)

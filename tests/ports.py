@@ -20,18 +20,14 @@ from fastpoetry.poem import Poem
 
 
 def lingerOf(descriptor: int) -> tuple[int, ...]:
-    """
-    @return: what a close means on a descriptor: C{(1, 0)} is a reset.
-    """
+    """@return: what a close means on a descriptor: C{(1, 0)} is a reset."""
     with socket.socket(fileno=os.dup(descriptor)) as same:
         option = same.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
     return struct.unpack("ii", option)
 
 
 class PortCase(SynchronousTestCase):
-    """
-    A listening port, and who connects to it.
-    """
+    """A listening port, and who connects to it."""
 
     limits = Limits()
 
@@ -41,17 +37,13 @@ class PortCase(SynchronousTestCase):
         self.policy = Policy(self.limits, self.reactor)
 
     def plainPort(self) -> Any:
-        """
-        @return: a port of Twisted's own that listens.
-        """
+        """@return: a port of Twisted's own that listens."""
         port = tcp.Port(0, ServerFactory(), 200, "127.0.0.1", self.reactor)
         port.startListening()
         return port
 
     def listen(self, poem: Poem | None = POEM, port: Any = None) -> FastPort:
-        """
-        @return: a port that has taken the place of a plain one.
-        """
+        """@return: a port that has taken the place of a plain one."""
         self.source.poem = poem
         plain = port or self.plainPort()
         self.port = FastPort(plain, self.source, self.policy, self.reactor)
@@ -62,9 +54,7 @@ class PortCase(SynchronousTestCase):
         return self.port
 
     def stop(self) -> None:
-        """
-        Stop to listen, and reset who is still there.
-        """
+        """Stop to listen, and reset who is still there."""
         if self.port in self.policy._gate._ports:
             self.policy.removePort(self.port)
             self.port.stopListening()
@@ -73,9 +63,7 @@ class PortCase(SynchronousTestCase):
         self.reactor.advance(self.limits.drainSeconds)
 
     def connect(self, receiveBufferBytes: int = 0) -> socket.socket:
-        """
-        @return: a client that has connected, and waits in the backlog.
-        """
+        """@return: a client that has connected, and waits in the backlog."""
         family = socket.AF_UNIX if isinstance(self.address, str) else socket.AF_INET
         if ":" in self.address[0]:
             family = socket.AF_INET6
@@ -88,22 +76,16 @@ class PortCase(SynchronousTestCase):
         return client
 
     def visit(self, times: int = 1) -> None:
-        """
-        Let so much time pass that everybody was asked so often how far they have come.
-        """
+        """Let so much time pass that everybody was asked so often how far they have come."""
         self.reactor.pump([0.1] + [1.0] * times)
 
     def acknowledge(self, client: socket.socket) -> None:
-        """
-        Have the client's system say at once what it has.
-        """
+        """Have the client's system say at once what it has."""
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     @property
     def underWay(self) -> SocketReader:
-        """
-        The only reader whose poem is under way.
-        """
+        """The only reader whose poem is under way."""
         (reader,) = self.reactor.getWriters()
         assert isinstance(reader, SocketReader)
         return reader

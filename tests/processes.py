@@ -70,9 +70,7 @@ def waitUntil(condition: Callable[[], _T], what: str) -> _T:
 
 
 def findFreePort() -> int:
-    """
-    A TCP port of localhost that nobody has.
-    """
+    """A TCP port of localhost that nobody has."""
     with socket.socket() as trial:
         trial.bind(("127.0.0.1", 0))
         port: int = trial.getsockname()[1]
@@ -111,16 +109,12 @@ def fetchFrom(process: subprocess.Popen[str], address: Address) -> bytes:
 
 
 def isRunning(pid: int) -> bool:
-    """
-    Whether there is such a process, and it has not ended.
-    """
+    """Whether there is such a process, and it has not ended."""
     return statusOf(pid).get("State", "Z")[0] != "Z"
 
 
 def statusOf(pid: int) -> dict[str, str]:
-    """
-    What the kernel says of a process in proc_pid_status(5): nothing, once there is none.
-    """
+    """What the kernel says of a process in proc_pid_status(5): nothing, once there is none."""
     with suppress(FileNotFoundError, ProcessLookupError):
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
@@ -156,9 +150,7 @@ class Workplace:
     """
 
     def __init__(self, case: SynchronousTestCase) -> None:
-        """
-        @param case: whose end is the end of the folder and of the processes.
-        """
+        """@param case: whose end is the end of the folder and of the processes."""
         self.folder = Path(makeFolder(case))
         shutil.copytree(ROOT / "poetry", self.folder / "poetry")
         self._mark = uuid4().hex
@@ -167,15 +159,11 @@ class Workplace:
 
     @property
     def log(self) -> str:
-        """
-        What twistd logged.
-        """
+        """What twistd logged."""
         return (self.folder / "twistd.log").read_text()
 
     def findProcesses(self) -> list[int]:
-        """
-        The processes that run and come from here.
-        """
+        """The processes that run and come from here."""
         mark = f"{_MARK}={self._mark}".encode()
         found = []
         for entry in Path("/proc").glob("[0-9]*/environ"):
@@ -185,9 +173,7 @@ class Workplace:
         return found
 
     def begin(self, *command: str) -> subprocess.Popen[str]:
-        """
-        Start a command, with pipes for its output and nothing of this process's environment.
-        """
+        """Start a command, with pipes for its output and nothing of this process's environment."""
         environ = {
             "LANG": "C.UTF-8",
             "PATH": os.environ.get("PATH", os.defpath),
@@ -208,9 +194,7 @@ class Workplace:
         return process
 
     def run(self, *command: str) -> tuple[int, str, str]:
-        """
-        Run a command to its end; see L{finish}.
-        """
+        """Run a command to its end; see L{finish}."""
         return finish(self.begin(*command))
 
     def daemon(self, *arguments: str, pidFile: str = "twistd.pid") -> int:

@@ -1,6 +1,4 @@
-"""
-A proxy with an upstream in memory, a clock that a test sets, and readers who wait.
-"""
+"""A proxy with an upstream in memory, a clock that a test sets, and readers who wait."""
 
 from __future__ import annotations
 
@@ -58,9 +56,7 @@ class FakeUpstream:
         self._protocol: Any = None
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
-        """
-        Wait for the test.
-        """
+        """Wait for the test."""
         verifyObject(IProtocolFactory, protocolFactory)
         if self.isBusy:
             self.faults.append("two fetches at a time")
@@ -73,22 +69,16 @@ class FakeUpstream:
 
     @property
     def isBusy(self) -> bool:
-        """
-        Whether there is a fetch that has not ended.
-        """
+        """Whether there is a fetch that has not ended."""
         return self._connecting is not None or (self._protocol is not None and not self.isAborted)
 
     @property
     def isAborted(self) -> bool:
-        """
-        Whether the other end has broken the connection off.
-        """
+        """Whether the other end has broken the connection off."""
         return "abortConnection" in self.transport.did
 
     def accept(self) -> None:
-        """
-        Be connected.
-        """
+        """Be connected."""
         assert self._connecting is not None
         connecting, self._connecting = self._connecting, None
         self.transport = FakeTransport()
@@ -97,24 +87,18 @@ class FakeUpstream:
         connecting.callback(self._protocol)
 
     def refuse(self, why: Exception | None = None) -> None:
-        """
-        Not be connected.
-        """
+        """Not be connected."""
         assert self._connecting is not None
         connecting, self._connecting = self._connecting, None
         self.failedAt = self._reactor.seconds()
         connecting.errback(why or error.ConnectionRefusedError())
 
     def send(self, text: bytes) -> None:
-        """
-        Send a piece.
-        """
+        """Send a piece."""
         self._protocol.dataReceived(text)
 
     def close(self, why: Exception | None = None) -> None:
-        """
-        End the connection: cleanly, or for a reason.
-        """
+        """End the connection: cleanly, or for a reason."""
         protocol, self._protocol = self._protocol, None
         protocol.connectionLost(Failure(why or ConnectionDone()))
 
@@ -126,9 +110,7 @@ class FakeUpstream:
 
 
 class ProxyCase(SynchronousTestCase):
-    """
-    A proxy that runs, with nothing fetched yet.
-    """
+    """A proxy that runs, with nothing fetched yet."""
 
     def setUp(self) -> None:
         self.reactor = Reactor()
@@ -141,9 +123,7 @@ class ProxyCase(SynchronousTestCase):
         self.addCleanup(self.end)
 
     def make(self, freshness: Freshness = FRESHNESS, **others: Any) -> PoetryProxyService:
-        """
-        @return: a proxy of this upstream.
-        """
+        """@return: a proxy of this upstream."""
         return PoetryProxyService(
             UPSTREAM,
             self.upstream,
@@ -154,18 +134,14 @@ class ProxyCase(SynchronousTestCase):
         )
 
     def restart(self, freshness: Freshness = FRESHNESS, **others: Any) -> None:
-        """
-        Have another proxy in the place of the one there was.
-        """
+        """Have another proxy in the place of the one there was."""
         self.service.stopService()
         self.service = self.make(freshness, **others)
         self.service.startService()
         self.threads.work()  # the copy
 
     def end(self) -> None:
-        """
-        Stop; then nothing is left of the proxy in the reactor.
-        """
+        """Stop; then nothing is left of the proxy in the reactor."""
         self.service.stopService()
         for each in self.waiting:
             each.addErrback(lambda _: None)
@@ -174,29 +150,21 @@ class ProxyCase(SynchronousTestCase):
 
     @property
     def served(self) -> bytes | None:
-        """
-        What the next reader gets, if there is something for it.
-        """
+        """What the next reader gets, if there is something for it."""
         poem = self.service.poem
         return None if poem is None else poem.text
 
     def ask(self) -> None:
-        """
-        Want the poem, and not wait for it.
-        """
+        """Want the poem, and not wait for it."""
         _ = self.service.poem
 
     def wait(self) -> Deferred[Poem]:
-        """
-        @return: what a reader waits for.
-        """
+        """@return: what a reader waits for."""
         self.waiting.append(self.service.whenPoem())
         return self.waiting[-1]
 
     def give(self, *pieces: bytes) -> None:
-        """
-        Have the upstream answer the fetch that is under way.
-        """
+        """Have the upstream answer the fetch that is under way."""
         self.upstream.accept()
         for piece in pieces:
             self.upstream.send(piece)
@@ -205,14 +173,10 @@ class ProxyCase(SynchronousTestCase):
         self.threads.work()  # the file
 
     def fetch(self, text: bytes = b"a poem") -> None:
-        """
-        Have a poem fetched that is not fresh.
-        """
+        """Have a poem fetched that is not fresh."""
         self.ask()
         self.give(text)
 
     def advanceTo(self, seconds: float) -> None:
-        """
-        Let time pass.
-        """
+        """Let time pass."""
         self.reactor.advance(seconds - self.reactor.seconds())

@@ -32,14 +32,10 @@ from fastpoetry.protocol import PoetryFactory
 
 
 class LingerTests(PortCase):
-    """
-    Tests for what the end of the process, kill -9 included, is to a reader.
-    """
+    """Tests for what the end of the process, kill -9 included, is to a reader."""
 
     def test_listening(self) -> None:
-        """
-        The listening socket makes a reset of every close; afterwards it is as it was.
-        """
+        """The listening socket makes a reset of every close; afterwards it is as it was."""
         plain = self.plainPort()
         before = lingerOf(plain.fileno())
         port = self.listen(port=plain)
@@ -52,18 +48,14 @@ class LingerTests(PortCase):
             self.assertEqual(lingerOf(theirs.fileno()), before)
 
     def test_underWay(self) -> None:
-        """
-        A reader under way is reset by a close.
-        """
+        """A reader under way is reset by a close."""
         self.listen(LONG)
         self.connect()
         self.reactor.turn()
         self.assertEqual(lingerOf(self.underWay.fileno()), (1, 0))
 
     def test_sentAtOnce(self) -> None:
-        """
-        One that was sent everything at once is not, from when it was looked after.
-        """
+        """One that was sent everything at once is not, from when it was looked after."""
         self.listen()
         readers: list[SocketReader] = []
         start = SocketReader.start
@@ -81,9 +73,7 @@ class LingerTests(PortCase):
         self.assertEqual(receiveAll(client), POEM.text)
 
     def test_afterTheLastByte(self) -> None:
-        """
-        One that was sent everything is not.
-        """
+        """One that was sent everything is not."""
         self.listen(LONG)
         client = self.connect()
         self.reactor.turn()
@@ -101,9 +91,7 @@ class BacklogTests(PortCase):
     limits = Limits(maxReadersPerSource=1)
 
     def listenFor(self, clients: int) -> list[socket.socket]:
-        """
-        @return: clients that came before.
-        """
+        """@return: clients that came before."""
         plain = self.plainPort()
         self.address = plain.socket.getsockname()
         waiting = [self.connect() for _ in range(clients)]
@@ -111,26 +99,20 @@ class BacklogTests(PortCase):
         return waiting
 
     def test_armedThoughItCameBefore(self) -> None:
-        """
-        They are reset by a close like all others.
-        """
+        """They are reset by a close like all others."""
         self.listenFor(1)
         self.reactor.turn()
         self.assertEqual(lingerOf(self.underWay.fileno()), (1, 0))
 
     def test_turnedAwayThoughItCameBefore(self) -> None:
-        """
-        Who of them is turned away can tell.
-        """
+        """Who of them is turned away can tell."""
         _, client = self.listenFor(2)
         self.reactor.turn()
         self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=1))
         self.assertRaises(ConnectionResetError, receiveAll, client)
 
     def test_reset(self) -> None:
-        """
-        Who has gone meanwhile is counted and does no harm, and the next is served.
-        """
+        """Who has gone meanwhile is counted and does no harm, and the next is served."""
         self.listen()
         before = countDescriptors()
         for _ in range(10):
@@ -150,16 +132,12 @@ class BacklogTests(PortCase):
 
 
 class TurnAwayTests(PortCase):
-    """
-    Tests for the limit of one source.
-    """
+    """Tests for the limit of one source."""
 
     limits = Limits(maxReadersPerSource=1)
 
     def test_tooMany(self) -> None:
-        """
-        Who comes from a source that has enough under way is reset.
-        """
+        """Who comes from a source that has enough under way is reset."""
         self.listen(LONG)
         first, second = self.connect(), self.connect()
         self.reactor.turn()
@@ -168,9 +146,7 @@ class TurnAwayTests(PortCase):
         self.assertEqual(self.reactor.fetch(first), LONG.text)
 
     def test_atOnce(self) -> None:
-        """
-        A poem that goes out at once is sent nevertheless, for it takes nothing from others.
-        """
+        """A poem that goes out at once is sent nevertheless, for it takes nothing from others."""
         self.listen(LONG)
         self.connect()
         self.reactor.turn()
@@ -181,16 +157,12 @@ class TurnAwayTests(PortCase):
 
 
 class FullTests(PortCase):
-    """
-    Tests for the limit of all readers.
-    """
+    """Tests for the limit of all readers."""
 
     limits = Limits(maxReaders=1)
 
     def test_waits(self) -> None:
-        """
-        Who comes when there is no room waits in the backlog until somebody leaves.
-        """
+        """Who comes when there is no room waits in the backlog until somebody leaves."""
         self.listen(LONG)
         first, second = self.connect(), self.connect()
         self.reactor.turn()
@@ -205,9 +177,7 @@ class FullTests(PortCase):
         self.assertEqual(self.reactor.fetch(second), LONG.text)
 
     def test_lingering(self) -> None:
-        """
-        Who only lingers makes room at once.
-        """
+        """Who only lingers makes room at once."""
         self.listen()
         first, second = self.connect(), self.connect()
         self.reactor.turn()
@@ -219,9 +189,7 @@ class FullTests(PortCase):
 
 
 class FakeListener:
-    """
-    A listening socket whose accept(2) goes as a test says.
-    """
+    """A listening socket whose accept(2) goes as a test says."""
 
     family = socket.AF_INET
 
@@ -230,9 +198,7 @@ class FakeListener:
         self.accepts = 0
 
     def accept(self) -> tuple[Any, Any]:
-        """
-        Fail.
-        """
+        """Fail."""
         self.accepts += 1
         number = self.failures.pop(0) if self.failures else errno.EAGAIN
         raise OSError(number, os.strerror(number))
@@ -240,37 +206,25 @@ class FakeListener:
     _accept = accept
 
     def setsockopt(self, *option: object) -> None:
-        """
-        Have another option.
-        """
+        """Have another option."""
 
     def getsockname(self) -> Any:
-        """
-        Where it listens.
-        """
+        """Where it listens."""
         return ("127.0.0.1", 1)
 
     def fileno(self) -> int:
-        """
-        No number.
-        """
+        """No number."""
         return -1
 
     def close(self) -> None:
-        """
-        Be gone.
-        """
+        """Be gone."""
 
 
 class ExhaustionTests(PortCase):
-    """
-    Tests for connections that cannot be accepted.
-    """
+    """Tests for connections that cannot be accepted."""
 
     def look(self, *failures: int) -> FakeListener:
-        """
-        @return: a listening socket, after one look at it.
-        """
+        """@return: a listening socket, after one look at it."""
         plain = FakePort()
         plain.socket = listener = FakeListener(*failures)
         self.listen(port=plain)
@@ -278,9 +232,7 @@ class ExhaustionTests(PortCase):
         return listener
 
     def test_exhausted(self) -> None:
-        """
-        Where the system has no room everybody waits, and one warning names its cause.
-        """
+        """Where the system has no room everybody waits, and one warning names its cause."""
         for number in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
             with capturedLogs() as events:
                 listener = self.look(number)
@@ -293,9 +245,7 @@ class ExhaustionTests(PortCase):
             self.reactor.advance(10)
 
     def test_clientsFault(self) -> None:
-        """
-        What was wrong with one connection is no reason to keep the next waiting.
-        """
+        """What was wrong with one connection is no reason to keep the next waiting."""
         listener = self.look(errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN)
         self.assertEqual(listener.accepts, 4)
         self.assertIn(self.port, self.reactor.getReaders())
@@ -324,9 +274,7 @@ class ExhaustionTests(PortCase):
         self.assertEqual(self.reactor.fetch(client), POEM.text)
 
     def test_descriptors(self) -> None:
-        """
-        Where there really are no more descriptors, nobody is lost who waits.
-        """
+        """Where there really are no more descriptors, nobody is lost who waits."""
         self.listen()
         client = self.connect()
         held = []
@@ -349,14 +297,10 @@ class ExhaustionTests(PortCase):
 
 
 class StopTests(PortCase):
-    """
-    Tests for the end.
-    """
+    """Tests for the end."""
 
     def test_acceptsNobody(self) -> None:
-        """
-        After a stop nobody is accepted; who is here goes on.
-        """
+        """After a stop nobody is accepted; who is here goes on."""
         self.listen(LONG)
         client = self.connect()
         self.reactor.turn()
@@ -367,9 +311,7 @@ class StopTests(PortCase):
         self.assertEqual(self.reactor.fetch(client), LONG.text)
 
     def test_given(self) -> None:
-        """
-        The socket is given back to the port it came from, which closes it as it sees fit.
-        """
+        """The socket is given back to the port it came from, which closes it as it sees fit."""
         plain = self.plainPort()
         port = self.listen(port=plain)
         self.policy.removePort(port)
@@ -380,18 +322,14 @@ class StopTests(PortCase):
         self.assertFalse(plain.connected)
 
     def test_reactorLetsGo(self) -> None:
-        """
-        When the reactor disconnects all it has, the port's socket is left to its owner.
-        """
+        """When the reactor disconnects all it has, the port's socket is left to its owner."""
         port = self.listen()
         port.connectionLost(Failure(ConnectionDone()))
         self.assertGreater(port.fileno(), -1)
 
 
 class WaitTests(PortCase):
-    """
-    Tests for a source that has no poem yet, as a proxy's.
-    """
+    """Tests for a source that has no poem yet, as a proxy's."""
 
     def test_waits(self) -> None:
         """
@@ -410,9 +348,7 @@ class WaitTests(PortCase):
         self.assertEqual(receiveAll(client), POEM.text)
 
     def test_waitsOnce(self) -> None:
-        """
-        It waits once for all who come meanwhile, and for the next poem again.
-        """
+        """It waits once for all who come meanwhile, and for the next poem again."""
         self.listen(None)
         self.connect()
         self.port.doRead()
@@ -424,9 +360,7 @@ class WaitTests(PortCase):
         self.assertEqual(len(self.source.waiting), 1)
 
     def test_fails(self) -> None:
-        """
-        Where there will be no poem who has waited is reset and counted; the next waits anew.
-        """
+        """Where there will be no poem who has waited is reset and counted; the next waits anew."""
         self.listen(None)
         client = self.connect()
         self.port.doRead()
@@ -440,9 +374,7 @@ class WaitTests(PortCase):
         self.assertEqual(len(self.source.waiting), 1)
 
     def test_failsForTheOldBacklog(self) -> None:
-        """
-        Who came before the port listened is reset too.
-        """
+        """Who came before the port listened is reset too."""
         plain = self.plainPort()
         self.address = plain.socket.getsockname()
         client = self.connect()
@@ -452,9 +384,7 @@ class WaitTests(PortCase):
         self.assertRaises(ConnectionResetError, receiveAll, client)
 
     def test_failsAtOnce(self) -> None:
-        """
-        It makes no difference whether that is known at once.
-        """
+        """It makes no difference whether that is known at once."""
         self.listen(None)
         self.source.failsAtOnce = True
         for _ in range(3):
@@ -463,9 +393,7 @@ class WaitTests(PortCase):
             self.assertRaises(ConnectionResetError, receiveAll, client)
 
     def test_resetFails(self) -> None:
-        """
-        That somebody who has waited cannot even be accepted does not make the port deaf.
-        """
+        """That somebody who has waited cannot even be accepted does not make the port deaf."""
         plain = FakePort()
         plain.socket = FakeListener(errno.ECONNABORTED, errno.EMFILE)
         port = self.listen(None, plain)
@@ -476,9 +404,7 @@ class WaitTests(PortCase):
             self.assertEqual(self.reactor.getReaders(), [port])
 
     def test_failsOtherwise(self) -> None:
-        """
-        Whatever goes wrong when nobody is left to accept, the port goes on.
-        """
+        """Whatever goes wrong when nobody is left to accept, the port goes on."""
         port = self.listen(None)
         self.connect()
         port.doRead()
@@ -489,9 +415,7 @@ class WaitTests(PortCase):
         self.assertEqual(self.reactor.getReaders(), [port])
 
     def test_stop(self) -> None:
-        """
-        A stop does not wait for a poem, and leaves who waits in the backlog.
-        """
+        """A stop does not wait for a poem, and leaves who waits in the backlog."""
         self.listen(None)
         self.connect()
         self.port.doRead()
@@ -505,16 +429,12 @@ class WaitTests(PortCase):
 
 
 class BorrowedTests(PortCase):
-    """
-    Tests for L{BorrowedPort}, where Twisted's own port makes the connections.
-    """
+    """Tests for L{BorrowedPort}, where Twisted's own port makes the connections."""
 
     limits = Limits(maxReaders=70)
 
     def listen(self, poem: Poem | None = POEM, port: Any = None) -> Any:
-        """
-        @return: a port that has taken the place of a plain one.
-        """
+        """@return: a port that has taken the place of a plain one."""
         self.source.poem = poem
         factory = PoetryFactory(self.source, self.policy)
         plain: Any = tcp.Port(0, factory, 200, "127.0.0.1", self.reactor)
@@ -527,18 +447,14 @@ class BorrowedTests(PortCase):
         return self.port
 
     def test_interfaces(self) -> None:
-        """
-        It is a listening port, in the place of the other.
-        """
+        """It is a listening port, in the place of the other."""
         port = self.listen()
         verifyObject(IListeningPort, port)
         verifyObject(IReadDescriptor, port)
         self.assertEqual(self.reactor.getReaders(), [port])
 
     def test_everything(self) -> None:
-        """
-        A client gets the whole poem.
-        """
+        """A client gets the whole poem."""
         self.listen(LONG)
         client = self.connect()
         self.assertEqual(self.reactor.fetch(client), LONG.text)
@@ -555,9 +471,7 @@ class BorrowedTests(PortCase):
         self.assertEqual(self.policy.readers, len(clients))
 
     def test_noMore(self) -> None:
-        """
-        There are never more readers than may be; who else comes waits in the backlog.
-        """
+        """There are never more readers than may be; who else comes waits in the backlog."""
         self.listen(LONG)
         clients = [self.connect() for _ in range(75)]
         self.port.doRead()
@@ -593,9 +507,7 @@ class BorrowedTests(PortCase):
         self.assertEqual(self.reactor.fetch(client), POEM.text)
 
     def test_nobody(self) -> None:
-        """
-        It does not wait where nobody has come, and asks once.
-        """
+        """It does not wait where nobody has come, and asks once."""
         port = self.listen()
         accepts: list[None] = []
         doRead = port._port.doRead

@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.systemd.adopted}, on real sockets.
-"""
+"""Tests for L{fastpoetry.systemd.adopted}, on real sockets."""
 
 from __future__ import annotations
 
@@ -44,16 +42,14 @@ FACTORY: Any = Factory()
 
 
 class EndpointTests(Passing, test_endpoints.ServerEndpointTestCaseMixin, SynchronousTestCase):
-    """
-    Twisted's own tests for server endpoints, and those of the sockets it is given.
-    """
+    """Twisted's own tests for server endpoints, and those of the sockets it is given."""
 
     def createServerEndpoint(self, reactor: Any, serverFactory: Any, **connectArgs: Any) -> Any:
         """
-        @param reactor: A fake.
-        @param serverFactory: What listens.
-        @param connectArgs: None.
-        @return: An endpoint, what its reactor shall be asked, and the address the reactor answers.
+        @param reactor: a fake.
+        @param serverFactory: what listens.
+        @param connectArgs: none.
+        @return: an endpoint, what its reactor shall be asked, and the address the reactor answers.
         """
         made = self.listening()
         asked = (made.fileno(), socket.AF_INET, serverFactory)
@@ -61,28 +57,22 @@ class EndpointTests(Passing, test_endpoints.ServerEndpointTestCaseMixin, Synchro
 
     def expectedServers(self, reactor: Any) -> Any:
         """
-        @param reactor: A fake.
-        @return: What it was asked.
+        @param reactor: a fake.
+        @return: what it was asked.
         """
         return reactor.adoptedPorts
 
     def listenArgs(self) -> dict[str, Any]:
-        """
-        @return: Nothing can be asked of an adopted socket.
-        """
+        """@return: nothing can be asked of an adopted socket."""
         return {}
 
     def test_portInterface(self) -> None:
-        """
-        What listens provides L{IListeningPort}.
-        """
+        """What listens provides L{IListeningPort}."""
         endpoint = endpointOn(MemoryReactor(), self.listening())
         verifyObject(IListeningPort, self.successResultOf(endpoint.listen(FACTORY)))
 
     def test_endpointInterface(self) -> None:
-        """
-        The endpoint tells which sockets it has.
-        """
+        """The endpoint tells which sockets it has."""
         made = self.listening()
         endpoint = endpointOn(MemoryReactor(), made)
         verifyObject(IStreamServerEndpoint, endpoint)
@@ -92,9 +82,7 @@ class EndpointTests(Passing, test_endpoints.ServerEndpointTestCaseMixin, Synchro
         )
 
     def test_families(self) -> None:
-        """
-        Each socket is adopted under its own family.
-        """
+        """Each socket is adopted under its own family."""
         reactor = MemoryReactor()
         passed = [self.listening(family) for family in (socket.AF_INET6, socket.AF_INET)]
         port: Any = self.successResultOf(endpointOn(reactor, *passed).listen(FACTORY))
@@ -105,17 +93,13 @@ class EndpointTests(Passing, test_endpoints.ServerEndpointTestCaseMixin, Synchro
         self.assertEqual(len(port.ports), 2)
 
     def test_notBlocking(self) -> None:
-        """
-        A socket does not block once it is listened on.
-        """
+        """A socket does not block once it is listened on."""
         made = self.listening()
         endpointOn(MemoryReactor(), made).listen(FACTORY)
         self.assertFalse(os.get_blocking(made.fileno()))
 
     def test_allOrNone(self) -> None:
-        """
-        If one socket cannot be listened on, none is.
-        """
+        """If one socket cannot be listened on, none is."""
 
         class Reactor(MemoryReactor):
             def adoptStreamPort(self, number: int, family: Any, factory: Any) -> Any:
@@ -134,15 +118,13 @@ class EndpointTests(Passing, test_endpoints.ServerEndpointTestCaseMixin, Synchro
 
 
 class ParserTests(Passing, SynchronousTestCase):
-    """
-    Tests for L{AdoptedParser}.
-    """
+    """Tests for L{AdoptedParser}."""
 
     def parse(self, *args: str, **kwargs: str) -> list[str]:
         """
-        @param args: The values of a description.
-        @param kwargs: Its named values.
-        @return: The names of the sockets of the endpoint.
+        @param args: the values of a description.
+        @param kwargs: its named values.
+        @return: the names of the sockets of the endpoint.
         """
         found = inherit((self.listening(), "a"), (self.listening(), "b"))
         self.patch(adopted, "inherited", lambda: found)
@@ -150,34 +132,24 @@ class ParserTests(Passing, SynchronousTestCase):
         return [each.name for each in endpoint.descriptors]
 
     def test_interface(self) -> None:
-        """
-        The parser is a plugin for L{twisted.internet.endpoints.serverFromString}.
-        """
+        """The parser is a plugin for L{twisted.internet.endpoints.serverFromString}."""
         verifyObject(IPlugin, AdoptedParser())
         verifyObject(IStreamServerEndpointStringParser, AdoptedParser())
 
     def test_bare(self) -> None:
-        """
-        C{adopted} takes every socket.
-        """
+        """C{adopted} takes every socket."""
         self.assertEqual(self.parse(), ["a", "b"])
 
     def test_colon(self) -> None:
-        """
-        C{adopted:} takes every socket.
-        """
+        """C{adopted:} takes every socket."""
         self.assertEqual(self.parse(""), ["a", "b"])
 
     def test_name(self) -> None:
-        """
-        C{adopted:name=b} takes those of that name.
-        """
+        """C{adopted:name=b} takes those of that name."""
         self.assertEqual(self.parse(name="b"), ["b"])
 
     def test_emptyName(self) -> None:
-        """
-        C{adopted:name=} is a name, not the lack of one.
-        """
+        """C{adopted:name=} is a name, not the lack of one."""
         with self.assertRaises(AdoptError) as caught:
             self.parse(name="")
         self.assertIn("adopted:name=: no passed descriptor has that name", str(caught.exception))
@@ -195,9 +167,7 @@ class ParserTests(Passing, SynchronousTestCase):
         self.assertEqual(self.parse(**{"name": "b", "else": "tcp:8080"}), ["b"])
 
     def test_elseNotForUs(self) -> None:
-        """
-        What was passed to another process, or under another name, is refused all the same.
-        """
+        """What was passed to another process, or under another name, is refused all the same."""
         environ = {"LISTEN_FDS": "1", "LISTEN_PID": "1", "LISTEN_FDNAMES": "a"}
         others = Inherited(environ, {}, dict)
         self.patch(adopted, "inherited", lambda: others)
@@ -208,9 +178,7 @@ class ParserTests(Passing, SynchronousTestCase):
             self.parse(**{"name": "c", "else": "tcp:8080"})
 
     def test_positional(self) -> None:
-        """
-        A value without a name is refused.
-        """
+        """A value without a name is refused."""
         with self.assertRaises(AdoptError) as caught:
             self.parse("b")
         self.assertEqual(
@@ -218,9 +186,7 @@ class ParserTests(Passing, SynchronousTestCase):
         )
 
     def test_otherArgument(self) -> None:
-        """
-        Any other named value is refused.
-        """
+        """Any other named value is refused."""
         with self.assertRaises(AdoptError) as caught:
             self.parse(name="b", backlog="5\n")
         self.assertEqual(
@@ -230,9 +196,7 @@ class ParserTests(Passing, SynchronousTestCase):
 
 
 class PortTests(Passing, TestCase):
-    """
-    Tests for L{adopted.AdoptedPort} on a real reactor.
-    """
+    """Tests for L{adopted.AdoptedPort} on a real reactor."""
 
     def setUp(self) -> None:
         from twisted.internet import reactor
@@ -242,8 +206,8 @@ class PortTests(Passing, TestCase):
 
     async def fetch(self, made: Any) -> bytes:
         """
-        @param made: A listening socket.
-        @return: What it says to one who connects.
+        @param made: a listening socket.
+        @return: what it says to one who connects.
         """
         from twisted.internet.threads import deferToThread
 
@@ -253,8 +217,8 @@ class PortTests(Passing, TestCase):
         """
         Listen, connect twice to each socket, and stop.
 
-        @param passed: Listening sockets.
-        @return: What was said.
+        @param passed: listening sockets.
+        @return: what was said.
         """
         port: Any = await endpointOn(self.reactor, *passed).listen(self.factory)
         said = [await self.fetch(each) for each in (*passed, *passed)]
@@ -262,9 +226,7 @@ class PortTests(Passing, TestCase):
         return said
 
     def test_serve(self) -> Deferred[None]:
-        """
-        Sockets of all families are listened on together.
-        """
+        """Sockets of all families are listened on together."""
 
         async def serve() -> None:
             families = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
@@ -274,9 +236,7 @@ class PortTests(Passing, TestCase):
         return Deferred.fromCoroutine(serve())
 
     def test_firstHost(self) -> Deferred[None]:
-        """
-        The address is that of the first socket; each port has its own.
-        """
+        """The address is that of the first socket; each port has its own."""
 
         async def listen() -> None:
             a, b = self.listening(socket.AF_UNIX), self.listening()
@@ -289,9 +249,7 @@ class PortTests(Passing, TestCase):
         return Deferred.fromCoroutine(listen())
 
     def test_modeAndPathStay(self) -> Deferred[None]:
-        """
-        The file of a UNIX socket is the same afterwards, with the mode that it had.
-        """
+        """The file of a UNIX socket is the same afterwards, with the mode that it had."""
 
         async def serve() -> None:
             made = self.listening(socket.AF_UNIX)
@@ -305,9 +263,7 @@ class PortTests(Passing, TestCase):
         return Deferred.fromCoroutine(serve())
 
     def test_unixBacklogStays(self) -> Deferred[None]:
-        """
-        As many clients can wait at a UNIX socket as before, since it is still listening.
-        """
+        """As many clients can wait at a UNIX socket as before, since it is still listening."""
 
         async def serve() -> None:
             made = self.listening(socket.AF_UNIX, backlog=3)
@@ -325,9 +281,7 @@ class PortTests(Passing, TestCase):
         return Deferred.fromCoroutine(serve())
 
     def test_tcpBacklogStays(self) -> Deferred[None]:
-        """
-        As many clients can wait at a TCP socket as before, since it is still listening.
-        """
+        """As many clients can wait at a TCP socket as before, since it is still listening."""
 
         async def serve() -> None:
             made = self.listening(backlog=3)
@@ -339,9 +293,7 @@ class PortTests(Passing, TestCase):
         return Deferred.fromCoroutine(serve())
 
     def test_factory(self) -> Deferred[None]:
-        """
-        The factory starts with the first socket and stops with the last.
-        """
+        """The factory starts with the first socket and stops with the last."""
 
         async def serve() -> None:
             events = []
@@ -356,9 +308,7 @@ class PortTests(Passing, TestCase):
         return Deferred.fromCoroutine(serve())
 
     def test_again(self) -> Deferred[None]:
-        """
-        A service that was stopped can be started again, on all its sockets.
-        """
+        """A service that was stopped can be started again, on all its sockets."""
 
         async def serve() -> None:
             passed = [self.listening(socket.AF_UNIX), self.listening()]
@@ -373,9 +323,7 @@ class PortTests(Passing, TestCase):
         return Deferred.fromCoroutine(serve())
 
     def test_portAgain(self) -> Deferred[None]:
-        """
-        A port that was stopped can be started again.
-        """
+        """A port that was stopped can be started again."""
 
         async def serve() -> None:
             passed = [self.listening(socket.AF_UNIX), self.listening()]
@@ -413,9 +361,7 @@ class PortTests(Passing, TestCase):
         return Deferred.fromCoroutine(serve())
 
     def test_lastPort(self) -> Deferred[None]:
-        """
-        Two ports of one endpoint hold its socket until both have stopped.
-        """
+        """Two ports of one endpoint hold its socket until both have stopped."""
 
         async def serve() -> None:
             found = inherit((self.listening(), "a"))
@@ -429,9 +375,7 @@ class PortTests(Passing, TestCase):
         return Deferred.fromCoroutine(serve())
 
     def test_stoppedHost(self) -> Deferred[None]:
-        """
-        A port that has stopped says so when it is asked for its address.
-        """
+        """A port that has stopped says so when it is asked for its address."""
 
         async def serve() -> None:
             port: Any = await endpointOn(self.reactor, self.listening()).listen(self.factory)
@@ -444,9 +388,7 @@ class PortTests(Passing, TestCase):
 
 
 class Echo(DatagramProtocol):
-    """
-    Sends back what comes, louder.
-    """
+    """Sends back what comes, louder."""
 
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
         transport: Any = self.transport
@@ -454,9 +396,7 @@ class Echo(DatagramProtocol):
 
 
 class DatagramTests(Passing, TestCase):
-    """
-    Tests for L{AdoptedDatagrams} on a real reactor.
-    """
+    """Tests for L{AdoptedDatagrams} on a real reactor."""
 
     def setUp(self) -> None:
         from twisted.internet import reactor
@@ -464,9 +404,7 @@ class DatagramTests(Passing, TestCase):
         self.reactor = reactor
 
     async def ask(self, made: Any) -> bytes:
-        """
-        @return: What comes back from a socket that was asked something.
-        """
+        """@return: what comes back from a socket that was asked something."""
         from twisted.internet.threads import deferToThread
 
         with self.bound(made.family, socket.SOCK_DGRAM) as client:
@@ -503,9 +441,7 @@ class DatagramTests(Passing, TestCase):
 
 
 class ConnectionTests(Passing, TestCase):
-    """
-    Tests for connections that are passed.
-    """
+    """Tests for connections that are passed."""
 
     def setUp(self) -> None:
         from twisted.internet import reactor
@@ -514,9 +450,7 @@ class ConnectionTests(Passing, TestCase):
         self.factory: Any = Factory.forProtocol(Greeter)
 
     def connection(self, family: int = socket.AF_INET) -> tuple[Any, Any]:
-        """
-        @return: A client, and a connection to it.
-        """
+        """@return: a client, and a connection to it."""
         listening = self.listening(family)
         client = socket.socket(family)
         self.addCleanup(client.close)
@@ -525,9 +459,7 @@ class ConnectionTests(Passing, TestCase):
         return client, listening.accept()[0]
 
     def test_adopt(self) -> Deferred[None]:
-        """
-        A connection is served as if it had been accepted here, to its end.
-        """
+        """A connection is served as if it had been accepted here, to its end."""
         from twisted.internet.threads import deferToThread
 
         async def serve() -> None:
@@ -539,18 +471,14 @@ class ConnectionTests(Passing, TestCase):
         return Deferred.fromCoroutine(serve())
 
     def test_noConnection(self) -> None:
-        """
-        What is no connection is an error, and closed.
-        """
+        """What is no connection is an error, and closed."""
         made = self.bound()
         number = made.detach()
         self.assertRaises(OSError, adoptConnection, self.reactor, number, self.factory)
         self.assertRaises(OSError, os.fstat, number)
 
     def test_detach(self) -> Deferred[None]:
-        """
-        A connection that was detached outlives its transport, and can be adopted again.
-        """
+        """A connection that was detached outlives its transport, and can be adopted again."""
         from twisted.internet.threads import deferToThread
 
         async def serve() -> None:

@@ -1,6 +1,4 @@
-"""
-Twisted's own tests for listening ports, on those of L{fastpoetry.systemd.adopted}.
-"""
+"""Twisted's own tests for listening ports, on those of L{fastpoetry.systemd.adopted}."""
 
 from __future__ import annotations
 
@@ -15,9 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 
 class Adopting(Passing):
-    """
-    Mixed into Twisted's tests for listening ports: the port under test is an adopted one.
-    """
+    """Mixed into Twisted's tests for listening ports: the port under test is an adopted one."""
 
     _reactors: Any = (
         "twisted.internet.epollreactor.EPollReactor",
@@ -26,10 +22,10 @@ class Adopting(Passing):
 
     def adopt(self: Any, reactor: Any, factory: Any, made: Any) -> Any:
         """
-        @param reactor: A reactor of any kind.
-        @param factory: What listens.
-        @param made: A listening socket.
-        @return: The port on it.
+        @param reactor: a reactor of any kind.
+        @param factory: what listens.
+        @param made: a listening socket.
+        @return: the port on it.
         """
         port = self.successResultOf(endpointOn(reactor, made).listen(factory))
         return port.ports[0]
@@ -48,9 +44,7 @@ if find_spec("hamcrest"):
         test_tcp.TCPPortTestsMixin,
         test_tcp.StreamTransportTestsMixin,
     ):
-        """
-        Twisted's own tests for TCP ports.
-        """
+        """Twisted's own tests for TCP ports."""
 
         # These need an interface with a link-local address, which a container may not have.
         test_portGetHostOnIPv6ScopeID: Any = None
@@ -62,11 +56,11 @@ if find_spec("hamcrest"):
             self: Any, reactor: Any, factory: Any, port: int = 0, interface: str = "127.0.0.1"
         ) -> Any:
             """
-            @param reactor: A reactor of any kind.
-            @param factory: What listens.
-            @param port: Where to listen.
-            @param interface: Where to listen.
-            @return: A port.
+            @param reactor: a reactor of any kind.
+            @param factory: what listens.
+            @param port: where to listen.
+            @param interface: where to listen.
+            @return: a port.
             """
             found = socket.getaddrinfo(interface or None, port, type=socket.SOCK_STREAM)[-1]
             made = socket.socket(found[0])
@@ -82,15 +76,13 @@ if find_spec("hamcrest"):
         ReactorBuilder,
         test_tcp.StreamTransportTestsMixin,
     ):
-        """
-        Twisted's own tests for UNIX ports.
-        """
+        """Twisted's own tests for UNIX ports."""
 
         def getListeningPort(self, reactor: Any, factory: Any) -> Any:
             """
-            @param reactor: A reactor of any kind.
-            @param factory: What listens.
-            @return: A port.
+            @param reactor: a reactor of any kind.
+            @param factory: what listens.
+            @return: a port.
             """
             return self.adopt(reactor, factory, self.listening(socket.AF_UNIX))
 
@@ -99,13 +91,9 @@ if find_spec("hamcrest"):
 else:
 
     class TwistedPortTests(SynchronousTestCase):
-        """
-        Twisted's own tests for ports, where they cannot be imported.
-        """
+        """Twisted's own tests for ports, where they cannot be imported."""
 
         skip = "Twisted's tests for ports need PyHamcrest"
 
         def test_ports(self) -> None:
-            """
-            Ports do what Twisted expects of them.
-            """
+            """Ports do what Twisted expects of them."""

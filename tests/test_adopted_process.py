@@ -71,15 +71,13 @@ reactor.run()
 
 
 class ProcessTests(Passing, SynchronousTestCase):
-    """
-    Tests for a process that is passed descriptors.
-    """
+    """Tests for a process that is passed descriptors."""
 
     def start(self, command: list[str], numbers: list[int]) -> Any:
         """
-        @param command: A program and its arguments.
-        @param numbers: The descriptors that it inherits.
-        @return: The process.
+        @param command: a program and its arguments.
+        @param numbers: the descriptors that it inherits.
+        @return: the process.
         """
         process = subprocess.Popen(
             command,
@@ -95,10 +93,10 @@ class ProcessTests(Passing, SynchronousTestCase):
 
     def launch(self, passed: list[Any], *arguments: str, **variables: str) -> Any:
         """
-        @param passed: What L{PROGRAM} is passed.
-        @param arguments: Its arguments.
-        @param variables: Those of the protocol that differ from the rule.
-        @return: The process.
+        @param passed: what L{PROGRAM} is passed.
+        @param arguments: its arguments.
+        @param variables: those of the protocol that differ from the rule.
+        @return: the process.
         """
         numbers = [each.fileno() for each in passed]
         variables = {"LISTEN_FDS": str(len(passed)), **variables}
@@ -108,8 +106,8 @@ class ProcessTests(Passing, SynchronousTestCase):
 
     def serving(self, process: Any) -> tuple[list[str], str]:
         """
-        @param process: A process that was launched.
-        @return: The descriptors that it adopted, and what a child process of its own inherits.
+        @param process: a process that was launched.
+        @return: the descriptors that it adopted, and what a child process of its own inherits.
         """
         line = process.stdout.readline()
         if not line:
@@ -119,25 +117,21 @@ class ProcessTests(Passing, SynchronousTestCase):
         return descriptors, child
 
     def end(self, pid: int) -> None:
-        """
-        @param pid: A process that may have ended already.
-        """
+        """@param pid: a process that may have ended already."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
     def refusal(self, process: Any) -> str:
         """
-        @param process: A process that was launched.
-        @return: The line that it ended with.
+        @param process: a process that was launched.
+        @return: the line that it ended with.
         """
         out, err = process.communicate(timeout=10)
         self.assertEqual((process.returncode, out, err.count("\n")), (1, "", 1), err)
         return str(err)
 
     def test_families(self) -> None:
-        """
-        UNIX, INET and INET6 sockets of one name are listened on together, time and again.
-        """
+        """UNIX, INET and INET6 sockets of one name are listened on together, time and again."""
         families = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
         passed = [self.listening(family) for family in families]
         descriptors, _ = self.serving(self.launch(passed, "name=a", LISTEN_FDNAMES="a:a:a"))
@@ -148,34 +142,26 @@ class ProcessTests(Passing, SynchronousTestCase):
         self.assertEqual(said, [b"hello"] * 9)
 
     def test_names(self) -> None:
-        """
-        Each of two endpoints has the socket of its own name.
-        """
+        """Each of two endpoints has the socket of its own name."""
         passed = [self.listening(), self.listening()]
         process = self.launch(passed, "name=b", "name=a", LISTEN_FDNAMES="a:b")
         descriptors, _ = self.serving(process)
         self.assertEqual([each[:5] for each in descriptors], ["4 'b'", "3 'a'"])
 
     def test_withoutNames(self) -> None:
-        """
-        Where no names are passed, each is C{unknown}.
-        """
+        """Where no names are passed, each is C{unknown}."""
         descriptors, _ = self.serving(self.launch([self.listening()]))
         self.assertEqual(descriptors[0][:11], "3 'unknown'")
 
     def test_endpointsImported(self) -> None:
-        """
-        It does not matter that L{twisted.internet.endpoints} removed variables before.
-        """
+        """It does not matter that L{twisted.internet.endpoints} removed variables before."""
         made = self.listening()
         process = self.launch([made], "endpoints", "name=a", LISTEN_FDNAMES="a")
         self.serving(process)
         self.assertEqual(fetch(made.family, made.getsockname()), b"hello")
 
     def test_fork(self) -> None:
-        """
-        A process may fork between the claim and listening, as twistd does.
-        """
+        """A process may fork between the claim and listening, as twistd does."""
         made = self.listening()
         self.serving(self.launch([made], "fork", "name=a", LISTEN_FDNAMES="a"))
         self.assertEqual(fetch(made.family, made.getsockname()), b"hello")
@@ -190,9 +176,7 @@ class ProcessTests(Passing, SynchronousTestCase):
         self.assertNotIn("LISTEN_", child)
 
     def test_end(self) -> None:
-        """
-        When the process has ended, the socket is as it was for who else holds it.
-        """
+        """When the process has ended, the socket is as it was for who else holds it."""
         made = self.listening(socket.AF_UNIX)
         os.chmod(made.getsockname(), 0o600)
         process = self.launch([made])
@@ -204,9 +188,7 @@ class ProcessTests(Passing, SynchronousTestCase):
         self.assertEqual(fetch(made.family, made.getsockname()), b"hello")
 
     def test_nothing(self) -> None:
-        """
-        A refusal that nobody catches is one line and exit status 1.
-        """
+        """A refusal that nobody catches is one line and exit status 1."""
         self.assertEqual(
             self.refusal(self.start([sys.executable, "-c", PROGRAM, "name=a"], [])),
             "adopted:name=a: no descriptor was passed: "
@@ -214,9 +196,7 @@ class ProcessTests(Passing, SynchronousTestCase):
         )
 
     def test_otherProcess(self) -> None:
-        """
-        What is passed to another process is refused.
-        """
+        """What is passed to another process is refused."""
         process = self.launch([self.listening()], LISTEN_PID=str(os.getpid()), LISTEN_FDNAMES="a")
         self.assertEqual(
             self.refusal(process),
@@ -242,9 +222,7 @@ class ProcessTests(Passing, SynchronousTestCase):
             self.assertIn(f"{key}={value!r}", line)
 
     def test_otherThings(self) -> None:
-        """
-        What is no listening stream socket is refused, and described.
-        """
+        """What is no listening stream socket is refused, and described."""
         ours, theirs = os.pipe()
         self.addCleanup(os.close, theirs)
         pipe = os.fdopen(ours)

@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.command.assembly}: blocks and a kind of source become one service.
-"""
+"""Tests for L{fastpoetry.command.assembly}: blocks and a kind of source become one service."""
 
 from __future__ import annotations
 
@@ -41,17 +39,13 @@ TESTS = Path(__file__).resolve().parent
 
 
 class Odes(CommandOptions):
-    """
-    The command line of a command that serves odes.
-    """
+    """The command line of a command that serves odes."""
 
     command = "odes"
     opens = "--ode"
 
     def opt_ode(self, value: str) -> None:
-        """
-        Serve an ode.
-        """
+        """Serve an ode."""
         self.openBlock(f"--ode {value}", value)
 
 
@@ -68,9 +62,7 @@ class Ode(FakeSource, Service):
         self.reloading: list[Deferred[None]] = []
 
     def reload(self) -> Deferred[None]:
-        """
-        Begin to reload.
-        """
+        """Begin to reload."""
         self.reloading.append(Deferred())
         return self.reloading[-1]
 
@@ -88,9 +80,7 @@ class AssemblyCase(SynchronousTestCase):
         self.patch(assembly, "NotifyService", FakeNotify)
 
     def make(self, *line: str) -> Any:
-        """
-        @return: the service of a command line.
-        """
+        """@return: the service of a command line."""
         options = Odes()
         options.parseOptions(list(line))
 
@@ -101,9 +91,7 @@ class AssemblyCase(SynchronousTestCase):
         return assemble(options, makeSource, self.reactor, self.reactor)
 
     def start(self, *line: str) -> Any:
-        """
-        @return: the service of a command line, started as twistd does.
-        """
+        """@return: the service of a command line, started as twistd does."""
         service = self.make(*line)
         service.privilegedStartService()
         service.startService()
@@ -111,62 +99,46 @@ class AssemblyCase(SynchronousTestCase):
         return service
 
     def factories(self) -> list[Any]:
-        """
-        @return: what each port connects its clients to.
-        """
+        """@return: what each port connects its clients to."""
         return [factory for _, factory, _, _ in self.reactor.tcpServers]
 
 
 class TreeTests(AssemblyCase):
-    """
-    Tests for the service.
-    """
+    """Tests for the service."""
 
     def setUp(self) -> None:
         super().setUp()
         self.patch(assembly, "Preflight", FakePreflight)
 
     def listening(self) -> list[tuple[int, str]]:
-        """
-        @return: the ports and interfaces that are listened on.
-        """
+        """@return: the ports and interfaces that are listened on."""
         return [(port, interface) for port, _, _, interface in self.reactor.tcpServers]
 
     def test_default(self) -> None:
-        """
-        Without a port it is port 10000 of localhost, which nobody is asked for.
-        """
+        """Without a port it is port 10000 of localhost, which nobody is asked for."""
         service = self.start("--ode", "a")
         verifyObject(IService, service)
         self.assertEqual(tree(service), [["Ode", "PoetryListener"], "CarryService", "FakeNotify"])
         self.assertEqual(self.listening(), [(10000, "127.0.0.1")])
 
     def test_anyPort(self) -> None:
-        """
-        Port 0 is any port, not the default.
-        """
+        """Port 0 is any port, not the default."""
         self.start("--ode", "a", "--port", "0", "--iface", "127.0.0.1")
         self.assertEqual(self.listening(), [(0, "127.0.0.1")])
 
     def test_backlog(self) -> None:
-        """
-        Many may wait for us.
-        """
+        """Many may wait for us."""
         self.start("--ode", "a")
         ((_, _, backlog, _),) = self.reactor.tcpServers
         self.assertEqual(backlog, 4096)
 
     def test_IPv6(self) -> None:
-        """
-        An interface may be an IPv6 address.
-        """
+        """An interface may be an IPv6 address."""
         self.start("--ode", "a", "--iface", "::1")
         self.assertEqual(self.listening(), [(10000, "::1")])
 
     def test_blocks(self) -> None:
-        """
-        Each block is a service of its own, with its own source on its own ports.
-        """
+        """Each block is a service of its own, with its own source on its own ports."""
         service = self.start(
             *("--ode", "a", "--port", "1"),
             *("--ode", "b", "--listen", "tcp:2", "--listen", "tcp:3:interface=127.0.0.1"),
@@ -185,17 +157,13 @@ class TreeTests(AssemblyCase):
         self.assertEqual([each.source for each in self.factories()], [a, b, b])
 
     def test_UNIX(self) -> None:
-        """
-        An endpoint may be of any kind.
-        """
+        """An endpoint may be of any kind."""
         self.start("--ode", "a", "--listen", "unix:/run/x.sock")
         self.assertEqual([server[0] for server in self.reactor.unixServers], ["/run/x.sock"])
         self.assertEqual(self.listening(), [])
 
     def test_onePolicy(self) -> None:
-        """
-        All blocks are under the same rules, those that were asked for.
-        """
+        """All blocks are under the same rules, those that were asked for."""
         self.start("--ode=a", "--port=1", "--ode=b", "--port=2", "--max-readers=7")
         first, second = (factory.policy for factory in self.factories())
         self.assertIs(first, second)
@@ -220,9 +188,7 @@ class TreeTests(AssemblyCase):
             self.assertEqual("journalctl" in text, has, text)
 
     def test_exitIdleTime(self) -> None:
-        """
-        If it was asked for, the program ends when nobody has been there for so long.
-        """
+        """If it was asked for, the program ends when nobody has been there for so long."""
         service = self.start("--ode", "a", "--exit-idle-time", "7")
         block = ["Ode", "PoetryListener"]
         self.assertEqual(tree(service), [block, "IdleService", "CarryService", "FakeNotify"])
@@ -232,9 +198,7 @@ class TreeTests(AssemblyCase):
         self.assertTrue(self.reactor.hasStopped)
 
     def test_notIdle(self) -> None:
-        """
-        Somebody who is there counts, whichever block has them.
-        """
+        """Somebody who is there counts, whichever block has them."""
         self.start("--ode", "a", "--exit-idle-time", "7")
         policy = self.factories()[0].policy
         self.reactor.advance(6)
@@ -245,34 +209,26 @@ class TreeTests(AssemblyCase):
         self.assertFalse(self.reactor.hasStopped)
 
     def test_stop(self) -> None:
-        """
-        When nobody is there a stop is over at once.
-        """
+        """When nobody is there a stop is over at once."""
         service = self.start("--ode", "a", "--port", "1", "--ode", "b", "--port", "2")
         self.successResultOf(service.stopService())
 
 
 class NotifyTests(AssemblyCase):
-    """
-    Tests for what systemd is told.
-    """
+    """Tests for what systemd is told."""
 
     def setUp(self) -> None:
         super().setUp()
         self.patch(assembly, "Preflight", FakePreflight)
 
     def notify(self, *line: str) -> FakeNotify:
-        """
-        @return: what tells systemd of the service of a command line: the last to start.
-        """
+        """@return: what tells systemd of the service of a command line: the last to start."""
         *_, notify = self.start(*line)
         assert isinstance(notify, FakeNotify)
         return notify
 
     def test_status(self) -> None:
-        """
-        The status says in a person's words what is served, how much was, and to how many now.
-        """
+        """The status says in a person's words what is served, how much was, and to how many now."""
         notify = self.notify("--ode", "a", "--journal-budget", "0")
         self.assertEqual(notify.status(), "Serving an ode a: 0 poems sent, 0 readers")
         policy = self.factories()[0].policy
@@ -283,9 +239,7 @@ class NotifyTests(AssemblyCase):
         self.assertEqual(notify.status(), "Serving an ode a: 1,204 poems sent, 3 readers")
 
     def test_one(self) -> None:
-        """
-        One is no plural.
-        """
+        """One is no plural."""
         notify = self.notify("--ode", "a")
         policy = self.factories()[0].policy
         policy.ledger.sent([Receipt(POEM, None)])
@@ -293,16 +247,12 @@ class NotifyTests(AssemblyCase):
         self.assertEqual(notify.status(), "Serving an ode a: 1 poem sent, 1 reader")
 
     def test_blocks(self) -> None:
-        """
-        It has every block.
-        """
+        """It has every block."""
         notify = self.notify("--ode", "a", "--port", "1", "--ode", "b", "--port", "2")
         self.assertTrue(notify.status().startswith("Serving an ode a, an ode b: "))
 
     def test_reload(self) -> None:
-        """
-        A reload reaches every block, and is over when each has done with it.
-        """
+        """A reload reaches every block, and is over when each has done with it."""
         notify = self.notify("--ode", "a", "--port", "1", "--ode", "b", "--port", "2")
         reloaded = notify.reload()
         for ode in self.odes:
@@ -314,18 +264,14 @@ class NotifyTests(AssemblyCase):
 
 @skipUnless(find_spec("prometheus_client"), "prometheus_client is not installed")
 class MetricsTests(AssemblyCase):
-    """
-    Tests for what a monitoring system is told.
-    """
+    """Tests for what a monitoring system is told."""
 
     def setUp(self) -> None:
         super().setUp()
         self.patch(assembly, "Preflight", FakePreflight)
 
     def test_service(self) -> None:
-        """
-        If they were asked for, the metrics have a port of their own, and reloads are timed.
-        """
+        """If they were asked for, the metrics have a port of their own, and reloads are timed."""
         service = self.start("--ode", "a", "--metrics", "tcp:9100")
         self.assertEqual(
             tree(service),
@@ -343,9 +289,7 @@ class MetricsTests(AssemblyCase):
         self.successResultOf(reloaded)
 
     def test_notAskedFor(self) -> None:
-        """
-        Otherwise nothing of what they take is imported.
-        """
+        """Otherwise nothing of what they take is imported."""
         code = (
             "import sys\n"
             "from twisted.internet.testing import MemoryReactorClock as Reactor\n"
@@ -362,14 +306,10 @@ class MetricsTests(AssemblyCase):
 
 
 class RefusalTests(AssemblyCase):
-    """
-    Tests for what is refused before twistd becomes a daemon, with the option and its value.
-    """
+    """Tests for what is refused before twistd becomes a daemon, with the option and its value."""
 
     def refusal(self, *line: str) -> str:
-        """
-        @return: why no service is made, which is one line on stderr and exit status 1.
-        """
+        """@return: why no service is made, which is one line on stderr and exit status 1."""
         before = countDescriptors()
         why = self.assertRaises(SystemExit, self.make, *line).code
         self.assertIsInstance(why, str)
@@ -378,17 +318,13 @@ class RefusalTests(AssemblyCase):
         return str(why.removeprefix("fastpoetry: "))
 
     def freePort(self) -> int:
-        """
-        @return: a TCP port that can be had.
-        """
+        """@return: a TCP port that can be had."""
         with socket.create_server(("127.0.0.1", 0)) as listening:
             port: int = listening.getsockname()[1]
         return port
 
     def test_port(self) -> None:
-        """
-        A port that is taken is refused.
-        """
+        """A port that is taken is refused."""
         with socket.create_server(("127.0.0.1", 0)) as listening:
             port = listening.getsockname()[1]
             self.assertEqual(
@@ -397,18 +333,14 @@ class RefusalTests(AssemblyCase):
             )
 
     def test_endpoint(self) -> None:
-        """
-        So is an endpoint that cannot be had.
-        """
+        """So is an endpoint that cannot be had."""
         self.assertEqual(
             self.refusal("--ode", "a", "--listen", "unix:/nowhere/s"),
             "--listen unix:/nowhere/s: No such file or directory",
         )
 
     def test_twoBlocks(self) -> None:
-        """
-        A port can be had once, not for two blocks or endpoints.
-        """
+        """A port can be had once, not for two blocks or endpoints."""
         port = self.freePort()
         for own in (
             ["--port", str(port), "--iface", "127.0.0.1"],
@@ -418,26 +350,20 @@ class RefusalTests(AssemblyCase):
         self.assertIn("in use", self.refusal("--ode=a", *own, *own))
 
     def test_notHeld(self) -> None:
-        """
-        A port that can be had is free again for the service to take.
-        """
+        """A port that can be had is free again for the service to take."""
         before = countDescriptors()
         self.make("--ode", "a", "--port", str(self.freePort()), "--iface", "127.0.0.1")
         self.assertEqual(countDescriptors(), before)
 
     def test_interface(self) -> None:
-        """
-        What is no name of an interface is refused.
-        """
+        """What is no name of an interface is refused."""
         for interface in ("a..b", "." * 300, "x" * 300, "\xe9" * 70, "\udc80"):
             refusal = self.refusal("--ode", "a", "--port", "0", "--iface", interface)
             shown = interface.replace("\udc80", "\\udc80")
             self.assertTrue(refusal.startswith(f"--port 0 --iface {shown}: "), refusal)
 
     def test_notAnEndpoint(self) -> None:
-        """
-        A description that does not parse is refused.
-        """
+        """A description that does not parse is refused."""
         for description in (
             "",
             "tcp",
@@ -456,9 +382,7 @@ class RefusalTests(AssemblyCase):
 
     @skipUnless(find_spec("prometheus_client"), "prometheus_client is not installed")
     def test_metrics(self) -> None:
-        """
-        So is a place for metrics that cannot be had, or is none.
-        """
+        """So is a place for metrics that cannot be had, or is none."""
         with socket.create_server(("127.0.0.1", 0)) as listening:
             own = f"tcp:{listening.getsockname()[1]}:interface=127.0.0.1"
             refusal = self.refusal("--ode", "a", "--port", "0", "--metrics", own)
@@ -467,9 +391,7 @@ class RefusalTests(AssemblyCase):
         self.assertIn("--metrics nosuch:1: not a Twisted endpoint description", refusal)
 
     def test_noPrometheus(self) -> None:
-        """
-        Where there is no prometheus_client, who asks for metrics is told what is missing.
-        """
+        """Where there is no prometheus_client, who asks for metrics is told what is missing."""
         with mock.patch.dict(sys.modules):
             for name in list(sys.modules):
                 if name.startswith(("prometheus_client", "fastpoetry.command.metrics")):
@@ -482,17 +404,13 @@ class RefusalTests(AssemblyCase):
         )
 
     def test_nothingPassed(self) -> None:
-        """
-        Where no descriptor was passed none can be adopted.
-        """
+        """Where no descriptor was passed none can be adopted."""
         self.patch(os, "environ", {})
         refusal = self.refusal("--ode", "a", "--listen", "adopted:name=ecstasy")
         self.assertTrue(refusal.startswith("adopted:name=ecstasy: no descriptor was "), refusal)
 
     def test_byHand(self) -> None:
-        """
-        Who puts services together by hand has endpoints checked in the same way.
-        """
+        """Who puts services together by hand has endpoints checked in the same way."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             free = serverFromString(self.reactor, "tcp:0:interface=127.0.0.1")

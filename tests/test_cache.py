@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.proxy.cache}.
-"""
+"""Tests for L{fastpoetry.proxy.cache}."""
 
 from __future__ import annotations
 
@@ -30,58 +28,42 @@ times = st.integers(0, 2**52).map(lambda milliseconds: milliseconds / 1000)
 
 
 class CopyCase(SynchronousTestCase):
-    """
-    A folder for copies.
-    """
+    """A folder for copies."""
 
     def setUp(self) -> None:
         self.folder = makeFolder(self)
         self.file = CopyFile(self.folder, UPSTREAM)
 
     def copy(self, text: bytes = b"a poem\n", fetchedAt: float = 1234.5) -> Copy:
-        """
-        @return: a copy of such a poem, as L{CopyFile.load} gives it.
-        """
+        """@return: a copy of such a poem, as L{CopyFile.load} gives it."""
         return Copy(Poem(UPSTREAM, text, self.file.path), fetchedAt)
 
     def put(self, content: bytes) -> None:
-        """
-        Have some content where the copy is kept.
-        """
+        """Have some content where the copy is kept."""
         with open(self.file.path, "wb") as file:
             file.write(content)
 
     def content(self) -> bytes:
-        """
-        @return: what is there.
-        """
+        """@return: what is there."""
         with open(self.file.path, "rb") as file:
             return file.read()
 
     def damage(self) -> str:
-        """
-        @return: why the copy cannot be loaded.
-        """
+        """@return: why the copy cannot be loaded."""
         return str(self.assertRaises(CopyError, self.file.load))
 
 
 class SaveTests(CopyCase):
-    """
-    Tests for what is saved and loaded again.
-    """
+    """Tests for what is saved and loaded again."""
 
     @given(texts, times)
     def test_loadsWhatWasSaved(self, text: bytes, fetchedAt: float) -> None:
-        """
-        A copy is loaded as it was saved: any bytes, and the time to the millisecond.
-        """
+        """A copy is loaded as it was saved: any bytes, and the time to the millisecond."""
         self.file.save(self.copy(text, fetchedAt))
         self.assertEqual(self.file.load(), self.copy(text, fetchedAt))
 
     def test_none(self) -> None:
-        """
-        Before anything was saved there is no copy, and that is no error.
-        """
+        """Before anything was saved there is no copy, and that is no error."""
         self.assertIsNone(self.file.load())
 
     def test_replaces(self) -> None:
@@ -94,17 +76,13 @@ class SaveTests(CopyCase):
         self.assertEqual(os.listdir(self.folder), [os.path.basename(self.file.path)])
 
     def test_private(self) -> None:
-        """
-        Nobody else may write to a copy.
-        """
+        """Nobody else may write to a copy."""
         self.file.save(self.copy())
         self.assertEqual(os.stat(self.file.path).st_mode & 0o022, 0)
 
     @given(arguments, arguments)
     def test_upstreams(self, one: str, other: str) -> None:
-        """
-        Each upstream has a file of its own in the folder, whatever it is called.
-        """
+        """Each upstream has a file of its own in the folder, whatever it is called."""
         paths = [CopyFile(self.folder, each).path for each in (one, other)]
         self.assertEqual(paths[0] == paths[1], one == other)
         for path in paths:
@@ -113,9 +91,7 @@ class SaveTests(CopyCase):
 
 
 class DamageTests(CopyCase):
-    """
-    Tests for files that are not what was saved.
-    """
+    """Tests for files that are not what was saved."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -124,79 +100,59 @@ class DamageTests(CopyCase):
 
     @given(st.data())
     def test_damaged(self, data: st.DataObject) -> None:
-        """
-        A byte that is another than was written, wherever it is, makes a damaged copy.
-        """
+        """A byte that is another than was written, wherever it is, makes a damaged copy."""
         at = data.draw(st.integers(0, len(self.whole) - 1))
         byte = data.draw(st.integers(0, 255).filter(lambda value: value != self.whole[at]))
         self.put(self.whole[:at] + bytes([byte]) + self.whole[at + 1 :])
         self.assertEqual(self.damage(), f"{self.file.path}: is damaged, and will be replaced")
 
     def test_truncated(self) -> None:
-        """
-        A copy that lost its end, however much of it, is damaged.
-        """
+        """A copy that lost its end, however much of it, is damaged."""
         for size in range(len(self.whole)):
             self.put(self.whole[:size])
             self.assertIn("is damaged", self.damage())
 
     @given(st.binary(min_size=1))
     def test_appended(self, more: bytes) -> None:
-        """
-        A copy with something after its end is damaged.
-        """
+        """A copy with something after its end is damaged."""
         self.put(self.whole + more)
         self.assertIn("is damaged", self.damage())
 
     @given(st.binary())
     def test_strange(self, content: bytes) -> None:
-        """
-        A file of anybody else's is damaged.
-        """
+        """A file of anybody else's is damaged."""
         self.put(content)
         self.assertIn("is damaged", self.damage())
 
     @given(st.binary() | st.sampled_from([b"nan\nx", b"-1.000\nx", b"1.000\n", b"1.0\nx"]))
     def test_strangeWithGoodDigest(self, rest: bytes) -> None:
-        """
-        A file whose digest is right is damaged too, if it has no time or no poem.
-        """
+        """A file whose digest is right is damaged too, if it has no time or no poem."""
         self.put(sha256(rest).hexdigest().encode() + b"\n" + rest)
         self.assertIn("is damaged", self.damage())
 
     def test_mended(self) -> None:
-        """
-        The next copy takes the place of a damaged one.
-        """
+        """The next copy takes the place of a damaged one."""
         self.put(b"damaged")
         self.file.save(self.copy())
         self.assertEqual(self.file.load(), self.copy())
 
 
 class StrangeTests(CopyCase):
-    """
-    Tests for what somebody put in the copy's place: it is refused at once, and replaced.
-    """
+    """Tests for what somebody put in the copy's place: it is refused at once, and replaced."""
 
     def assertReplaced(self, why: str) -> None:
-        """
-        Assert that there is no copy, for that reason, and that the next takes its place.
-        """
+        """Assert that there is no copy, for that reason, and that the next takes its place."""
         self.assertEqual(self.damage(), f"{self.file.path}: {why}")
         self.file.save(self.copy())
         self.assertEqual(self.file.load(), self.copy())
 
     def test_FIFO(self) -> None:
-        """
-        A FIFO is not waited for.
-        """
+        """A FIFO is not waited for."""
         os.mkfifo(self.file.path)
         self.assertReplaced("is a FIFO; a copy is a regular file")
 
     def test_link(self) -> None:
-        """
-        A link is not followed, neither to load nor to save.
-        """
+        """A link is not followed, neither to load nor to save."""
         elsewhere = write(self.folder, "elsewhere", b"precious")
         os.symlink(elsewhere, self.file.path)
         self.assertReplaced("Too many levels of symbolic links")
@@ -204,16 +160,12 @@ class StrangeTests(CopyCase):
             self.assertEqual(file.read(), b"precious")
 
     def test_device(self) -> None:
-        """
-        Nor is one to a device, which has no end.
-        """
+        """Nor is one to a device, which has no end."""
         os.symlink("/dev/zero", self.file.path)
         self.assertReplaced("Too many levels of symbolic links")
 
     def test_sparse(self) -> None:
-        """
-        A file that is larger than any copy is not read.
-        """
+        """A file that is larger than any copy is not read."""
         self.put(b"")
         os.truncate(self.file.path, 8 << 30)
         self.assertReplaced(
@@ -221,9 +173,7 @@ class StrangeTests(CopyCase):
         )
 
     def test_mostBytes(self) -> None:
-        """
-        Nor is a copy of a poem that is larger than the upstream's may be by now.
-        """
+        """Nor is a copy of a poem that is larger than the upstream's may be by now."""
         self.file.save(self.copy(b"a" * 500))
         self.file = CopyFile(self.folder, UPSTREAM, 300)
         self.assertReplaced("has 574 bytes; a copy has 400 at most")
@@ -233,9 +183,7 @@ class StrangeTests(CopyCase):
         self.assertEqual(self.file.load(), self.copy(b"a" * 300))
 
     def test_leftover(self) -> None:
-        """
-        What a save has left behind that was killed is gone with the next, whatever it is.
-        """
+        """What a save has left behind that was killed is gone with the next, whatever it is."""
         write(self.folder, os.path.basename(self.file.path) + ".new", b"half a poem")
         self.file.save(self.copy())
         self.assertEqual(os.listdir(self.folder), [os.path.basename(self.file.path)])
@@ -245,9 +193,7 @@ class StrangeTests(CopyCase):
 
 
 class WriterTests(CopyCase):
-    """
-    Tests for the process that writes.
-    """
+    """Tests for the process that writes."""
 
     def write(self, size: int, parent: int) -> list[str]:
         """
@@ -270,9 +216,7 @@ class WriterTests(CopyCase):
         return os.listdir(self.folder)
 
     def test_whole(self) -> None:
-        """
-        What comes is put in place.
-        """
+        """What comes is put in place."""
         self.assertEqual(self.write(6, os.getpid()), [os.path.basename(self.file.path)])
         self.assertEqual(self.content(), b"a poem")
 
@@ -290,27 +234,21 @@ class WriterTests(CopyCase):
         self.assertEqual(self.write(6, os.getpid() + 1), [])
 
     def test_killed(self) -> None:
-        """
-        A writer that is killed is no copy, and the error says so.
-        """
+        """A writer that is killed is no copy, and the error says so."""
         program = write(self.folder, "program", b"import os\nos.kill(os.getpid(), 9)\n")
         self.patch(save, "__file__", program)
         why = self.assertRaises(CopyError, self.file.save, self.copy())
         self.assertEqual(str(why), f"{self.file.path}: its writer was ended by signal 9")
 
     def test_noProcess(self) -> None:
-        """
-        So is one that cannot be started.
-        """
+        """So is one that cannot be started."""
         self.patch(sys, "executable", f"{self.folder}/gone")
         why = self.assertRaises(CopyError, self.file.save, self.copy())
         self.assertEqual(str(why), f"{self.file.path}: No such file or directory")
 
 
 class KeeperTests(CopyCase):
-    """
-    Tests for L{Keeper}: threads work, and the time passes, when a test says so.
-    """
+    """Tests for L{Keeper}: threads work, and the time passes, when a test says so."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -320,17 +258,13 @@ class KeeperTests(CopyCase):
         self.addCleanup(lambda: self.assertEqual(self.reactor.getDelayedCalls(), []))
 
     def said(self) -> list[str]:
-        """
-        @return: what is said when the threads work.
-        """
+        """@return: what is said when the threads work."""
         with capturedLogs() as events:
             self.threads.work()
         return said(events)
 
     def test_load(self) -> None:
-        """
-        The copy is read in a thread.
-        """
+        """The copy is read in a thread."""
         self.file.save(self.copy())
         loaded = self.keeper.load()
         self.assertNoResult(loaded)
@@ -338,9 +272,7 @@ class KeeperTests(CopyCase):
         self.assertEqual(self.successResultOf(loaded), self.copy())
 
     def test_loadFails(self) -> None:
-        """
-        One that cannot be used is none, and has a warning.
-        """
+        """One that cannot be used is none, and has a warning."""
         self.put(b"damaged")
         loaded = self.keeper.load()
         with capturedLogs() as events:
@@ -376,9 +308,7 @@ class KeeperTests(CopyCase):
         self.assertEqual(saved, [b"1", b"4"])
 
     def test_fails(self) -> None:
-        """
-        One that fails has a warning, and does not keep the next from being written.
-        """
+        """One that fails has a warning, and does not keep the next from being written."""
         file, self.file.path = self.file.path, "/nowhere/x"
         self.keeper.save(self.copy(b"1"))
         self.keeper.save(self.copy(b"2"))
@@ -391,9 +321,7 @@ class KeeperTests(CopyCase):
         self.assertEqual(self.file.load(), self.copy(b"2"))
 
     def test_slow(self) -> None:
-        """
-        One that takes its time has one warning that says for how long.
-        """
+        """One that takes its time has one warning that says for how long."""
         self.keeper.save(self.copy())
         with capturedLogs() as events:
             for _ in range(100):
@@ -405,9 +333,7 @@ class KeeperTests(CopyCase):
         self.assertEqual(self.said(), [])
 
     def test_noThread(self) -> None:
-        """
-        Where no thread can be had a warning says so, and the next copy is written if one can.
-        """
+        """Where no thread can be had a warning says so, and the next copy is written if one can."""
         self.threads.why = ThreadError("no thread can be had: none is left")
         with capturedLogs() as events:
             self.keeper.save(self.copy(b"1"))
@@ -423,9 +349,7 @@ class KeeperTests(CopyCase):
         self.assertEqual(self.file.load(), self.copy(b"2"))
 
     def test_finish(self) -> None:
-        """
-        The end comes when what is being written is, and what was to follow it.
-        """
+        """The end comes when what is being written is, and what was to follow it."""
         self.successResultOf(self.keeper.finish())
         self.keeper.save(self.copy(b"1"))
         self.keeper.save(self.copy(b"2"))
@@ -438,9 +362,7 @@ class KeeperTests(CopyCase):
             self.successResultOf(each)
 
     def test_finishLate(self) -> None:
-        """
-        It comes after a moment in any case.
-        """
+        """It comes after a moment in any case."""
         self.keeper.save(self.copy())
         finished = self.keeper.finish()
         self.reactor.advance(1)
@@ -449,14 +371,10 @@ class KeeperTests(CopyCase):
 
 
 class UnusableTests(CopyCase):
-    """
-    Tests for folders and disks that take or give no copy.
-    """
+    """Tests for folders and disks that take or give no copy."""
 
     def test_unreadable(self) -> None:
-        """
-        A copy that may not be read is an error with its path and the cause.
-        """
+        """A copy that may not be read is an error with its path and the cause."""
         self.file.save(self.copy())
         os.chmod(self.file.path, 0)
         with asNobody():
@@ -472,9 +390,7 @@ class UnusableTests(CopyCase):
         self.assertEqual(os.listdir(self.folder), [os.path.basename(self.file.path)])
 
     def test_unwritable(self) -> None:
-        """
-        A folder that may not be written to is an error with the path, and the old copy stays.
-        """
+        """A folder that may not be written to is an error with the path, and the old copy stays."""
         self.file.save(self.copy())
         os.chmod(self.file.path, 0o644)
         with asNobody(self.folder, 0o555):
@@ -483,9 +399,7 @@ class UnusableTests(CopyCase):
         self.assertEqual(str(why), f"{self.file.path}: Permission denied")
 
     def test_tooLarge(self) -> None:
-        """
-        What does not fit is such an error too: the old copy stays, and no part of the new.
-        """
+        """What does not fit is such an error too: the old copy stays, and no part of the new."""
         self.file.save(self.copy())
 
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -497,9 +411,7 @@ class UnusableTests(CopyCase):
         self.assertEqual(os.listdir(self.folder), [os.path.basename(self.file.path)])
 
     def test_noFolder(self) -> None:
-        """
-        A folder that is gone gives no copy, and takes none.
-        """
+        """A folder that is gone gives no copy, and takes none."""
         file = CopyFile(f"{self.folder}/gone", UPSTREAM)
         self.assertIsNone(file.load())
         why = self.assertRaises(CopyError, file.save, self.copy())

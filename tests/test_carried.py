@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.delivery.carried}: what comes back is what was left, or nothing.
-"""
+"""Tests for L{fastpoetry.delivery.carried}: what comes back is what was left, or nothing."""
 
 from __future__ import annotations
 
@@ -25,9 +23,7 @@ ADDRESS = ("127.0.0.1", 40000)
 
 
 class Door:
-    """
-    What readers are looked after by.
-    """
+    """What readers are looked after by."""
 
     def __init__(self) -> None:
         self.reactor: Any = Reactor()
@@ -35,9 +31,7 @@ class Door:
 
 
 class CarriedCase(SynchronousTestCase):
-    """
-    A reader in mid-poem, as it is left by one process and found by the next.
-    """
+    """A reader in mid-poem, as it is left by one process and found by the next."""
 
     def setUp(self) -> None:
         self.door = Door()
@@ -52,33 +46,25 @@ class CarriedCase(SynchronousTestCase):
         self.file = self.memory(LONG.text)
 
     def makeReader(self, number: int, poem: Poem) -> SocketReader:
-        """
-        @return: a reader on a connection.
-        """
+        """@return: a reader on a connection."""
         reader = SocketReader(socket.AF_INET, socket.SOCK_STREAM, 0, number)
         self.addCleanup(reader.close)
         reader.poem, reader.address, reader.door = poem, ADDRESS, self.door
         return reader
 
     def memory(self, text: bytes) -> int:
-        """
-        @return: a descriptor of a file with a text.
-        """
+        """@return: a descriptor of a file with a text."""
         number = os.memfd_create("poem")
         self.addCleanup(os.close, number)
         os.write(number, text)
         return number
 
     def pack(self) -> Any:
-        """
-        @return: what is carried, to be spoilt.
-        """
+        """@return: what is carried, to be spoilt."""
         return json.loads(pack({self.reader: Progress(1.0, 2.0, 3)}, {LONG: self.file}))
 
     def unpack(self, state: object, files: list[int] | None = None) -> tuple[Any, list[str]]:
-        """
-        @return: what the next process makes of it.
-        """
+        """@return: what the next process makes of it."""
         data = state if isinstance(state, bytes) else json.dumps(state).encode()
         # As systemd does it: the connection is another descriptor of the same socket.
         number = os.dup(self.reader.fileno())
@@ -89,9 +75,7 @@ class CarriedCase(SynchronousTestCase):
         return found
 
     def assertReset(self, state: object, fault: str, files: list[int] | None = None) -> None:
-        """
-        Assert that a connection is reset of which that is said.
-        """
+        """Assert that a connection is reset of which that is said."""
         readers, faults = self.unpack(state, files)
         self.assertEqual((readers, len(faults) > 0), ({}, True))
         self.assertIn(fault, faults[0])
@@ -100,14 +84,10 @@ class CarriedCase(SynchronousTestCase):
 
 
 class CarryTests(CarriedCase):
-    """
-    Tests for readers that are carried.
-    """
+    """Tests for readers that are carried."""
 
     def test_same(self) -> None:
-        """
-        All that is known of a reader is known again.
-        """
+        """All that is known of a reader is known again."""
         sentBytes = self.reader.sentBytes
         readers, faults = self.unpack(self.pack())
         self.assertEqual(faults, [])
@@ -119,9 +99,7 @@ class CarryTests(CarriedCase):
         self.assertEqual(progress, Progress(1.0, 2.0, 3))
 
     def test_goesOn(self) -> None:
-        """
-        Its client gets the rest of the poem, and not a byte twice.
-        """
+        """Its client gets the rest of the poem, and not a byte twice."""
         readers, _ = self.unpack(self.pack())
         ((reader, progress),) = readers.items()
         self.door.policy.resume(reader, progress)
@@ -129,9 +107,7 @@ class CarryTests(CarriedCase):
         self.assertEqual(self.door.reactor.fetch(self.client), LONG.text)
 
     def test_pick(self) -> None:
-        """
-        Only those can be carried that are all in their socket.
-        """
+        """Only those can be carried that are all in their socket."""
         other: Any = object()
         both = {self.reader: Progress(0, 0), other: Progress(0, 0)}
         self.assertEqual(list(pick(both)), [self.reader])
@@ -139,71 +115,51 @@ class CarryTests(CarriedCase):
 
 
 class DistrustTests(CarriedCase):
-    """
-    Tests for what comes from outside, as all that is passed to a process does.
-    """
+    """Tests for what comes from outside, as all that is passed to a process does."""
 
     def test_noState(self) -> None:
-        """
-        A connection of which nothing is known is reset.
-        """
+        """A connection of which nothing is known is reset."""
         self.assertReset(b"", "damaged")
 
     def test_otherVersion(self) -> None:
-        """
-        So is one that another version has left, be it older or newer.
-        """
+        """So is one that another version has left, be it older or newer."""
         self.assertReset({**self.pack(), "version": 2}, "of version 2, not 1")
 
     def test_unknown(self) -> None:
-        """
-        So is one that is not spoken of.
-        """
+        """So is one that is not spoken of."""
         self.assertReset({**self.pack(), "readers": []}, "nothing is known")
 
     def test_otherText(self) -> None:
-        """
-        So is one whose poem's text is another by now.
-        """
+        """So is one whose poem's text is another by now."""
         state = self.pack()
         os.pwrite(self.file, b"another", 0)
         self.assertReset(state, "text of a poem")
 
     def test_noText(self) -> None:
-        """
-        So is one whose poem's text is not there.
-        """
+        """So is one whose poem's text is not there."""
         self.assertReset(self.pack(), "text of a poem", files=[])
 
     def test_otherCount(self) -> None:
-        """
-        So is one that was sent more or less than is said: somebody has gone on since then.
-        """
+        """So is one that was sent more or less than is said: somebody has gone on since then."""
         state = self.pack()
         state["readers"][0][2] -= 1
         self.assertReset(state, "bytes were sent")
 
     def test_future(self) -> None:
-        """
-        So is one that came later than now: that was another boot's clock.
-        """
+        """So is one that came later than now: that was another boot's clock."""
         state = self.pack()
         state["readers"][0][4] = [20.0, 20.0, 0]
         self.assertReset(state, "cannot be")
 
     def test_noConnection(self) -> None:
-        """
-        What is no connection at all is closed.
-        """
+        """What is no connection at all is closed."""
         number = self.memory(b"no socket")
         readers, faults = unpack(b"", [], [os.dup(number)], self.door, 10.0)
         self.assertEqual((readers, len(faults)), ({}, 2))
 
     @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists), st.data())
     def test_anything(self, junk: Any, data: st.DataObject) -> None:
-        """
-        Whatever stands in a place, nothing but a fault comes of it.
-        """
+        """Whatever stands in a place, nothing but a fault comes of it."""
         state = self.pack()
         place = data.draw(st.sampled_from([*state, "reader", "poem", "all"]))
         if place == "all":
@@ -220,14 +176,10 @@ class DistrustTests(CarriedCase):
 
 
 class SmallTests(CarriedCase):
-    """
-    Tests for readers who have not begun to take a poem that is short.
-    """
+    """Tests for readers who have not begun to take a poem that is short."""
 
     def test_whole(self) -> None:
-        """
-        One that has been handed everything is none that is carried.
-        """
+        """One that has been handed everything is none that is carried."""
         state = self.pack()
         state["poems"][0] = [os.fstat(self.file).st_ino, POEM.name, POEM.origin, POEM.digest]
         os.ftruncate(self.file, 0)

@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.command.carry}, with a store in memory.
-"""
+"""Tests for L{fastpoetry.command.carry}, with a store in memory."""
 
 from __future__ import annotations
 
@@ -39,17 +37,13 @@ class FakeStore:
         self.isFull = False
 
     def take(self, name: str) -> tuple[Descriptor, ...]:
-        """
-        What there is, each time.
-        """
+        """What there is, each time."""
         return tuple(Descriptor.examine(os.dup(number), name) for number in self.held.get(name, ()))
 
     def putNow(
         self, descriptors: Mapping[str, Iterable[Any]], *, poll: bool, seconds: float
     ) -> None:
-        """
-        Hold what there is room for.
-        """
+        """Hold what there is room for."""
         for name, each in descriptors.items():
             numbers = [one if isinstance(one, int) else one.fileno() for one in each]
             self.held[name] = [os.dup(number) for number in numbers]
@@ -57,18 +51,14 @@ class FakeStore:
             raise StoreError("no room")
 
     def removeNow(self, *names: str, seconds: float) -> None:
-        """
-        Let go.
-        """
+        """Let go."""
         for name in names:
             for number in self.held.pop(name, ()):
                 os.close(number)
 
 
 class CarryCase(SynchronousTestCase):
-    """
-    A process that stops and one that starts, and a client in the middle of a poem.
-    """
+    """A process that stops and one that starts, and a client in the middle of a poem."""
 
     def setUp(self) -> None:
         self.store = FakeStore()
@@ -76,9 +66,7 @@ class CarryCase(SynchronousTestCase):
         self.begin()
 
     def begin(self, environ: Mapping[str, str] = UNDER_SYSTEMD) -> None:
-        """
-        Have a process start.
-        """
+        """Have a process start."""
         self.reactor = Reactor()
         self.policy = Policy(Limits(), self.reactor)
         store: Any = self.store
@@ -86,9 +74,7 @@ class CarryCase(SynchronousTestCase):
         self.carry.startService()
 
     def connect(self) -> socket.socket:
-        """
-        @return: a client that has begun to read.
-        """
+        """@return: a client that has begun to read."""
         listening = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(listening.close)
         client = socket.create_connection(listening.getsockname())
@@ -115,20 +101,14 @@ class CarryCase(SynchronousTestCase):
 
 
 class CarryTests(CarryCase):
-    """
-    Tests for what becomes of readers.
-    """
+    """Tests for what becomes of readers."""
 
     def test_interface(self) -> None:
-        """
-        It is a service.
-        """
+        """It is a service."""
         verifyObject(IService, self.carry)
 
     def test_carried(self) -> None:
-        """
-        One process begins a poem and the next ends it, with one record and one count.
-        """
+        """One process begins a poem and the next ends it, with one record and one count."""
         client = self.connect()
         stopped = self.stop()
         self.successResultOf(stopped)
@@ -152,9 +132,7 @@ class CarryTests(CarryCase):
         self.assertEqual(self.policy.ledger.counts, Counts(1, len(LONG.text)))
 
     def test_takenOut(self) -> None:
-        """
-        What was taken up is in the store no more, or a crash would leave it to the next.
-        """
+        """What was taken up is in the store no more, or a crash would leave it to the next."""
         self.connect()
         self.stop()
         self.reader.close()
@@ -162,9 +140,7 @@ class CarryTests(CarryCase):
         self.assertEqual(self.store.held, {})
 
     def test_deadlines(self) -> None:
-        """
-        How long a reader has taken nothing goes on from one process to the next.
-        """
+        """How long a reader has taken nothing goes on from one process to the next."""
         self.connect()
         ((_, before),) = self.policy._sending.items()
         self.stop()
@@ -174,9 +150,7 @@ class CarryTests(CarryCase):
         self.assertEqual([*self.policy._sending.values()], [before])
 
     def test_noState(self) -> None:
-        """
-        Of whom nothing is known, is reset and counted, with a record that says why.
-        """
+        """Of whom nothing is known, is reset and counted, with a record that says why."""
         client = self.connect()
         self.stop()
         self.store.removeNow(".state", seconds=0)
@@ -208,9 +182,7 @@ class CarryTests(CarryCase):
         self.assertEqual(self.reactor.fetch(client), LONG.text)
 
     def test_others(self) -> None:
-        """
-        As long as somebody is here who cannot be carried, everybody is sent to as before.
-        """
+        """As long as somebody is here who cannot be carried, everybody is sent to as before."""
         client = self.connect()
         other = FakeReader(self.policy, poem=LONG)
         self.policy.begin(other, self.policy.seconds())
@@ -223,9 +195,7 @@ class CarryTests(CarryCase):
         self.assertTrue(client.recv(1))
 
     def test_cutShort(self) -> None:
-        """
-        At the end of the drain who cannot be carried is reset, and the others are carried.
-        """
+        """At the end of the drain who cannot be carried is reset, and the others are carried."""
         self.connect()
         other = FakeReader(self.policy, poem=LONG)
         self.policy.begin(other, self.policy.seconds())
@@ -235,9 +205,7 @@ class CarryTests(CarryCase):
         self.assertEqual((other.did, len(self.store.held[".r"])), (["reset"], 1))
 
     def test_noSystemd(self) -> None:
-        """
-        Outside systemd there is no store, and nobody is carried.
-        """
+        """Outside systemd there is no store, and nobody is carried."""
         self.begin({})
         self.connect()
         self.assertNoResult(self.stop())

@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.systemd.clock}, most of them with a wall clock that is stepped.
-"""
+"""Tests for L{fastpoetry.systemd.clock}, most of them with a wall clock that is stepped."""
 
 from __future__ import annotations
 
@@ -133,9 +131,7 @@ def python(program: str, **variables: str) -> str:
 
 
 class Kernel:
-    """
-    A reactor in memory whose clock is CLOCK_MONOTONIC as well, and which reads timers.
-    """
+    """A reactor in memory whose clock is CLOCK_MONOTONIC as well, and which reads timers."""
 
     def __init__(self, case: SynchronousTestCase) -> None:
         self.memory = MemoryReactorClock()
@@ -157,9 +153,7 @@ class Kernel:
         self.set[number] = self.now + nanoseconds / 1e9
 
     def pass_(self, seconds: float) -> None:
-        """
-        Let time pass, and the reactor read what is due then.
-        """
+        """Let time pass, and the reactor read what is due then."""
         self.now += seconds
         for reader in list(self.memory.readers):
             due = self.set.get(reader.fileno())
@@ -169,9 +163,7 @@ class Kernel:
 
 
 class CallTests(SynchronousTestCase):
-    """
-    Calls, with time and timers in the kernel's place.
-    """
+    """Calls, with time and timers in the kernel's place."""
 
     def setUp(self) -> None:
         self.kernel = Kernel(self)
@@ -179,22 +171,16 @@ class CallTests(SynchronousTestCase):
         self.called: list[Any] = []
 
     def later(self, seconds: float, name: Any = None) -> Any:
-        """
-        Add a name to C{called}, later.
-        """
+        """Add a name to C{called}, later."""
         return self.clock.callLater(seconds, self.called.append, name)
 
     def isClean(self) -> bool:
-        """
-        Whether nothing is left in the reactor.
-        """
+        """Whether nothing is left in the reactor."""
         memory = self.kernel.memory
         return not memory.readers and not memory.getDelayedCalls()
 
     def test_interfaces(self) -> None:
-        """
-        It is a clock, its calls are calls, and what the reactor reads is a reader.
-        """
+        """It is a clock, its calls are calls, and what the reactor reads is a reader."""
         verifyObject(IReactorTime, self.clock)
         verifyObject(IDelayedCall, self.later(1))
         (reader,) = self.kernel.memory.readers
@@ -213,17 +199,13 @@ class CallTests(SynchronousTestCase):
         self.assertEqual(seen, ["", "ab", "ab", "abc", "abc", "abcd"])
 
     def test_arguments(self) -> None:
-        """
-        Whatever is to be passed is passed.
-        """
+        """Whatever is to be passed is passed."""
         self.clock.callLater(1, lambda *args, **kw: self.called.append((args, kw)), 1, f=2)
         self.kernel.pass_(1)
         self.assertEqual(self.called, [((1,), {"f": 2})])
 
     def test_atOnce(self) -> None:
-        """
-        What is due at once waits for the reactor, also when it is asked for by a call.
-        """
+        """What is due at once waits for the reactor, also when it is asked for by a call."""
         self.clock.callLater(0, self.later, 0, "inner")
         self.assertEqual(self.called, [])
         self.kernel.pass_(0.001)
@@ -232,9 +214,7 @@ class CallTests(SynchronousTestCase):
         self.assertEqual(self.called, ["inner"])
 
     def test_cancel(self) -> None:
-        """
-        A cancelled call is not made, and the others are.
-        """
+        """A cancelled call is not made, and the others are."""
         calls = [self.later(1, name) for name in "abc"]
         calls[0].cancel()
         self.kernel.pass_(1)
@@ -243,9 +223,7 @@ class CallTests(SynchronousTestCase):
         self.assertRaises(AlreadyCalled, calls[1].cancel)
 
     def test_moved(self) -> None:
-        """
-        A call that was moved, to and fro, is made once and at its last time.
-        """
+        """A call that was moved, to and fro, is made once and at its last time."""
         call = self.later(5)
         call.reset(2)
         call.delay(4)
@@ -287,9 +265,7 @@ class CallTests(SynchronousTestCase):
             self.assertEqual(sorted(made[0]), sorted(made[1]))
 
     def test_pending(self) -> None:
-        """
-        What is pending can be asked for.
-        """
+        """What is pending can be asked for."""
         first, second, third = (self.later(1) for _ in range(3))
         first.cancel()
         self.assertEqual(set(self.clock.getDelayedCalls()), {second, third})
@@ -297,25 +273,19 @@ class CallTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_noDelay(self) -> None:
-        """
-        What is no delay is refused, as are what is before now and what is no time.
-        """
+        """What is no delay is refused, as are what is before now and what is no time."""
         for delay in (-1, float("nan")):
             self.assertRaises(ValueError, self.clock.callLater, delay, self.fail)
         self.assertTrue(self.isClean())
 
     def test_never(self) -> None:
-        """
-        Never is a time.
-        """
+        """Never is a time."""
         self.later(float("inf"))
         self.kernel.pass_(1e9)
         self.assertEqual(self.called, [])
 
     def test_failure(self) -> None:
-        """
-        What a call raises is logged, be it an exit, and the next one is made.
-        """
+        """What a call raises is logged, be it an exit, and the next one is made."""
         for error in (ValueError, SystemExit, KeyboardInterrupt):
             self.clock.callLater(1, self.raiser(error))
         self.later(1)
@@ -324,9 +294,7 @@ class CallTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors()), 3)
 
     def raiser(self, error: type[BaseException]) -> Callable[[], None]:
-        """
-        @return: what raises that.
-        """
+        """@return: what raises that."""
 
         def fail() -> None:
             raise error
@@ -355,9 +323,7 @@ class CallTests(SynchronousTestCase):
         self.assertTrue(self.isClean())
 
     def test_noTimer(self) -> None:
-        """
-        With no descriptor left the reactor's clock wakes it, until there is one again.
-        """
+        """With no descriptor left the reactor's clock wakes it, until there is one again."""
         self.kernel.refuses = True
         self.later(0.5, "a")
         self.later(3, "b")
@@ -371,9 +337,7 @@ class CallTests(SynchronousTestCase):
         self.assertEqual((self.called, self.isClean()), (["a", "b"], True))
 
     def test_neverTimer(self) -> None:
-        """
-        Where there is none, a cancelled call leaves nothing in the reactor either.
-        """
+        """Where there is none, a cancelled call leaves nothing in the reactor either."""
         self.kernel.refuses = True
         self.later(3).cancel()
         self.assertTrue(self.isClean())
@@ -394,14 +358,10 @@ class CallTests(SynchronousTestCase):
 
 
 class RealTests(TestCase):
-    """
-    In the reactor of these tests, which must be clean after each.
-    """
+    """In the reactor of these tests, which must be clean after each."""
 
     def test_called(self) -> Deferred[None]:
-        """
-        A call is made, and the clock has gone on by its delay at least.
-        """
+        """A call is made, and the clock has gone on by its delay at least."""
         clock = MonotonicClock(reactor)
         made: Deferred[None] = Deferred()
         before = clock.seconds()
@@ -409,9 +369,7 @@ class RealTests(TestCase):
         return made.addCallback(lambda _: self.assertGreaterEqual(clock.seconds(), before + 0.01))
 
     def test_cancelled(self) -> None:
-        """
-        A call that is cancelled leaves no descriptor.
-        """
+        """A call that is cancelled leaves no descriptor."""
         before = os.listdir("/proc/self/fd")
         call = MonotonicClock(reactor).callLater(1, self.fail)
         during = os.listdir("/proc/self/fd")
@@ -420,9 +378,7 @@ class RealTests(TestCase):
         self.assertEqual(os.listdir("/proc/self/fd"), before)
 
     def test_noDescriptor(self) -> Deferred[None]:
-        """
-        A process that has no descriptor left has its calls made.
-        """
+        """A process that has no descriptor left has its calls made."""
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         made: Deferred[None] = Deferred()
         clock = MonotonicClock(reactor)
@@ -434,9 +390,7 @@ class RealTests(TestCase):
         return made
 
     def test_noDescriptorInherited(self) -> None:
-        """
-        No child process inherits the timer.
-        """
+        """No child process inherits the timer."""
         call = MonotonicClock(reactor).callLater(1, self.fail)
         self.addCleanup(call.cancel)
         (timer,) = (
@@ -448,61 +402,43 @@ class RealTests(TestCase):
 
 
 class StepTests(SynchronousTestCase):
-    """
-    A wall clock that is stepped, in a process of its own, on one reactor after the other.
-    """
+    """A wall clock that is stepped, in a process of its own, on one reactor after the other."""
 
     def fired(self, name: str, program: str) -> list[str]:
-        """
-        @return: which timers a program saw.
-        """
+        """@return: which timers a program saw."""
         printed: list[str] = json.loads(python(STEPPED.format(reactor=name) + program))
         return printed
 
     def check(self, name: str) -> None:
-        """
-        @raise AssertionError: a timer stood still, or fired at the wrong time.
-        """
+        """@raise AssertionError: a timer stood still, or fired at the wrong time."""
         self.assertEqual(self.fired(name, BACK), ["clock"] * 3)
         self.assertEqual(self.fired(name, FORWARD), ["wall"])
 
     def test_select(self) -> None:
-        """
-        With C{select}, timers go on where the reactor's own stand still or are due at once.
-        """
+        """With C{select}, timers go on where the reactor's own stand still or are due at once."""
         self.check("select")
 
     def test_poll(self) -> None:
-        """
-        So with C{poll}.
-        """
+        """So with C{poll}."""
         self.check("poll")
 
     def test_epoll(self) -> None:
-        """
-        So with C{epoll}.
-        """
+        """So with C{epoll}."""
         self.check("epoll")
 
     def test_gi(self) -> None:
-        """
-        So with GLib's main loop.
-        """
+        """So with GLib's main loop."""
         if find_spec("gi") is None:
             raise SkipTest("no PyGObject; Debian has it in python3-gi")
         self.check("gi")
 
     def test_asyncio(self) -> None:
-        """
-        With asyncio, whose own timers are not moved either, they go on as well.
-        """
+        """With asyncio, whose own timers are not moved either, they go on as well."""
         program = BACK.replace("reactor.callLater(0.01, wall)", "")
         self.assertEqual(self.fired("asyncio", program), ["clock"] * 3)
 
     def test_libfaketime(self) -> None:
-        """
-        With a wall clock that the C library steps they go on as well.
-        """
+        """With a wall clock that the C library steps they go on as well."""
         if shutil.which("faketime") is None:
             raise SkipTest("no faketime; Debian has it in a package of that name")
         preload = run(
@@ -526,14 +462,10 @@ def step(seconds):
 
 
 class ForkTests(SynchronousTestCase):
-    """
-    twistd, which forks between a program's making and its start.
-    """
+    """twistd, which forks between a program's making and its start."""
 
     def test_daemon(self) -> None:
-        """
-        What was asked for before the fork and what after it is done by the daemon.
-        """
+        """What was asked for before the fork and what after it is done by the daemon."""
         place = Workplace(self)
         (place.folder / "clock.tac").write_text(TAC)
         place.daemon("--logfile=twistd.log", "--python=clock.tac")
@@ -544,14 +476,10 @@ class ForkTests(SynchronousTestCase):
 
 @implementer(IHostnameResolver)
 class Resolver:
-    """
-    Knows two addresses for everything.
-    """
+    """Knows two addresses for everything."""
 
     def resolveHostName(self, receiver: Any, hostName: str, portNumber: int = 0, *_: object) -> Any:
-        """
-        Tell both at once.
-        """
+        """Tell both at once."""
         receiver.resolutionBegan(None)
         for host in ("127.0.0.1", "127.0.0.2"):
             receiver.addressResolved(IPv4Address("TCP", host, portNumber))
@@ -560,25 +488,19 @@ class Resolver:
 
 @implementer(IReactorPluggableNameResolver)
 class Memory(MemoryReactorClock):
-    """
-    A reactor in memory with a resolver.
-    """
+    """A reactor in memory with a resolver."""
 
     nameResolver: Any = None
 
     def installNameResolver(self, resolver: IHostnameResolver) -> IHostnameResolver:
-        """
-        Ask that one from now on.
-        """
+        """Ask that one from now on."""
         before: IHostnameResolver = self.nameResolver
         self.nameResolver = resolver
         return before
 
 
 class ReactorTests(SynchronousTestCase):
-    """
-    A reactor with another clock.
-    """
+    """A reactor with another clock."""
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -586,9 +508,7 @@ class ReactorTests(SynchronousTestCase):
         self.both: Any = MonotonicReactor(self.memory, self.clock)
 
     def test_clock(self) -> None:
-        """
-        Its clock is the other one.
-        """
+        """Its clock is the other one."""
         verifyObject(IReactorTime, self.both)
         self.clock.advance(7)
         call = self.both.callLater(1, self.fail)
@@ -596,9 +516,7 @@ class ReactorTests(SynchronousTestCase):
         self.assertEqual(self.memory.getDelayedCalls(), [])
 
     def test_rest(self) -> None:
-        """
-        All else is the reactor's, and it provides what the reactor does.
-        """
+        """All else is the reactor's, and it provides what the reactor does."""
         self.assertTrue(IReactorTCP.providedBy(self.both))
         self.both.listenTCP(17, None)
         self.assertEqual(self.memory.tcpServers[0][0], 17)
@@ -606,9 +524,7 @@ class ReactorTests(SynchronousTestCase):
         self.assertTrue(IReactorPluggableNameResolver.providedBy(self.both))
 
     def test_hostname(self) -> None:
-        """
-        A name with two addresses is tried with the second when that clock has gone on.
-        """
+        """A name with two addresses is tried with the second when that clock has gone on."""
         self.memory.installNameResolver(Resolver())
         connecting = HostnameEndpoint(self.both, "poems.example", 17, attemptDelay=1).connect(
             Factory()

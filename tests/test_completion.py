@@ -1,6 +1,4 @@
-"""
-Tests for C{packaging/completion/fastpoetry}, in a real bash at a terminal.
-"""
+"""Tests for C{packaging/completion/fastpoetry}, in a real bash at a terminal."""
 
 from __future__ import annotations
 
@@ -39,9 +37,7 @@ _ANSWER_SECONDS = 20.0
 
 
 class Bash:
-    """
-    A bash that somebody types to.
-    """
+    """A bash that somebody types to."""
 
     def __init__(self, folder: str, setup: str) -> None:
         """
@@ -71,9 +67,7 @@ class Bash:
         return self._ask(f"{line}{key}\x07")
 
     def close(self) -> None:
-        """
-        End it.
-        """
+        """End it."""
         self._process.kill()
         self._process.wait()
         os.close(self._terminal)
@@ -95,9 +89,7 @@ class Bash:
 
 @skipUnless(shutil.which("bash"), "there is no bash")
 class BashCase(SynchronousTestCase):
-    """
-    A folder with poems and a file, and a bash in it.
-    """
+    """A folder with poems and a file, and a bash in it."""
 
     setup = f"source '{SCRIPT}'"
 
@@ -112,41 +104,29 @@ class BashCase(SynchronousTestCase):
         self.addCleanup(self.bash.close)
 
     def complete(self, line: str) -> str:
-        """
-        @return: the line after the Tab key.
-        """
+        """@return: the line after the Tab key."""
         return self.bash.press(line, "\t")
 
     def list(self, line: str) -> list[str]:
-        """
-        @return: all that may stand for the last word of a line.
-        """
+        """@return: all that may stand for the last word of a line."""
         completed = self.bash.press(line, "\033*")  # insert-completions, of Readline's
         return completed.removeprefix(line[: line.rfind(" ") + 1]).split()
 
 
 class OptionTests(BashCase):
-    """
-    Which options are offered.
-    """
+    """Which options are offered."""
 
     def optionsOf(self, options: CommandOptions) -> list[str]:
-        """
-        @return: what there is, as it is typed.
-        """
+        """@return: what there is, as it is typed."""
         return sorted("--" + name.rstrip("=") for name in options.longOpt)
 
     def test_server(self) -> None:
-        """
-        The options of C{fastpoetry} are those that it has.
-        """
+        """The options of C{fastpoetry} are those that it has."""
         offered = self.list("twistd3 -n fastpoetry ")
         self.assertEqual(sorted(offered), self.optionsOf(tap.Options()))
 
     def test_proxy(self) -> None:
-        """
-        The options of C{fastpoetry-proxy} are those that it has.
-        """
+        """The options of C{fastpoetry-proxy} are those that it has."""
         offered = self.list("twistd3 -n fastpoetry-proxy ")
         self.assertEqual(sorted(offered), self.optionsOf(proxytap.Options()))
 
@@ -158,35 +138,25 @@ class OptionTests(BashCase):
         self.assertEqual(completed, "twistd fastpoetry --anthology --listen ")
 
     def test_afterColon(self) -> None:
-        """
-        A value that ends with a colon does not hide the option behind it.
-        """
+        """A value that ends with a colon does not hide the option behind it."""
         completed = self.complete("twistd3 fastpoetry --listen adopted: --poet")
         self.assertEqual(completed, "twistd3 fastpoetry --listen adopted: --poetry-path ")
 
     def test_number(self) -> None:
-        """
-        Where a number stands, or an address, nothing is offered, and no file either.
-        """
+        """Where a number stands, or an address, nothing is offered, and no file either."""
         for option in ("--port", "-p", "--iface", "--max-readers"):
             self.assertEqual(self.list(f"twistd3 fastpoetry {option} "), [])
 
 
 class CommandTests(BashCase):
-    """
-    What is ours on a line of twistd's.
-    """
+    """What is ours on a line of twistd's."""
 
     def test_names(self) -> None:
-        """
-        The names of both commands are offered where a command stands.
-        """
+        """The names of both commands are offered where a command stands."""
         self.assertEqual(self.list("twistd3 -n fast"), ["fastpoetry", "fastpoetry-proxy"])
 
     def test_twistdsOptions(self) -> None:
-        """
-        An option of twistd's with a value takes the next word, and one without does not.
-        """
+        """An option of twistd's with a value takes the next word, and one without does not."""
         for option in _spellings(ServerOptions()):
             takesValue = not gnu_getopt([option, "x"], *_declared(ServerOptions()))[1]
             line = f"twistd3 {option} fastpoetry --poetry-"
@@ -194,46 +164,34 @@ class CommandTests(BashCase):
             self.assertEqual(self.complete(line), expected)
 
     def test_twistdsLetters(self) -> None:
-        """
-        Of several letters in one word, the last may take the next one.
-        """
+        """Of several letters in one word, the last may take the next one."""
         for letters, completed in (("-noy", "--poetry-"), ("-no", "--poetry-path ")):
             line = f"twistd3 {letters} fastpoetry "
             self.assertEqual(self.complete(f"{line}--poetry-"), f"{line}{completed}")
 
     def test_logger(self) -> None:
-        """
-        Where twistd takes a log observer, ours is offered, for any command.
-        """
+        """Where twistd takes a log observer, ours is offered, for any command."""
         for before in ("twistd3 --logger=", "twistd3 -n --logger "):
             completed = self.complete(f"{before}fast")
             self.assertEqual(completed, f"{before}fastpoetry.systemd.journal.observer ")
         self.assertEqual(self.complete("twistd3 --logger=else"), "twistd3 --logger=else")
 
     def test_others(self) -> None:
-        """
-        Other commands of twistd have file names, as without us.
-        """
+        """Other commands of twistd have file names, as without us."""
         self.assertEqual(self.complete("twistd3 -ny READ"), "twistd3 -ny README.md ")
         self.assertEqual(self.complete("twistd3 web --path poe"), "twistd3 web --path poetry/")
 
 
 class PoemTests(BashCase):
-    """
-    Which poems are offered.
-    """
+    """Which poems are offered."""
 
     def test_all(self) -> None:
-        """
-        Every poem along the poetry path is offered by its name.
-        """
+        """Every poem along the poetry path is offered by its name."""
         offered = self.list(f"twistd3 fastpoetry --poetry-path {self.poetry} --poem ")
         self.assertEqual(offered, [name.removesuffix(".txt") for name in POEMS])
 
     def test_severalFolders(self) -> None:
-        """
-        A poem may be in any folder of the path; one that is not there does no harm.
-        """
+        """A poem may be in any folder of the path; one that is not there does no harm."""
         other = os.path.join(self.folder, "other")
         os.mkdir(other)
         write(other, "elegy.txt")
@@ -242,23 +200,17 @@ class PoemTests(BashCase):
         self.assertEqual(offered, ["ecstasy", "elegy"])
 
     def test_equalsSign(self) -> None:
-        """
-        What stands before an equals sign stays.
-        """
+        """What stands before an equals sign stays."""
         line = "twistd3 fastpoetry --poetry-path=poetry --poem="
         self.assertEqual(self.complete(f"{line}ec"), f"{line}ecstasy ")
 
     def test_home(self) -> None:
-        """
-        A tilde in the path is the home folder.
-        """
+        """A tilde in the path is the home folder."""
         offered = self.list("twistd3 fastpoetry --poetry-path ~/poetry --poem sc")
         self.assertEqual(offered, ["science"])
 
     def test_noNames(self) -> None:
-        """
-        What can be no name of a poem is not offered, and least of all run.
-        """
+        """What can be no name of a poem is not offered, and least of all run."""
         for name in ("x.y.txt", "-x.txt", "x y.txt", "$(touch run).txt", "`touch run`.txt", "x"):
             write(self.poetry, name)
         line = "twistd3 fastpoetry --poetry-path poetry --poem "
@@ -266,25 +218,19 @@ class PoemTests(BashCase):
         self.assertFalse(os.path.exists(os.path.join(self.folder, "run")))
 
     def test_path(self) -> None:
-        """
-        Where no name begins like that, a poem is a path.
-        """
+        """Where no name begins like that, a poem is a path."""
         for between in " =":
             line = f"twistd3 fastpoetry --poem{between}poetry/"
             self.assertEqual(self.complete(f"{line}ec"), f"{line}ecstasy.txt ")
 
     def test_folders(self) -> None:
-        """
-        A poetry path is completed folder by folder.
-        """
+        """A poetry path is completed folder by folder."""
         line = "twistd3 fastpoetry --poetry-path /etc:"
         self.assertEqual(self.complete(f"{line}poe"), f"{line}poetry/")
 
 
 class CooperationTests(BashCase):
-    """
-    What becomes of a completion that was there before.
-    """
+    """What becomes of a completion that was there before."""
 
     setup = f"""
         _theirs() {{ COMPREPLY=("theirs-$1-$2-$3"); compopt -o nospace; }}
@@ -294,39 +240,29 @@ class CooperationTests(BashCase):
     """
 
     def test_others(self) -> None:
-        """
-        It goes on completing what is not ours, with all that it may ask bash.
-        """
+        """It goes on completing what is not ours, with all that it may ask bash."""
         completed = self.complete("twistd3 web x")
         self.assertEqual(completed, "twistd3 web theirs-twistd3-x-web")
 
     def test_commands(self) -> None:
-        """
-        Our commands' names are offered beside its own words.
-        """
+        """Our commands' names are offered beside its own words."""
         offered = self.list("twistd3 fastpoetry-")
         self.assertEqual(offered, ["theirs-twistd3-fastpoetry--twistd3", "fastpoetry-proxy"])
 
     def test_ours(self) -> None:
-        """
-        Behind our commands' names it is not asked.
-        """
+        """Behind our commands' names it is not asked."""
         completed = self.complete("twistd3 fastpoetry --anth")
         self.assertEqual(completed, "twistd3 fastpoetry --anthology ")
 
     def test_path(self) -> None:
-        """
-        A poem may be a path, whatever the other completion has declared.
-        """
+        """A poem may be a path, whatever the other completion has declared."""
         completed = self.complete("twistd3 fastpoetry --poem READ")
         self.assertEqual(completed, "twistd3 fastpoetry --poem README.md ")
 
 
 @skipUnless(LIBRARY.exists(), "bash-completion is not installed")
 class LibraryTests(BashCase):
-    """
-    How bash-completion finds us.
-    """
+    """How bash-completion finds us."""
 
     setup = f"""
         mkdir completions
@@ -336,24 +272,18 @@ class LibraryTests(BashCase):
     """
 
     def test_found(self) -> None:
-        """
-        It loads our file when one of our commands' names is first completed.
-        """
+        """It loads our file when one of our commands' names is first completed."""
         for command in ("twistd", "twistd3"):
             completed = self.complete(f"{command} fastpoetry --poetry-path=poetry --poem sc")
             self.assertEqual(completed[-8:], "science ")
 
 
 def _declared(options: Options) -> tuple[str, list[str]]:
-    """
-    @return: the options of a command as getopt takes them.
-    """
+    """@return: the options of a command as getopt takes them."""
     return options.shortOpt, options.longOpt
 
 
 def _spellings(options: Options) -> list[str]:
-    """
-    @return: each option of a command as it is typed.
-    """
+    """@return: each option of a command as it is typed."""
     short, long = _declared(options)
     return [f"-{c}" for c in short if c != ":"] + [f"--{name.rstrip('=')}" for name in long]

@@ -19,14 +19,10 @@ from fastpoetry.poem import Poem
 
 
 class VisitTests(PolicyCase):
-    """
-    Tests for when readers are asked how far they have come.
-    """
+    """Tests for when readers are asked how far they have come."""
 
     def test_soonAtFirst(self) -> None:
-        """
-        One that has been sent everything is asked soon, and then less and less often.
-        """
+        """One that has been sent everything is asked soon, and then less and less often."""
         reader = self.lingering(taken=0)
         self.clock.pump([0.01] * 400)
         gaps = [later - each for each, later in pairwise(reader.asked)]
@@ -35,17 +31,13 @@ class VisitTests(PolicyCase):
         self.assertTrue(all(0.9 < gap < 1.2 for gap in gaps[-2:]), reader.asked)
 
     def test_underWay(self) -> None:
-        """
-        One whose poem is under way is asked once a second, for deadlines alone.
-        """
+        """One whose poem is under way is asked once a second, for deadlines alone."""
         reader = self.sending()
         self.wait(3)
         self.assertEqual(reader.asked, [1.0, 2.0, 3.0])
 
     def test_gone(self) -> None:
-        """
-        One that has closed is asked no more, and no timer runs when all have.
-        """
+        """One that has closed is asked no more, and no timer runs when all have."""
         reader = self.lingering()
         reader.closed = True
         self.clock.pump([0.01] * 200)
@@ -54,18 +46,14 @@ class VisitTests(PolicyCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_left(self) -> None:
-        """
-        One that left by itself is not asked.
-        """
+        """One that left by itself is not asked."""
         reader = self.sending()
         self.policy.remove(reader)
         self.wait(2)
         self.assertEqual(reader.asked, [])
 
     def test_afterAPause(self) -> None:
-        """
-        Who comes when all have gone is asked as the first one was.
-        """
+        """Who comes when all have gone is asked as the first one was."""
         self.policy.remove(self.sending())
         self.wait(5)
         reader = self.sending()
@@ -73,9 +61,7 @@ class VisitTests(PolicyCase):
         self.assertEqual(reader.asked, [6.0])
 
     def test_aFaultyReader(self) -> None:
-        """
-        One that cannot be asked does not keep the others from their deadlines.
-        """
+        """One that cannot be asked does not keep the others from their deadlines."""
         faulty, other = self.sending(), self.sending()
         self.patch(faulty, "countTaken", lambda: 1 // 0)
         for _ in range(60):
@@ -97,9 +83,7 @@ class VisitTests(PolicyCase):
         self.assertEqual(self.policy.readers, 2)
 
     def test_aFaultyOneOfThem(self) -> None:
-        """
-        One of them that cannot be asked does not keep the others from being asked.
-        """
+        """One of them that cannot be asked does not keep the others from being asked."""
         readers = [FakeReader(self.policy) for _ in range(3)]
         self.policy.addServed([*readers], self.clock.seconds())
         self.patch(readers[0], "closeAfterClient", lambda: 1 // 0)
@@ -112,14 +96,10 @@ class VisitTests(PolicyCase):
 
 
 class StallTests(PolicyCase):
-    """
-    Tests for readers that take nothing.
-    """
+    """Tests for readers that take nothing."""
 
     def test_reset(self) -> None:
-        """
-        One that takes nothing for 30 s is reset.
-        """
+        """One that takes nothing for 30 s is reset."""
         reader = self.sending()
         self.wait(29)
         self.assertEqual(reader.did, [])
@@ -128,9 +108,7 @@ class StallTests(PolicyCase):
         self.assertEqual(self.policy.readers, 0)
 
     def test_counted(self) -> None:
-        """
-        It is counted as given up on, once, with a record that says how far it came and why.
-        """
+        """It is counted as given up on, once, with a record that says how far it came and why."""
         self.sending()
         with capturedLogs() as events:
             self.wait(40)
@@ -141,9 +119,7 @@ class StallTests(PolicyCase):
         self.assertEqual(self.policy.ledger.counts, Counts(gaveUp=1))
 
     def test_sinceItLastTookSomething(self) -> None:
-        """
-        The time begins anew whenever it takes something.
-        """
+        """The time begins anew whenever it takes something."""
         reader = self.sending(poem=Poem("x", b"x" * 100_000, ""))
         self.wait(20)
         reader.taken = 90_000
@@ -162,9 +138,7 @@ class StallTests(PolicyCase):
         self.assertEqual(self.policy.ledger.counts, Counts(1, WHOLE))
 
     def test_onlyTheStalled(self) -> None:
-        """
-        The others do not notice.
-        """
+        """The others do not notice."""
         poem = Poem("x", b"x" * 1_000_000, "")
         stalled, other = self.sending(poem=poem), self.sending(poem=poem)
         for taken in range(0, 400_000, 10_000):
@@ -174,16 +148,12 @@ class StallTests(PolicyCase):
 
 
 class RateTests(PolicyCase):
-    """
-    Tests for readers that take next to nothing.
-    """
+    """Tests for readers that take next to nothing."""
 
     limits = Limits(stallSeconds=10, minRateBytesPerSecond=100)
 
     def read(self, rate: int, seconds: int) -> FakeReader:
-        """
-        @return: one that has read at a rate for a time.
-        """
+        """@return: one that has read at a rate for a time."""
         reader = self.sending(poem=Poem("x", b"x" * 100_000, ""))
         for second in range(1, seconds + 1):
             reader.taken = second * rate
@@ -191,45 +161,33 @@ class RateTests(PolicyCase):
         return reader
 
     def test_tooSlow(self) -> None:
-        """
-        One that takes less than the least rate is reset, once it has been there for a while.
-        """
+        """One that takes less than the least rate is reset, once it has been there for a while."""
         with capturedLogs() as events:
             self.assertEqual(self.read(99, 9).did, [])
             self.assertEqual(self.read(99, 10).did, ["reset"])
         self.assertIn("after 990 of 100000 bytes: it took 99 bytes/s", said(events)[-1])
 
     def test_fastEnough(self) -> None:
-        """
-        One that takes the least rate may stay, for however long.
-        """
+        """One that takes the least rate may stay, for however long."""
         self.assertEqual(self.read(100, 200).did, [])
 
     def test_onAverage(self) -> None:
-        """
-        It is the average that counts: one that took much may rest for a moment.
-        """
+        """It is the average that counts: one that took much may rest for a moment."""
         reader = self.read(1000, 10)
         self.wait(9)
         self.assertEqual(reader.did, [])
 
     def test_off(self) -> None:
-        """
-        With a least rate of 0 whatever is taken is enough.
-        """
+        """With a least rate of 0 whatever is taken is enough."""
         self.policy = Policy(Limits(minRateBytesPerSecond=0), self.clock)
         self.assertEqual(self.read(1, 100).did, [])
 
 
 class LingerTests(PolicyCase):
-    """
-    Tests for readers that have everything and do not close.
-    """
+    """Tests for readers that have everything and do not close."""
 
     def test_closed(self) -> None:
-        """
-        Two seconds after it took the last byte its connection is closed, not reset.
-        """
+        """Two seconds after it took the last byte its connection is closed, not reset."""
         reader = self.lingering(taken=0)
         self.wait(5)
         reader.taken = WHOLE
@@ -239,9 +197,7 @@ class LingerTests(PolicyCase):
         self.assertEqual(reader.did, ["end"])
 
     def test_counted(self) -> None:
-        """
-        A poem is counted when it goes to the system, and not again when the connection ends.
-        """
+        """A poem is counted when it goes to the system, and not again when the connection ends."""
         with capturedLogs() as events:
             self.lingering()
             self.assertEqual(self.policy.ledger.counts, Counts(1, WHOLE))
@@ -250,9 +206,7 @@ class LingerTests(PolicyCase):
         self.assertEqual(said(events), ["sending 310 bytes of poetry to 192.0.2.7:40000"])
 
     def test_sentAtLast(self) -> None:
-        """
-        So is one that took its time; that its client closes then is no loss.
-        """
+        """So is one that took its time; that its client closes then is no loss."""
         reader = self.sending()
         self.finish(reader)
         reader.closed = True
@@ -260,9 +214,7 @@ class LingerTests(PolicyCase):
         self.assertEqual(self.policy.ledger.counts, Counts(1, WHOLE))
 
     def test_leftBefore(self) -> None:
-        """
-        A client that leaves before the last byte was sent is counted as that.
-        """
+        """A client that leaves before the last byte was sent is counted as that."""
         reader = self.sending()
         reader.taken = 100
         self.wait(1)
@@ -273,22 +225,16 @@ class LingerTests(PolicyCase):
 
 
 class DrainTests(PolicyCase):
-    """
-    Tests for a stop that waits for readers.
-    """
+    """Tests for a stop that waits for readers."""
 
     limits = Limits(drainSeconds=20, journalBudgetPerSecond=0)
 
     def test_nobody(self) -> None:
-        """
-        With nobody here there is nothing to wait for.
-        """
+        """With nobody here there is nothing to wait for."""
         self.successResultOf(self.policy.drain())
 
     def test_underWay(self) -> None:
-        """
-        A poem under way is waited for; then nobody lingers.
-        """
+        """A poem under way is waited for; then nobody lingers."""
         reader = self.sending()
         drained = self.policy.drain()
         self.wait(10)
@@ -301,17 +247,13 @@ class DrainTests(PolicyCase):
         self.successResultOf(drained)
 
     def test_lingering(self) -> None:
-        """
-        Who has everything is closed at once.
-        """
+        """Who has everything is closed at once."""
         reader = self.lingering()
         self.successResultOf(self.policy.drain())
         self.assertEqual(reader.did, ["end"])
 
     def test_notAcknowledged(self) -> None:
-        """
-        Who was sent everything is waited for until it has it.
-        """
+        """Who was sent everything is waited for until it has it."""
         reader = self.lingering(WHOLE - 1)
         drained = self.policy.drain()
         self.wait(2)
@@ -322,9 +264,7 @@ class DrainTests(PolicyCase):
         self.successResultOf(drained)
 
     def test_cutShort(self) -> None:
-        """
-        When the time is over everybody who is still here is reset, and the stop goes on.
-        """
+        """When the time is over everybody who is still here is reset, and the stop goes on."""
         readers = [self.sending(), self.lingering(WHOLE - 1)]
         drained = self.policy.drain()
         self.wait(19)
@@ -334,9 +274,7 @@ class DrainTests(PolicyCase):
         self.successResultOf(drained)
 
     def test_cutShortIsTold(self) -> None:
-        """
-        Who is cut short is counted, with the cause.
-        """
+        """Who is cut short is counted, with the cause."""
         self.policy = Policy(Limits(drainSeconds=1.5), self.clock)
         self.sending()
         self.policy.drain()
@@ -352,9 +290,7 @@ class DrainTests(PolicyCase):
         )
 
     def test_deadlinesHold(self) -> None:
-        """
-        A reader that stalls meanwhile is given up on as ever.
-        """
+        """A reader that stalls meanwhile is given up on as ever."""
         self.policy = Policy(Limits(drainSeconds=100, stallSeconds=10), self.clock)
         reader = self.sending()
         drained = self.policy.drain()
@@ -363,9 +299,7 @@ class DrainTests(PolicyCase):
         self.successResultOf(drained)
 
     def test_twice(self) -> None:
-        """
-        Whoever asks waits for the same end, also after it.
-        """
+        """Whoever asks waits for the same end, also after it."""
         reader = self.sending()
         first, second = self.policy.drain(), self.policy.drain()
         self.policy.remove(reader)
@@ -374,9 +308,7 @@ class DrainTests(PolicyCase):
         self.successResultOf(self.policy.drain())
 
     def test_oneThatNoLongerWaits(self) -> None:
-        """
-        One that gives up waiting does not end it for the others.
-        """
+        """One that gives up waiting does not end it for the others."""
         reader = self.sending()
         first, second = self.policy.drain(), self.policy.drain()
         first.addErrback(lambda _: None)
@@ -386,9 +318,7 @@ class DrainTests(PolicyCase):
         self.successResultOf(second)
 
     def test_untold(self) -> None:
-        """
-        What was not told yet is told before the process ends.
-        """
+        """What was not told yet is told before the process ends."""
         reader = self.sending()
         drained = self.policy.drain()
         with capturedLogs() as events:
@@ -397,9 +327,7 @@ class DrainTests(PolicyCase):
         self.assertIn("1 left early", said(events)[0])
 
     def test_noTimer(self) -> None:
-        """
-        No deadline is left behind.
-        """
+        """No deadline is left behind."""
         reader = self.sending()
         self.policy.drain()
         self.policy.remove(reader)

@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.systemd.descriptors}, on real sockets passed by a fake libsystemd.
-"""
+"""Tests for L{fastpoetry.systemd.descriptors}, on real sockets passed by a fake libsystemd."""
 
 from __future__ import annotations
 
@@ -21,9 +19,7 @@ from fastpoetry.systemd.descriptors import AdoptError, Inherited, refusal
 
 
 class Libsystemd:
-    """
-    C{listen_fds_with_names} over a dictionary and any descriptors.
-    """
+    """C{listen_fds_with_names} over a dictionary and any descriptors."""
 
     def __init__(self, environ: dict[str, str], numbers: list[int]) -> None:
         self.environ = environ
@@ -40,73 +36,59 @@ class Libsystemd:
 
 def told(count: int, names: str, pid: int | None = None) -> dict[str, str]:
     """
-    @param count: How many descriptors.
-    @param names: Their names.
-    @param pid: Whose they are; L{None} for this process.
-    @return: The variables that say so.
+    @param count: how many descriptors.
+    @param names: their names.
+    @param pid: whose they are; L{None} for this process.
+    @return: the variables that say so.
     """
     pid = pid or os.getpid()
     return {"LISTEN_PID": str(pid), "LISTEN_FDS": str(count), "LISTEN_FDNAMES": names}
 
 
 class EnvironmentTests(Passing, SynchronousTestCase):
-    """
-    Tests for what L{Inherited} reads.
-    """
+    """Tests for what L{Inherited} reads."""
 
     def inherit(self, environ: dict[str, str], initial: dict[str, str], count: int) -> Inherited:
         """
-        @param environ: The environment.
-        @param initial: That of the beginning.
-        @param count: How many listening sockets are really there.
-        @return: What a process finds.
+        @param environ: the environment.
+        @param initial: that of the beginning.
+        @param count: how many listening sockets are really there.
+        @return: what a process finds.
         """
         numbers = [self.listening().fileno() for _ in range(count)]
         return Inherited(environ, initial, Libsystemd(environ, numbers))
 
     def test_environment(self) -> None:
-        """
-        Descriptors are those that the environment tells of, in their order.
-        """
+        """Descriptors are those that the environment tells of, in their order."""
         found = self.inherit(told(2, "b:a"), {}, 2)
         self.assertEqual([each.name for each in found.descriptors], ["b", "a"])
 
     def test_variablesRemoved(self) -> None:
-        """
-        The variables of the protocol are removed, and no others.
-        """
+        """The variables of the protocol are removed, and no others."""
         environ = {**told(1, "a"), "LISTEN_PIDFDID": "1", "LISTEN_ADDRESS": "::", "HOME": "/"}
         self.inherit(environ, {}, 1)
         self.assertEqual(environ, {"LISTEN_ADDRESS": "::", "HOME": "/"})
 
     def test_variablesRemovedAtRefusal(self) -> None:
-        """
-        The variables are removed even if they contradict each other.
-        """
+        """The variables are removed even if they contradict each other."""
         environ = told(1, "a:b")
         self.inherit(environ, {}, 1)
         self.assertEqual(environ, {})
 
     def test_consumed(self) -> None:
-        """
-        What was removed from the environment is taken from that of the beginning.
-        """
+        """What was removed from the environment is taken from that of the beginning."""
         environ = {"LISTEN_FDNAMES": "a"}
         found = self.inherit(environ, told(1, "a"), 1)
         self.assertEqual([each.name for each in found.descriptors], ["a"])
         self.assertEqual(environ, {})
 
     def test_environmentFirst(self) -> None:
-        """
-        What the environment says now counts for more than what it said in the beginning.
-        """
+        """What the environment says now counts for more than what it said in the beginning."""
         found = self.inherit(told(1, "now"), told(1, "then"), 1)
         self.assertEqual([each.name for each in found.descriptors], ["now"])
 
     def test_nothing(self) -> None:
-        """
-        Where nothing is passed, the refusal says who should.
-        """
+        """Where nothing is passed, the refusal says who should."""
         with self.assertRaises(AdoptError) as caught:
             self.inherit({}, {}, 0).claim("a")
         self.assertEqual(
@@ -116,17 +98,13 @@ class EnvironmentTests(Passing, SynchronousTestCase):
         )
 
     def test_leftNames(self) -> None:
-        """
-        Names alone, as Twisted leaves them to its children, are nothing passed.
-        """
+        """Names alone, as Twisted leaves them to its children, are nothing passed."""
         with self.assertRaises(AdoptError) as caught:
             self.inherit({"LISTEN_FDNAMES": "a"}, {}, 0).claim()
         self.assertIn("adopted: no descriptor was passed", str(caught.exception))
 
     def test_otherProcess(self) -> None:
-        """
-        What is passed to another process is refused with both process IDs.
-        """
+        """What is passed to another process is refused with both process IDs."""
         with self.assertRaises(AdoptError) as caught:
             self.inherit(told(1, "a", pid=os.getpid() + 1), {}, 1).claim("a")
         self.assertEqual(
@@ -136,9 +114,7 @@ class EnvironmentTests(Passing, SynchronousTestCase):
         )
 
     def test_noProcess(self) -> None:
-        """
-        A count for nobody is refused with what is missing.
-        """
+        """A count for nobody is refused with what is missing."""
         with self.assertRaises(AdoptError) as caught:
             self.inherit({"LISTEN_FDS": "1"}, {}, 1).claim("a")
         self.assertEqual(
@@ -147,9 +123,7 @@ class EnvironmentTests(Passing, SynchronousTestCase):
         )
 
     def test_isNothing(self) -> None:
-        """
-        Nothing was passed where no count says so, or none; what is for another process was.
-        """
+        """Nothing was passed where no count says so, or none; what is for another process was."""
         found = [
             self.inherit(environ, {}, 0).isNothing
             for environ in ({}, {"LISTEN_FDNAMES": "a"}, {"LISTEN_FDS": "0"}, told(1, "a", pid=1))
@@ -157,9 +131,7 @@ class EnvironmentTests(Passing, SynchronousTestCase):
         self.assertEqual(found, [True, True, True, False])
 
     def test_countDiffers(self) -> None:
-        """
-        More names than descriptors are refused with both.
-        """
+        """More names than descriptors are refused with both."""
         with self.assertRaises(AdoptError) as caught:
             self.inherit(told(1, "a:b"), {}, 1).claim("a")
         self.assertEqual(
@@ -170,49 +142,39 @@ class EnvironmentTests(Passing, SynchronousTestCase):
 
 
 class ClaimTests(Passing, SynchronousTestCase):
-    """
-    Tests for L{Inherited.claim}.
-    """
+    """Tests for L{Inherited.claim}."""
 
     def refused(self, found: Inherited, name: str | None = None) -> str:
         """
-        @param found: What was passed.
-        @param name: What is claimed.
-        @return: The refusal.
+        @param found: what was passed.
+        @param name: what is claimed.
+        @return: the refusal.
         """
         with self.assertRaises(AdoptError) as caught:
             found.claim(name)
         return str(caught.exception)
 
     def test_everything(self) -> None:
-        """
-        Without a name, every socket is given out.
-        """
+        """Without a name, every socket is given out."""
         a, b = self.listening(), self.listening()
         given = inherit((a, "a"), (b, "b")).claim()
         self.assertEqual([each.number for each in given], [a.fileno(), b.fileno()])
 
     def test_oneName(self) -> None:
-        """
-        With a name, every socket of that name is given out, of whatever family.
-        """
+        """With a name, every socket of that name is given out, of whatever family."""
         families = [socket.AF_UNIX, socket.AF_INET, socket.AF_INET6]
         passed = [(self.listening(family), "a") for family in families]
         given = inherit(*passed, (self.listening(), "b")).claim("a")
         self.assertEqual([each.family for each in given], families)
 
     def test_severalNames(self) -> None:
-        """
-        Two names are two claims.
-        """
+        """Two names are two claims."""
         found = inherit((self.listening(), "a"), (self.listening(), "b"))
         given = [found.claim("b"), found.claim("a")]
         self.assertEqual([[each.name for each in claim] for claim in given], [["b"], ["a"]])
 
     def test_once(self) -> None:
-        """
-        A socket is given out once.
-        """
+        """A socket is given out once."""
         a = self.listening()
         found = inherit((a, "a"))
         found.claim("a")
@@ -223,18 +185,14 @@ class ClaimTests(Passing, SynchronousTestCase):
         )
 
     def test_rest(self) -> None:
-        """
-        Without a name, what is left is given out, until nothing is.
-        """
+        """Without a name, what is left is given out, until nothing is."""
         found = inherit((self.listening(), "a"), (self.listening(), "b"))
         found.claim("a")
         self.assertEqual([each.name for each in found.claim()], ["b"])
         self.assertIn("adopted: given out already; passed: ", self.refused(found))
 
     def test_unknownName(self) -> None:
-        """
-        A name that nothing has is refused with what there is.
-        """
+        """A name that nothing has is refused with what there is."""
         a, b, c = self.listening(), self.listening(socket.AF_INET6), self.listening(socket.AF_UNIX)
         self.assertEqual(
             self.refused(inherit((a, "science"), (b, "science"), (c, "x")), "ecstasy"),
@@ -245,9 +203,7 @@ class ClaimTests(Passing, SynchronousTestCase):
         )
 
     def test_abstract(self) -> None:
-        """
-        A UNIX socket without a file is listening like any other.
-        """
+        """A UNIX socket without a file is listening like any other."""
         made = socket.socket(socket.AF_UNIX)
         self.addCleanup(made.close)
         made.bind("")
@@ -257,9 +213,9 @@ class ClaimTests(Passing, SynchronousTestCase):
 
     def wrong(self, file: Any, isStray: bool = False) -> str:
         """
-        @param file: Something that cannot be adopted, beside a socket that can.
-        @param isStray: Whether a claim of everything must refuse it, as nobody can use it.
-        @return: How the refusal describes it.
+        @param file: something that cannot be adopted, beside a socket that can.
+        @param isStray: whether a claim of everything must refuse it, as nobody can use it.
+        @return: how the refusal describes it.
         """
         found = inherit((self.listening(), "a"), (file, "b"))
         prefix = "adopted:name=b: only listening stream sockets can be adopted; passed: "
@@ -274,59 +230,45 @@ class ClaimTests(Passing, SynchronousTestCase):
         return line.partition(f", {file.fileno()} 'b' ")[2]
 
     def test_datagram(self) -> None:
-        """
-        A datagram socket is described as one, and left to who asks for it.
-        """
+        """A datagram socket is described as one, and left to who asks for it."""
         made = self.bound(kind=socket.SOCK_DGRAM)
         where = f"AF_INET 127.0.0.1:{made.getsockname()[1]}"
         self.assertEqual(self.wrong(made), f"{where} is a datagram socket")
 
     def test_sequentialPackets(self) -> None:
-        """
-        A listening socket that is no stream is refused.
-        """
+        """A listening socket that is no stream is refused."""
         made = self.bound(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         made.listen()
         where = f"AF_UNIX {made.getsockname()!r}"
         self.assertEqual(self.wrong(made, isStray=True), f"{where} is not a stream socket")
 
     def test_notListening(self) -> None:
-        """
-        A stream socket that does not listen is no socket for clients.
-        """
+        """A stream socket that does not listen is no socket for clients."""
         made = self.bound()
         where = f"AF_INET 127.0.0.1:{made.getsockname()[1]}"
         self.assertEqual(self.wrong(made), f"{where} is not listening")
 
     def test_connected(self) -> None:
-        """
-        A connection, as C{Accept=yes} and the store pass it, is left to who asks for it.
-        """
+        """A connection, as C{Accept=yes} and the store pass it, is left to who asks for it."""
         ours, theirs = socket.socketpair()
         self.addCleanup(ours.close)
         self.addCleanup(theirs.close)
         self.assertEqual(self.wrong(ours), "AF_UNIX '' is a connection")
 
     def test_file(self) -> None:
-        """
-        So is a file.
-        """
+        """So is a file."""
         file = (self.folder() / "file").open("w")
         self.addCleanup(file.close)
         self.assertEqual(self.wrong(file), "is a file")
 
     def test_memory(self) -> None:
-        """
-        So is a memfd.
-        """
+        """So is a memfd."""
         file = os.fdopen(os.memfd_create("state"), "wb")
         self.addCleanup(file.close)
         self.assertEqual(self.wrong(file), "is a file")
 
     def test_fifo(self) -> None:
-        """
-        A FIFO is refused as one.
-        """
+        """A FIFO is refused as one."""
         path = self.folder() / "fifo"
         os.mkfifo(path)
         file = os.fdopen(os.open(path, os.O_RDWR))
@@ -334,25 +276,19 @@ class ClaimTests(Passing, SynchronousTestCase):
         self.assertEqual(self.wrong(file, isStray=True), "is a FIFO")
 
     def test_special(self) -> None:
-        """
-        A special file is refused as one.
-        """
+        """A special file is refused as one."""
         with open("/dev/null") as file:
             self.assertEqual(self.wrong(file, isStray=True), "is a special file")
 
     def test_strayTaken(self) -> None:
-        """
-        What somebody has taken does not stand in the way.
-        """
+        """What somebody has taken does not stand in the way."""
         with open("/dev/null") as file:
             found = inherit((self.listening(), "a"), (file, "b"))
             found.take("b")
             self.assertEqual([each.name for each in found.claim()], ["a"])
 
     def test_kinds(self) -> None:
-        """
-        Sockets of one name, as a DNS server has them, are given out by their kind.
-        """
+        """Sockets of one name, as a DNS server has them, are given out by their kind."""
         tcp, udp = self.listening(), self.bound(kind=socket.SOCK_DGRAM)
         unix = self.bound(socket.AF_UNIX, socket.SOCK_DGRAM)
         found = inherit((udp, "dns"), (tcp, "dns"), (unix, "dns"))
@@ -362,18 +298,14 @@ class ClaimTests(Passing, SynchronousTestCase):
         self.assertIn("given out already", self.refused(found, "dns"))
 
     def test_noDatagrams(self) -> None:
-        """
-        Where only streams are passed, a claim of datagram sockets says so.
-        """
+        """Where only streams are passed, a claim of datagram sockets says so."""
         found = inherit((self.listening(), "dns"))
         with self.assertRaises(AdoptError) as caught:
             found.claim("dns", socket.SOCK_DGRAM)
         self.assertIn("only datagram sockets can be adopted so", str(caught.exception))
 
     def test_facts(self) -> None:
-        """
-        Of each socket it is known what it is, whatever it can be used for.
-        """
+        """Of each socket it is known what it is, whatever it can be used for."""
         ours, theirs = socket.socketpair()
         self.addCleanup(ours.close)
         self.addCleanup(theirs.close)
@@ -389,18 +321,14 @@ class ClaimTests(Passing, SynchronousTestCase):
         )
 
     def test_take(self) -> None:
-        """
-        Whatever has a name can be taken, once.
-        """
+        """Whatever has a name can be taken, once."""
         with open("/dev/null") as file:
             found = inherit((self.listening(), "a"), (file, "a"), (self.listening(), "b"))
             self.assertEqual([len(found.take(name)) for name in ("a", "a", "c")], [2, 0, 0])
             self.assertEqual(len(found.claim()), 1)
 
     def test_release(self) -> None:
-        """
-        What was released can be claimed by somebody else, and then not reclaimed.
-        """
+        """What was released can be claimed by somebody else, and then not reclaimed."""
         found = inherit((self.listening(), "a"))
         given = found.claim("a")
         found.release(given)
@@ -413,9 +341,7 @@ class ClaimTests(Passing, SynchronousTestCase):
         self.assertIn("adopted:name=a: given out already; passed: ", str(caught.exception))
 
     def test_otherFamily(self) -> None:
-        """
-        A listening stream socket of a family that Twisted does not know is refused.
-        """
+        """A listening stream socket of a family that Twisted does not know is refused."""
         self.patch(descriptors, "_FAMILIES", {socket.AF_UNIX: "{!r}"})
         made = self.listening(socket.AF_INET)
         with self.assertRaises(AdoptError) as caught:
@@ -426,9 +352,7 @@ class ClaimTests(Passing, SynchronousTestCase):
         )
 
     def test_hostilePath(self) -> None:
-        """
-        A socket's path cannot make a second line.
-        """
+        """A socket's path cannot make a second line."""
         made = socket.socket(socket.AF_UNIX)
         self.addCleanup(made.close)
         made.bind(os.fsencode(self.folder()) + b"/\n\x1b[2J\xff")
@@ -439,9 +363,7 @@ class ClaimTests(Passing, SynchronousTestCase):
 
     @given(text(characters()), text(characters()))
     def test_hostileNames(self, passed: str, wanted: str) -> None:
-        """
-        Whatever names hold, the refusal is one printable line.
-        """
+        """Whatever names hold, the refusal is one printable line."""
         with socket.create_server(("127.0.0.1", 0)) as made:
             found = inherit((made, passed))
             found.claim()
@@ -461,9 +383,7 @@ asyncio.run(main())
 
 
 class RefusalTests(SynchronousTestCase):
-    """
-    Tests for L{AdoptError}, which ends a program or not.
-    """
+    """Tests for L{AdoptError}, which ends a program or not."""
 
     def test_exits(self) -> None:
         """
@@ -475,9 +395,7 @@ class RefusalTests(SynchronousTestCase):
         self.assertEqual((str(error), getattr(error, "code", None)), ("no", "no"))
 
     def test_running(self) -> None:
-        """
-        When one runs it is an error like any other.
-        """
+        """When one runs it is an error like any other."""
 
         class Reactor:
             running = True
@@ -486,9 +404,7 @@ class RefusalTests(SynchronousTestCase):
         self.assertNotIsInstance(refusal("no"), SystemExit)
 
     def test_asyncio(self) -> None:
-        """
-        A plain asyncio program ends with the one line as well.
-        """
+        """A plain asyncio program ends with the one line as well."""
         done = subprocess.run([sys.executable, "-c", ASYNC], capture_output=True, text=True)
         self.assertEqual(done.returncode, 1)
         self.assertEqual(done.stdout, "tidied\n")
@@ -505,23 +421,17 @@ print(inherited().descriptors)
 
 
 class MissingTests(SynchronousTestCase):
-    """
-    A machine without systemd-python.
-    """
+    """A machine without systemd-python."""
 
     def test_nothing(self) -> None:
-        """
-        Where nothing was passed it is not missed.
-        """
+        """Where nothing was passed it is not missed."""
         environ = {key: value for key, value in os.environ.items() if "LISTEN_" not in key}
         command = [sys.executable, "-c", MISSING]
         done = subprocess.run(command, env=environ, capture_output=True, text=True)
         self.assertEqual((done.stdout, done.stderr), ("()\n", ""))
 
     def test_passed(self) -> None:
-        """
-        Where something was, one line says what to install.
-        """
+        """Where something was, one line says what to install."""
         environ = {**os.environ, "LISTEN_FDS": "1", "LISTEN_PID": "1"}
         command = [sys.executable, "-c", MISSING]
         done = subprocess.run(command, env=environ, capture_output=True, text=True)

@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.delivery.drain}.
-"""
+"""Tests for L{fastpoetry.delivery.drain}."""
 
 from __future__ import annotations
 
@@ -11,18 +9,14 @@ from fastpoetry.delivery.drain import Drain
 
 
 class DrainTests(SynchronousTestCase):
-    """
-    Tests for L{Drain}.
-    """
+    """Tests for L{Drain}."""
 
     def setUp(self) -> None:
         self.clock = Clock()
         self.did: list[tuple[float, str]] = []
 
     def begin(self, mostSeconds: float = 20.0) -> Drain:
-        """
-        @return: a stop that has begun, and of which it is remembered what it does when.
-        """
+        """@return: a stop that has begun, and of which it is remembered what it does when."""
 
         def remember(what: str) -> None:
             self.did.append((self.clock.seconds(), what))
@@ -35,15 +29,11 @@ class DrainTests(SynchronousTestCase):
         )
 
     def when(self, what: str) -> list[float]:
-        """
-        @return: at which seconds it was done.
-        """
+        """@return: at which seconds it was done."""
         return [round(when, 3) for when, each in self.did if each == what]
 
     def test_looks(self) -> None:
-        """
-        It looks after readers at once, and then twenty times a second.
-        """
+        """It looks after readers at once, and then twenty times a second."""
         self.begin()
         self.clock.pump([0, 0.05])
         self.assertEqual(self.when("look"), [0, 0.05])
@@ -60,25 +50,19 @@ class DrainTests(SynchronousTestCase):
         self.assertIn(0.101, self.when("look"))
 
     def test_cutsShort(self) -> None:
-        """
-        Who is still there after the time that a stop may take is cut short, once.
-        """
+        """Who is still there after the time that a stop may take is cut short, once."""
         self.begin(2)
         self.clock.pump([0.05] * 100)
         self.assertEqual(self.when("cut short"), [2])
 
     def test_noTime(self) -> None:
-        """
-        Where a stop may take next to none, readers are left to others all the same.
-        """
+        """Where a stop may take next to none, readers are left to others all the same."""
         drain = self.begin(0.05)
         self.clock.pump([0.05] * 4)
         self.assertEqual((drain.isPastGrace, self.when("cut short")), (True, [0.05]))
 
     def test_end(self) -> None:
-        """
-        At the end all who wait know, and nothing is done any more.
-        """
+        """At the end all who wait know, and nothing is done any more."""
         drain = self.begin()
         waiters = [drain.wait(), drain.wait()]
         self.clock.advance(0)
@@ -89,9 +73,7 @@ class DrainTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_oneWaitsNoLonger(self) -> None:
-        """
-        One that gives up waiting ends it for nobody else.
-        """
+        """One that gives up waiting ends it for nobody else."""
         drain = self.begin()
         first, second = drain.wait(), drain.wait()
         first.addErrback(lambda _: None)

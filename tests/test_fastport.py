@@ -43,14 +43,10 @@ SIOCOUTQNSD = 0x894B
 
 
 class InterfaceTests(PortCase):
-    """
-    Tests for what the port and its readers are to others.
-    """
+    """Tests for what the port and its readers are to others."""
 
     def test_port(self) -> None:
-        """
-        The port is a listening port, and its reactor one that watches descriptors.
-        """
+        """The port is a listening port, and its reactor one that watches descriptors."""
         verifyObject(IReactorFDSet, self.reactor)
         verifyObject(IReactorTime, self.reactor)
         port = self.listen()
@@ -60,9 +56,7 @@ class InterfaceTests(PortCase):
         self.assertEqual(port.logPrefix(), "poetry")
 
     def test_reader(self) -> None:
-        """
-        A reader is a descriptor that can be written to.
-        """
+        """A reader is a descriptor that can be written to."""
         self.listen(LONG)
         self.connect()
         self.reactor.turn()
@@ -70,9 +64,7 @@ class InterfaceTests(PortCase):
         self.assertEqual(self.underWay.logPrefix(), "poetry")
 
     def test_inThePlace(self) -> None:
-        """
-        It accepts in the place of the port whose socket it has taken.
-        """
+        """It accepts in the place of the port whose socket it has taken."""
         plain = self.plainPort()
         port = self.listen(port=plain)
         self.assertEqual(self.reactor.getReaders(), [port])
@@ -80,14 +72,10 @@ class InterfaceTests(PortCase):
 
 
 class ServeTests(PortCase):
-    """
-    Tests for readers of a poem that goes out at once.
-    """
+    """Tests for readers of a poem that goes out at once."""
 
     def test_everything(self) -> None:
-        """
-        A client gets the whole poem and its end from one look at the port.
-        """
+        """A client gets the whole poem and its end from one look at the port."""
         self.listen()
         client = self.connect()
         self.reactor.turn()
@@ -95,9 +83,7 @@ class ServeTests(PortCase):
         self.assertEqual(self.reactor.getWriters(), [])
 
     def test_counted(self) -> None:
-        """
-        It is counted, with a record that says to whom it goes.
-        """
+        """It is counted, with a record that says to whom it goes."""
         self.listen()
         client = self.connect()
         with capturedLogs() as events:
@@ -107,9 +93,7 @@ class ServeTests(PortCase):
         self.assertEqual(self.policy.ledger.counts, Counts(1, 310))
 
     def test_everyPoem(self) -> None:
-        """
-        Each reader gets the poem that there is when it comes.
-        """
+        """Each reader gets the poem that there is when it comes."""
         self.listen()
         self.connect()
         self.reactor.turn()
@@ -119,9 +103,7 @@ class ServeTests(PortCase):
         self.assertEqual(receiveAll(client), b"another")
 
     def test_closes(self) -> None:
-        """
-        When the client has closed, nothing of the connection is left.
-        """
+        """When the client has closed, nothing of the connection is left."""
         self.listen()
         before = countDescriptors()
         client = self.connect()
@@ -133,9 +115,7 @@ class ServeTests(PortCase):
         self.assertEqual(countDescriptors(), before)
 
     def test_clientDoesNotClose(self) -> None:
-        """
-        A client that has everything and does not close is closed after a while, not reset.
-        """
+        """A client that has everything and does not close is closed after a while, not reset."""
         self.listen()
         client = self.connect()
         self.reactor.turn()
@@ -146,9 +126,7 @@ class ServeTests(PortCase):
         self.assertEqual(client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 0)
 
     def test_many(self) -> None:
-        """
-        Who is in the backlog is served in batches, with a look at everything else in between.
-        """
+        """Who is in the backlog is served in batches, with a look at everything else in between."""
         self.listen()
         clients = [self.connect() for _ in range(100)]
         self.port.doRead()
@@ -159,25 +137,19 @@ class ServeTests(PortCase):
         self.assertEqual([receiveAll(each) for each in clients], [POEM.text] * 100)
 
     def test_nobody(self) -> None:
-        """
-        It does not wait where nobody has come.
-        """
+        """It does not wait where nobody has come."""
         self.listen().doRead()
         self.assertEqual(self.policy.readers, 0)
 
     def test_acceptsNoMore(self) -> None:
-        """
-        Nor does it try for ever where the system does not let it accept.
-        """
+        """Nor does it try for ever where the system does not let it accept."""
         port = self.listen()
         port._socket.shutdown(socket.SHUT_RDWR)
         port.doRead()
         self.assertEqual(self.policy.readers, 0)
 
     def test_IPv6(self) -> None:
-        """
-        IPv6 clients are served, and called by their address.
-        """
+        """IPv6 clients are served, and called by their address."""
         port = tcp.Port(0, ServerFactory(), 50, "::1", self.reactor)
         port.startListening()
         self.listen(port=port)
@@ -190,9 +162,7 @@ class ServeTests(PortCase):
 
 
 class WroteFirstTests(PortCase):
-    """
-    Tests for clients that write, which must not make them lose anything.
-    """
+    """Tests for clients that write, which must not make them lose anything."""
 
     def test_wroteFirst(self) -> None:
         """
@@ -210,9 +180,7 @@ class WroteFirstTests(PortCase):
         self.assertEqual(client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 0)
 
     def test_wroteMeanwhile(self) -> None:
-        """
-        So does one that writes while a long poem is under way.
-        """
+        """So does one that writes while a long poem is under way."""
         self.listen(LONG)
         client = self.connect(receiveBufferBytes=4096)
         self.reactor.turn()
@@ -222,9 +190,7 @@ class WroteFirstTests(PortCase):
         self.assertEqual(client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 0)
 
     def test_halfClosedFirst(self) -> None:
-        """
-        A client that closed its side before gets everything.
-        """
+        """A client that closed its side before gets everything."""
         self.listen()
         client = self.connect()
         client.shutdown(socket.SHUT_WR)
@@ -234,9 +200,7 @@ class WroteFirstTests(PortCase):
         self.assertEqual(self.policy.readers, 0)
 
     def test_halfClosedFirstLong(self) -> None:
-        """
-        So does one of a long poem, however slowly it reads.
-        """
+        """So does one of a long poem, however slowly it reads."""
         self.listen(LONG)
         client = self.connect(receiveBufferBytes=4096)
         client.sendall(b"x")
@@ -247,9 +211,7 @@ class WroteFirstTests(PortCase):
         self.assertEqual(self.policy.ledger.counts, Counts(1, len(LONG.text)))
 
     def test_uploadIsThrownAway(self) -> None:
-        """
-        What a client writes afterwards is read and thrown away until it closes.
-        """
+        """What a client writes afterwards is read and thrown away until it closes."""
         self.listen()
         client = self.connect()
         self.reactor.turn()
@@ -263,14 +225,10 @@ class WroteFirstTests(PortCase):
 
 
 class LongTests(PortCase):
-    """
-    Tests for poems that do not go out at once.
-    """
+    """Tests for poems that do not go out at once."""
 
     def test_pieces(self) -> None:
-        """
-        The rest follows as the client takes it, to the last byte and the end.
-        """
+        """The rest follows as the client takes it, to the last byte and the end."""
         self.listen(LONG)
         client = self.connect()
         self.reactor.turn()
@@ -279,9 +237,7 @@ class LongTests(PortCase):
         self.assertEqual(self.policy.ledger.counts, Counts(1, len(LONG.text)))
 
     def test_turns(self) -> None:
-        """
-        A reader that cannot take more is left to wait for room.
-        """
+        """A reader that cannot take more is left to wait for room."""
         self.listen(LONG)
         self.connect(receiveBufferBytes=4096)
         self.reactor.turn()
@@ -289,9 +245,7 @@ class LongTests(PortCase):
         self.assertEqual(self.policy.readers, 1)
 
     def test_oldPoem(self) -> None:
-        """
-        A reader goes on with the poem it has begun, whatever there is now.
-        """
+        """A reader goes on with the poem it has begun, whatever there is now."""
         self.listen(LONG)
         client = self.connect()
         self.reactor.turn()
@@ -314,9 +268,7 @@ class LongTests(PortCase):
         self.assertEqual(reader.countTaken(), len(LONG.text))
 
     def test_memory(self) -> None:
-        """
-        For a stopped reader no more than a part of the poem waits in the kernel.
-        """
+        """For a stopped reader no more than a part of the poem waits in the kernel."""
         self.listen(LONG)
         self.connect(receiveBufferBytes=4096)
         self.reactor.turn()
@@ -325,9 +277,7 @@ class LongTests(PortCase):
         self.assertTrue(100_000 < unsent < 400_000, unsent)
 
     def test_stalled(self) -> None:
-        """
-        A reader that has stopped is reset: it can tell that it has not everything.
-        """
+        """A reader that has stopped is reset: it can tell that it has not everything."""
         self.listen(LONG)
         before = countDescriptors()
         client = self.connect(receiveBufferBytes=4096)
@@ -339,9 +289,7 @@ class LongTests(PortCase):
         self.assertEqual(countDescriptors(), before + 1)
 
     def test_stalledAtTheEnd(self) -> None:
-        """
-        So is one that has stopped with the last bytes still on their way.
-        """
+        """So is one that has stopped with the last bytes still on their way."""
         poem = Poem("x", b"x" * 120_000, "")
         self.listen(poem)
         client = self.connect(receiveBufferBytes=4096)
@@ -353,9 +301,7 @@ class LongTests(PortCase):
         self.assertRaises(ConnectionResetError, receiveAll, client)
 
     def test_cutShort(self) -> None:
-        """
-        So is one that is still there when a stop has waited long enough.
-        """
+        """So is one that is still there when a stop has waited long enough."""
         self.listen(LONG)
         client = self.connect()
         self.reactor.turn()
@@ -365,9 +311,7 @@ class LongTests(PortCase):
         self.assertRaises(ConnectionResetError, receiveAll, client)
 
     def test_reset(self) -> None:
-        """
-        A client that resets the connection has left; the reactor is told why, and lets go.
-        """
+        """A client that resets the connection has left; the reactor is told why, and lets go."""
         self.listen(LONG)
         client = self.connect()
         self.reactor.turn()
@@ -382,9 +326,7 @@ class LongTests(PortCase):
         self.assertEqual((self.policy.readers, reader.fileno()), (0, -1))
 
     def test_reactorEnds(self) -> None:
-        """
-        A reader that the reactor disconnects as it ends is reset.
-        """
+        """A reader that the reactor disconnects as it ends is reset."""
         self.listen(LONG)
         client = self.connect()
         self.reactor.turn()
@@ -413,16 +355,12 @@ class FakeReader(SocketReader):
         self.closed = False
 
     def send(self, data: Any, flags: int = 0) -> int:
-        """
-        Take a part.
-        """
+        """Take a part."""
         self.handed.append(data)
         return min(self.takes(), len(data))
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        """
-        Receive what the test says.
-        """
+        """Receive what the test says."""
         return self.receives()
 
     def getsockopt(self, level: int, option: int, length: int = 0) -> Any:
@@ -430,41 +368,29 @@ class FakeReader(SocketReader):
         return b"\1"
 
     def setsockopt(self, level: int, option: int, value: object, length: int = 0) -> None:
-        """
-        Have another option.
-        """
+        """Have another option."""
         self.options.append(option)
 
     def shutdown(self, how: int) -> None:
-        """
-        End.
-        """
+        """End."""
 
     def close(self) -> None:
-        """
-        Be gone.
-        """
+        """Be gone."""
         super().close()
         self.closed = True
 
 
 class EconomyTests(PortCase):
-    """
-    Tests for what a reader costs the server.
-    """
+    """Tests for what a reader costs the server."""
 
     def arrive(self, reader: FakeReader, address: Address = "") -> bool:
-        """
-        Have a reader come whose connection nobody is at the other end of, and start.
-        """
+        """Have a reader come whose connection nobody is at the other end of, and start."""
         reader.poem, reader.address = POEM, address
         reader.door, reader.sentBytes = self.listen(), 0
         return reader.start(0.0)
 
     def test_noCopies(self) -> None:
-        """
-        However many pieces a poem goes out in, none is copied.
-        """
+        """However many pieces a poem goes out in, none is copied."""
         reader = FakeReader(lambda: 100)
         self.arrive(reader)
         while self.reactor.writers:
@@ -485,9 +411,7 @@ class EconomyTests(PortCase):
         self.assertEqual((reader.options, reader.closed), ([], True))
 
     def test_leftAtOnce(self) -> None:
-        """
-        The connection of a client that has gone is closed.
-        """
+        """The connection of a client that has gone is closed."""
 
         def reset() -> int:
             raise ConnectionResetError(errno.ECONNRESET, "reset")
@@ -498,9 +422,7 @@ class EconomyTests(PortCase):
         self.assertEqual(self.policy.ledger.counts, Counts(left=1))
 
     def test_turnedAway(self) -> None:
-        """
-        So is one that is turned away.
-        """
+        """So is one that is turned away."""
         self.policy = Policy(Limits(maxReadersPerSource=1), self.reactor)
         readers = [FakeReader(lambda: 100), FakeReader(lambda: 100)]
         for reader in readers:
@@ -508,9 +430,7 @@ class EconomyTests(PortCase):
         self.assertEqual([each.closed for each in readers], [False, True])
 
     def test_resetAfterwards(self) -> None:
-        """
-        A client that resets the connection has closed it.
-        """
+        """A client that resets the connection has closed it."""
 
         def reset() -> int:
             raise ConnectionResetError(errno.ECONNRESET, "reset")
@@ -518,9 +438,7 @@ class EconomyTests(PortCase):
         self.assertTrue(FakeReader(receives=reset).closeAfterClient())
 
     def test_anUploaderHoldsUpNobody(self) -> None:
-        """
-        One that writes as fast as it is read is left for now, after a while.
-        """
+        """One that writes as fast as it is read is left for now, after a while."""
         reads: list[int] = []
 
         def receive() -> int:
@@ -533,18 +451,14 @@ class EconomyTests(PortCase):
 
 
 class UNIXTests(PortCase):
-    """
-    Tests for UNIX sockets.
-    """
+    """Tests for UNIX sockets."""
 
     def setUp(self) -> None:
         super().setUp()
         self.path = os.path.join(makeFolder(self), "s")
 
     def plainPort(self) -> Any:
-        """
-        @return: a UNIX port of Twisted's own that listens.
-        """
+        """@return: a UNIX port of Twisted's own that listens."""
         port = unix.Port(os.fsencode(self.path), ServerFactory(), 50, 0o600, reactor=self.reactor)
         port.startListening()
         return port
@@ -566,9 +480,7 @@ class UNIXTests(PortCase):
         self.assertEqual(self.policy.readers, 0)
 
     def test_pieces(self) -> None:
-        """
-        A long poem follows as the client takes it.
-        """
+        """A long poem follows as the client takes it."""
         self.listen(LONG)
         client = self.connect()
         client.shutdown(socket.SHUT_WR)
@@ -576,9 +488,7 @@ class UNIXTests(PortCase):
         self.assertEqual(self.reactor.fetch(client), LONG.text)
 
     def test_clientDoesNotRead(self) -> None:
-        """
-        What was written cannot get lost, so that a client need not have read it to be closed.
-        """
+        """What was written cannot get lost, so that a client need not have read it to be closed."""
         self.listen()
         client = self.connect()
         self.reactor.turn()
@@ -587,9 +497,7 @@ class UNIXTests(PortCase):
         self.assertEqual(receiveAll(client), POEM.text)
 
     def test_noSource(self) -> None:
-        """
-        Its readers are no source that could have too many.
-        """
+        """Its readers are no source that could have too many."""
         self.policy = Policy(Limits(maxReadersPerSource=1), self.reactor)
         self.listen(LONG)
         clients = [self.connect(), self.connect()]
@@ -597,9 +505,7 @@ class UNIXTests(PortCase):
         self.assertEqual(self.policy.readers, len(clients))
 
     def test_stalled(self) -> None:
-        """
-        A reader that has stopped is ended, short, since a UNIX socket knows no reset.
-        """
+        """A reader that has stopped is ended, short, since a UNIX socket knows no reset."""
         self.listen(LONG)
         client = self.connect()
         self.reactor.turn()
@@ -608,9 +514,7 @@ class UNIXTests(PortCase):
         self.assertLess(len(receiveAll(client)), len(LONG.text))
 
     def test_given(self) -> None:
-        """
-        After a stop its file is gone, as it was Twisted that made it.
-        """
+        """After a stop its file is gone, as it was Twisted that made it."""
         port = self.listen()
         self.policy.removePort(port)
         port.stopListening()

@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.proxy.fetch}, by way of the service that fetches.
-"""
+"""Tests for L{fastpoetry.proxy.fetch}, by way of the service that fetches."""
 
 from __future__ import annotations
 
@@ -23,21 +21,15 @@ from fastpoetry.threads import ThreadError
 
 
 class TimeTests(ProxyCase):
-    """
-    Tests for how long a fetch and its readers may take.
-    """
+    """Tests for how long a fetch and its readers may take."""
 
     def assertCause(self, cause: str) -> None:
-        """
-        Assert that the fetch has failed, and why.
-        """
+        """Assert that the fetch has failed, and why."""
         self.assertFalse(self.upstream.isBusy)
         self.assertTrue(self.service.description.endswith(f" s: {cause}"), self.service.description)
 
     def test_connect(self) -> None:
-        """
-        An upstream that does not answer is left after the time for that.
-        """
+        """An upstream that does not answer is left after the time for that."""
         self.ask()
         self.reactor.advance(4)
         self.assertTrue(self.upstream.isBusy)
@@ -45,9 +37,7 @@ class TimeTests(ProxyCase):
         self.assertCause("upstream took too long")
 
     def test_endpointsWord(self) -> None:
-        """
-        Whatever an endpoint says when it is told that it took too long, that is the cause.
-        """
+        """Whatever an endpoint says when it is told that it took too long, that is the cause."""
         for why in (
             ConnectingCancelledError(IPv4Address("TCP", "192.0.2.1", 10000)),
             DNSLookupError("Couldn't find the hostname 'poems.example'"),
@@ -59,9 +49,7 @@ class TimeTests(ProxyCase):
             self.reactor.advance(10)
 
     def test_idle(self) -> None:
-        """
-        One that accepts and is silent is left after the time between two pieces.
-        """
+        """One that accepts and is silent is left after the time between two pieces."""
         self.ask()
         self.upstream.accept()
         self.reactor.advance(9)
@@ -72,9 +60,7 @@ class TimeTests(ProxyCase):
         self.assertCause("upstream sent nothing for 10 s")
 
     def test_total(self) -> None:
-        """
-        One that never pauses for long and never ends is left after the time for a whole poem.
-        """
+        """One that never pauses for long and never ends is left after the time for a whole poem."""
         self.ask()
         self.upstream.accept()
         for _ in range(29):
@@ -85,9 +71,7 @@ class TimeTests(ProxyCase):
         self.assertCause("upstream took too long")
 
     def test_endless(self) -> None:
-        """
-        One that sends more than a poem may have is left at once.
-        """
+        """One that sends more than a poem may have is left at once."""
         self.ask()
         self.upstream.accept()
         self.upstream.send(b"a" * 1000)
@@ -96,9 +80,7 @@ class TimeTests(ProxyCase):
         self.assertCause("upstream sends more than 1000 bytes")
 
     def test_nothingComesAfter(self) -> None:
-        """
-        How a connection ends that was left already makes no difference.
-        """
+        """How a connection ends that was left already makes no difference."""
         self.ask()
         self.upstream.accept()
         self.upstream.send(b"a" * 1001)
@@ -123,9 +105,7 @@ class TimeTests(ProxyCase):
         self.failureResultOf(second, defer.TimeoutError)
 
     def test_readersAreKeptThroughAttempts(self) -> None:
-        """
-        Readers who wait while the upstream is away get the poem as soon as it is back.
-        """
+        """Readers who wait while the upstream is away get the poem as soon as it is back."""
         waiting = self.wait()
         self.upstream.refuse()
         self.reactor.advance(2)
@@ -134,9 +114,7 @@ class TimeTests(ProxyCase):
 
 
 class FailureTests(ProxyCase):
-    """
-    Tests for upstreams that give no whole poem.
-    """
+    """Tests for upstreams that give no whole poem."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -144,9 +122,7 @@ class FailureTests(ProxyCase):
         self.advanceTo(60)
 
     def assertKept(self, cause: str, fail: Callable[[], object]) -> None:
-        """
-        Assert that the old poem stays when a fetch fails, and what the cause is called.
-        """
+        """Assert that the old poem stays when a fetch fails, and what the cause is called."""
         self.ask()
         with capturedLogs() as events:
             fail()
@@ -156,9 +132,7 @@ class FailureTests(ProxyCase):
         self.assertEqual(self.served, b"old")
 
     def connected(self, text: bytes, why: Exception | None) -> Callable[[], object]:
-        """
-        @return: what sends something and ends.
-        """
+        """@return: what sends something and ends."""
 
         def fail() -> None:
             self.upstream.accept()
@@ -169,65 +143,47 @@ class FailureTests(ProxyCase):
         return fail
 
     def test_reset(self) -> None:
-        """
-        A connection that is reset half-way is no whole poem.
-        """
+        """A connection that is reset half-way is no whole poem."""
         self.assertKept(
             "upstream broke off after 3 bytes", self.connected(b"new", ConnectionLost())
         )
 
     def test_empty(self) -> None:
-        """
-        Nothing and a clean end is no poem.
-        """
+        """Nothing and a clean end is no poem."""
         self.assertKept("upstream sent nothing and closed", self.connected(b"", None))
 
     def test_refused(self) -> None:
-        """
-        A connection that is refused has a short cause.
-        """
+        """A connection that is refused has a short cause."""
         self.assertKept("upstream refused", self.refusing())
 
     def refusing(self, why: Exception | None = None) -> Callable[[], object]:
-        """
-        @return: what does not connect.
-        """
+        """@return: what does not connect."""
         return lambda: self.upstream.refuse(why)
 
     def test_unknown(self) -> None:
-        """
-        So has a name without an address.
-        """
+        """So has a name without an address."""
         self.assertKept("upstream has no address", self.refusing(DNSLookupError()))
 
     def test_systemTimeout(self) -> None:
-        """
-        So has the system's own time for a connection.
-        """
+        """So has the system's own time for a connection."""
         self.assertKept("upstream took too long", self.refusing(error.TimeoutError()))
 
     def test_system(self) -> None:
-        """
-        So has a UNIX socket that is not there, and all else that the system has a word for.
-        """
+        """So has a UNIX socket that is not there, and all else that the system has a word for."""
         self.assertKept(
             "upstream cannot be reached: No such file or directory",
             self.refusing(ConnectError(2, "gone")),
         )
 
     def test_noThread(self) -> None:
-        """
-        So has a machine that has no thread for it.
-        """
+        """So has a machine that has no thread for it."""
         self.assertKept(
             "no thread can be had: none is left",
             self.refusing(ThreadError("no thread can be had: none is left")),
         )
 
     def test_noThreadForTheDigest(self) -> None:
-        """
-        Also where that turns out when all has come.
-        """
+        """Also where that turns out when all has come."""
 
         def fail() -> None:
             self.threads.why = ThreadError("no thread can be had: none is left")
@@ -239,16 +195,12 @@ class FailureTests(ProxyCase):
         self.assertKept("no thread can be had: none is left", fail)
 
     def test_other(self) -> None:
-        """
-        Anything else has the cause that it says itself.
-        """
+        """Anything else has the cause that it says itself."""
         self.assertKept("upstream failed: no luck", self.refusing(ValueError("no luck")))
 
 
 class ExpectedTests(ProxyCase):
-    """
-    Tests for a poem whose digest is known.
-    """
+    """Tests for a poem whose digest is known."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -256,16 +208,12 @@ class ExpectedTests(ProxyCase):
         self.restart(expectedDigest=self.digest)
 
     def test_known(self) -> None:
-        """
-        The known poem is taken.
-        """
+        """The known poem is taken."""
         self.fetch(b"known")
         self.assertEqual(self.served, b"known")
 
     def test_another(self) -> None:
-        """
-        Another one, such as half of it, is not, and the cause has its digest.
-        """
+        """Another one, such as half of it, is not, and the cause has its digest."""
         self.fetch(b"kno")
         self.assertIsNone(self.served)
         digest = Poem("", b"kno", "").digest

@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.delivery.gate}.
-"""
+"""Tests for L{fastpoetry.delivery.gate}."""
 
 from __future__ import annotations
 
@@ -12,9 +10,7 @@ from fastpoetry.delivery.gate import Gate
 
 
 class GateTests(SynchronousTestCase):
-    """
-    Tests for L{Gate}.
-    """
+    """Tests for L{Gate}."""
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -24,31 +20,23 @@ class GateTests(SynchronousTestCase):
             self.gate.add(port)
 
     def reading(self) -> list[bool]:
-        """
-        @return: whether each port accepts.
-        """
+        """@return: whether each port accepts."""
         return [port.reading for port in self.ports]
 
     def test_close(self) -> None:
-        """
-        Closed, it has no port accept, and says so.
-        """
+        """Closed, it has no port accept, and says so."""
         self.gate.close()
         self.assertEqual((self.gate.isClosed, self.reading()), (True, [False, False]))
 
     def test_open(self) -> None:
-        """
-        Opened, all accept at once, and no timer is left.
-        """
+        """Opened, all accept at once, and no timer is left."""
         self.gate.close()
         self.gate.open()
         self.assertEqual((self.gate.isClosed, self.reading()), (False, [True, True]))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_byItself(self) -> None:
-        """
-        It opens by itself after a quarter of a second, counted from when it was closed last.
-        """
+        """It opens by itself after a quarter of a second, counted from when it was closed last."""
         self.gate.close()
         self.clock.advance(0.2)
         self.gate.open()
@@ -59,25 +47,19 @@ class GateTests(SynchronousTestCase):
         self.assertEqual((self.gate.isClosed, self.reading()), (False, [True, True]))
 
     def test_openAlready(self) -> None:
-        """
-        To open what is open does nothing: a port may have reasons of its own to wait.
-        """
+        """To open what is open does nothing: a port may have reasons of its own to wait."""
         self.gate.open()
         self.assertEqual([port.turns for port in self.ports], [0, 0])
 
     def test_removed(self) -> None:
-        """
-        A port that is removed is left alone.
-        """
+        """A port that is removed is left alone."""
         self.gate.remove(self.ports[0])
         self.gate.close()
         self.clock.advance(1)
         self.assertEqual([port.turns for port in self.ports], [0, 2])
 
     def test_cannotAccept(self) -> None:
-        """
-        Where a port cannot accept again for now, all are tried again in a moment.
-        """
+        """Where a port cannot accept again for now, all are tried again in a moment."""
         self.gate.close()
         patch = self.patch(self.ports[0], "startReading", lambda: [].pop())
         for _ in range(3):

@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.delivery.haproxy}.
-"""
+"""Tests for L{fastpoetry.delivery.haproxy}."""
 
 from __future__ import annotations
 
@@ -44,9 +42,7 @@ def version2(source: str = "192.0.2.7", command: int = 1, extra: bytes = b"") ->
 
 
 class ProxiedCase(SynchronousTestCase):
-    """
-    A factory as the endpoint C{haproxy:} wraps it, and what connects to it.
-    """
+    """A factory as the endpoint C{haproxy:} wraps it, and what connects to it."""
 
     limits = Limits(stallSeconds=30.0, drainSeconds=20.0)
 
@@ -55,16 +51,12 @@ class ProxiedCase(SynchronousTestCase):
         self.start()
 
     def start(self) -> None:
-        """
-        Begin anew.
-        """
+        """Begin anew."""
         self.policy = Policy(self.limits, self.reactor)
         self.factory = PatientFactory(PoetryFactory(FakeSource(), self.policy))
 
     def connect(self, peer: Any = BALANCER) -> FakeTransport:
-        """
-        @return: the transport of a new connection.
-        """
+        """@return: the transport of a new connection."""
         transport = FakeTransport(peer)
         wrapper: Any = self.factory.buildProtocol(peer)
         wrapper.makeConnection(transport)
@@ -72,9 +64,7 @@ class ProxiedCase(SynchronousTestCase):
         return transport
 
     def lose(self) -> None:
-        """
-        Have the connection end.
-        """
+        """Have the connection end."""
         self.wrapper.connectionLost(Failure(ConnectionDone()))
 
     def pull(self, transport: FakeTransport) -> bytes:
@@ -104,82 +94,58 @@ class ProxiedCase(SynchronousTestCase):
 
 
 class HeaderTests(ProxiedCase):
-    """
-    Tests for headers that are as they should be.
-    """
+    """Tests for headers that are as they should be."""
 
     def assertSentTo(self, peer: str, *pieces: bytes) -> None:
-        """
-        Assert that whoever says so gets the poem, and is recorded under an address.
-        """
+        """Assert that whoever says so gets the poem, and is recorded under an address."""
         expected = [f"sending {len(POEM.text)} bytes of poetry to {peer}"]
         self.assertEqual(self.receive(*pieces), expected)
         self.assertEqual((self.sent, self.did), (POEM.text, ["loseWriteConnection"]))
 
     def test_interfaces(self) -> None:
-        """
-        It is what its transport is, and can be half-closed.
-        """
+        """It is what its transport is, and can be half-closed."""
         self.connect()
         verifyObject(IHalfCloseableProtocol, self.wrapper)
         self.assertTrue(ITCPTransport.providedBy(self.wrapper))
 
     def test_nothingBefore(self) -> None:
-        """
-        Nothing is sent before the header is there.
-        """
+        """Nothing is sent before the header is there."""
         self.assertEqual(self.receive(), [])
         self.assertEqual((self.sent, self.did), (b"", []))
 
     def test_version1(self) -> None:
-        """
-        A header of version 1 names the client.
-        """
+        """A header of version 1 names the client."""
         self.assertSentTo("192.0.2.7:40000", V1)
 
     def test_version1IPv6(self) -> None:
-        """
-        An IPv6 address is recorded as the system writes it, however the balancer does.
-        """
+        """An IPv6 address is recorded as the system writes it, however the balancer does."""
         header = b"PROXY TCP6 2001:DB8:0:0::7 2001:db8::2 40000 10000\r\n"
         self.assertSentTo("[2001:db8::7]:40000", header)
 
     def test_version1Unknown(self) -> None:
-        """
-        The shortest header of version 1 leaves the balancer's address.
-        """
+        """The shortest header of version 1 leaves the balancer's address."""
         self.assertSentTo("192.0.2.1:50000", b"PROXY UNKNOWN\r\n")
 
     def test_version2(self) -> None:
-        """
-        A header of version 2 names the client.
-        """
+        """A header of version 2 names the client."""
         self.assertSentTo("192.0.2.7:40000", version2())
         self.assertSentTo("[2001:db8::7]:40000", version2("2001:db8::7"))
 
     def test_version2Extra(self) -> None:
-        """
-        What else a header of version 2 says is of no interest.
-        """
+        """What else a header of version 2 says is of no interest."""
         self.assertSentTo("192.0.2.7:40000", version2(extra=b"\x04\0\x01x"))
 
     def test_local(self) -> None:
-        """
-        A balancer's check gets the poem as well, under the balancer's own address.
-        """
+        """A balancer's check gets the poem as well, under the balancer's own address."""
         self.assertSentTo("192.0.2.1:50000", version2(command=0))
 
     def test_localUNIX(self) -> None:
-        """
-        On a UNIX socket that has none.
-        """
+        """On a UNIX socket that has none."""
         said = self.receive(version2(command=0), peer=UNIXAddress(b""))
         self.assertEqual(said, [f"sending {len(POEM.text)} bytes of poetry to unix"])
 
     def test_inPieces(self) -> None:
-        """
-        A header may come in pieces, down to single bytes.
-        """
+        """A header may come in pieces, down to single bytes."""
         for header, peer in (
             (V1, "192.0.2.7:40000"),
             (b"PROXY UNKNOWN\r\n", "192.0.2.1:50000"),
@@ -189,15 +155,11 @@ class HeaderTests(ProxiedCase):
             self.assertSentTo(peer, *(bytes([each]) for each in header))
 
     def test_whatFollows(self) -> None:
-        """
-        What the client writes is of no interest, with the header or later.
-        """
+        """What the client writes is of no interest, with the header or later."""
         self.assertSentTo("192.0.2.7:40000", V1 + b"GET / HTTP/1.0\r\n", b"\r\n")
 
     def test_source(self) -> None:
-        """
-        The limit for one source is the client's, not the balancer's.
-        """
+        """The limit for one source is the client's, not the balancer's."""
         self.limits = Limits(maxReadersPerSource=1)
         self.start()
         self.connect()
@@ -207,29 +169,21 @@ class HeaderTests(ProxiedCase):
 
 
 class RefusalTests(ProxiedCase):
-    """
-    Tests for connections that do not say who they are.
-    """
+    """Tests for connections that do not say who they are."""
 
     def assertRefused(self, *pieces: bytes) -> None:
-        """
-        Assert that who says that gets nothing but a reset, and one record.
-        """
+        """Assert that who says that gets nothing but a reset, and one record."""
         expected = ["turned 192.0.2.1:50000 away: no valid PROXY header"]
         self.assertEqual(self.receive(*pieces), expected)
         self.assertEqual((self.sent, self.did[-1]), (b"", "abortConnection"))
 
     def test_noHeader(self) -> None:
-        """
-        Something else is refused at once, however short.
-        """
+        """Something else is refused at once, however short."""
         self.assertRefused(b"\n")
         self.assertRefused(b"GET / HTTP/1.0\r\n\r\n")
 
     def test_malformed(self) -> None:
-        """
-        So is a header that says something else than it should.
-        """
+        """So is a header that says something else than it should."""
         for header in (
             b"PROXY TCP4 192.0.2.7 192.0.2.2 forty 10000\r\n",
             b"PROXY TCP4 192.0.2.7\r\n",
@@ -244,15 +198,11 @@ class RefusalTests(ProxiedCase):
             self.assertRefused(header)
 
     def test_once(self) -> None:
-        """
-        What comes after a refusal changes nothing.
-        """
+        """What comes after a refusal changes nothing."""
         self.assertRefused(b"nonsense\r\n", V1)
 
     def test_nobodyDisturbed(self) -> None:
-        """
-        A client that waits meanwhile is served all the same.
-        """
+        """A client that waits meanwhile is served all the same."""
         other = self.connect()
         wrapper = self.wrapper
         self.assertRefused(b"nonsense\r\n")
@@ -261,32 +211,24 @@ class RefusalTests(ProxiedCase):
 
     @given(st.lists(st.one_of(st.binary(max_size=40), st.sampled_from([V1, version2()]))))
     def test_anything(self, pieces: list[bytes]) -> None:
-        """
-        Whatever comes, there is one record at most, and one end.
-        """
+        """Whatever comes, there is one record at most, and one end."""
         self.start()
         self.assertLessEqual(len(self.receive(*pieces)), 1)
         self.assertIn(self.sent, (b"", POEM.text))
 
     @given(st.text(max_size=40).filter(lambda host: not {" ", "\r"} & set(host)))
     def test_anyAddress(self, host: str) -> None:
-        """
-        Whatever is said to be an address, only an address is recorded.
-        """
+        """Whatever is said to be an address, only an address is recorded."""
         self.start()
         header = b"PROXY TCP4 %s 192.0.2.2 40000 10000\r\n" % host.encode(errors="replace")
         self.assertRefused(header)
 
 
 class EndTests(ProxiedCase):
-    """
-    Tests for what ends before the header is there.
-    """
+    """Tests for what ends before the header is there."""
 
     def test_check(self) -> None:
-        """
-        A check that connects and leaves is no error: there is no record.
-        """
+        """A check that connects and leaves is no error: there is no record."""
         with capturedLogs() as events:
             self.connect()
             self.lose()
@@ -294,18 +236,14 @@ class EndTests(ProxiedCase):
         self.assertEqual(self.policy.readers, 0)
 
     def test_halfClosedCheck(self) -> None:
-        """
-        Nor is one that only closes its own side.
-        """
+        """Nor is one that only closes its own side."""
         with capturedLogs() as events:
             transport = self.connect()
             self.wrapper.readConnectionLost()
         self.assertEqual((said(events), transport.did), ([], ["loseConnection"]))
 
     def test_halfClosedClient(self) -> None:
-        """
-        A client that closes its side first gets the poem to its end.
-        """
+        """A client that closes its side first gets the poem to its end."""
         transport = self.connect()
         self.wrapper.dataReceived(V1)
         self.wrapper.readConnectionLost()
@@ -313,9 +251,7 @@ class EndTests(ProxiedCase):
         self.assertEqual(transport.did, ["loseConnection"])
 
     def test_timeout(self) -> None:
-        """
-        Who says nothing, or not enough, is refused at the stall timeout.
-        """
+        """Who says nothing, or not enough, is refused at the stall timeout."""
         for beginning in (b"", V1[:20]):
             self.start()
             transport = self.connect()
@@ -326,9 +262,7 @@ class EndTests(ProxiedCase):
             self.assertEqual((said(events), transport.did), (expected, ["abortConnection"]))
 
     def test_noTimeoutAfter(self) -> None:
-        """
-        With the header there, the policy's deadlines are all there is.
-        """
+        """With the header there, the policy's deadlines are all there is."""
         self.connect()
         self.wrapper.dataReceived(V1)
         self.lose()
@@ -336,9 +270,7 @@ class EndTests(ProxiedCase):
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_stop(self) -> None:
-        """
-        A stop waits a moment for headers on their way, and for the poems after them.
-        """
+        """A stop waits a moment for headers on their way, and for the poems after them."""
         transport = self.connect()
         stopped = self.policy.drain()
         self.wrapper.dataReceived(V1)
@@ -348,9 +280,7 @@ class EndTests(ProxiedCase):
         self.successResultOf(stopped)
 
     def test_stopAtLast(self) -> None:
-        """
-        A stop does not wait for longer than that.
-        """
+        """A stop does not wait for longer than that."""
         transport = self.connect()
         stopped = self.policy.drain()
         self.reactor.advance(LINGER_SECONDS)
@@ -360,14 +290,10 @@ class EndTests(ProxiedCase):
 
 
 class FactoryTests(SynchronousTestCase):
-    """
-    Tests for L{PatientFactory}.
-    """
+    """Tests for L{PatientFactory}."""
 
     def test_others(self) -> None:
-        """
-        A factory that reads no header stays as it is.
-        """
+        """A factory that reads no header stays as it is."""
         factory = ServerFactory()
         PatientFactory(factory)
         self.assertEqual(vars(factory), {})

@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.command.idle}.
-"""
+"""Tests for L{fastpoetry.command.idle}."""
 
 from __future__ import annotations
 
@@ -16,9 +14,7 @@ from fastpoetry.command.idle import IdleService
 
 
 class IdleTests(SynchronousTestCase):
-    """
-    Tests for L{IdleService}: for 60 s nobody may be there.
-    """
+    """Tests for L{IdleService}: for 60 s nobody may be there."""
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -27,27 +23,19 @@ class IdleTests(SynchronousTestCase):
         self.service = IdleService(self.clock, 60.0, self.idleSeconds, self.end)
 
     def idleSeconds(self) -> float:
-        """
-        @return: for how long nobody has been there.
-        """
+        """@return: for how long nobody has been there."""
         return self.clock.seconds() - self.leftAt
 
     def end(self) -> None:
-        """
-        Be ended.
-        """
+        """Be ended."""
         self.ends += 1
 
     def test_interface(self) -> None:
-        """
-        It is a service.
-        """
+        """It is a service."""
         verifyObject(IService, self.service)
 
     def test_nobody(self) -> None:
-        """
-        If nobody comes it ends the program after that time, once.
-        """
+        """If nobody comes it ends the program after that time, once."""
         self.service.startService()
         self.clock.advance(59.9)
         self.assertEqual(self.ends, 0)
@@ -57,9 +45,7 @@ class IdleTests(SynchronousTestCase):
         self.assertEqual(self.ends, 1)
 
     def test_somebody(self) -> None:
-        """
-        The time begins anew when the last one leaves.
-        """
+        """The time begins anew when the last one leaves."""
         self.service.startService()
         self.clock.advance(50)
         self.leftAt = 50.0
@@ -69,9 +55,7 @@ class IdleTests(SynchronousTestCase):
         self.assertEqual(self.ends, 1)
 
     def test_somebodyStays(self) -> None:
-        """
-        While somebody is there it looks no oftener than it must, and does not end.
-        """
+        """While somebody is there it looks no oftener than it must, and does not end."""
         looks: list[float] = []
 
         def idleSeconds() -> float:
@@ -84,9 +68,7 @@ class IdleTests(SynchronousTestCase):
         self.assertEqual((self.ends, looks), (0, [60.0 * n for n in range(1, 11)]))
 
     def test_record(self) -> None:
-        """
-        One record says why the program ends.
-        """
+        """One record says why the program ends."""
         self.service.startService()
         with capturedLogs() as events:
             self.clock.advance(60)
@@ -103,9 +85,7 @@ class IdleTests(SynchronousTestCase):
         )
 
     def test_stop(self) -> None:
-        """
-        After a stop it looks no more.
-        """
+        """After a stop it looks no more."""
         self.service.startService()
         self.service.stopService()
         self.clock.advance(600)
@@ -113,16 +93,12 @@ class IdleTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_stopByItself(self) -> None:
-        """
-        The stop that it has brought about is a stop like any other.
-        """
+        """The stop that it has brought about is a stop like any other."""
         self.service.startService()
         self.clock.advance(60)
         self.service.stopService()
         self.assertFalse(self.service.running)
 
     def test_stopBeforeStart(self) -> None:
-        """
-        Where nothing was started there is nothing to stop.
-        """
+        """Where nothing was started there is nothing to stop."""
         self.service.stopService()

@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.command.instance}.
-"""
+"""Tests for L{fastpoetry.command.instance}."""
 
 from __future__ import annotations
 
@@ -19,42 +17,32 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class PoemTests(SynchronousTestCase):
-    """
-    Names of poems.
-    """
+    """Names of poems."""
 
     def setUp(self) -> None:
         self.folder = makeFolder(self)
         write(self.folder, "ecstasy.txt")
 
     def refusal(self, name: str) -> str:
-        """
-        @return: why there is no such poem.
-        """
+        """@return: why there is no such poem."""
         options = ["--exit-idle-time", "600", f"--poetry-path={self.folder}", "--journal-budget=0"]
         return str(self.assertRaises(PoemError, findPoem, name, options))
 
     def test_there(self) -> None:
-        """
-        A poem along the path of the options is found, be it one that cannot be served.
-        """
+        """A poem along the path of the options is found, be it one that cannot be served."""
         Path(self.folder, "empty.txt").touch()
         for name in ("ecstasy", "empty"):
             findPoem(name, ["--poetry-path", f"/nowhere:{self.folder}"])
 
     def test_mistyped(self) -> None:
-        """
-        A name without a poem is refused with the folders and the nearest name.
-        """
+        """A name without a poem is refused with the folders and the nearest name."""
         self.assertEqual(
             self.refusal("ecstacy"),
             f"no poem ecstacy in {self.folder}; there is ecstasy; did you mean ecstasy?",
         )
 
     def test_noName(self) -> None:
-        """
-        What cannot name a poem is refused though there is such a file, with the nearest name.
-        """
+        """What cannot name a poem is refused though there is such a file, with the nearest name."""
         write(self.folder, "a.b.txt")
         self.assertIn("'a.b' is no name of a poem", self.refusal("a.b"))
         self.assertIn("did you mean ecstasy?", self.refusal("ecstasy.txt"))
@@ -77,23 +65,17 @@ class PoemTests(SynchronousTestCase):
             self.assertEqual(ran.stderr.startswith("fastpoetry: no poem ecstacy"), bool(status))
 
     def test_light(self) -> None:
-        """
-        It loads no Twisted, which each boot would wait for.
-        """
+        """It loads no Twisted, which each boot would wait for."""
         program = "import sys, fastpoetry.command.instance; sys.exit('twisted' in sys.modules)"
         ran = subprocess.run([sys.executable, "-B", "-c", program], cwd=ROOT)
         self.assertEqual(ran.returncode, 0)
 
 
 class ProxyTests(SynchronousTestCase):
-    """
-    Names of proxies.
-    """
+    """Names of proxies."""
 
     def test_file(self) -> None:
-        """
-        A proxy has a file; without it the refusal says which, and the nearest there is.
-        """
+        """A proxy has a file; without it the refusal says which, and the nearest there is."""
         folder = makeFolder(self)
         write(folder, "edge.env")
         write(folder, "notes")
@@ -103,9 +85,7 @@ class ProxyTests(SynchronousTestCase):
         self.assertTrue(why.endswith("; there is edge; did you mean edge?"), why)
 
     def test_noFolder(self) -> None:
-        """
-        Where nobody has set up a proxy yet, there is none.
-        """
+        """Where nobody has set up a proxy yet, there is none."""
         folder = os.path.join(makeFolder(self), "proxy")
         why = str(self.assertRaises(PoemError, findProxy, "edge", folder))
         self.assertTrue(why.endswith("there is none at all"), why)

@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.delivery.ledger}.
-"""
+"""Tests for L{fastpoetry.delivery.ledger}."""
 
 from __future__ import annotations
 
@@ -23,38 +21,28 @@ TO_HERE = Receipt(POEM, HERE)
 
 
 class LedgerCase(SynchronousTestCase):
-    """
-    A ledger and a clock.
-    """
+    """A ledger and a clock."""
 
     def setUp(self) -> None:
         self.clock = Clock()
 
     def ledger(self, budget: int = 100) -> Ledger:
-        """
-        @return: a new ledger.
-        """
+        """@return: a new ledger."""
         return Ledger(self.clock, budget)
 
 
 class RecordTests(LedgerCase):
-    """
-    Tests for the records of single connections.
-    """
+    """Tests for the records of single connections."""
 
     def one(self, event: str, *args: Any) -> dict[str, Any]:
-        """
-        @return: the only record that an event makes, with its text and level.
-        """
+        """@return: the only record that an event makes, with its text and level."""
         with capturedLogs() as events:
             getattr(self.ledger(), event)(*args)
         (record,) = records(events)
         return record
 
     def test_sent(self) -> None:
-        """
-        A whole poem has a record that says how many bytes go to whom, as the tutorial's does.
-        """
+        """A whole poem has a record that says how many bytes go to whom, as the tutorial's does."""
         self.assertEqual(
             self.one("sent", [TO_HERE]),
             {
@@ -68,9 +56,7 @@ class RecordTests(LedgerCase):
         )
 
     def test_left(self) -> None:
-        """
-        A client that left has a record that says how far it came.
-        """
+        """A client that left has a record that says how far it came."""
         self.assertEqual(
             self.one("left", POEM, HERE, 7),
             {
@@ -85,9 +71,7 @@ class RecordTests(LedgerCase):
         )
 
     def test_gaveUp(self) -> None:
-        """
-        A client given up on has a warning that says how far it came, and why it was reset.
-        """
+        """A client given up on has a warning that says how far it came, and why it was reset."""
         self.assertEqual(
             self.one("gaveUp", POEM, HERE, 7, "it sleeps"),
             {
@@ -103,9 +87,7 @@ class RecordTests(LedgerCase):
         )
 
     def test_turnedAway(self) -> None:
-        """
-        A client turned away has a warning that says why.
-        """
+        """A client turned away has a warning that says why."""
         self.assertEqual(
             self.one("turnedAway", HERE, "too many"),
             {
@@ -118,22 +100,16 @@ class RecordTests(LedgerCase):
         )
 
     def test_hostileName(self) -> None:
-        """
-        Braces in what is logged are only text.
-        """
+        """Braces in what is logged are only text."""
         record = self.one("gaveUp", Poem("{peer!r}", b"x", ""), "", 0, "{0.__class__}")
         self.assertEqual(record["text"], "gave up on unix after 0 of 1 bytes: {0.__class__}")
 
 
 class CountTests(LedgerCase):
-    """
-    Tests for the counts.
-    """
+    """Tests for the counts."""
 
     def test_counts(self) -> None:
-        """
-        Each connection is counted once, by how it ended; bytes are those of whole poems.
-        """
+        """Each connection is counted once, by how it ended; bytes are those of whole poems."""
         ledger = self.ledger()
         ledger.sent([TO_HERE])
         ledger.sent([TO_HERE])
@@ -148,9 +124,7 @@ class CountTests(LedgerCase):
         self.assertEqual(ledger.counts.connections, 14)
 
     def test_budgetDoesNotMatter(self) -> None:
-        """
-        What has no record of its own is counted too.
-        """
+        """What has no record of its own is counted too."""
         ledger = self.ledger(0)
         ledger.sent([TO_HERE])
         ledger.turnedAway(HERE, "")
@@ -158,14 +132,10 @@ class CountTests(LedgerCase):
 
 
 class BudgetTests(LedgerCase):
-    """
-    Tests for the budget.
-    """
+    """Tests for the budget."""
 
     def test_spent(self) -> None:
-        """
-        Beyond the budget there are no more records, of whatever kind.
-        """
+        """Beyond the budget there are no more records, of whatever kind."""
         ledger = self.ledger(2)
         with capturedLogs() as events:
             ledger.sent([TO_HERE])
@@ -177,9 +147,7 @@ class BudgetTests(LedgerCase):
         self.assertEqual([each["message_id"] for each in events], [SENT, TURNED_AWAY])
 
     def test_summary(self) -> None:
-        """
-        At the end of the second one record sums up what had none of its own, and only that.
-        """
+        """At the end of the second one record sums up what had none of its own, and only that."""
         ledger = self.ledger(1)
         for _ in range(3):
             ledger.sent([TO_HERE])
@@ -204,9 +172,7 @@ class BudgetTests(LedgerCase):
         self.assertEqual([events[0][each] for each in fields], [2, 620, 17, 4, 5, 6])
 
     def test_renewed(self) -> None:
-        """
-        The next second has the whole budget again.
-        """
+        """The next second has the whole budget again."""
         ledger = self.ledger(1)
         ledger.sent([TO_HERE])
         ledger.sent([TO_HERE])
@@ -217,9 +183,7 @@ class BudgetTests(LedgerCase):
         self.assertEqual([each["message_id"] for each in events], [SENT])
 
     def test_summedUpOnce(self) -> None:
-        """
-        What one summary has counted is not in the next.
-        """
+        """What one summary has counted is not in the next."""
         ledger = self.ledger(0)
         ledger.sent([TO_HERE])
         self.clock.advance(1)
@@ -229,9 +193,7 @@ class BudgetTests(LedgerCase):
         self.assertEqual([(each["poems"], each["left"]) for each in events], [(0, 1)])
 
     def test_nothingToSumUp(self) -> None:
-        """
-        There is no summary of nothing.
-        """
+        """There is no summary of nothing."""
         ledger = self.ledger(1)
         ledger.sent([TO_HERE])
         with capturedLogs() as events:
@@ -239,18 +201,14 @@ class BudgetTests(LedgerCase):
         self.assertEqual(events, [])
 
     def test_noTimerAtRest(self) -> None:
-        """
-        Where nobody comes no timer runs.
-        """
+        """Where nobody comes no timer runs."""
         ledger = self.ledger()
         ledger.sent([TO_HERE])
         self.clock.advance(1)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_budgetOfNothing(self) -> None:
-        """
-        With a budget of 0 every connection is in a summary.
-        """
+        """With a budget of 0 every connection is in a summary."""
         ledger = self.ledger(0)
         with capturedLogs() as events:
             ledger.sent([TO_HERE])
@@ -262,14 +220,10 @@ class BudgetTests(LedgerCase):
 
 
 class CloseTests(LedgerCase):
-    """
-    Tests for the end.
-    """
+    """Tests for the end."""
 
     def test_flushes(self) -> None:
-        """
-        What is untold when the process ends is told at once.
-        """
+        """What is untold when the process ends is told at once."""
         ledger = self.ledger(0)
         ledger.sent([TO_HERE])
         with capturedLogs() as events:
@@ -278,9 +232,7 @@ class CloseTests(LedgerCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_nothingToTell(self) -> None:
-        """
-        Without connections the end has no record; a second end neither.
-        """
+        """Without connections the end has no record; a second end neither."""
         ledger = self.ledger(0)
         with capturedLogs() as events:
             ledger.settle()
@@ -301,15 +253,11 @@ steps = st.one_of(
 
 
 class SumTests(SynchronousTestCase):
-    """
-    Tests for what the records add up to.
-    """
+    """Tests for what the records add up to."""
 
     @given(budget=st.integers(0, 5), story=st.lists(steps, max_size=60))
     def test_nothingGoesUncounted(self, budget: int, story: list[tuple[str, Any]]) -> None:
-        """
-        Whatever happens, single records and summaries together are exactly the counts.
-        """
+        """Whatever happens, single records and summaries together are exactly the counts."""
         with capturedLogs() as events:
             ledger = self.tell(budget, story)
             ledger.settle()
@@ -329,17 +277,13 @@ class SumTests(SynchronousTestCase):
 
     @given(budget=st.integers(0, 5), story=st.lists(endings, max_size=20))
     def test_budgetIsKept(self, budget: int, story: list[tuple[str, Any]]) -> None:
-        """
-        However the connections of a second end, as many have a record as the budget allows.
-        """
+        """However the connections of a second end, as many have a record as the budget allows."""
         with capturedLogs() as events:
             self.tell(budget, story)
         self.assertEqual(len(events), min(budget, len(story)))
 
     def tell(self, budget: int, story: list[tuple[str, Any]]) -> Ledger:
-        """
-        @return: a ledger to which all that has happened.
-        """
+        """@return: a ledger to which all that has happened."""
         clock = Clock()
         ledger = Ledger(clock, budget)
         for name, value in story:

@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.listen}.
-"""
+"""Tests for L{fastpoetry.listen}."""
 
 from __future__ import annotations
 
@@ -37,18 +35,14 @@ from fastpoetry.protocol import PoetryFactory, PoetryProtocol
 
 
 class Several:
-    """
-    A port over several others, as an adopted one is.
-    """
+    """A port over several others, as an adopted one is."""
 
     def __init__(self, *ports: Any) -> None:
         self.ports = ports
 
 
 class ListenerCase(SynchronousTestCase):
-    """
-    A listener that has not started.
-    """
+    """A listener that has not started."""
 
     def setUp(self) -> None:
         self.reactor = Reactor()
@@ -58,9 +52,7 @@ class ListenerCase(SynchronousTestCase):
         self.listener = PoetryListener(self.endpoint, self.factory, self.reactor)
 
     def plainPort(self, factory: Any = None) -> Any:
-        """
-        @return: a TCP port of Twisted's own that listens.
-        """
+        """@return: a TCP port of Twisted's own that listens."""
         port = tcp.Port(0, factory or self.factory, 50, "127.0.0.1", self.reactor)
         port.startListening()
         self.addCleanup(self.reactor.advance, 0)
@@ -80,40 +72,30 @@ class ListenerCase(SynchronousTestCase):
 
 
 class StartTests(ListenerCase):
-    """
-    Tests for the start.
-    """
+    """Tests for the start."""
 
     def test_interfaces(self) -> None:
-        """
-        It is a service; the endpoint and the port it is tested with are such.
-        """
+        """It is a service; the endpoint and the port it is tested with are such."""
         verifyObject(IService, self.listener)
         verifyObject(IStreamServerEndpoint, self.endpoint)
         verifyObject(IListeningPort, FakePort())
 
     def test_privileged(self) -> None:
-        """
-        It listens while the process may still bind a low port, and only once.
-        """
+        """It listens while the process may still bind a low port, and only once."""
         self.listener.privilegedStartService()
         self.assertEqual(self.endpoint.factories, [self.factory])
         self.listener.startService()
         self.assertEqual(self.endpoint.factories, [self.factory])
 
     def test_late(self) -> None:
-        """
-        Added to a parent that already runs, it listens at once.
-        """
+        """Added to a parent that already runs, it listens at once."""
         parent = MultiService()
         parent.startService()
         self.listener.setServiceParent(parent)
         self.assertEqual(self.endpoint.factories, [self.factory])
 
     def test_fast(self) -> None:
-        """
-        A plain TCP port is replaced by a fast one on the same socket.
-        """
+        """A plain TCP port is replaced by a fast one on the same socket."""
         plain = self.plainPort()
         self.start(plain)
         (fast,) = self.reactor.getReaders()
@@ -121,9 +103,7 @@ class StartTests(ListenerCase):
         self.assertEqual(fast.fileno(), plain.fileno())
 
     def test_fastUNIX(self) -> None:
-        """
-        So is a plain UNIX port.
-        """
+        """So is a plain UNIX port."""
         path = os.path.join(makeFolder(self), "s")
         plain: Any = unix.Port(os.fsencode(path), self.factory, reactor=self.reactor)
         plain.startListening()
@@ -146,9 +126,7 @@ class StartTests(ListenerCase):
         self.assertEqual(borrowed.fileno(), plain.fileno())
 
     def test_ownProtocol(self) -> None:
-        """
-        Where somebody has given the factory a protocol of their own, connections have it.
-        """
+        """Where somebody has given the factory a protocol of their own, connections have it."""
 
         class Mine(PoetryProtocol):
             pass
@@ -159,9 +137,7 @@ class StartTests(ListenerCase):
         self.assertIs(type(borrowed), BorrowedPort)
 
     def test_PROXY(self) -> None:
-        """
-        Where a PROXY header is expected the poem waits for it.
-        """
+        """Where a PROXY header is expected the poem waits for it."""
         endpoint = FakeEndpoint()
         listener = PoetryListener(endpoint, self.factory, self.reactor, hasHeaders=True)
         listener.startService()
@@ -170,9 +146,7 @@ class StartTests(ListenerCase):
         self.assertIs(factory.wrappedFactory, self.factory)
 
     def test_several(self) -> None:
-        """
-        Of a port over several others each is served as it can be.
-        """
+        """Of a port over several others each is served as it can be."""
         plain, other = self.plainPort(), FakePort()
         self.start(Several(plain, other))
         (fast,) = self.reactor.getReaders()
@@ -181,9 +155,7 @@ class StartTests(ListenerCase):
         self.assertEqual((self.reactor.getReaders(), other.reading), ([], False))
 
     def test_paused(self) -> None:
-        """
-        At a limit it accepts nothing.
-        """
+        """At a limit it accepts nothing."""
         port = FakePort()
         self.start(port)
         self.policy.pause("")
@@ -191,22 +163,16 @@ class StartTests(ListenerCase):
 
 
 class RecordTests(ListenerCase):
-    """
-    Tests for the record of where it listens.
-    """
+    """Tests for the record of where it listens."""
 
     def record(self, *addresses: Any) -> str:
-        """
-        @return: what is logged for ports at these addresses.
-        """
+        """@return: what is logged for ports at these addresses."""
         (text,) = self.start(Several(*map(FakePort, addresses)))
         self.assertTrue(text.startswith("serving poetry on "), text)
         return text.removeprefix("serving poetry on ")
 
     def test_everywhere(self) -> None:
-        """
-        One record names every address.
-        """
+        """One record names every address."""
         self.assertEqual(
             self.record(
                 IPv4Address("TCP", "127.0.0.1", 10000),
@@ -217,9 +183,7 @@ class RecordTests(ListenerCase):
         )
 
     def test_inJournal(self) -> None:
-        """
-        In the journal it says how to find those of other instances; elsewhere there are none.
-        """
+        """In the journal it says how to find those of other instances; elsewhere there are none."""
         self.listener = PoetryListener(self.endpoint, self.factory, self.reactor, isInJournal=True)
         self.assertEqual(
             self.record(IPv4Address("TCP", "127.0.0.1", 17)),
@@ -227,9 +191,7 @@ class RecordTests(ListenerCase):
         )
 
     def test_addresses(self) -> None:
-        """
-        Whoever asks is told where it listens, while it does.
-        """
+        """Whoever asks is told where it listens, while it does."""
         address = IPv4Address("TCP", "127.0.0.1", 17)
         self.assertEqual(self.listener.addresses, ())
         self.start(FakePort(address))
@@ -238,21 +200,15 @@ class RecordTests(ListenerCase):
         self.assertEqual(self.listener.addresses, ())
 
     def test_noName(self) -> None:
-        """
-        A UNIX socket without a name is called that.
-        """
+        """A UNIX socket without a name is called that."""
         self.assertEqual(self.record(UNIXAddress(None)), "a UNIX socket without a name")
 
     def test_anyName(self) -> None:
-        """
-        A path need not be text.
-        """
+        """A path need not be text."""
         self.assertEqual(self.record(UNIXAddress(b"/run/\xff.sock")), "/run/\udcff.sock")
 
     def test_fields(self) -> None:
-        """
-        The record has the addresses in a field of its own.
-        """
+        """The record has the addresses in a field of its own."""
         self.listener.startService()
         with capturedLogs() as events:
             self.endpoint.listening.callback(FakePort(IPv4Address("TCP", "192.0.2.1", 17)))
@@ -264,28 +220,20 @@ class RecordTests(ListenerCase):
 
 
 class FailureTests(ListenerCase):
-    """
-    Tests for an endpoint that cannot listen.
-    """
+    """Tests for an endpoint that cannot listen."""
 
     def error(self) -> CannotListenError:
-        """
-        @return: what an endpoint says of a port that is taken.
-        """
+        """@return: what an endpoint says of a port that is taken."""
         return CannotListenError("127.0.0.1", 17, OSError(98, "Address already in use"))
 
     def test_atOnce(self) -> None:
-        """
-        What is known at once ends the start, as twistd expects.
-        """
+        """What is known at once ends the start, as twistd expects."""
         self.endpoint.listening = fail(self.error())
         self.assertRaises(CannotListenError, self.listener.privilegedStartService)
         self.assertFalse(self.reactor.hasStopped)
 
     def test_later(self) -> None:
-        """
-        What is known later ends the program, with one record that says why.
-        """
+        """What is known later ends the program, with one record that says why."""
         self.listener.privilegedStartService()
         self.listener.startService()
         with capturedLogs() as events:
@@ -303,16 +251,12 @@ class FailureTests(ListenerCase):
         self.assertEqual(len(self.flushLoggedErrors(CannotListenError)), 1)
 
     def test_beginFails(self) -> None:
-        """
-        A port that cannot be served on is a failure like any other.
-        """
+        """A port that cannot be served on is a failure like any other."""
         self.endpoint.listening = succeed(object())
         self.assertRaises(AttributeError, self.listener.privilegedStartService)
 
     def test_beginFailsLater(self) -> None:
-        """
-        So it is when it comes later.
-        """
+        """So it is when it comes later."""
         self.listener.startService()
         self.endpoint.listening.callback(object())
         self.assertTrue(self.reactor.hasStopped)
@@ -320,14 +264,10 @@ class FailureTests(ListenerCase):
 
 
 class StopTests(ListenerCase):
-    """
-    Tests for the stop.
-    """
+    """Tests for the stop."""
 
     def test_stops(self) -> None:
-        """
-        Nobody is accepted any more, and the limits leave the port alone.
-        """
+        """Nobody is accepted any more, and the limits leave the port alone."""
         port = FakePort()
         self.start(port)
         self.successResultOf(self.listener.stopService())
@@ -336,9 +276,7 @@ class StopTests(ListenerCase):
         self.assertEqual(port.turns, 0)
 
     def test_fast(self) -> None:
-        """
-        A fast port gives its socket back.
-        """
+        """A fast port gives its socket back."""
         plain = self.plainPort()
         self.start(plain)
         stopped = self.listener.stopService()
@@ -349,9 +287,7 @@ class StopTests(ListenerCase):
         self.assertFalse(plain.connected)
 
     def test_waits(self) -> None:
-        """
-        Who is here is waited for.
-        """
+        """Who is here is waited for."""
         self.start(FakePort())
         reader = FakeReader(self.policy)
         self.policy.begin(reader, 0.0)
@@ -361,9 +297,7 @@ class StopTests(ListenerCase):
         self.successResultOf(stopped)
 
     def test_portsFirst(self) -> None:
-        """
-        Before anybody is waited for every port has stopped, so that nobody comes meanwhile.
-        """
+        """Before anybody is waited for every port has stopped, so that nobody comes meanwhile."""
         port: Any = FakePort()
         stopping: Deferred[None] = Deferred()
         self.patch(port, "stopListening", lambda: stopping)
@@ -374,9 +308,7 @@ class StopTests(ListenerCase):
         self.successResultOf(stopped)
 
     def test_beforeItListens(self) -> None:
-        """
-        An endpoint that does not listen yet is told to give up, which is no failure.
-        """
+        """An endpoint that does not listen yet is told to give up, which is no failure."""
         self.listener.startService()
         with capturedLogs() as events:
             self.successResultOf(self.listener.stopService())
@@ -385,23 +317,17 @@ class StopTests(ListenerCase):
         self.assertFalse(self.reactor.hasStopped)
 
     def test_twice(self) -> None:
-        """
-        A second stop does no more than wait.
-        """
+        """A second stop does no more than wait."""
         self.start(FakePort())
         self.listener.stopService()
         self.successResultOf(self.listener.stopService())
 
     def test_beforeItStarts(self) -> None:
-        """
-        Where nothing was started there is nothing to stop.
-        """
+        """Where nothing was started there is nothing to stop."""
         self.successResultOf(self.listener.stopService())
 
     def test_again(self) -> None:
-        """
-        After a stop it can start again.
-        """
+        """After a stop it can start again."""
         self.start(FakePort())
         self.listener.stopService()
         self.endpoint.listening = Deferred()

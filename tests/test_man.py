@@ -1,6 +1,4 @@
-"""
-Tests for the manual pages: that they say what the program, its units and its records are.
-"""
+"""Tests for the manual pages: that they say what the program, its units and its records are."""
 
 from __future__ import annotations
 
@@ -38,29 +36,21 @@ WIDTH = 67
 
 
 class Page:
-    """
-    A manual page, as far as it can be read without formatting it.
-    """
+    """A manual page, as far as it can be read without formatting it."""
 
     def __init__(self, name: str) -> None:
-        """
-        @param name: of the file.
-        """
+        """@param name: of the file."""
         self.source = (MAN / name).read_text()
 
     def section(self, title: str) -> str:
-        """
-        @return: the source of a section.
-        """
+        """@return: the source of a section."""
         found = re.search(rf"(?ms)^\.SH {title}$(.*?)(?=^\.SH|\Z)", self.source)
         if found is None:
             raise AssertionError(f"there is no section {title}")
         return found[1]
 
     def entries(self, title: str) -> dict[str, str]:
-        """
-        @return: what a section has under C{.TP}: the tags, and their texts in one line each.
-        """
+        """@return: what a section has under C{.TP}: the tags, and their texts in one line each."""
         found = {}
         for part in self.section(title).split("\n.TP\n")[1:]:
             tag, *text = re.split(r"(?m)^\.(?:PP|SS)", part)[0].splitlines()
@@ -68,17 +58,13 @@ class Page:
         return found
 
     def examples(self) -> list[str]:
-        """
-        @return: what stands between C{.EX} and C{.EE}.
-        """
+        """@return: what stands between C{.EX} and C{.EE}."""
         found = re.findall(r"(?ms)^\.EX\n(.*?)^\.EE$", self.source)
         return [_unescape(each) for each in found]
 
 
 def _plain(line: str) -> str:
-    """
-    @return: a line of a page as it is read.
-    """
+    """@return: a line of a page as it is read."""
     macro, _, rest = line.partition(" ")
     if macro in (".BR", ".IR", ".BI", ".RB", ".RI"):
         words = re.findall(r'"([^"]*)"|(\S+)', rest)
@@ -91,9 +77,7 @@ def _plain(line: str) -> str:
 
 
 def _unescape(text: str) -> str:
-    """
-    @return: a text without troff's escapes.
-    """
+    """@return: a text without troff's escapes."""
     text = re.sub(r"\\f[BIRP]|\\c|\\&|\\%", "", text)
     for escape, character in ((r"\-", "-"), (r"\(rs", "\\"), (r"\(aq", "'"), (r"\(dq", '"')):
         text = text.replace(escape, character)
@@ -104,7 +88,7 @@ class Record(NamedTuple):
     """
     A kind of record.
 
-    @ivar level: Twisted's word.
+    @ivar level: twisted's word.
     @ivar fields: those of its own.
     """
 
@@ -135,17 +119,13 @@ def recordsOf(source: str) -> Iterator[tuple[str, Record]]:
 
 
 def allRecords() -> dict[str, Record]:
-    """
-    @return: every kind of record of every module.
-    """
+    """@return: every kind of record of every module."""
     modules = sorted((ROOT / "fastpoetry").rglob("*.py"))
     return {key: record for each in modules for key, record in recordsOf(each.read_text())}
 
 
 class OptionTests(SynchronousTestCase):
-    """
-    fastpoetry(8) against the options of the program.
-    """
+    """fastpoetry(8) against the options of the program."""
 
     def setUp(self) -> None:
         self.options = Options()
@@ -155,30 +135,22 @@ class OptionTests(SynchronousTestCase):
         }
 
     def default(self, text: str, pattern: str) -> str:
-        """
-        @return: what a text says is the default; nothing if it says nothing.
-        """
+        """@return: what a text says is the default; nothing if it says nothing."""
         found = re.search(pattern, " ".join(text.split()))
         return found[1] if found else ""
 
     def test_names(self) -> None:
-        """
-        The page has the options that there are, and no others.
-        """
+        """The page has the options that there are, and no others."""
         names = {name.rstrip("=") for name in self.options.longOpt}
         self.assertEqual(set(self.entries), names)
 
     def test_shortNames(self) -> None:
-        """
-        The page has the letters that there are.
-        """
+        """The page has the letters that there are."""
         letters = re.findall(r"\\-([a-z]) \", \"", Page(SERVER).section("OPTIONS"))
         self.assertEqual(letters, [each for each in self.options.shortOpt if each != ":"])
 
     def test_values(self) -> None:
-        """
-        The page shows a value with each option that takes one.
-        """
+        """The page shows a value with each option that takes one."""
         tags = Page(SERVER).entries("OPTIONS")
         shown = {
             name for name, tag in zip(self.entries, tags, strict=True) if tag.split()[-1][0] != "-"
@@ -186,9 +158,7 @@ class OptionTests(SynchronousTestCase):
         self.assertEqual(shown, {name[:-1] for name in self.options.longOpt if name[-1] == "="})
 
     def test_defaults(self) -> None:
-        """
-        The page has the defaults that C{--help} has.
-        """
+        """The page has the defaults that C{--help} has."""
         inPage = {
             name: self.default(text, r"The default is (\S+?)[.,:]? ")
             for name, text in self.entries.items()
@@ -202,9 +172,7 @@ class OptionTests(SynchronousTestCase):
 
 
 class UnitTests(SynchronousTestCase):
-    """
-    fastpoetry@.service(8) against the units.
-    """
+    """fastpoetry@.service(8) against the units."""
 
     def setUp(self) -> None:
         self.page = Page(UNIT)
@@ -212,9 +180,7 @@ class UnitTests(SynchronousTestCase):
         self.unit = "".join((UNITS / part).read_text() for part in parts)
 
     def test_limits(self) -> None:
-        """
-        Each directive in the page is in the unit, with that value.
-        """
+        """Each directive in the page is in the unit, with that value."""
         tags = self.page.entries("LIMITS")
         directives = [each for tag in tags for each in tag.split(", ")]
         self.assertGreater(len(directives), 7)
@@ -222,17 +188,13 @@ class UnitTests(SynchronousTestCase):
             self.assertIn(f"\n{each}\n", self.unit)
 
     def test_allLimits(self) -> None:
-        """
-        Each directive of the unit that is a limit is in the page.
-        """
+        """Each directive of the unit that is a limit is in the page."""
         found = re.findall(r"(?m)^((?:Limit|Tasks|Memory|Restart|Timeout|Watchdog)\w*=)", self.unit)
         for each in found:
             self.assertIn(each, " ".join(self.page.entries("LIMITS")))
 
     def test_ports(self) -> None:
-        """
-        The ports in the page are those of the drop-ins and of the socket.
-        """
+        """The ports in the page are those of the drop-ins and of the socket."""
         shown = re.findall(r"(?m)^([0-9.:]+) +(\S+)$", self.page.section("DESCRIPTION"))
         sockets = [*UNITS.glob("fastpoetry@*.socket.d/*.conf"), UNITS / "fastpoetry.socket"]
         expected = [
@@ -243,9 +205,7 @@ class UnitTests(SynchronousTestCase):
         self.assertEqual(sorted(shown), sorted(expected))
 
     def test_options(self) -> None:
-        """
-        The files for more options are those that the units read, and end their command lines.
-        """
+        """The files for more options are those that the units read, and end their command lines."""
         for unit in ("fastpoetry@.service", "fastpoetry.service"):
             text = (UNITS / unit).read_text()
             self.assertIn("\nEnvironmentFile=-/etc/fastpoetry/%N.env\n", text)
@@ -254,9 +214,7 @@ class UnitTests(SynchronousTestCase):
             self.assertIn(f"/etc/fastpoetry/{name}.env", self.page.entries("FILES"))
 
     def test_documentation(self) -> None:
-        """
-        Each page of ours that a unit or an explanation refers to is there.
-        """
+        """Each page of ours that a unit or an explanation refers to is there."""
         texts = [each.read_text() for each in UNITS.glob("**/fastpoetry*") if each.is_file()]
         named = set(re.findall(r"man:(fastpoetry\S*)\(([1-8])\)", "\n".join(texts)))
         self.assertIn(("fastpoetry@.service", "8"), named)
@@ -265,9 +223,7 @@ class UnitTests(SynchronousTestCase):
 
 
 class RecordTests(SynchronousTestCase):
-    """
-    fastpoetry.journal-fields(7) against the records that the code makes.
-    """
+    """fastpoetry.journal-fields(7) against the records that the code makes."""
 
     maxDiff = None
 
@@ -276,9 +232,7 @@ class RecordTests(SynchronousTestCase):
         self.entries = self.page.entries("RECORDS")
 
     def test_records(self) -> None:
-        """
-        Each kind of record is in the page with its level and its fields, and no other is.
-        """
+        """Each kind of record is in the page with its level and its fields, and no other is."""
         shown = {}
         for key, text in self.entries.items():
             level = re.findall(r"\((critical|error|warn|info|debug)\)", text)[0]
@@ -287,24 +241,18 @@ class RecordTests(SynchronousTestCase):
         self.assertEqual(shown, allRecords())
 
     def test_catalog(self) -> None:
-        """
-        Each kind of record in the message catalog is in the page, and no other is.
-        """
+        """Each kind of record in the message catalog is in the page, and no other is."""
         catalog = (UNITS / "fastpoetry.catalog").read_text()
         keys = re.findall(r"(?m)^-- ([0-9a-f]{32})$", catalog)
         self.assertEqual(sorted(self.entries), sorted(keys))
 
     def test_fields(self) -> None:
-        """
-        Each field of a record is explained, and nothing else.
-        """
+        """Each field of a record is explained, and nothing else."""
         used = frozenset[str]().union(*(record.fields for record in allRecords().values()))
         self.assertEqual(sorted(self.page.entries("FIELDS")), sorted(used))
 
     def test_fieldsOfEveryRecord(self) -> None:
-        """
-        The fields that the observer gives to every record are in the page.
-        """
+        """The fields that the observer gives to every record are in the page."""
         try:
             raise OSError(ENOENT, "none")
         except OSError:
@@ -315,9 +263,7 @@ class RecordTests(SynchronousTestCase):
 
 @skipUnless(shutil.which("jq"), "jq is not installed")
 class CountingTests(SynchronousTestCase):
-    """
-    The line that adds up poems, run as it is printed.
-    """
+    """The line that adds up poems, run as it is printed."""
 
     # Like the real one, it shows the records that have one of two message IDs.
     journalctl = """#!/bin/sh
@@ -326,9 +272,7 @@ class CountingTests(SynchronousTestCase):
     """
 
     def count(self, records: list[dict[str, str]]) -> list[str]:
-        """
-        @return: the lines that it prints for a journal.
-        """
+        """@return: the lines that it prints for a journal."""
         folder = makeFolder(self)
         program = os.path.join(folder, "journalctl")
         with open(program, "w") as file:
@@ -364,32 +308,24 @@ class CountingTests(SynchronousTestCase):
         self.assertEqual(printed, ["2026-11-23 01:00\t1\t2735", "2026-11-23 02:00\t3\t1887"])
 
     def test_nothing(self) -> None:
-        """
-        Without records there are no lines.
-        """
+        """Without records there are no lines."""
         self.assertEqual(self.count([]), [])
 
     def test_example(self) -> None:
-        """
-        The lines that the page shows are such as it prints.
-        """
+        """The lines that the page shows are such as it prints."""
         for line in Page(RECORDS).examples()[-1].splitlines():
             self.assertRegex(line, r"\A\d{4}-\d\d-\d\d \d\d:00\t\d+\t\d+\Z")
 
 
 class FormTests(SynchronousTestCase):
-    """
-    What those who read pages by program have to say of ours.
-    """
+    """What those who read pages by program have to say of ours."""
 
     def setUp(self) -> None:
         pages = [each.name for each in MAN.iterdir() if not each.read_text().startswith(".so ")]
         self.pages = sorted(pages)
 
     def say(self, *command: str) -> str:
-        """
-        @return: all that a command says about the pages, one after the other.
-        """
+        """@return: all that a command says about the pages, one after the other."""
         said = ""
         for page in self.pages:
             ran = subprocess.run([*command, page], cwd=MAN, capture_output=True, text=True)
@@ -397,9 +333,7 @@ class FormTests(SynchronousTestCase):
         return said
 
     def test_width(self) -> None:
-        """
-        Examples fit into a terminal of 80 columns.
-        """
+        """Examples fit into a terminal of 80 columns."""
         for name in self.pages:
             for example in Page(name).examples():
                 for line in example.splitlines():
@@ -407,16 +341,12 @@ class FormTests(SynchronousTestCase):
 
     @skipUnless(shutil.which("groff"), "groff is not installed")
     def test_groff(self) -> None:
-        """
-        groff formats them without a warning.
-        """
+        """groff formats them without a warning."""
         self.assertEqual(self.say("groff", "-man", "-ww", "-z"), "")
 
     @skipUnless(shutil.which("mandoc"), "mandoc is not installed")
     def test_mandoc(self) -> None:
-        """
-        mandoc has nothing to say.
-        """
+        """mandoc has nothing to say."""
         self.assertEqual(self.say("mandoc", "-Tlint"), "")
 
 

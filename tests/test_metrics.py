@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.command.metrics}: what a monitoring system gets when it looks.
-"""
+"""Tests for L{fastpoetry.command.metrics}: what a monitoring system gets when it looks."""
 
 from __future__ import annotations
 
@@ -34,26 +32,20 @@ NOW = 1_800_000_000.0
 
 
 class Reloading(FakeSource):
-    """
-    A source whose reloads are over when a test says so.
-    """
+    """A source whose reloads are over when a test says so."""
 
     def __init__(self) -> None:
         super().__init__()
         self.reloading: list[Deferred[None]] = []
 
     def reload(self) -> Deferred[None]:
-        """
-        Begin to reload.
-        """
+        """Begin to reload."""
         self.reloading.append(Deferred())
         return self.reloading[-1]
 
 
 class MetricsCase(SynchronousTestCase):
-    """
-    A policy, a meter, and who looks at it.
-    """
+    """A policy, a meter, and who looks at it."""
 
     def setUp(self) -> None:
         self.reactor = Reactor()
@@ -66,9 +58,7 @@ class MetricsCase(SynchronousTestCase):
         ((_, self.factory, _, _),) = self.reactor.tcpServers
 
     def connect(self) -> tuple[Any, FakeTransport] | None:
-        """
-        @return: a connection and its transport, if it may come.
-        """
+        """@return: a connection and its transport, if it may come."""
         protocol = self.factory.buildProtocol(ADDRESS)
         if protocol is None:
             return None
@@ -77,9 +67,7 @@ class MetricsCase(SynchronousTestCase):
         return protocol, transport
 
     def get(self, path: str = "/metrics", *headers: str) -> tuple[str, str]:
-        """
-        @return: the head of what is answered, and the rest.
-        """
+        """@return: the head of what is answered, and the rest."""
         connection = self.connect()
         assert connection is not None
         protocol, transport = connection
@@ -90,9 +78,7 @@ class MetricsCase(SynchronousTestCase):
         return head.decode(), body.decode()
 
     def samples(self) -> dict[str, float]:
-        """
-        @return: every sample, as in the text.
-        """
+        """@return: every sample, as in the text."""
         _, text = self.get()
         found = {}
         for family in parseText(text):
@@ -103,14 +89,10 @@ class MetricsCase(SynchronousTestCase):
 
 
 class MeterTests(MetricsCase):
-    """
-    Tests for what is told.
-    """
+    """Tests for what is told."""
 
     def test_counts(self) -> None:
-        """
-        Every count of the ledger has a metric of its own.
-        """
+        """Every count of the ledger has a metric of its own."""
         for number, each in enumerate(fields(Counts), 1):
             setattr(self.policy.ledger.counts, each.name, number)
         samples = self.samples()
@@ -126,30 +108,22 @@ class MeterTests(MetricsCase):
         )
 
     def test_readers(self) -> None:
-        """
-        It is told how many readers are there.
-        """
+        """It is told how many readers are there."""
         self.policy.begin(FakeReader(self.policy), 0.0)
         self.assertEqual(self.samples()["fastpoetry_readers"], 1)
 
     def test_eachTime(self) -> None:
-        """
-        Each look finds what is so by then.
-        """
+        """Each look finds what is so by then."""
         self.assertEqual(self.samples()["fastpoetry_poems_total"], 0)
         self.policy.ledger.sent([Receipt(POEM, None)])
         self.assertEqual(self.samples()["fastpoetry_poems_total"], 1)
 
     def about(self, name: str) -> dict[str, float]:
-        """
-        @return: the samples whose names begin like that.
-        """
+        """@return: the samples whose names begin like that."""
         return {key: value for key, value in self.samples().items() if key.startswith(name)}
 
     def test_freshness(self) -> None:
-        """
-        It is told since when each source has its poem, if it has one.
-        """
+        """It is told since when each source has its poem, if it has one."""
         source = FakeSource()
         source.freshAt = NOW - 5
         self.meter.add("poem ecstasy", source)
@@ -158,9 +132,7 @@ class MeterTests(MetricsCase):
         self.assertEqual(self.about(name), {f"{name}{{source=poem ecstasy}}": NOW - 5})
 
     def test_reloads(self) -> None:
-        """
-        The reloads of each source are counted by how they end, and the last one is timed.
-        """
+        """The reloads of each source are counted by how they end, and the last one is timed."""
         ecstasy, science = Reloading(), Reloading()
         self.meter.add("ecstasy", ecstasy)
         self.meter.add("science", science)
@@ -185,22 +157,16 @@ class MeterTests(MetricsCase):
 
 
 class PageTests(MetricsCase):
-    """
-    Tests for how it is told.
-    """
+    """Tests for how it is told."""
 
     def test_text(self) -> None:
-        """
-        Who asks for nothing else gets the text format.
-        """
+        """Who asks for nothing else gets the text format."""
         head, _ = self.get()
         self.assertTrue(head.startswith("HTTP/1.0 200"), head)
         self.assertIn("text/plain; version=0.0.4", head)
 
     def test_openMetrics(self) -> None:
-        """
-        Who asks for OpenMetrics gets that, with an end.
-        """
+        """Who asks for OpenMetrics gets that, with an end."""
         head, text = self.get("/metrics", "Accept: application/openmetrics-text; version=1.0.0")
         self.assertIn("application/openmetrics-text; version=1.0.0", head)
         self.assertTrue(text.endswith("# EOF\n"))
@@ -208,17 +174,13 @@ class PageTests(MetricsCase):
         self.assertLessEqual({"fastpoetry_poems", "fastpoetry_readers"}, names)
 
     def test_elsewhere(self) -> None:
-        """
-        There is nothing else.
-        """
+        """There is nothing else."""
         for path in ("/", "/x", "/metrics/x"):
             head, _ = self.get(path)
             self.assertTrue(head.startswith("HTTP/1.0 404"), head)
 
     def test_quiet(self) -> None:
-        """
-        A look writes no record.
-        """
+        """A look writes no record."""
         with capturedLogs() as events:
             self.get()
         self.assertEqual(events, [])

@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.command.options}, with a command that serves whatever it is told to.
-"""
+"""Tests for L{fastpoetry.command.options}, with a command that serves whatever it is told to."""
 
 from __future__ import annotations
 
@@ -18,38 +16,28 @@ from fastpoetry.delivery.policy import Limits
 
 
 class Command(CommandOptions):
-    """
-    The command line of a command that serves odes.
-    """
+    """The command line of a command that serves odes."""
 
     command = "odes"
     opens = "--ode"
 
     def opt_ode(self, value: str) -> None:
-        """
-        Serve an ode.
-        """
+        """Serve an ode."""
         self.openBlock(f"--ode {value}", value)
 
 
 def parse(*line: str) -> Command:
-    """
-    @return: the options of a command line.
-    """
+    """@return: the options of a command line."""
     options = Command()
     options.parseOptions(list(line))
     return options
 
 
 class OptionsCase(SynchronousTestCase):
-    """
-    Refusals, and what they have in common.
-    """
+    """Refusals, and what they have in common."""
 
     def refusal(self, *line: str) -> str:
-        """
-        @return: why a command line is refused, which is one line on stderr and exit status 1.
-        """
+        """@return: why a command line is refused, which is one line on stderr and exit status 1."""
         why = self.assertRaises(SystemExit, parse, *line).code
         self.assertIsInstance(why, str)
         self.assertTrue(why.startswith("fastpoetry: ") and why.isprintable(), why)
@@ -57,154 +45,112 @@ class OptionsCase(SynchronousTestCase):
 
 
 class RefuseTests(SynchronousTestCase):
-    """
-    Tests for L{refuse}.
-    """
+    """Tests for L{refuse}."""
 
     def test_line(self) -> None:
-        """
-        The refusal is one line that says who refuses.
-        """
+        """The refusal is one line that says who refuses."""
         why = self.assertRaises(SystemExit, refuse, "--port x: not a port")
         self.assertEqual(why.code, "fastpoetry: --port x: not a port")
 
     def test_error(self) -> None:
-        """
-        An error is as good as its text.
-        """
+        """An error is as good as its text."""
         why = self.assertRaises(SystemExit, refuse, ValueError("no"))
         self.assertEqual(why.code, "fastpoetry: no")
 
     def test_hostile(self) -> None:
-        """
-        What would break the line or act on the terminal is spelt out.
-        """
+        """What would break the line or act on the terminal is spelt out."""
         why = self.assertRaises(SystemExit, refuse, "a\nb\x1b[2Jc\udcffd\u2028e\xe9")
         self.assertEqual(why.code, "fastpoetry: a\\nb\\x1b[2Jc\\udcffd\\u2028e\xe9")
 
     @given(text=st.text())
     def test_anything(self, text: str) -> None:
-        """
-        Whatever is refused, it stays one line.
-        """
+        """Whatever is refused, it stays one line."""
         why = self.assertRaises(SystemExit, refuse, text)
         self.assertTrue(why.code.isprintable())
 
 
 class BlockTests(OptionsCase):
-    """
-    Tests for blocks.
-    """
+    """Tests for blocks."""
 
     def test_one(self) -> None:
-        """
-        The simplest command line has one block, and says nothing of where.
-        """
+        """The simplest command line has one block, and says nothing of where."""
         self.assertEqual(parse("--ode", "x").blocks, [Block("--ode x", "x")])
 
     def test_port(self) -> None:
-        """
-        What follows belongs to the block.
-        """
+        """What follows belongs to the block."""
         self.assertEqual(
             parse("--ode", "x", "--port", "17", "--iface", "::1").blocks,
             [Block("--ode x", "x", 17, "::1")],
         )
 
     def test_before(self) -> None:
-        """
-        What stands before the first block belongs to it.
-        """
+        """What stands before the first block belongs to it."""
         self.assertEqual(
             parse("-p", "17", "--iface=::1", "--ode", "x").blocks,
             [Block("--ode x", "x", 17, "::1")],
         )
 
     def test_several(self) -> None:
-        """
-        Each block has its own port.
-        """
+        """Each block has its own port."""
         self.assertEqual(
             parse("--port", "1", "--ode", "x", "--ode", "y", "-p2", "--ode", "z", "-p", "3").blocks,
             [Block("--ode x", "x", 1), Block("--ode y", "y", 2), Block("--ode z", "z", 3)],
         )
 
     def test_listen(self) -> None:
-        """
-        A block may have several endpoints.
-        """
+        """A block may have several endpoints."""
         self.assertEqual(
             parse("--ode", "x", "--listen", "tcp:1", "--listen", "unix:/s").blocks,
             [Block("--ode x", "x", listen=["tcp:1", "unix:/s"])],
         )
 
     def test_firstHasTheDefault(self) -> None:
-        """
-        Only the first block may do without a port.
-        """
+        """Only the first block may do without a port."""
         first, second = parse("--ode", "x", "--ode", "y", "--listen", "tcp:1").blocks
         self.assertEqual((first.port, first.listen, second.listen), (None, [], ["tcp:1"]))
 
     def test_ownBlocks(self) -> None:
-        """
-        Two command lines have nothing in common.
-        """
+        """Two command lines have nothing in common."""
         first = parse("--ode", "x", "--listen", "tcp:1")
         second = parse("--ode", "x")
         self.assertEqual((len(first.blocks[0].listen), second.blocks[0].listen), (1, []))
 
     def test_greatestPort(self) -> None:
-        """
-        Ports go from 0 to 65535.
-        """
+        """Ports go from 0 to 65535."""
         self.assertEqual(parse("--ode", "x", "--port", "65535").blocks[0].port, 65535)
         self.assertEqual(parse("--ode", "x", "--port", "0").blocks[0].port, 0)
 
 
 class TutorialTests(OptionsCase):
-    """
-    Tests for the keys that the tutorial's own options have.
-    """
+    """Tests for the keys that the tutorial's own options have."""
 
     def test_default(self) -> None:
-        """
-        Of a single block they say where it is served, though nobody said so.
-        """
+        """Of a single block they say where it is served, though nobody said so."""
         options = parse("--ode", "x")
         self.assertEqual((options["port"], options["iface"]), (10000, "localhost"))
 
     def test_given(self) -> None:
-        """
-        Where somebody did, they have that.
-        """
+        """Where somebody did, they have that."""
         options = parse("--ode", "x", "--port", "0", "--iface", "")
         self.assertEqual((options["port"], options["iface"]), (0, ""))
 
     def test_several(self) -> None:
-        """
-        Of several blocks none is the one.
-        """
+        """Of several blocks none is the one."""
         options = parse("--ode", "x", "--ode", "y", "--port", "1")
         self.assertEqual(options.keys() & {"port", "iface"}, set())
 
 
 class LimitTests(OptionsCase):
-    """
-    Tests for the tunables.
-    """
+    """Tests for the tunables."""
 
     def test_defaults(self) -> None:
-        """
-        What is not said is as it is by default, and the program does not exit when idle.
-        """
+        """What is not said is as it is by default, and the program does not exit when idle."""
         options = parse("--ode", "x")
         self.assertEqual(options.limits, Limits())
         self.assertNotIn("exitIdleSeconds", options)
 
     def test_all(self) -> None:
-        """
-        Each tunable sets its own limit, wherever it stands.
-        """
+        """Each tunable sets its own limit, wherever it stands."""
         options = parse(
             *("--drain-timeout", "1.5", "--stall-timeout=2", "--ode", "x", "--min-rate", "0"),
             *("--max-readers", "4", "--max-readers-per-source", "5", "--journal-budget", "0"),
@@ -214,9 +160,7 @@ class LimitTests(OptionsCase):
         self.assertEqual(options["exitIdleSeconds"], 7.0)
 
     def test_help(self) -> None:
-        """
-        The help has every default that an administrator may rely on.
-        """
+        """The help has every default that an administrator may rely on."""
         text = " ".join(str(Command()).split())
         for option, default in (
             ("drain-timeout", "20"),
@@ -233,14 +177,10 @@ class LimitTests(OptionsCase):
 
 
 class VersionTests(OptionsCase):
-    """
-    Tests for the version.
-    """
+    """Tests for the version."""
 
     def test_version(self) -> None:
-        """
-        The version is ours, and then Twisted's; that is no failure.
-        """
+        """The version is ours, and then Twisted's; that is no failure."""
         output = io.StringIO()
         with contextlib.redirect_stdout(output):
             why = self.assertRaises(SystemExit, parse, "--version")
@@ -251,42 +191,30 @@ class VersionTests(OptionsCase):
 
 
 class RefusalTests(OptionsCase):
-    """
-    Tests for command lines that are refused, each in one line with the option and its value.
-    """
+    """Tests for command lines that are refused, each in one line with the option and its value."""
 
     def test_nothing(self) -> None:
-        """
-        There must be something to serve.
-        """
+        """There must be something to serve."""
         for line in ([], ["--port", "17"]):
             self.assertEqual(self.refusal(*line), "nothing to serve: say what with --ode")
 
     def test_unknown(self) -> None:
-        """
-        An option that does not exist is named; the help is pointed to, not printed.
-        """
+        """An option that does not exist is named; the help is pointed to, not printed."""
         self.assertEqual(
             self.refusal("--ode", "x", "--prot", "17"),
             "option --prot not recognized; twistd odes --help says what there is",
         )
 
     def test_noValue(self) -> None:
-        """
-        So is one that lacks its value.
-        """
+        """So is one that lacks its value."""
         self.assertIn("--port", self.refusal("--ode", "x", "--port"))
 
     def test_strayArgument(self) -> None:
-        """
-        So is what belongs to no option.
-        """
+        """So is what belongs to no option."""
         self.assertIn("stray", self.refusal("--ode", "x", "stray"))
 
     def test_notAPort(self) -> None:
-        """
-        A port is a number from 0 to 65535, in plain digits.
-        """
+        """A port is a number from 0 to 65535, in plain digits."""
         for value in (
             "65536",
             "-1",
@@ -305,9 +233,7 @@ class RefusalTests(OptionsCase):
             self.assertEqual(refusal, f"--port {shown}: not a port from 0 to 65535")
 
     def test_twoPorts(self) -> None:
-        """
-        A block has one port.
-        """
+        """A block has one port."""
         self.assertEqual(
             self.refusal("--ode", "x", "--port", "1", "--port", "2"),
             "--port 2: given already (1); --ode opens a new block",
@@ -315,33 +241,25 @@ class RefusalTests(OptionsCase):
         self.assertIn("given already (0)", self.refusal("--ode", "x", "--port=0", "--port=0"))
 
     def test_twoInterfaces(self) -> None:
-        """
-        A block has one interface.
-        """
+        """A block has one interface."""
         self.assertEqual(
             self.refusal("--ode", "x", "--iface", "::1", "--iface", "127.0.0.1"),
             "--iface 127.0.0.1: given already (::1)",
         )
 
     def test_listenAndPort(self) -> None:
-        """
-        An endpoint excludes port and interface in its block, in whatever order.
-        """
+        """An endpoint excludes port and interface in its block, in whatever order."""
         why = "--ode x: --listen tcp:2 excludes --port and --iface"
         for other in (["--port", "1"], ["--iface", "::1"], ["--port=0"]):
             self.assertEqual(self.refusal("--ode", "x", "--listen", "tcp:2", *other), why)
             self.assertEqual(self.refusal(*other, "--listen", "tcp:2", "--ode", "x"), why)
 
     def test_listenAndPortApart(self) -> None:
-        """
-        In different blocks they go together.
-        """
+        """In different blocks they go together."""
         parse("--ode", "x", "--listen", "tcp:2", "--ode", "y", "--port", "1")
 
     def test_secondWithoutPort(self) -> None:
-        """
-        A second block needs a port or an endpoint of its own; an interface is none.
-        """
+        """A second block needs a port or an endpoint of its own; an interface is none."""
         why = "--ode y: a second block needs a --port or --listen of its own"
         first = ("--ode", "x", "--port", "1")
         self.assertEqual(self.refusal(*first, "--ode", "y"), why)
@@ -349,18 +267,14 @@ class RefusalTests(OptionsCase):
         self.assertEqual(self.refusal(*first, "--ode", "y", "--ode", "z", "--port", "2"), why)
 
     def test_tunableTwice(self) -> None:
-        """
-        What is there once for the whole process is given once.
-        """
+        """What is there once for the whole process is given once."""
         self.assertEqual(
             self.refusal("--ode", "x", "--max-readers", "5", "--ode", "y", "--max-readers", "6"),
             "--max-readers 6: given already, as 5",
         )
 
     def test_notSeconds(self) -> None:
-        """
-        A time is a number of seconds above 0.
-        """
+        """A time is a number of seconds above 0."""
         for option in ("--drain-timeout", "--stall-timeout", "--exit-idle-time"):
             for value in ("0", "-1", "5min", "nan", "inf", "-inf", "1e999", "", "0x5"):
                 self.assertEqual(
@@ -369,9 +283,7 @@ class RefusalTests(OptionsCase):
                 )
 
     def test_notACount(self) -> None:
-        """
-        A count is a whole number, and where 0 makes no sense at least 1.
-        """
+        """A count is a whole number, and where 0 makes no sense at least 1."""
         for option, least in (
             ("--min-rate", 0),
             ("--journal-budget", 0),
@@ -385,17 +297,13 @@ class RefusalTests(OptionsCase):
                 )
 
     def test_hugeNumber(self) -> None:
-        """
-        A number of more digits than int() takes is refused like any other.
-        """
+        """A number of more digits than int() takes is refused like any other."""
         huge = "9" * 5000
         for option in ("--port", "--max-readers", "--min-rate", "--journal-budget"):
             self.assertIn(f"{option} 999", self.refusal("--ode", "x", option, huge))
 
     def test_firstIsNamed(self) -> None:
-        """
-        Of several faults the first is told.
-        """
+        """Of several faults the first is told."""
         self.assertIn("--port a:", self.refusal("--port", "a", "--max-readers", "b"))
 
 
@@ -419,15 +327,11 @@ words = st.one_of(
 
 
 class AnyLineTests(OptionsCase):
-    """
-    Tests for command lines that anybody may come up with.
-    """
+    """Tests for command lines that anybody may come up with."""
 
     @given(line=st.lists(words, max_size=8))
     def test_anything(self, line: Sequence[str]) -> None:
-        """
-        Whatever is typed, it is understood or refused in one line.
-        """
+        """Whatever is typed, it is understood or refused in one line."""
         with contextlib.redirect_stdout(io.StringIO()):
             try:
                 options = parse(*line)

@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.proxy.outage}, by way of the service that has one.
-"""
+"""Tests for L{fastpoetry.proxy.outage}, by way of the service that has one."""
 
 from __future__ import annotations
 
@@ -18,9 +16,7 @@ class OutageTests(ProxyCase):
     """
 
     def failUntil(self, seconds: float) -> None:
-        """
-        Have every attempt refused until some time, while somebody asks ten times a second.
-        """
+        """Have every attempt refused until some time, while somebody asks ten times a second."""
         while self.reactor.seconds() < seconds:
             self.ask()
             if self.upstream.isBusy:
@@ -28,9 +24,7 @@ class OutageTests(ProxyCase):
             self.reactor.advance(0.1)
 
     def test_pauses(self) -> None:
-        """
-        The pauses between attempts grow from a second to ten at most, and are never the same.
-        """
+        """The pauses between attempts grow from a second to ten at most, and are never the same."""
         self.failUntil(300)
         attempts = self.upstream.attempts
         pauses = [after - before for before, after in pairwise(attempts)]
@@ -41,9 +35,7 @@ class OutageTests(ProxyCase):
         self.assertGreater(len({round(each, 1) for each in pauses}), 5)
 
     def test_afterwards(self) -> None:
-        """
-        The next outage begins with a short pause again.
-        """
+        """The next outage begins with a short pause again."""
         self.failUntil(100)
         self.reactor.advance(10)
         self.fetch(b"a poem")
@@ -53,9 +45,7 @@ class OutageTests(ProxyCase):
         self.assertEqual([each >= before for each in self.upstream.attempts[-2:]], [True] * 2)
 
     def test_records(self) -> None:
-        """
-        An outage has a record when it begins, one every ten minutes, and one when it ends.
-        """
+        """An outage has a record when it begins, one every ten minutes, and one when it ends."""
         with capturedLogs() as events:
             self.failUntil(1500)
             self.reactor.advance(10)
@@ -83,18 +73,14 @@ class OutageTests(ProxyCase):
         self.assertRegex(last["text"], r" is back after 15\d\d s and \d+ attempts$")
 
     def test_nobodyAsks(self) -> None:
-        """
-        Where nobody wants the poem, nobody asks for it either.
-        """
+        """Where nobody wants the poem, nobody asks for it either."""
         self.ask()
         self.upstream.refuse()
         self.reactor.advance(1000)
         self.assertEqual(len(self.upstream.attempts), 1)
 
     def test_description(self) -> None:
-        """
-        It says for how long there has been nothing, and why, with a poem and without.
-        """
+        """It says for how long there has been nothing, and why, with a poem and without."""
         self.ask()
         self.upstream.refuse()
         self.reactor.advance(0.5)

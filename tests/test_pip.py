@@ -29,9 +29,7 @@ serverFromString(reactor, "adopted:")
 
 
 def run(*command: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """
-    Run a command with nothing on its path but what it brings itself.
-    """
+    """Run a command with nothing on its path but what it brings itself."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     return subprocess.run(
         list(map(str, command)),
@@ -45,9 +43,7 @@ def run(*command: object, cwd: Path | None = None) -> subprocess.CompletedProces
 
 
 class PipTests(SynchronousTestCase):
-    """
-    Tests for what is built and installed.
-    """
+    """Tests for what is built and installed."""
 
     _folder: TemporaryDirectory[str]
     wheel: Path
@@ -55,9 +51,7 @@ class PipTests(SynchronousTestCase):
 
     @classmethod
     def setUpClass(cls) -> None:
-        """
-        Build both distributions once.
-        """
+        """Build both distributions once."""
         try:
             import hatchling  # noqa: F401
             import pip  # noqa: F401
@@ -76,9 +70,7 @@ class PipTests(SynchronousTestCase):
 
     @classmethod
     def tearDownClass(cls) -> None:
-        """
-        Remove them.
-        """
+        """Remove them."""
         cls._folder.cleanup()
 
     def environment(self, *what: object) -> Path:
@@ -97,9 +89,7 @@ class PipTests(SynchronousTestCase):
         return folder
 
     def check(self, folder: Path) -> None:
-        """
-        Check that an environment has the commands and the endpoint, wherever one stands.
-        """
+        """Check that an environment has the commands and the endpoint, wherever one stands."""
         python = folder / "bin/python"
         twistd = "from twisted.scripts.twistd import run; run()"
         listed = run(python, "-c", twistd, "--help", cwd=folder)
@@ -109,9 +99,7 @@ class PipTests(SynchronousTestCase):
         self.assertRegex(refused.stderr, r"\Aadopted: no descriptor was passed[^\n]*\n\Z")
 
     def test_wheel(self) -> None:
-        """
-        Installed, it has commands, endpoint and poems: the line of the page serves one.
-        """
+        """Installed, it has commands, endpoint and poems: the line of the page serves one."""
         folder = self.environment(self.wheel)
         self.check(folder)
         path = folder / "socket"
@@ -129,9 +117,7 @@ class PipTests(SynchronousTestCase):
         self.assertEqual(poem, (ROOT / "poetry/ecstasy.txt").read_bytes())
 
     def test_editable(self) -> None:
-        """
-        So has an editable installation, and what it runs is the clone.
-        """
+        """So has an editable installation, and what it runs is the clone."""
         folder = self.environment("--editable", ROOT)
         self.check(folder)
         python = folder / "bin/python"
@@ -139,9 +125,7 @@ class PipTests(SynchronousTestCase):
         self.assertEqual(where.stdout, f"{ROOT}/fastpoetry/__init__.py\n")
 
     def test_wheelContents(self) -> None:
-        """
-        The wheel has every module, the drop-in and the poems, and nothing else.
-        """
+        """The wheel has every module, the drop-in and the poems, and nothing else."""
         modules = {str(each.relative_to(ROOT)) for each in ROOT.glob("fastpoetry/**/*.py")}
         poems = {f"fastpoetry/poetry/{each.name}" for each in ROOT.glob("poetry/*.txt")}
         others = {"fastpoetry/py.typed", "twisted/plugins/fastpoetry_plugin.py"}
@@ -150,9 +134,7 @@ class PipTests(SynchronousTestCase):
         self.assertEqual(found, modules | poems | others)
 
     def test_sdist(self) -> None:
-        """
-        The source distribution has every file of the commit, and runs tests of its own.
-        """
+        """The source distribution has every file of the commit, and runs tests of its own."""
         folder = Path(makeFolder(self))
         run("tar", "--extract", f"--file={self.sdist}", cwd=folder)
         [source] = folder.iterdir()
@@ -165,9 +147,7 @@ class PipTests(SynchronousTestCase):
         self.assertEqual(done.returncode, 0, done.stdout[-2000:])
 
     def test_metadata(self) -> None:
-        """
-        The license is said by its SPDX name, and nothing in the way that is no longer wanted.
-        """
+        """The license is said by its SPDX name, and nothing in the way that is no longer wanted."""
         with ZipFile(self.wheel) as wheel:
             [name] = [each for each in wheel.namelist() if each.endswith("/METADATA")]
             head, _, page = wheel.read(name).decode().partition("\n\n")
@@ -177,14 +157,10 @@ class PipTests(SynchronousTestCase):
 
 
 class PageTests(SynchronousTestCase):
-    """
-    Tests for the page that an index shows.
-    """
+    """Tests for the page that an index shows."""
 
     def test_links(self) -> None:
-        """
-        It needs no file beside it: every link is a whole one.
-        """
+        """It needs no file beside it: every link is a whole one."""
         project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
         links = re.findall(r"\]\(([^)]*)\)", (ROOT / project["readme"]).read_text("utf-8"))
         self.assertTrue(links)

@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.poem}, on real files.
-"""
+"""Tests for L{fastpoetry.poem}, on real files."""
 
 from __future__ import annotations
 
@@ -24,9 +22,7 @@ from fastpoetry.poem import Anthology, Loaded, Poem, PoemAt, PoemError, PoemName
 
 
 class FolderCase(SynchronousTestCase):
-    """
-    A folder of poems, in another that holds what nobody should get.
-    """
+    """A folder of poems, in another that holds what nobody should get."""
 
     def setUp(self) -> None:
         self.outside = makeFolder(self)
@@ -34,33 +30,23 @@ class FolderCase(SynchronousTestCase):
         os.mkdir(self.folder)
 
     def write(self, entry: str, text: bytes = POEM.text) -> str:
-        """
-        @return: the path of a new file in the folder.
-        """
+        """@return: the path of a new file in the folder."""
         return write(self.folder, entry, text)
 
     def refusal(self, selection: Selection) -> str:
-        """
-        @return: why there is nothing to serve.
-        """
+        """@return: why there is nothing to serve."""
         return str(self.assertRaises(PoemError, selection.load))
 
 
 class PoemTests(SynchronousTestCase):
-    """
-    Tests for L{Poem}.
-    """
+    """Tests for L{Poem}."""
 
     def test_digest(self) -> None:
-        """
-        The digest is the SHA-256 of the text, as sha256sum(1) prints it.
-        """
+        """The digest is the SHA-256 of the text, as sha256sum(1) prints it."""
         self.assertEqual(POEM.digest, sha256(POEM.text).hexdigest())
 
     def test_strangeAtPieces(self) -> None:
-        """
-        Nor does it matter where a long one is divided to be looked at.
-        """
+        """Nor does it matter where a long one is divided to be looked at."""
         self.patch(poem, "_PIECE_BYTES", 4)
         good = "a\u00ef\u20ac\U0001f600".encode()
         for shift in range(4):
@@ -71,52 +57,38 @@ class PoemTests(SynchronousTestCase):
                 self.assertEqual(Poem("x", text + end + b"a", "").strangeAt, len(text))
 
     def test_strangeAt(self) -> None:
-        """
-        A poem that is not UTF-8 knows where that begins; the text stays as it is.
-        """
+        """A poem that is not UTF-8 knows where that begins; the text stays as it is."""
         strange = Poem("x", b"qu\xc3\xafete, qu\xefete", "")
         self.assertEqual((strange.strangeAt, strange.text[11:12]), (11, b"\xef"))
         self.assertEqual(Poem("x", "quïete".encode(), "").strangeAt, None)
 
 
 class PoemAtTests(FolderCase):
-    """
-    Tests for L{PoemAt}.
-    """
+    """Tests for L{PoemAt}."""
 
     def test_whole(self) -> None:
-        """
-        The text is what the file holds, and the name is the file's without its suffix.
-        """
+        """The text is what the file holds, and the name is the file's without its suffix."""
         path = self.write("ecstasy.txt")
         self.assertEqual(PoemAt(path).load(), Loaded([Poem("ecstasy", POEM.text, path)]))
 
     def test_anyName(self) -> None:
-        """
-        A path may lead to a file of any name.
-        """
+        """A path may lead to a file of any name."""
         path = self.write("An ode. To a {0}")
         self.assertEqual(PoemAt(path).load().poems[0].name, "An ode")
 
     def test_anyBytes(self) -> None:
-        """
-        Nothing is decoded, translated or left out.
-        """
+        """Nothing is decoded, translated or left out."""
         text = bytes(range(256)) + b"\r\n\0\xff\xfe"
         self.assertEqual(PoemAt(self.write("x", text)).load().poems[0].text, text)
 
     def test_link(self) -> None:
-        """
-        Whoever gives a path may have a link in it.
-        """
+        """Whoever gives a path may have a link in it."""
         path = os.path.join(self.outside, "link")
         os.symlink(self.write("ecstasy.txt"), path)
         self.assertEqual(PoemAt(path).load().poems, [Poem("link", POEM.text, path)])
 
     def test_again(self) -> None:
-        """
-        Each look reads the file as it is then.
-        """
+        """Each look reads the file as it is then."""
         selection = PoemAt(self.write("x", b"old"))
         selection.load()
         self.write("x", b"new")
@@ -129,27 +101,19 @@ class BadInputTests(FolderCase):
     """
 
     def assertRefused(self, path: str, cause: str) -> None:
-        """
-        The only poem of that path is refused for that cause.
-        """
+        """The only poem of that path is refused for that cause."""
         self.assertEqual(self.refusal(PoemAt(path)), f"{path}: {cause}")
 
     def test_missing(self) -> None:
-        """
-        A file that is not there is refused.
-        """
+        """A file that is not there is refused."""
         self.assertRefused(f"{self.folder}/x.txt", "No such file or directory")
 
     def test_missingFolder(self) -> None:
-        """
-        A file where the folder should be is refused.
-        """
+        """A file where the folder should be is refused."""
         self.assertRefused(self.write("x.txt") + "/x.txt", "Not a directory")
 
     def test_unreadable(self) -> None:
-        """
-        A file that may not be read is refused, with the way to mend it.
-        """
+        """A file that may not be read is refused, with the way to mend it."""
         path = self.write("x.txt")
         os.chmod(path, 0)
         with asNobody():
@@ -160,60 +124,44 @@ class BadInputTests(FolderCase):
             )
 
     def test_empty(self) -> None:
-        """
-        An empty file is refused.
-        """
+        """An empty file is refused."""
         self.assertRefused(self.write("x.txt", b""), "is empty; a poem has at least one byte")
 
     def test_folder(self) -> None:
-        """
-        A folder is refused.
-        """
+        """A folder is refused."""
         self.assertRefused(self.folder, "is a folder; a poem is a regular file")
 
     def test_FIFO(self) -> None:
-        """
-        A FIFO is refused, whether or not anybody writes to it.
-        """
+        """A FIFO is refused, whether or not anybody writes to it."""
         path = f"{self.folder}/x.txt"
         os.mkfifo(path)
         self.assertRefused(path, "is a FIFO; a poem is a regular file")
 
     def test_device(self) -> None:
-        """
-        A device is refused, and nothing is read from it.
-        """
+        """A device is refused, and nothing is read from it."""
         self.assertRefused("/dev/zero", "is a device; a poem is a regular file")
 
     def test_socket(self) -> None:
-        """
-        A socket is refused.
-        """
+        """A socket is refused."""
         path = f"{self.folder}/x.txt"
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(path)
             self.assertTrue(self.refusal(PoemAt(path)).startswith(f"{path}: "))
 
     def test_huge(self) -> None:
-        """
-        A file of more than 64 MiB is refused before it is read.
-        """
+        """A file of more than 64 MiB is refused before it is read."""
         path = self.write("x.txt")
         os.truncate(path, 64 * 1024 * 1024 + 1)
         self.assertRefused(path, "has 67108865 bytes; a poem has 67108864 (64 MiB) at most")
 
     def test_asLargeAsMayBe(self) -> None:
-        """
-        A file of exactly the greatest size is served.
-        """
+        """A file of exactly the greatest size is served."""
         self.patch(poem, "MAX_POEM_BYTES", 5)
         self.assertEqual(PoemAt(self.write("x", b"12345")).load().poems[0].text, b"12345")
         self.assertIn("has 6 bytes", self.refusal(PoemAt(self.write("x", b"123456"))))
 
     def test_NUL(self) -> None:
-        """
-        A path that no system has is refused like any other.
-        """
+        """A path that no system has is refused like any other."""
         self.refusal(PoemAt(f"{self.folder}/\0.txt"))
 
     def test_noDescriptorLeaks(self) -> None:
@@ -228,9 +176,7 @@ class BadInputTests(FolderCase):
 
 
 class TornTests(FolderCase):
-    """
-    Tests for a file that somebody writes to while it is read: half a poem is never served.
-    """
+    """Tests for a file that somebody writes to while it is read: half a poem is never served."""
 
     def refusalAfter(self, path: str, text: bytes, **times: Any) -> str:
         """
@@ -252,41 +198,31 @@ class TornTests(FolderCase):
         return self.refusal(PoemAt(path))
 
     def test_grows(self) -> None:
-        """
-        A file that grew is refused, with the way to do it well.
-        """
+        """A file that grew is refused, with the way to do it well."""
         path = self.write("x", b"short")
         refusal = self.refusalAfter(path, b"no more")
         self.assertTrue(refusal.startswith(f"{path}: was written to while it was read; "), refusal)
         self.assertIn("(mv)", refusal)
 
     def test_shrinks(self) -> None:
-        """
-        A file that shrank is refused.
-        """
+        """A file that shrank is refused."""
         refusal = self.refusalAfter(self.write("x", b"long"), b"sh")
         self.assertIn("was written to while it was read", refusal)
 
     def test_sameSize(self) -> None:
-        """
-        A file that changed and kept its size is refused.
-        """
+        """A file that changed and kept its size is refused."""
         refusal = self.refusalAfter(self.write("x", b"one"), b"two")
         self.assertIn("was written to while it was read", refusal)
 
     def test_sameTime(self) -> None:
-        """
-        So is one that kept its time too, as rsync(1) makes it: its last change has another.
-        """
+        """So is one that kept its time too, as rsync(1) makes it: its last change has another."""
         path = self.write("x", b"one")
         os.utime(path, ns=(0, 10**18))
         refusal = self.refusalAfter(path, b"two", ns=(0, 10**18))
         self.assertIn("was written to while it was read", refusal)
 
     def test_mode(self) -> None:
-        """
-        One whose mode was changed meanwhile is read, as it has not changed itself.
-        """
+        """One whose mode was changed meanwhile is read, as it has not changed itself."""
         path, waitForTick = self.write("x"), poem._waitForTick
 
         def waitAndChange(descriptor: int) -> os.stat_result:
@@ -321,25 +257,19 @@ class TornTests(FolderCase):
         self.assertEqual(PoemAt(path).load().poems[0].text, b"half a poem is none")
 
     def test_writtenOnAndOn(self) -> None:
-        """
-        One that is written to again and again is not waited for without end.
-        """
+        """One that is written to again and again is not waited for without end."""
         path = self.write("x", b"0")
         self.clock(*(partial(self.write, "x", b"%d" % number) for number in range(100)))
         self.assertIn("was written to while it was read", self.refusal(PoemAt(path)))
 
     def test_fromTheFuture(self) -> None:
-        """
-        One whose time is yet to come, since the clock was set back, is not waited for.
-        """
+        """One whose time is yet to come, since the clock was set back, is not waited for."""
         path = self.write("x")
         self.patch(poem, "time", Mock(time_ns=lambda: 0, sleep=self.fail))
         self.assertEqual(PoemAt(path).load().poems[0].text, POEM.text)
 
     def test_replaced(self) -> None:
-        """
-        A poem moved into the place of one that is being read takes nothing from it.
-        """
+        """A poem moved into the place of one that is being read takes nothing from it."""
         path, waitForTick = self.write("x", b"old"), poem._waitForTick
 
         def waitAndMove(descriptor: int) -> os.stat_result:
@@ -353,9 +283,7 @@ class TornTests(FolderCase):
 
 
 class PoemNamedTests(FolderCase):
-    """
-    Tests for L{PoemNamed}.
-    """
+    """Tests for L{PoemNamed}."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -364,41 +292,31 @@ class PoemNamedTests(FolderCase):
         self.folders = [self.folder, self.later]
 
     def test_found(self) -> None:
-        """
-        A name stands for the file of that name and the suffix C{.txt}.
-        """
+        """A name stands for the file of that name and the suffix C{.txt}."""
         path = self.write("ecstasy.txt")
         loaded = PoemNamed("ecstasy", self.folders).load()
         self.assertEqual(loaded, Loaded([Poem("ecstasy", POEM.text, path)]))
 
     def test_foundLater(self) -> None:
-        """
-        Folders without the poem are passed over, be they there or not.
-        """
+        """Folders without the poem are passed over, be they there or not."""
         path = write(self.later, "x.txt")
         folders = [f"{self.outside}/none", path, *self.folders]
         self.assertEqual(PoemNamed("x", folders).load().poems, [Poem("x", POEM.text, path)])
 
     def test_shadows(self) -> None:
-        """
-        An earlier folder's poem goes before a later one's.
-        """
+        """An earlier folder's poem goes before a later one's."""
         write(self.later, "x.txt", b"theirs")
         self.write("x.txt", b"ours")
         self.assertEqual(PoemNamed("x", self.folders).load().poems[0].text, b"ours")
 
     def test_brokenShadows(self) -> None:
-        """
-        An earlier folder's poem that cannot be served is not passed over for a later one's.
-        """
+        """An earlier folder's poem that cannot be served is not passed over for a later one's."""
         write(self.later, "x.txt")
         path = self.write("x.txt", b"")
         self.assertIn(f"{path}: is empty", self.refusal(PoemNamed("x", self.folders)))
 
     def test_closedFolder(self) -> None:
-        """
-        A folder that may not be looked into is not passed over.
-        """
+        """A folder that may not be looked into is not passed over."""
         self.write("x.txt")
         write(self.later, "x.txt")
         with asNobody(self.folder):
@@ -406,9 +324,7 @@ class PoemNamedTests(FolderCase):
         self.assertIn(f"{self.folder}/x.txt: Permission denied", refusal)
 
     def test_takesOver(self) -> None:
-        """
-        A poem put into an earlier folder is found at the next look.
-        """
+        """A poem put into an earlier folder is found at the next look."""
         write(self.later, "x.txt", b"theirs")
         selection = PoemNamed("x", self.folders)
         selection.load()
@@ -429,24 +345,18 @@ class PoemNamedTests(FolderCase):
         )
 
     def test_nothingNear(self) -> None:
-        """
-        Where nothing is near, nothing is said to be.
-        """
+        """Where nothing is near, nothing is said to be."""
         self.write("ecstasy.txt")
         refusal = self.refusal(PoemNamed("qqq", [self.folder]))
         self.assertEqual(refusal, f"no poem qqq in {self.folder}; there is ecstasy")
 
     def test_nothingAtAll(self) -> None:
-        """
-        Folders without a poem are said to have none.
-        """
+        """Folders without a poem are said to have none."""
         refusal = self.refusal(PoemNamed("x", [self.folder]))
         self.assertEqual(refusal, f"no poem x in {self.folder}; there is none at all")
 
     def test_fileTakenForAName(self) -> None:
-        """
-        A file's name is not a poem's; the refusal says how to give a path, and what there is.
-        """
+        """A file's name is not a poem's; the refusal says how to give a path, and what there is."""
         self.assertEqual(
             self.refusal(PoemNamed("ecstasy.txt", [self.folder])),
             "'ecstasy.txt' is no name of a poem (letters, digits, _ and -); "
@@ -455,20 +365,14 @@ class PoemNamedTests(FolderCase):
 
 
 class LinkTests(FolderCase):
-    """
-    Tests for links in a poetry folder.
-    """
+    """Tests for links in a poetry folder."""
 
     def load(self, name: str = "x") -> Poem:
-        """
-        @return: what a name stands for.
-        """
+        """@return: what a name stands for."""
         return PoemNamed(name, [self.folder]).load().poems[0]
 
     def assertLeadsOut(self, target: str) -> None:
-        """
-        A link to that target is refused, and nothing is read.
-        """
+        """A link to that target is refused, and nothing is read."""
         path = f"{self.folder}/x.txt"
         os.symlink(target, path)
         self.assertEqual(
@@ -478,46 +382,34 @@ class LinkTests(FolderCase):
         )
 
     def test_secondName(self) -> None:
-        """
-        A link to another file of the folder is a second name, under which the poem goes.
-        """
+        """A link to another file of the folder is a second name, under which the poem goes."""
         self.write("ecstasy.txt")
         os.symlink("ecstasy.txt", f"{self.folder}/x.txt")
         self.assertEqual(self.load(), Poem("x", POEM.text, f"{self.folder}/x.txt"))
 
     def test_absolute(self) -> None:
-        """
-        It does not matter how such a link spells its target.
-        """
+        """It does not matter how such a link spells its target."""
         os.symlink(self.write("ecstasy.txt"), f"{self.folder}/x.txt")
         self.assertEqual(self.load().text, POEM.text)
 
     def test_folderIsALink(self) -> None:
-        """
-        The folder itself may be a link.
-        """
+        """The folder itself may be a link."""
         self.write("x.txt")
         os.symlink(self.folder, f"{self.outside}/link")
         found = PoemNamed("x", [f"{self.outside}/link"]).load().poems[0]
         self.assertEqual(found, Poem("x", POEM.text, f"{self.outside}/link/x.txt"))
 
     def test_outside(self) -> None:
-        """
-        A link out of the folder is refused, though the file may be read.
-        """
+        """A link out of the folder is refused, though the file may be read."""
         write(self.outside, "secret")
         self.assertLeadsOut("../secret")
 
     def test_absoluteOutside(self) -> None:
-        """
-        So is a link to somewhere else altogether.
-        """
+        """So is a link to somewhere else altogether."""
         self.assertLeadsOut("/etc/passwd")
 
     def test_subfolder(self) -> None:
-        """
-        A link to a file further within does not lead out.
-        """
+        """A link to a file further within does not lead out."""
         os.mkdir(f"{self.folder}/sub")
         write(f"{self.folder}/sub", "x.txt")
         os.symlink("sub/x.txt", f"{self.folder}/x.txt")
@@ -533,9 +425,7 @@ class LinkTests(FolderCase):
         os.replace(f"{self.folder}/..data_tmp", f"{self.folder}/..data")
 
     def test_configMap(self) -> None:
-        """
-        A folder that Kubernetes fills is read, and read anew when it is filled anew.
-        """
+        """A folder that Kubernetes fills is read, and read anew when it is filled anew."""
         os.symlink("..data/x.txt", f"{self.folder}/x.txt")
         for version in ("2026_11_27", "2026_11_28"):
             self.configMap(version, version.encode())
@@ -543,9 +433,7 @@ class LinkTests(FolderCase):
         self.assertEqual([each.name for each in Anthology([self.folder]).load().poems], ["x"])
 
     def test_configMapMeanwhile(self) -> None:
-        """
-        A version that is gone by the time that it is opened is no error: there is another.
-        """
+        """A version that is gone by the time that it is opened is no error: there is another."""
         os.symlink("..data/x.txt", f"{self.folder}/x.txt")
         self.configMap("old", b"old")
         openBeneath = poem._openBeneath
@@ -560,32 +448,24 @@ class LinkTests(FolderCase):
         self.assertEqual(self.load().text, b"new")
 
     def test_twice(self) -> None:
-        """
-        So is a link to a link that leads out.
-        """
+        """So is a link to a link that leads out."""
         write(self.outside, "secret")
         os.symlink("../secret", f"{self.folder}/y.txt")
         self.assertLeadsOut("y.txt")
 
     def test_dangling(self) -> None:
-        """
-        A link to nothing is refused under the link's own name.
-        """
+        """A link to nothing is refused under the link's own name."""
         os.symlink("y.txt", f"{self.folder}/x.txt")
         refusal = self.refusal(PoemNamed("x", [self.folder]))
         self.assertEqual(refusal, f"{self.folder}/x.txt: No such file or directory")
 
     def test_loop(self) -> None:
-        """
-        A link to itself is refused.
-        """
+        """A link to itself is refused."""
         os.symlink("x.txt", f"{self.folder}/x.txt")
         self.assertIn(f"{self.folder}/x.txt: Too many", self.refusal(PoemNamed("x", [self.folder])))
 
     def test_putThereMeanwhile(self) -> None:
-        """
-        A link that takes the file's place after the look at it is not followed.
-        """
+        """A link that takes the file's place after the look at it is not followed."""
         path, realpath = self.write("x.txt"), os.path.realpath
         secret = write(self.outside, "secret", b"secret")
 
@@ -601,9 +481,7 @@ class LinkTests(FolderCase):
         self.assertIn(f"{path}: leads out of its folder", refusal)
 
     def test_folderPutThereMeanwhile(self) -> None:
-        """
-        Nor is one that takes the place of a folder on the way.
-        """
+        """Nor is one that takes the place of a folder on the way."""
         os.mkdir(f"{self.folder}/sub")
         write(f"{self.folder}/sub", "x.txt")
         os.symlink("sub/x.txt", f"{self.folder}/x.txt")
@@ -621,14 +499,10 @@ class LinkTests(FolderCase):
 
 
 class AnthologyTests(FolderCase):
-    """
-    Tests for L{Anthology}.
-    """
+    """Tests for L{Anthology}."""
 
     def test_all(self) -> None:
-        """
-        It is every poem along the folders, by name.
-        """
+        """It is every poem along the folders, by name."""
         other = makeFolder(self)
         paths = [write(other, "a.txt"), self.write("b.txt"), write(other, "c.txt")]
         poems = [Poem(name, POEM.text, path) for name, path in zip("abc", paths, strict=True)]
@@ -649,9 +523,7 @@ class AnthologyTests(FolderCase):
         self.assertEqual(loaded.passedOver, passedOver)
 
     def test_shadows(self) -> None:
-        """
-        An earlier folder's poem goes before a later one's of the same name.
-        """
+        """An earlier folder's poem goes before a later one's of the same name."""
         other = makeFolder(self)
         self.write("x.txt", b"ours")
         write(other, "x.txt", b"theirs")
@@ -674,27 +546,21 @@ class AnthologyTests(FolderCase):
         )
 
     def test_linkOutside(self) -> None:
-        """
-        A link out of its folder is left out.
-        """
+        """A link out of its folder is left out."""
         self.write("x.txt")
         os.symlink("/etc/passwd", f"{self.folder}/y.txt")
         (why,) = Anthology([self.folder]).load().leftOut
         self.assertIn("leads out of its folder", str(why))
 
     def test_none(self) -> None:
-        """
-        Folders without a poem are refused.
-        """
+        """Folders without a poem are refused."""
         folders = [self.folder, "/nowhere"]
         self.assertEqual(
             self.refusal(Anthology(folders)), f"no poem to read in {self.folder}:/nowhere"
         )
 
     def test_noneThatCanBeRead(self) -> None:
-        """
-        Poems none of which can be read are refused, each with its cause.
-        """
+        """Poems none of which can be read are refused, each with its cause."""
         self.write("x.txt", b"")
         os.mkdir(f"{self.folder}/y.txt")
         refusal = self.refusal(Anthology([self.folder]))
@@ -703,9 +569,7 @@ class AnthologyTests(FolderCase):
         self.assertIn(f"; {self.folder}/y.txt: ", refusal)
 
     def test_closedFolder(self) -> None:
-        """
-        A folder that is there and cannot be listed is no reason to serve others' poems alone.
-        """
+        """A folder that is there and cannot be listed is no reason to serve others' poems alone."""
         other = makeFolder(self)
         write(other, "x.txt")
         with asNobody(self.folder):
@@ -713,9 +577,7 @@ class AnthologyTests(FolderCase):
         self.assertIn(f"{self.folder}: Permission denied", refusal)
 
     def test_again(self) -> None:
-        """
-        Each look lists the folders as they are then.
-        """
+        """Each look lists the folders as they are then."""
         anthology = Anthology([self.folder])
         path = self.write("x.txt")
         anthology.load()
@@ -740,9 +602,7 @@ hostile = st.one_of(
 
 
 class NameTests(FolderCase):
-    """
-    Tests for names that anybody may come up with.
-    """
+    """Tests for names that anybody may come up with."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -752,9 +612,7 @@ class NameTests(FolderCase):
 
     @given(name=hostile)
     def test_hostile(self, name: str) -> None:
-        """
-        What is no name finds nothing, and the refusal is one line of plain text.
-        """
+        """What is no name finds nothing, and the refusal is one line of plain text."""
         if set(name) <= set(letters + "-") and 0 < len(name) <= 100 and name[0] != "-":
             return
         refusal = self.refusal(PoemNamed(name, [self.folder]))
@@ -763,9 +621,7 @@ class NameTests(FolderCase):
 
     @given(name=names)
     def test_good(self, name: str) -> None:
-        """
-        What is a name finds its own file.
-        """
+        """What is a name finds its own file."""
         path = self.write(f"{name}.txt", name.encode())
         loaded = PoemNamed(name, [self.folder]).load()
         self.assertEqual(loaded.poems, [Poem(name, name.encode(), path)])

@@ -18,9 +18,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "poetry"
 
 
 class Shipped(NamedTuple):
-    """
-    What is known of one shipped poem without reading its file.
-    """
+    """What is known of one shipped poem without reading its file."""
 
     title: str
     stanzas: list[int]
@@ -68,14 +66,10 @@ def read(name: str) -> str:
 
 
 class PoemFileTests(SynchronousTestCase):
-    """
-    Tests of the four files.
-    """
+    """Tests of the four files."""
 
     def test_names(self) -> None:
-        """
-        The folder holds these four poems and no other.
-        """
+        """The folder holds these four poems and no other."""
         self.assertEqual({path.name for path in FOLDER.glob("*.txt")}, set(POEMS))
 
     def test_stanzas(self) -> None:
@@ -88,64 +82,46 @@ class PoemFileTests(SynchronousTestCase):
             self.assertEqual([len(s.splitlines()) for s in stanzas], poem.stanzas, name)
 
     def test_firstAndLastLine(self) -> None:
-        """
-        Each poem begins and ends with its own words.
-        """
+        """Each poem begins and ends with its own words."""
         for name, poem in POEMS.items():
             verse = read(name).splitlines()[2:]
             self.assertEqual((verse[0], verse[-1]), (poem.firstLine, poem.lastLine), name)
 
     def test_oneFinalNewline(self) -> None:
-        """
-        Each file ends with exactly one newline.
-        """
+        """Each file ends with exactly one newline."""
         for name in POEMS:
             self.assertRegex(read(name), r"[^\n]\n\Z", name)
 
     def test_noStrayWhitespace(self) -> None:
-        """
-        No file has a tab, a carriage return, a space at the end of a line or two within one.
-        """
+        """No file has a tab, a carriage return, a space at the end of a line or two within one."""
         for name in POEMS:
             self.assertNotRegex(read(name), r"[\t\r]| \n|\S  ", name)
 
     def test_composedCharacters(self) -> None:
-        """
-        An accented letter is one character, which is what terminals show best.
-        """
+        """An accented letter is one character, which is what terminals show best."""
         for name in POEMS:
             self.assertTrue(unicodedata.is_normalized("NFC", read(name)), name)
 
     def test_onlyItalianNeedsMoreThanASCII(self) -> None:
-        """
-        The English poems are plain ASCII; the Italian one is not.
-        """
+        """The English poems are plain ASCII; the Italian one is not."""
         self.assertEqual([name for name in POEMS if not read(name).isascii()], ["alla_sera.txt"])
 
 
 class ReadmeTests(SynchronousTestCase):
-    """
-    Tests of what C{poetry/README.md} says of the files.
-    """
+    """Tests of what C{poetry/README.md} says of the files."""
 
     def setUp(self) -> None:
-        """
-        Read the page.
-        """
+        """Read the page."""
         self.page = read("README.md")
 
     def test_digests(self) -> None:
-        """
-        The page lists the SHA-256 digest of each poem as C{sha256sum --check} reads it.
-        """
+        """The page lists the SHA-256 digest of each poem as C{sha256sum --check} reads it."""
         listed = re.findall(r"(?m)^([0-9a-f]{64})  (\S+)$", self.page)
         found = [(hashlib.sha256((FOLDER / name).read_bytes()).hexdigest(), name) for name in POEMS]
         self.assertEqual(listed, found)
 
     def test_sizes(self) -> None:
-        """
-        The page gives each poem its title, its lines and stanzas, and its size in bytes.
-        """
+        """The page gives each poem its title, its lines and stanzas, and its size in bytes."""
         for name, poem in POEMS.items():
             lines, stanzas = sum(poem.stanzas), len(poem.stanzas)
             verse = f"{lines} lines, {stanzas} {'stanza' if stanzas == 1 else 'stanzas'}"

@@ -21,24 +21,18 @@ from fastpoetry.delivery.policy import Limits, Policy
 
 
 class ArrivalTests(PolicyCase):
-    """
-    Tests for connections that have to wait before they are readers.
-    """
+    """Tests for connections that have to wait before they are readers."""
 
     limits = Limits(maxReaders=2)
 
     def arrive(self) -> FakeArrival:
-        """
-        @return: a connection that waits.
-        """
+        """@return: a connection that waits."""
         arrival = FakeArrival(self.policy)
         self.policy.addArrival(arrival)
         return arrival
 
     def test_counts(self) -> None:
-        """
-        It takes a reader's place, and whoever comes next waits for it.
-        """
+        """It takes a reader's place, and whoever comes next waits for it."""
         first, _ = self.arrive(), self.arrive()
         self.assertEqual(self.policy.readers, 2)
         self.assertEqual(self.countRoom(), 0)
@@ -46,18 +40,14 @@ class ArrivalTests(PolicyCase):
         self.assertEqual((self.policy.readers, self.port.reading), (1, True))
 
     def test_departsOnce(self) -> None:
-        """
-        It makes room once.
-        """
+        """It makes room once."""
         first, _ = self.arrive(), self.arrive()
         self.policy.removeArrival(first)
         self.policy.removeArrival(first)
         self.assertEqual(self.policy.readers, 1)
 
     def test_idle(self) -> None:
-        """
-        While it waits somebody is there.
-        """
+        """While it waits somebody is there."""
         arrival = self.arrive()
         self.clock.advance(5)
         self.assertEqual(self.policy.idleSeconds, 0.0)
@@ -66,39 +56,29 @@ class ArrivalTests(PolicyCase):
         self.assertEqual(self.policy.idleSeconds, 5.0)
 
     def test_drain(self) -> None:
-        """
-        A stop does not wait for who has had nothing yet.
-        """
+        """A stop does not wait for who has had nothing yet."""
         arrivals = [self.arrive(), self.arrive()]
         self.successResultOf(self.policy.drain())
         self.assertEqual([each.drained for each in arrivals], [True, True])
 
 
 class FullTests(PolicyCase):
-    """
-    Tests for the limit of all readers.
-    """
+    """Tests for the limit of all readers."""
 
     limits = Limits(maxReaders=2)
 
     def fill(self) -> list[FakeReader]:
-        """
-        @return: as many readers as may be.
-        """
+        """@return: as many readers as may be."""
         return [self.sending(), self.sending()]
 
     def test_room(self) -> None:
-        """
-        Below the limit there is room, and the ports accept.
-        """
+        """Below the limit there is room, and the ports accept."""
         self.sending()
         self.assertGreater(self.countRoom(), 0)
         self.assertEqual(self.port.turns, 0)
 
     def test_full(self) -> None:
-        """
-        At the limit the ports accept nothing, and one record says so.
-        """
+        """At the limit the ports accept nothing, and one record says so."""
         self.fill()
         with capturedLogs() as events:
             self.assertEqual(self.countRoom(), 0)
@@ -119,9 +99,7 @@ class FullTests(PolicyCase):
         )
 
     def test_resumes(self) -> None:
-        """
-        When one leaves the ports accept again, at once.
-        """
+        """When one leaves the ports accept again, at once."""
         readers = self.fill()
         self.policy.pauseIfFull()
         self.policy.remove(readers[0])
@@ -129,9 +107,7 @@ class FullTests(PolicyCase):
         self.assertGreater(self.countRoom(), 0)
 
     def test_looksAgain(self) -> None:
-        """
-        While nobody leaves the ports look again now and then.
-        """
+        """While nobody leaves the ports look again now and then."""
         self.fill()
         self.policy.pauseIfFull()
         self.clock.advance(0.2)
@@ -142,9 +118,7 @@ class FullTests(PolicyCase):
         self.assertFalse(self.port.reading)
 
     def test_noFloodOfRecords(self) -> None:
-        """
-        A limit that stays reached is told once in 10 s.
-        """
+        """A limit that stays reached is told once in 10 s."""
         self.patch(self.policy, "limits", Limits(stallSeconds=100, maxReaders=2))
         self.fill()
         with capturedLogs() as events:
@@ -154,9 +128,7 @@ class FullTests(PolicyCase):
         self.assertEqual([each["log_time"] > 0 for each in events], [True] * 3)
 
     def test_lingerersLeave(self) -> None:
-        """
-        At the limit nobody lingers: who has everything is closed, and its place is free.
-        """
+        """At the limit nobody lingers: who has everything is closed, and its place is free."""
         reader = self.lingering()
         self.sending()
         with capturedLogs() as events:
@@ -166,26 +138,20 @@ class FullTests(PolicyCase):
         self.assertEqual(events, [])
 
     def test_everybodyWhoLingersGoes(self) -> None:
-        """
-        They all go at once, rather than one for each that comes.
-        """
+        """They all go at once, rather than one for each that comes."""
         readers = [self.lingering(), self.lingering()]
         self.policy.pauseIfFull()
         self.assertEqual([each.did for each in readers], [["end"], ["end"]])
 
     def test_whoHasNotEverythingStays(self) -> None:
-        """
-        Who has not everything yet stays.
-        """
+        """Who has not everything yet stays."""
         reader = self.lingering(WHOLE - 1)
         self.sending()
         self.assertEqual(self.countRoom(), 0)
         self.assertEqual(reader.did, [])
 
     def test_lingersAgain(self) -> None:
-        """
-        When there is room again, who comes may linger.
-        """
+        """When there is room again, who comes may linger."""
         readers = self.fill()
         self.policy.pauseIfFull()
         for each in readers:
@@ -195,9 +161,7 @@ class FullTests(PolicyCase):
         self.assertEqual(reader.did, [])
 
     def test_exhausted(self) -> None:
-        """
-        Where the system has no room the ports wait too, and the record names its cause.
-        """
+        """Where the system has no room the ports wait too, and the record names its cause."""
         with capturedLogs() as events:
             self.policy.pause("Too many open files")
         self.assertFalse(self.port.reading)
@@ -209,16 +173,12 @@ class FullTests(PolicyCase):
 
 
 class SourceTests(PolicyCase):
-    """
-    Tests for the limit of one source.
-    """
+    """Tests for the limit of one source."""
 
     limits = Limits(maxReadersPerSource=2)
 
     def test_limit(self) -> None:
-        """
-        A source may have so many readers under way; others have their own.
-        """
+        """A source may have so many readers under way; others have their own."""
         self.sending()
         self.assertFalse(self.policy.isTooMany(HERE))
         self.sending(("192.0.2.7", 40001))
@@ -226,9 +186,7 @@ class SourceTests(PolicyCase):
         self.assertFalse(self.policy.isTooMany(THERE))
 
     def test_left(self) -> None:
-        """
-        One that leaves makes room.
-        """
+        """One that leaves makes room."""
         readers = [self.sending(), self.sending()]
         self.policy.remove(readers[0])
         self.assertFalse(self.policy.isTooMany(HERE))
@@ -236,17 +194,13 @@ class SourceTests(PolicyCase):
         self.assertTrue(self.policy.isTooMany(HERE))
 
     def test_sent(self) -> None:
-        """
-        One that has been sent everything makes room.
-        """
+        """One that has been sent everything makes room."""
         readers = [self.sending(), self.sending()]
         self.finish(readers[0])
         self.assertFalse(self.policy.isTooMany(HERE))
 
     def test_givenUpOn(self) -> None:
-        """
-        One that is given up on makes room, once.
-        """
+        """One that is given up on makes room, once."""
         self.sending()
         self.wait(20)
         self.sending()
@@ -256,9 +210,7 @@ class SourceTests(PolicyCase):
         self.assertTrue(self.policy.isTooMany(HERE))
 
     def test_turnedAway(self) -> None:
-        """
-        One that is turned away is counted, with a record that names the limit.
-        """
+        """One that is turned away is counted, with a record that names the limit."""
         with capturedLogs() as events:
             self.policy.turnAway(HERE)
         self.assertEqual(
@@ -277,9 +229,7 @@ class CrowdTests(PolicyCase):
     limits = Limits(maxReadersPerSource=2)
 
     def test_tooMany(self) -> None:
-        """
-        Those beyond the limit of one source are reset; others are not.
-        """
+        """Those beyond the limit of one source are reset; others are not."""
         readers = [self.lingering(taken=0) for _ in range(3)]
         other = self.lingering(taken=0, address=THERE)
         self.wait(3)
@@ -287,9 +237,7 @@ class CrowdTests(PolicyCase):
         self.assertEqual(other.did, [])
 
     def test_theyCount(self) -> None:
-        """
-        They count with those under way, until they leave or are gone.
-        """
+        """They count with those under way, until they leave or are gone."""
         reader, _ = self.lingering(taken=0), self.sending()
         self.assertFalse(self.policy.isTooMany(HERE))
         self.wait(3)
@@ -298,9 +246,7 @@ class CrowdTests(PolicyCase):
         self.assertFalse(self.policy.isTooMany(HERE))
 
     def test_whoHasEverything(self) -> None:
-        """
-        Who has everything and only lingers does not count.
-        """
+        """Who has everything and only lingers does not count."""
         readers = [self.lingering() for _ in range(3)]
         self.clock.pump([0.1, 1.0])
         self.assertEqual([each.did for each in readers], [[], [], []])
@@ -332,46 +278,32 @@ class CrowdTests(PolicyCase):
 
 
 class DescriptorTests(SynchronousTestCase):
-    """
-    Tests for what the limit of open files allows.
-    """
+    """Tests for what the limit of open files allows."""
 
     def most(self, descriptors: int) -> int:
-        """
-        @return: the number of a descriptor from which on the others are kept from readers.
-        """
+        """@return: the number of a descriptor from which on the others are kept from readers."""
         self.patch(policyModule, "getrlimit", lambda _: (descriptors, RLIM_INFINITY))
         return Policy(Limits(), Clock()).mostDescriptor
 
     def test_fewer(self) -> None:
-        """
-        Some of what may be open is kept from readers.
-        """
+        """Some of what may be open is kept from readers."""
         self.assertEqual(self.most(64), 32)
 
     def test_noLimit(self) -> None:
-        """
-        Where there is no limit, no descriptor is the last.
-        """
+        """Where there is no limit, no descriptor is the last."""
         self.assertGreater(self.most(RLIM_INFINITY), 1_000_000)
 
 
 class IdleTests(PolicyCase):
-    """
-    Tests for how long nobody has been here.
-    """
+    """Tests for how long nobody has been here."""
 
     def test_fromTheStart(self) -> None:
-        """
-        Before anybody came the time counts from the start.
-        """
+        """Before anybody came the time counts from the start."""
         self.clock.advance(5)
         self.assertEqual(self.policy.idleSeconds, 5.0)
 
     def test_somebody(self) -> None:
-        """
-        While somebody is here, be it only to linger, there is no such time.
-        """
+        """While somebody is here, be it only to linger, there is no such time."""
         self.clock.advance(5)
         reader = self.sending()
         self.clock.advance(1)
@@ -380,9 +312,7 @@ class IdleTests(PolicyCase):
         self.assertEqual(self.policy.idleSeconds, 0.0)
 
     def test_sinceTheLastLeft(self) -> None:
-        """
-        It counts from when the last one left.
-        """
+        """It counts from when the last one left."""
         readers = [self.sending(), self.sending()]
         self.policy.remove(readers[0])
         self.clock.advance(3)

@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.protocol}.
-"""
+"""Tests for L{fastpoetry.protocol}."""
 
 from __future__ import annotations
 
@@ -50,9 +48,7 @@ PEER = IPv4Address("TCP", "192.0.2.7", 40000)
 
 
 class ProtocolCase(SynchronousTestCase):
-    """
-    A factory, and what connects to it.
-    """
+    """A factory, and what connects to it."""
 
     limits = Limits()
 
@@ -63,9 +59,7 @@ class ProtocolCase(SynchronousTestCase):
         self.factory = PoetryFactory(self.source, self.policy)
 
     def connect(self, transport: FakeTransport | None = None) -> FakeTransport:
-        """
-        @return: the transport of a new connection.
-        """
+        """@return: the transport of a new connection."""
         transport = transport or FakeTransport(PEER)
         protocol: Any = self.factory.buildProtocol(PEER)
         protocol.makeConnection(transport)
@@ -85,9 +79,7 @@ class ProtocolCase(SynchronousTestCase):
         return [later - each for each, later in pairwise(lengths) if later > each]
 
     def pairOfSockets(self) -> tuple[socket.socket, socket.socket]:
-        """
-        @return: the server's and the client's end of a TCP connection.
-        """
+        """@return: the server's and the client's end of a TCP connection."""
         with socket.create_server(("127.0.0.1", 0)) as listening:
             client = socket.create_connection(listening.getsockname())
             server, _ = listening.accept()
@@ -96,28 +88,20 @@ class ProtocolCase(SynchronousTestCase):
         return server, client
 
     def lingerOf(self, connection: socket.socket) -> tuple[int, ...]:
-        """
-        @return: what a close means: C{(1, 0)} is a reset.
-        """
+        """@return: what a close means: C{(1, 0)} is a reset."""
         option = connection.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
         return struct.unpack("ii", option)
 
     def wait(self, seconds: int) -> None:
-        """
-        Let time pass, a second at a time.
-        """
+        """Let time pass, a second at a time."""
         self.reactor.pump([1.0] * seconds)
 
 
 class InterfaceTests(ProtocolCase):
-    """
-    Tests for what the protocol is to others, and others are to it.
-    """
+    """Tests for what the protocol is to others, and others are to it."""
 
     def test_interfaces(self) -> None:
-        """
-        The factory makes protocols that can be half-closed and send when they are asked to.
-        """
+        """The factory makes protocols that can be half-closed and send when they are asked to."""
         verifyObject(IProtocolFactory, self.factory)
         self.connect()
         self.assertIsInstance(self.protocol, PoetryProtocol)
@@ -125,15 +109,11 @@ class InterfaceTests(ProtocolCase):
         verifyObject(IHalfCloseableProtocol, self.protocol)
 
     def test_fakes(self) -> None:
-        """
-        The transports that they are tested with have what transports have.
-        """
+        """The transports that they are tested with have what transports have."""
         verifyObject(ITCPTransport, FakeTransport())
 
     def test_quiet(self) -> None:
-        """
-        The factory does not log that it starts: the service says where it listens.
-        """
+        """The factory does not log that it starts: the service says where it listens."""
         with capturedLogs() as events:
             self.factory.doStart()
             self.factory.doStop()
@@ -141,39 +121,29 @@ class InterfaceTests(ProtocolCase):
 
 
 class SendTests(ProtocolCase):
-    """
-    Tests for a poem on its way.
-    """
+    """Tests for a poem on its way."""
 
     def test_everything(self) -> None:
-        """
-        The whole poem is sent, then the sending half is closed.
-        """
+        """The whole poem is sent, then the sending half is closed."""
         transport = self.connect()
         self.pull(transport)
         self.assertEqual(transport.value(), POEM.text)
         self.assertEqual(transport.did, ["loseWriteConnection"])
 
     def test_whenAsked(self) -> None:
-        """
-        Nothing is written before the transport asks for it.
-        """
+        """Nothing is written before the transport asks for it."""
         transport = self.connect()
         self.assertEqual((transport.value(), transport.streaming), (b"", False))
 
     def test_pieces(self) -> None:
-        """
-        A long poem is copied in pieces, each when the one before is gone.
-        """
+        """A long poem is copied in pieces, each when the one before is gone."""
         self.source.poem = THREE_PIECES
         transport = self.connect()
         self.assertEqual(self.pull(transport), [16384, 16384, 7232])
         self.assertEqual(transport.value(), THREE_PIECES.text)
 
     def test_counted(self) -> None:
-        """
-        It is counted when the last byte is written, with a record that says to whom.
-        """
+        """It is counted when the last byte is written, with a record that says to whom."""
         transport = self.connect()
         transport.producer.resumeProducing()
         self.assertEqual(self.policy.ledger.counts, Counts())
@@ -183,9 +153,7 @@ class SendTests(ProtocolCase):
         self.assertEqual(said(events), ["sending 310 bytes of poetry to 192.0.2.7:40000"])
 
     def test_peers(self) -> None:
-        """
-        Whatever the transport, the record says to whom.
-        """
+        """Whatever the transport, the record says to whom."""
         for peer, name in (
             (IPv6Address("TCP", "2001:db8::7", 40000), "[2001:db8::7]:40000"),
             (UNIXAddress(b""), "unix"),
@@ -196,9 +164,7 @@ class SendTests(ProtocolCase):
             self.assertEqual(said(events), [f"sending 310 bytes of poetry to {name}"])
 
     def test_onePoem(self) -> None:
-        """
-        A connection goes on with the poem it has begun, whatever there is now.
-        """
+        """A connection goes on with the poem it has begun, whatever there is now."""
         self.source.poem = THREE_PIECES
         transport = self.connect()
         transport.producer.resumeProducing()
@@ -208,14 +174,10 @@ class SendTests(ProtocolCase):
 
 
 class ClientTests(ProtocolCase):
-    """
-    Tests for what a client may do.
-    """
+    """Tests for what a client may do."""
 
     def test_writes(self) -> None:
-        """
-        What it writes is thrown away, and it gets everything.
-        """
+        """What it writes is thrown away, and it gets everything."""
         transport = self.connect()
         self.protocol.dataReceived(b"GET / HTTP/1.1\r\n\r\n")
         self.pull(transport)
@@ -224,9 +186,7 @@ class ClientTests(ProtocolCase):
         self.assertEqual(transport.did, ["loseWriteConnection"])
 
     def test_halfClosesFirst(self) -> None:
-        """
-        If it has closed its side first, it gets everything, and then both are closed.
-        """
+        """If it has closed its side first, it gets everything, and then both are closed."""
         transport = self.connect()
         self.protocol.readConnectionLost()
         self.assertEqual(transport.did, [])
@@ -235,9 +195,7 @@ class ClientTests(ProtocolCase):
         self.assertEqual(transport.did, ["loseConnection"])
 
     def test_halfClosesAfterwards(self) -> None:
-        """
-        When it closes its side after ours, nothing is left to wait for.
-        """
+        """When it closes its side after ours, nothing is left to wait for."""
         transport = self.connect()
         self.pull(transport)
         self.protocol.writeConnectionLost()
@@ -248,9 +206,7 @@ class ClientTests(ProtocolCase):
         self.assertEqual(self.policy.ledger.counts, Counts(1, 310))
 
     def test_leaves(self) -> None:
-        """
-        If it leaves before, that is counted.
-        """
+        """If it leaves before, that is counted."""
         transport = self.connect()
         transport.producer.stopProducing()
         self.protocol.connectionLost(Failure(ConnectionLost()))
@@ -258,9 +214,7 @@ class ClientTests(ProtocolCase):
         self.assertEqual(self.policy.ledger.counts, Counts(left=1))
 
     def test_stalls(self) -> None:
-        """
-        If it takes nothing, the connection is aborted.
-        """
+        """If it takes nothing, the connection is aborted."""
         self.source.poem = THREE_PIECES
         transport = self.connect()
         self.wait(30)
@@ -271,16 +225,12 @@ class ClientTests(ProtocolCase):
 
 
 class PolicyTests(ProtocolCase):
-    """
-    Tests for the rules, which are those of the fast port.
-    """
+    """Tests for the rules, which are those of the fast port."""
 
     limits = Limits(maxReadersPerSource=1)
 
     def test_tooMany(self) -> None:
-        """
-        A client whose source has enough under way is reset, counted, and sent nothing.
-        """
+        """A client whose source has enough under way is reset, counted, and sent nothing."""
         self.connect()
         transport = self.connect()
         self.assertEqual((transport.did, transport.value()), (["abortConnection"], b""))
@@ -290,9 +240,7 @@ class PolicyTests(ProtocolCase):
         self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=1))
 
     def test_drain(self) -> None:
-        """
-        A stop waits for it, and cuts it short when it has waited long enough.
-        """
+        """A stop waits for it, and cuts it short when it has waited long enough."""
         transport = self.connect()
         drained = self.policy.drain()
         self.assertNoResult(drained)
@@ -303,14 +251,10 @@ class PolicyTests(ProtocolCase):
 
 
 class SocketTests(ProtocolCase):
-    """
-    Tests for a connection with nothing between it and its socket.
-    """
+    """Tests for a connection with nothing between it and its socket."""
 
     def test_linger(self) -> None:
-        """
-        Until the last byte is written the end of the process is a reset; then it is none.
-        """
+        """Until the last byte is written the end of the process is a reset; then it is none."""
         server, _ = self.pairOfSockets()
         transport = self.connect(FakeTransport(PEER, server))
         self.assertEqual(self.lingerOf(server), (1, 0))
@@ -318,9 +262,7 @@ class SocketTests(ProtocolCase):
         self.assertEqual(self.lingerOf(server), (0, 0))
 
     def test_memory(self) -> None:
-        """
-        For a stopped reader no more than a part of a long poem waits in the kernel.
-        """
+        """For a stopped reader no more than a part of a long poem waits in the kernel."""
         self.source.poem = LONG
         server, _ = self.pairOfSockets()
         self.connect(FakeTransport(PEER, server))
@@ -328,9 +270,7 @@ class SocketTests(ProtocolCase):
         self.assertEqual(option, 128 * 1024)
 
     def test_UNIX(self) -> None:
-        """
-        On a UNIX socket, which knows no reset, that is left alone.
-        """
+        """On a UNIX socket, which knows no reset, that is left alone."""
         server, client = socket.socketpair()
         self.addCleanup(server.close)
         self.addCleanup(client.close)
@@ -340,9 +280,7 @@ class SocketTests(ProtocolCase):
         self.assertEqual(self.protocol.countTaken(), 310)
 
     def test_measure(self) -> None:
-        """
-        What waits in the kernel is not taken yet.
-        """
+        """What waits in the kernel is not taken yet."""
         self.source.poem = THREE_PIECES
         server, _ = self.pairOfSockets()
         transport = self.connect(FakeTransport(PEER, server))
@@ -355,9 +293,7 @@ class SocketTests(ProtocolCase):
         self.assertEqual(self.protocol.countTaken(), 0)
 
     def test_closed(self) -> None:
-        """
-        A client that has everything and does not close is closed after a while, not reset.
-        """
+        """A client that has everything and does not close is closed after a while, not reset."""
         server, _ = self.pairOfSockets()
         transport = self.connect(FakeTransport(PEER, server))
         self.pull(transport)
@@ -368,9 +304,7 @@ class SocketTests(ProtocolCase):
 
 
 class TLSTests(ProtocolCase):
-    """
-    Tests for connections with a layer in between, such as TLS.
-    """
+    """Tests for connections with a layer in between, such as TLS."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -384,54 +318,40 @@ class TLSTests(ProtocolCase):
         self.upper: FakeTLS = upper
 
     def fill(self) -> None:
-        """
-        Have the client read no more.
-        """
+        """Have the client read no more."""
         self.server.setblocking(False)
         with self.assertRaises(BlockingIOError):
             while True:
                 self.server.send(bytes(65536))
 
     def test_fake(self) -> None:
-        """
-        The layer that they are tested with is one.
-        """
+        """The layer that they are tested with is one."""
         verifyObject(ISSLTransport, self.upper)
 
     def test_handshakeIsRead(self) -> None:
-        """
-        The transport underneath is never told to stop reading: the layer has to read, too.
-        """
+        """The transport underneath is never told to stop reading: the layer has to read, too."""
         self.assertEqual(self.lower.producerState, "producing")
 
     def test_ends(self) -> None:
-        """
-        TLS, which has an end of its own and no half-close, is closed after the last byte.
-        """
+        """TLS, which has an end of its own and no half-close, is closed after the last byte."""
         self.pull(self.lower)
         self.assertEqual(self.lower.value(), POEM.text)
         self.assertEqual((self.upper.did, self.lower.did), (["loseConnection"], []))
 
     def test_linger(self) -> None:
-        """
-        Until then the end of the process is a reset underneath.
-        """
+        """Until then the end of the process is a reset underneath."""
         self.assertEqual(self.lingerOf(self.server), (1, 0))
         self.pull(self.lower)
         self.assertEqual(self.lingerOf(self.server), (0, 0))
 
     def test_noAnswer(self) -> None:
-        """
-        A client that has everything and does not answer the end is closed underneath.
-        """
+        """A client that has everything and does not answer the end is closed underneath."""
         self.pull(self.lower)
         self.wait(5)
         self.assertIn("loseConnection", self.lower.did)
 
     def test_endsByADeadline(self) -> None:
-        """
-        A client that reads no more is reset underneath in time, though all is written.
-        """
+        """A client that reads no more is reset underneath in time, though all is written."""
         self.fill()
         self.pull(self.lower)
         self.wait(20)
@@ -440,9 +360,7 @@ class TLSTests(ProtocolCase):
         self.assertEqual(self.lower.did[-1], "abortConnection")
 
     def test_buffer(self) -> None:
-        """
-        So is one for which the transport still has something.
-        """
+        """So is one for which the transport still has something."""
         self.lower.dataBuffer = bytes(1000)
         self.pull(self.lower)
         self.wait(20)
@@ -452,18 +370,14 @@ class TLSTests(ProtocolCase):
 
 
 class WaitTests(ProtocolCase):
-    """
-    Tests for a source that has no poem yet, as a proxy's.
-    """
+    """Tests for a source that has no poem yet, as a proxy's."""
 
     def setUp(self) -> None:
         super().setUp()
         self.source.poem = None
 
     def test_waits(self) -> None:
-        """
-        A client waits until there is a poem.
-        """
+        """A client waits until there is a poem."""
         transport = self.connect()
         self.assertIsNone(transport.producer)
         self.assertEqual(self.policy.readers, 1)
@@ -473,9 +387,7 @@ class WaitTests(ProtocolCase):
         self.assertEqual(transport.value(), POEM.text)
 
     def test_halfClosesMeanwhile(self) -> None:
-        """
-        It may close its side meanwhile.
-        """
+        """It may close its side meanwhile."""
         transport = self.connect()
         self.protocol.readConnectionLost()
         self.source.give(POEM)
@@ -484,9 +396,7 @@ class WaitTests(ProtocolCase):
         self.assertEqual(transport.did, ["loseConnection"])
 
     def test_fails(self) -> None:
-        """
-        Where there will be no poem it is reset.
-        """
+        """Where there will be no poem it is reset."""
         transport = self.connect()
         self.source.giveUp()
         self.assertEqual((transport.did, transport.value()), (["abortConnection"], b""))
@@ -494,9 +404,7 @@ class WaitTests(ProtocolCase):
         self.assertEqual(self.policy.readers, 0)
 
     def test_drain(self) -> None:
-        """
-        A stop does not let it wait.
-        """
+        """A stop does not let it wait."""
         transport = self.connect()
         drained = self.policy.drain()
         self.assertEqual(transport.did, ["abortConnection"])
@@ -504,9 +412,7 @@ class WaitTests(ProtocolCase):
         self.successResultOf(drained)
 
     def test_leaves(self) -> None:
-        """
-        One that leaves meanwhile waits no more, and is sent nothing.
-        """
+        """One that leaves meanwhile waits no more, and is sent nothing."""
         transport = self.connect()
         (waiting,) = self.source.waiting
         self.protocol.connectionLost(Failure(ConnectionLost()))
@@ -515,9 +421,7 @@ class WaitTests(ProtocolCase):
         self.assertEqual(self.policy.readers, 0)
 
     def test_others(self) -> None:
-        """
-        That does not end it for others who wait.
-        """
+        """That does not end it for others who wait."""
         transport = self.connect()
         self.connect()
         self.protocol.connectionLost(Failure(ConnectionLost()))
@@ -527,14 +431,10 @@ class WaitTests(ProtocolCase):
 
 
 class TransportTests(ProtocolCase):
-    """
-    Tests on Twisted's own transports and real sockets.
-    """
+    """Tests on Twisted's own transports and real sockets."""
 
     def listen(self, poem: Poem) -> None:
-        """
-        Listen with a port of Twisted's own.
-        """
+        """Listen with a port of Twisted's own."""
         self.source.poem = poem
         port = tcp.Port(0, self.factory, 50, "127.0.0.1", self.reactor)
         port.startListening()
@@ -543,9 +443,7 @@ class TransportTests(ProtocolCase):
         self.addCleanup(port.stopListening)
 
     def client(self, family: int = socket.AF_INET) -> socket.socket:
-        """
-        @return: a client that has connected.
-        """
+        """@return: a client that has connected."""
         client = socket.socket(family)
         self.addCleanup(client.close)
         client.settimeout(SECONDS)
@@ -553,16 +451,12 @@ class TransportTests(ProtocolCase):
         return client
 
     def end(self) -> None:
-        """
-        Serve who has come until it has gone.
-        """
+        """Serve who has come until it has gone."""
         while self.policy.readers:
             self.reactor.turn()
 
     def test_wroteFirst(self) -> None:
-        """
-        A client that wrote before gets everything, and no reset.
-        """
+        """A client that wrote before gets everything, and no reset."""
         self.listen(POEM)
         client = self.client()
         client.sendall(b"x" * 65536)
@@ -572,9 +466,7 @@ class TransportTests(ProtocolCase):
         self.assertEqual(client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 0)
 
     def test_halfClosedFirst(self) -> None:
-        """
-        A client that closed its side before gets everything.
-        """
+        """A client that closed its side before gets everything."""
         self.listen(LONG)
         client = self.client()
         client.shutdown(socket.SHUT_WR)
@@ -583,9 +475,7 @@ class TransportTests(ProtocolCase):
         self.assertEqual(self.policy.ledger.counts, Counts(1, len(LONG.text)))
 
     def test_stalls(self) -> None:
-        """
-        A client that stops reading is reset: it can tell that it has not everything.
-        """
+        """A client that stops reading is reset: it can tell that it has not everything."""
         self.listen(LONG)
         client = self.client()
         self.reactor.turn()
@@ -595,9 +485,7 @@ class TransportTests(ProtocolCase):
         self.assertRaises(ConnectionResetError, receiveAll, client)
 
     def test_cutShort(self) -> None:
-        """
-        So is one that is there when a stop has waited long enough.
-        """
+        """So is one that is there when a stop has waited long enough."""
         self.listen(LONG)
         client = self.client()
         self.reactor.turn()
@@ -608,9 +496,7 @@ class TransportTests(ProtocolCase):
         self.assertRaises(ConnectionResetError, receiveAll, client)
 
     def test_UNIX(self) -> None:
-        """
-        Clients of a UNIX socket get everything too.
-        """
+        """Clients of a UNIX socket get everything too."""
         self.source.poem = LONG
         self.address = os.path.join(makeFolder(self), "s")
         port = unix.Port(self.address, self.factory, reactor=self.reactor)

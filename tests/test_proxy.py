@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.proxy.service}: readers who wait, reloads, the end, and any story.
-"""
+"""Tests for L{fastpoetry.proxy.service}: readers who wait, reloads, the end, and any story."""
 
 from __future__ import annotations
 
@@ -23,21 +21,15 @@ from fastpoetry.proxy.fetch import UpstreamError
 
 
 class FetchTests(ProxyCase):
-    """
-    Tests for one fetch and who waits for it.
-    """
+    """Tests for one fetch and who waits for it."""
 
     def test_interfaces(self) -> None:
-        """
-        It is a service, and its upstream here is an endpoint.
-        """
+        """It is a service, and its upstream here is an endpoint."""
         verifyObject(IService, self.service)
         verifyObject(IStreamClientEndpoint, self.upstream)
 
     def test_nobody(self) -> None:
-        """
-        As long as nobody wants the poem it is not fetched.
-        """
+        """As long as nobody wants the poem it is not fetched."""
         self.reactor.advance(10_000)
         self.assertEqual(self.upstream.attempts, [])
 
@@ -59,18 +51,14 @@ class FetchTests(ProxyCase):
 
     @given(st.lists(st.binary(min_size=1, max_size=90), min_size=1, max_size=10))
     def test_exact(self, pieces: list[bytes]) -> None:
-        """
-        Whatever bytes there are, they are served as they came.
-        """
+        """Whatever bytes there are, they are served as they came."""
         self.restart()
         waiting = self.wait()
         self.give(*pieces)
         self.assertEqual(self.successResultOf(waiting).text, b"".join(pieces))
 
     def test_digestInAThread(self) -> None:
-        """
-        A thread looks at the poem's bytes: a large one does not hold up the reactor.
-        """
+        """A thread looks at the poem's bytes: a large one does not hold up the reactor."""
         waiting = self.wait()
         self.upstream.accept()
         self.upstream.send(b"a poem")
@@ -80,18 +68,14 @@ class FetchTests(ProxyCase):
         self.successResultOf(waiting)
 
     def test_coalesced(self) -> None:
-        """
-        There is one fetch for all who wait, and each gets what it brings.
-        """
+        """There is one fetch for all who wait, and each gets what it brings."""
         waiting = [self.wait() for _ in range(1000)]
         self.give(b"a poem")
         self.assertEqual({self.successResultOf(each).text for each in waiting}, {b"a poem"})
         self.assertEqual(len(self.upstream.attempts), 1)
 
     def test_atOnce(self) -> None:
-        """
-        Who comes when there is a poem does not wait.
-        """
+        """Who comes when there is a poem does not wait."""
         self.fetch()
         self.assertEqual(self.successResultOf(self.wait()).text, b"a poem")
 
@@ -106,17 +90,13 @@ class FetchTests(ProxyCase):
         self.assertEqual(self.successResultOf(second).text, b"a poem")
 
     def test_allLeave(self) -> None:
-        """
-        When all have left, what was begun for them is there for the next.
-        """
+        """When all have left, what was begun for them is there for the next."""
         self.ask()
         self.give(b"a poem")
         self.assertEqual(self.served, b"a poem")
 
     def test_comesBetween(self) -> None:
-        """
-        One that is called back and asks again gets the same poem, without another fetch.
-        """
+        """One that is called back and asks again gets the same poem, without another fetch."""
         again: list[Deferred[Poem]] = []
         self.wait().addCallback(lambda _: again.append(self.wait()))
         self.give(b"a poem")
@@ -124,9 +104,7 @@ class FetchTests(ProxyCase):
         self.assertEqual(len(self.upstream.attempts), 1)
 
     def test_record(self) -> None:
-        """
-        One record says what was fetched and from where.
-        """
+        """One record says what was fetched and from where."""
         with capturedLogs() as events:
             self.fetch()
         poem = self.service.poem
@@ -146,18 +124,14 @@ class FetchTests(ProxyCase):
         )
 
     def test_description(self) -> None:
-        """
-        It says in a person's words what it has.
-        """
+        """It says in a person's words what it has."""
         self.assertEqual(self.service.description, f"{UPSTREAM} (not fetched yet)")
         self.fetch()
         self.assertEqual(self.service.description, f"{UPSTREAM} (6 bytes)")
 
 
 class ReloadTests(ProxyCase):
-    """
-    Tests for the reload.
-    """
+    """Tests for the reload."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -165,9 +139,7 @@ class ReloadTests(ProxyCase):
         self.upstream.attempts.clear()
 
     def test_anew(self) -> None:
-        """
-        However fresh the poem is, it is fetched anew, and served until the new one is whole.
-        """
+        """However fresh the poem is, it is fetched anew, and served until the new one is whole."""
         reloaded = self.service.reload()
         self.assertEqual(self.upstream.attempts, [0])
         self.assertEqual(self.served, b"old")
@@ -223,9 +195,7 @@ class ReloadTests(ProxyCase):
         self.assertEqual(self.upstream.attempts, list(range(9)))
 
     def test_notTwiceASecond(self) -> None:
-        """
-        Reloads in quick succession ask an upstream that is away no more often than others.
-        """
+        """Reloads in quick succession ask an upstream that is away no more often than others."""
         reloaded = self.service.reload()
         self.upstream.refuse()
         self.failureResultOf(reloaded, UpstreamError)
@@ -238,9 +208,7 @@ class ReloadTests(ProxyCase):
             self.successResultOf(each)
 
     def test_cold(self) -> None:
-        """
-        Before there is any poem a reload fetches it.
-        """
+        """Before there is any poem a reload fetches it."""
         self.restart()
         reloaded = self.service.reload()
         self.give(b"new")
@@ -249,14 +217,10 @@ class ReloadTests(ProxyCase):
 
 
 class StopTests(ProxyCase):
-    """
-    Tests for the end.
-    """
+    """Tests for the end."""
 
     def test_connecting(self) -> None:
-        """
-        A connection that is being made is not made any more, and nobody calls that an outage.
-        """
+        """A connection that is being made is not made any more, and nobody calls that an outage."""
         self.ask()
         with capturedLogs() as events:
             self.service.stopService()
@@ -264,9 +228,7 @@ class StopTests(ProxyCase):
         self.assertEqual(said(events), [])
 
     def test_fetching(self) -> None:
-        """
-        A fetch is broken off.
-        """
+        """A fetch is broken off."""
         self.ask()
         self.upstream.accept()
         self.upstream.send(b"a")
@@ -274,25 +236,19 @@ class StopTests(ProxyCase):
         self.assertTrue(self.upstream.isAborted)
 
     def test_waiting(self) -> None:
-        """
-        Who waits waits no longer.
-        """
+        """Who waits waits no longer."""
         waiting = self.wait()
         self.service.stopService()
         self.failureResultOf(waiting, CancelledError)
 
     def test_reloading(self) -> None:
-        """
-        A reload ends.
-        """
+        """A reload ends."""
         reloaded = self.service.reload()
         self.service.stopService()
         self.successResultOf(reloaded)
 
     def test_afterwards(self) -> None:
-        """
-        Who still asks gets the poem there is, and has no other fetched.
-        """
+        """Who still asks gets the poem there is, and has no other fetched."""
         self.fetch()
         self.service.stopService()
         self.reactor.advance(100)
@@ -300,18 +256,14 @@ class StopTests(ProxyCase):
         self.assertEqual(len(self.upstream.attempts), 1)
 
     def test_cold(self) -> None:
-        """
-        Not even if there is none.
-        """
+        """Not even if there is none."""
         self.service.stopService()
         self.assertIsNone(self.served)
         self.assertEqual(self.upstream.attempts, [])
 
 
 class StoryTests(ProxyCase):
-    """
-    Tests for what holds whatever happens.
-    """
+    """Tests for what holds whatever happens."""
 
     @given(
         st.lists(

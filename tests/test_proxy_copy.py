@@ -1,6 +1,4 @@
-"""
-Tests for what a proxy does with its copy on disk.
-"""
+"""Tests for what a proxy does with its copy on disk."""
 
 from __future__ import annotations
 
@@ -18,9 +16,7 @@ from fastpoetry.proxy.cache import Copy, CopyFile, Keeper
 
 
 class CopyTests(ProxyCase):
-    """
-    Tests for the copy on disk.
-    """
+    """Tests for the copy on disk."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -30,22 +26,16 @@ class CopyTests(ProxyCase):
         self.restart(keeper=self.keeper())
 
     def keeper(self) -> Keeper:
-        """
-        @return: what keeps the copy.
-        """
+        """@return: what keeps the copy."""
         return Keeper(self.file, self.reactor)
 
     def restartWith(self, text: bytes, age: float, **others: Any) -> None:
-        """
-        Begin with a copy of some age.
-        """
+        """Begin with a copy of some age."""
         self.file.save(Copy(Poem(UPSTREAM, text, ""), self.reactor.seconds() - age))
         self.restart(keeper=self.keeper(), **others)
 
     def test_kept(self) -> None:
-        """
-        What was fetched is there after a restart, as fresh as before.
-        """
+        """What was fetched is there after a restart, as fresh as before."""
         self.fetch()
         self.reactor.advance(59)
         self.restart(keeper=self.keeper())
@@ -56,9 +46,7 @@ class CopyTests(ProxyCase):
         self.assertEqual(len(self.upstream.attempts), 2)
 
     def test_onlyWhole(self) -> None:
-        """
-        What was not whole is not.
-        """
+        """What was not whole is not."""
         self.ask()
         self.upstream.accept()
         self.upstream.send(b"half a")
@@ -78,18 +66,14 @@ class CopyTests(ProxyCase):
         self.assertEqual(self.served, b"old")
 
     def test_tooOld(self) -> None:
-        """
-        One that is too old even for that is not.
-        """
+        """One that is too old even for that is not."""
         self.restartWith(b"old", 1060)
         waiting = self.wait()
         self.upstream.refuse()
         self.assertNoResult(waiting)
 
     def test_fromTheFuture(self) -> None:
-        """
-        One from the future, as a clock that was wrong makes it, is taken for a new one.
-        """
+        """One from the future, as a clock that was wrong makes it, is taken for a new one."""
         self.restartWith(b"old", -1e9)
         self.assertEqual(self.served, b"old")
         self.reactor.advance(60)
@@ -97,9 +81,7 @@ class CopyTests(ProxyCase):
         self.assertEqual(len(self.upstream.attempts), 1)
 
     def test_notExpected(self) -> None:
-        """
-        One that is not the poem that is expected by now is not served.
-        """
+        """One that is not the poem that is expected by now is not served."""
         digest = Poem("", b"new", "").digest
         with capturedLogs() as events:
             self.restartWith(b"old", 0, expectedDigest=digest)
@@ -109,9 +91,7 @@ class CopyTests(ProxyCase):
         self.assertIn("is another poem", record["cause"])
 
     def test_damaged(self) -> None:
-        """
-        A damaged one has one warning, and the next fetch replaces it.
-        """
+        """A damaged one has one warning, and the next fetch replaces it."""
         with open(self.file.path, "wb") as file:
             file.write(b"damaged")
         with capturedLogs() as events:
@@ -136,9 +116,7 @@ class CopyTests(ProxyCase):
         self.assertEqual(copy.poem.text, b"a poem")
 
     def test_unwritable(self) -> None:
-        """
-        Where no copy can be written there is a warning, and readers are served all the same.
-        """
+        """Where no copy can be written there is a warning, and readers are served all the same."""
         os.rmdir(self.folder)
         self.addCleanup(os.mkdir, self.folder)
         with capturedLogs() as events:
@@ -149,9 +127,7 @@ class CopyTests(ProxyCase):
         self.assertEqual(warning["cause"], f"{self.file.path}: No such file or directory")
 
     def wall(self) -> float:
-        """
-        @return: the time of day.
-        """
+        """@return: the time of day."""
         return self.reactor.seconds() + self.wallOffset
 
     def test_clock(self) -> None:
@@ -209,9 +185,7 @@ class CopyTests(ProxyCase):
         self.assertEqual(self.served, b"new")
 
     def test_stop(self) -> None:
-        """
-        A stop waits for a copy that is being written, but for no longer than a moment.
-        """
+        """A stop waits for a copy that is being written, but for no longer than a moment."""
         for end in (self.threads.work, lambda: self.reactor.advance(1)):
             self.restart(keeper=self.keeper())
             self.service.reload()
@@ -227,9 +201,7 @@ class CopyTests(ProxyCase):
         self.threads.work()
 
     def test_inAThread(self) -> None:
-        """
-        A thread writes it: the disk holds up nobody.
-        """
+        """A thread writes it: the disk holds up nobody."""
         waiting = self.wait()
         self.upstream.accept()
         self.upstream.send(b"a poem")

@@ -75,9 +75,7 @@ Behaviour = Callable[[socket.socket], object]
 
 
 def sends(*pieces: bytes, betweenSeconds: float = 0.0) -> Behaviour:
-    """
-    Send a poem in some pieces.
-    """
+    """Send a poem in some pieces."""
 
     def behave(connection: socket.socket) -> None:
         for number, piece in enumerate(pieces):
@@ -88,9 +86,7 @@ def sends(*pieces: bytes, betweenSeconds: float = 0.0) -> Behaviour:
 
 
 def sendsAfter(event: threading.Event) -> Behaviour:
-    """
-    Send a poem when the test says so.
-    """
+    """Send a poem when the test says so."""
 
     def behave(connection: socket.socket) -> None:
         event.wait()
@@ -100,56 +96,42 @@ def sendsAfter(event: threading.Event) -> Behaviour:
 
 
 def endpointOf(address: Address) -> str:
-    """
-    A description of where a server listens.
-    """
+    """A description of where a server listens."""
     return f"tcp:host=127.0.0.1:port={portOf(address)}"
 
 
 def portOf(address: Address) -> str:
-    """
-    A TCP port, as an argument.
-    """
+    """A TCP port, as an argument."""
     return str(address[1])
 
 
 def isSilent(connection: socket.socket) -> None:
-    """
-    Send nothing until the other end goes away.
-    """
+    """Send nothing until the other end goes away."""
     connection.recv(1)
 
 
 def trickles(connection: socket.socket) -> None:
-    """
-    Send a byte at a time, too slowly to be of use and too fast to be idle.
-    """
+    """Send a byte at a time, too slowly to be of use and too fast to be idle."""
     while True:
         connection.sendall(b"a")
         time.sleep(0.2)
 
 
 def isEndless(connection: socket.socket) -> None:
-    """
-    Send for as long as somebody reads.
-    """
+    """Send for as long as somebody reads."""
     while True:
         connection.sendall(POEM)
 
 
 def breaksOff(connection: socket.socket) -> None:
-    """
-    Reset half-way, once the other end knows that it is connected.
-    """
+    """Reset half-way, once the other end knows that it is connected."""
     connection.sendall(POEM[:1500])
     time.sleep(0.5)
     resetNow(connection)
 
 
 def closesAtOnce(connection: socket.socket) -> None:
-    """
-    Send nothing.
-    """
+    """Send nothing."""
 
 
 class Upstream:
@@ -178,17 +160,13 @@ class Upstream:
             self.begin(behaviour)
 
     def begin(self, behaviour: Behaviour) -> None:
-        """
-        Accept connections.
-        """
+        """Accept connections."""
         self.behaviour = behaviour
         self._listener.listen()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        """
-        Refuse connections from now on.
-        """
+        """Refuse connections from now on."""
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -218,9 +196,7 @@ class ProxyCase(FaultCase):
         self.blocks: dict[str, list[str]] = {}
 
     def upstream(self, behaviour: Behaviour | None = None, port: int = 0) -> Upstream:
-        """
-        @return: an upstream that is gone when the test ends.
-        """
+        """@return: an upstream that is gone when the test ends."""
         upstream = Upstream(behaviour, port)
         self.addCleanup(upstream.close)
         return upstream
@@ -235,9 +211,7 @@ class ProxyCase(FaultCase):
         return self.listen(name)
 
     def arguments(self, *options: str, endpoint: str = "adopted") -> list[str]:
-        """
-        A command with all blocks.
-        """
+        """A command with all blocks."""
         blocks = (
             [*block, f"--listen={endpoint}:name={name}"] for name, block in self.blocks.items()
         )
@@ -260,15 +234,11 @@ class ProxyCase(FaultCase):
         return addresses
 
     def assertFetches(self, address: Address, poem: bytes) -> None:
-        """
-        Assert that a client gets a poem, all of it.
-        """
+        """Assert that a client gets a poem, all of it."""
         self.assertAll("isExact", [run(fetch(address, poem))])
 
     def causes(self, server: Server) -> dict[str, str]:
-        """
-        Why each upstream has given nothing, from the records of that, of which each has one.
-        """
+        """Why each upstream has given nothing, from the records of that, of which each has one."""
         failures = server.records(FAILED)
         causes = {each["upstream"]: each["cause"] for each in failures}
         self.assertEqual(len(causes), len(failures))
@@ -276,14 +246,10 @@ class ProxyCase(FaultCase):
 
 
 class ColdTests(ProxyCase):
-    """
-    A proxy that has no poem yet.
-    """
+    """A proxy that has no poem yet."""
 
     def test_thousandClients(self) -> None:
-        """
-        A thousand clients cost one fetch, and each of them gets every byte.
-        """
+        """A thousand clients cost one fetch, and each of them gets every byte."""
         answer = threading.Event()
         upstream = self.upstream(sendsAfter(answer))
         address = self.proxy(upstream.endpoint)
@@ -295,9 +261,7 @@ class ColdTests(ProxyCase):
         self.assertEqual(len(server.records(FETCHED)), 1)
 
     def test_firstLeaves(self) -> None:
-        """
-        When the first client leaves, by a reset, the others get what was begun for it.
-        """
+        """When the first client leaves, by a reset, the others get what was begun for it."""
         answer = threading.Event()
         upstream = self.upstream(sendsAfter(answer))
         address = self.proxy(upstream.endpoint)
@@ -325,9 +289,7 @@ class ColdTests(ProxyCase):
         self.assertEqual(back["upstream"], upstream.endpoint)
 
     def test_slow(self) -> None:
-        """
-        An upstream that is slow, but not too slow, is waited for.
-        """
+        """An upstream that is slow, but not too slow, is waited for."""
         pieces = [POEM[at : at + 300] for at in range(0, len(POEM), 300)]
         upstream = self.upstream(sends(*pieces, betweenSeconds=0.15))
         address = self.proxy(upstream.endpoint)
@@ -335,18 +297,14 @@ class ColdTests(ProxyCase):
         self.assertFetches(address, POEM)
 
     def test_notIdle(self) -> None:
-        """
-        A proxy that clients wait for is not idle: it resets them before it exits.
-        """
+        """A proxy that clients wait for is not idle: it resets them before it exits."""
         address = self.proxy(self.upstream(isSilent).endpoint)
         server = self.serve("--exit-idle-time=0.3", "--total-timeout=1")
         self.assertEqual(readAll(connect(address)), (0, "reset"))
         self.assertEqual(server.wait(), 0)
 
     def test_restart(self) -> None:
-        """
-        Clients who wait when the proxy stops wait for the next one.
-        """
+        """Clients who wait when the proxy stops wait for the next one."""
         upstream = self.upstream(isSilent)
         address = self.proxy(upstream.endpoint)
         server = self.serve()
@@ -359,9 +317,7 @@ class ColdTests(ProxyCase):
 
 
 class MisbehaviourTests(ProxyCase):
-    """
-    Upstreams that give no whole poem, each in its own way, all at the same time.
-    """
+    """Upstreams that give no whole poem, each in its own way, all at the same time."""
 
     limits = ("--connect-timeout=2", "--idle-timeout=1", "--total-timeout=3", "--max-size=1000000")
     digest = sha256(POEM).hexdigest()
@@ -377,9 +333,7 @@ class MisbehaviourTests(ProxyCase):
     }
 
     def assertCauses(self, server: Server, upstreams: dict[str, Upstream]) -> None:
-        """
-        Assert that each upstream has one record with its cause.
-        """
+        """Assert that each upstream has one record with its cause."""
         server.waitFor(FAILED, len(upstreams))
         causes = self.causes(server)
         for name, (_, cause) in self.behaviours.items():
@@ -404,9 +358,7 @@ class MisbehaviourTests(ProxyCase):
         self.assertLessEqual(max(upstream.fetches for upstream in upstreams.values()), 4)
 
     def test_warm(self) -> None:
-        """
-        A proxy with a poem keeps it and goes on serving it.
-        """
+        """A proxy with a poem keeps it and goes on serving it."""
         upstreams, addresses = {}, []
         for name in self.behaviours:
             upstreams[name] = self.upstream(sends(POEM))
@@ -430,14 +382,10 @@ class MisbehaviourTests(ProxyCase):
 
 
 class WarmTests(ProxyCase):
-    """
-    A proxy that has a poem.
-    """
+    """A proxy that has a poem."""
 
     def test_onlyOnce(self) -> None:
-        """
-        A fresh poem is not asked for again.
-        """
+        """A fresh poem is not asked for again."""
         upstream = self.upstream(sends(POEM))
         address = self.proxy(upstream.endpoint)
         self.serve()
@@ -446,9 +394,7 @@ class WarmTests(ProxyCase):
         self.assertEqual(upstream.fetches, 1)
 
     def test_reload(self) -> None:
-        """
-        SIGHUP has a poem fetched anew that is fresh.
-        """
+        """SIGHUP has a poem fetched anew that is fresh."""
         upstream = self.upstream(sends(POEM))
         address = self.proxy(upstream.endpoint)
         server = self.serve()
@@ -479,9 +425,7 @@ class WarmTests(ProxyCase):
         server.waitFor(BACK)
 
     def test_large(self) -> None:
-        """
-        A poem of some megabytes arrives as it was sent.
-        """
+        """A poem of some megabytes arrives as it was sent."""
         poem = makeText(5_000_001)
         upstream = self.upstream(sends(poem))
         address = self.proxy(upstream.endpoint)
@@ -490,9 +434,7 @@ class WarmTests(ProxyCase):
 
 
 class CacheTests(ProxyCase):
-    """
-    A proxy that keeps a copy on disk.
-    """
+    """A proxy that keeps a copy on disk."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -502,9 +444,7 @@ class CacheTests(ProxyCase):
         self.address = self.proxy(self.source.endpoint)
 
     def start(self, *options: str) -> Server:
-        """
-        Start the proxy, where systemd has told it of the folder.
-        """
+        """Start the proxy, where systemd has told it of the folder."""
         return self.serve(*options, environ={"CACHE_DIRECTORY": str(self.cache)})
 
     def fill(self) -> Path:
@@ -532,9 +472,7 @@ class CacheTests(ProxyCase):
             server.end()
 
     def test_damaged(self) -> None:
-        """
-        A damaged or truncated copy is not served, and is replaced when the upstream is back.
-        """
+        """A damaged or truncated copy is not served, and is replaced when the upstream is back."""
         copy = self.fill()
         whole = copy.read_bytes()
         damaged = bytes([whole[2000] ^ 1])
@@ -553,9 +491,7 @@ class CacheTests(ProxyCase):
         wait(lambda: copy.read_bytes().endswith(NEW), "a new copy")
 
     def test_gone(self) -> None:
-        """
-        Where the folder has gone, readers are served all the same, and one record says so.
-        """
+        """Where the folder has gone, readers are served all the same, and one record says so."""
         server = self.start()
         wait(lambda: "serving" in server.log.read_text(), "the start")
         self.cache.rmdir()
@@ -564,9 +500,7 @@ class CacheTests(ProxyCase):
         self.assertIn(str(self.cache), record["cause"])
 
     def test_idle(self) -> None:
-        """
-        A proxy that nobody uses exits, and the next one has its poem without asking again.
-        """
+        """A proxy that nobody uses exits, and the next one has its poem without asking again."""
         server = self.start("--exit-idle-time=0.5")
         self.assertFetches(self.address, POEM)
         self.assertEqual(server.wait(), 0)
@@ -576,14 +510,10 @@ class CacheTests(ProxyCase):
 
 
 class ChainTests(ProxyCase):
-    """
-    Proxies whose upstreams are no strangers.
-    """
+    """Proxies whose upstreams are no strangers."""
 
     def test_chain(self) -> None:
-        """
-        Through two proxies a poem of a real server arrives whole, and each is asked once.
-        """
+        """Through two proxies a poem of a real server arrives whole, and each is asked once."""
         origin = self.origin({"origin": POEM})["origin"]
         middle = self.proxy(endpointOf(origin), name="middle")
         address = self.proxy(endpointOf(middle), name="edge")
@@ -634,9 +564,7 @@ class ChainTests(ProxyCase):
 
 @skipUnless(importlib.util.find_spec("OpenSSL") and shutil.which("openssl"), "no OpenSSL")
 class TLSTests(ProxyCase):
-    """
-    An upstream behind TLS, which has an end of its own.
-    """
+    """An upstream behind TLS, which has an end of its own."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -677,16 +605,12 @@ class TLSTests(ProxyCase):
         return address
 
     def test_whole(self) -> None:
-        """
-        A poem with TLS's end after it is whole.
-        """
+        """A poem with TLS's end after it is whole."""
         upstream = self.upstream(self.sends(POEM, lambda wrapped: wrapped.unwrap()))
         self.assertFetches(self.proxyOf(upstream), POEM)
 
     def test_cut(self) -> None:
-        """
-        One that was cut off without it, by whoever is on the way, is not.
-        """
+        """One that was cut off without it, by whoever is on the way, is not."""
         upstream = self.upstream(self.sends(POEM[:1500], lambda wrapped: None))
         self.assertEqual(readAll(connect(self.proxyOf(upstream))), (0, "reset"))
         (record,) = self.server.waitFor(FAILED)
@@ -694,9 +618,7 @@ class TLSTests(ProxyCase):
 
 
 class ClientTests(ProxyCase):
-    """
-    Clients that people have.
-    """
+    """Clients that people have."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -706,17 +628,13 @@ class ClientTests(ProxyCase):
 
     @skipUnless(shutil.which("nc"), "no nc")
     def test_nc(self) -> None:
-        """
-        nc prints the poem.
-        """
+        """nc prints the poem."""
         command = ["nc", "127.0.0.1", portOf(self.address)]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
         self.assertEqual(done.stdout, POEM)
 
     def test_tutorialBlocking(self) -> None:
-        """
-        The tutorial's blocking client gets the poem, piece by piece.
-        """
+        """The tutorial's blocking client gets the poem, piece by piece."""
         poem = b""
         with socket.socket() as client:
             client.connect(self.address)
@@ -725,9 +643,7 @@ class ClientTests(ProxyCase):
         self.assertEqual(poem, POEM)
 
     def test_tutorialTwisted(self) -> None:
-        """
-        The tutorial's Twisted client gets it when the connection is lost.
-        """
+        """The tutorial's Twisted client gets it when the connection is lost."""
         client = [sys.executable, "-c", _TUTORIAL_CLIENT, portOf(self.address)]
         done = subprocess.run(client, capture_output=True, timeout=30)
         self.assertEqual(done.stdout, POEM, done.stderr)

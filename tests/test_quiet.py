@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.delivery.quiet}.
-"""
+"""Tests for L{fastpoetry.delivery.quiet}."""
 
 from __future__ import annotations
 
@@ -11,18 +9,14 @@ from fastpoetry.delivery.quiet import Quiet
 
 
 class QuietTests(SynchronousTestCase):
-    """
-    Tests for L{Quiet}.
-    """
+    """Tests for L{Quiet}."""
 
     def setUp(self) -> None:
         self.clock = Clock()
         self.quiet = Quiet(self.clock)
 
     def test_first(self) -> None:
-        """
-        The first record is told, the others are not until 10 s have passed.
-        """
+        """The first record is told, the others are not until 10 s have passed."""
         told = []
         for _ in range(21):
             told.append(self.quiet.takeTurn("full"))
@@ -30,9 +24,7 @@ class QuietTests(SynchronousTestCase):
         self.assertEqual([second for second, isTold in enumerate(told) if isTold], [0, 10, 20])
 
     def test_kinds(self) -> None:
-        """
-        Each kind has turns of its own.
-        """
+        """Each kind has turns of its own."""
         self.assertTrue(self.quiet.takeTurn("full"))
         self.assertTrue(self.quiet.takeTurn("lingering"))
         self.assertFalse(self.quiet.takeTurn("full"))

@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.service}.
-"""
+"""Tests for L{fastpoetry.service}."""
 
 from __future__ import annotations
 
@@ -25,9 +23,7 @@ NEW = Poem("x", b"new", "/etc/poetry/x.txt")
 
 
 class ServiceCase(SynchronousTestCase):
-    """
-    A service that has not started.
-    """
+    """A service that has not started."""
 
     def setUp(self) -> None:
         self.reactor = Reactor()
@@ -36,9 +32,7 @@ class ServiceCase(SynchronousTestCase):
         self.service = self.make(self.selection)
 
     def make(self, selection: Selection) -> PoetryService:
-        """
-        @return: a service that has not started, with threads and a clock of the test's.
-        """
+        """@return: a service that has not started, with threads and a clock of the test's."""
         return PoetryService(
             selection,
             self.reactor,
@@ -47,38 +41,28 @@ class ServiceCase(SynchronousTestCase):
 
 
 class StartTests(ServiceCase):
-    """
-    Tests for the start.
-    """
+    """Tests for the start."""
 
     def test_interfaces(self) -> None:
-        """
-        It is a service, and the reactor it is tested with is one.
-        """
+        """It is a service, and the reactor it is tested with is one."""
         verifyObject(IService, self.service)
         verifyObject(IReactorFromThreads, self.reactor)
 
     def test_loads(self) -> None:
-        """
-        It has its poem as soon as it has started.
-        """
+        """It has its poem as soon as it has started."""
         self.service.startService()
         self.assertIs(self.service.poem, OLD)
         self.assertIs(self.successResultOf(self.service.whenPoem()), OLD)
         self.assertTrue(self.service.running)
 
     def test_fails(self) -> None:
-        """
-        Without a poem it does not start.
-        """
+        """Without a poem it does not start."""
         self.selection.found = PoemError("x: is gone")
         self.assertRaises(PoemError, self.service.startService)
         self.assertFalse(self.service.running)
 
     def test_record(self) -> None:
-        """
-        One record says what was loaded and from where, as the tutorial's does.
-        """
+        """One record says what was loaded and from where, as the tutorial's does."""
         with capturedLogs() as events:
             self.service.startService()
         self.assertEqual(
@@ -97,9 +81,7 @@ class StartTests(ServiceCase):
         )
 
     def test_notUTF8(self) -> None:
-        """
-        A poem that is not UTF-8 is served as it is, with one warning that says where.
-        """
+        """A poem that is not UTF-8 is served as it is, with one warning that says where."""
         poem = Poem("x", b"perch\xe9", "/x.txt")
         self.selection.find(poem)
         with capturedLogs() as events:
@@ -120,45 +102,35 @@ class StartTests(ServiceCase):
         )
 
     def test_notUTF8FromTheStart(self) -> None:
-        """
-        That may be its first byte.
-        """
+        """That may be its first byte."""
         self.selection.find(Poem("x", b"\xe9", "/x.txt"))
         with capturedLogs() as events:
             self.service.startService()
         self.assertIn("(byte 0)", said(events)[-1])
 
     def test_UTF8(self) -> None:
-        """
-        A poem that is UTF-8 has no such warning.
-        """
+        """A poem that is UTF-8 has no such warning."""
         self.selection.find(Poem("x", "perché".encode(), "/x.txt"))
         with capturedLogs() as events:
             self.service.startService()
         self.assertEqual(said(events), ["loaded a poem from: /x.txt"])
 
     def test_description(self) -> None:
-        """
-        It says in a person's words what it serves.
-        """
+        """It says in a person's words what it serves."""
         self.selection.find(POEM)
         self.service.startService()
         self.assertEqual(self.service.description, "ecstasy (310 bytes)")
 
 
 class TutorialTests(TestCase):
-    """
-    Tests for a service made as the tutorial makes its own, of a path and nothing else.
-    """
+    """Tests for a service made as the tutorial makes its own, of a path and nothing else."""
 
     def setUp(self) -> None:
         self.folder = makeFolder(self)
         write(self.folder, "x.txt", b"Where, like a pillow on a bed\n")
 
     def test_path(self) -> None:
-        """
-        It serves that file, from whichever folder the program has gone to since.
-        """
+        """It serves that file, from whichever folder the program has gone to since."""
         self.addCleanup(os.chdir, os.getcwd())
         os.chdir(self.folder)
         service = PoetryService("x.txt")
@@ -168,18 +140,14 @@ class TutorialTests(TestCase):
         self.assertEqual(service.poem.origin, f"{self.folder}/x.txt")
 
     def test_pathObject(self) -> None:
-        """
-        A path may be an object.
-        """
+        """A path may be an object."""
         service = PoetryService(Path(self.folder, "x.txt"))
         service.startService()
         self.assertEqual(service.description, "x (30 bytes)")
 
     @awaited
     async def test_reload(self) -> None:
-        """
-        At a reload it reads in a thread of the reactor that runs.
-        """
+        """At a reload it reads in a thread of the reactor that runs."""
         service = PoetryService(f"{self.folder}/x.txt")
         service.startService()
         write(self.folder, "x.txt", b"new\n")
@@ -189,9 +157,7 @@ class TutorialTests(TestCase):
         self.assertEqual(service.poem.text, b"new\n")
 
     def test_notStarted(self) -> None:
-        """
-        Before the start it has no poem, and says why.
-        """
+        """Before the start it has no poem, and says why."""
         service = PoetryService(f"{self.folder}/x.txt")
         with self.assertRaises(RuntimeError) as caught:
             service.poem  # noqa: B018
@@ -200,18 +166,14 @@ class TutorialTests(TestCase):
 
 
 class AnthologyTests(ServiceCase):
-    """
-    Tests for a service with several poems.
-    """
+    """Tests for a service with several poems."""
 
     def setUp(self) -> None:
         super().setUp()
         self.poems = [Poem(name, name.encode(), f"/{name}.txt") for name in "abc"]
 
     def test_random(self) -> None:
-        """
-        Each reader gets one of them, as chance has it.
-        """
+        """Each reader gets one of them, as chance has it."""
         self.selection.find(*self.poems)
         self.service.startService()
         self.patch(serviceModule, "choice", lambda poems: poems[2])
@@ -220,25 +182,19 @@ class AnthologyTests(ServiceCase):
         self.assertIs(self.service.poem, self.poems[0])
 
     def test_all(self) -> None:
-        """
-        All of them have their turn.
-        """
+        """All of them have their turn."""
         self.selection.find(*self.poems)
         self.service.startService()
         self.assertEqual({self.service.poem.name for _ in range(1000)}, set("abc"))
 
     def test_description(self) -> None:
-        """
-        It says how many there are.
-        """
+        """It says how many there are."""
         self.selection.find(*self.poems)
         self.service.startService()
         self.assertEqual(self.service.description, "an anthology of 3 poems")
 
     def test_leftOut(self) -> None:
-        """
-        Each that is left out has one warning, and the others, however many, one record.
-        """
+        """Each that is left out has one warning, and the others, however many, one record."""
         self.selection.find(*self.poems[:2], leftOut=[PoemError("/c.txt: is empty")])
         with capturedLogs() as events:
             self.service.startService()
@@ -264,18 +220,14 @@ class AnthologyTests(ServiceCase):
         )
 
     def test_folders(self) -> None:
-        """
-        The record has each folder that a poem comes from, once.
-        """
+        """The record has each folder that a poem comes from, once."""
         self.selection.find(Poem("a", b"a", "/b/a.txt"), Poem("b", b"b", "/a/b.txt"), *self.poems)
         with capturedLogs() as events:
             self.service.startService()
         self.assertEqual(said(events), ["loaded 5 poems from: /:/a:/b"])
 
     def test_notUTF8(self) -> None:
-        """
-        Those that are not UTF-8 have one warning, which names the first ten.
-        """
+        """Those that are not UTF-8 have one warning, which names the first ten."""
         self.selection.find(*(Poem("x", b"\xe9", f"/{number}") for number in range(12)))
         with capturedLogs() as events:
             self.service.startService()
@@ -285,9 +237,7 @@ class AnthologyTests(ServiceCase):
         self.assertEqual((warning["files"], warning["message_id"]), (files, NOT_ALL_UTF8))
 
     def passOver(self, *files: str) -> list[str]:
-        """
-        @return: what a reload says when files have names that are none of poems.
-        """
+        """@return: what a reload says when files have names that are none of poems."""
         self.selection.find(*self.poems, passedOver=list(files))
         with capturedLogs() as events:
             reloaded = self.service.reload()
@@ -320,18 +270,14 @@ class AnthologyTests(ServiceCase):
 
 
 class ReloadTests(ServiceCase):
-    """
-    Tests for the reload.
-    """
+    """Tests for the reload."""
 
     def setUp(self) -> None:
         super().setUp()
         self.service.startService()
 
     def test_replaces(self) -> None:
-        """
-        When the new poem is read it takes the old one's place, and a record says so.
-        """
+        """When the new poem is read it takes the old one's place, and a record says so."""
         self.selection.find(NEW)
         reloaded = self.service.reload()
         with capturedLogs() as events:
@@ -341,9 +287,7 @@ class ReloadTests(ServiceCase):
         self.assertEqual(said(events), ["loaded a poem from: /etc/poetry/x.txt"])
 
     def test_inAThread(self) -> None:
-        """
-        Until a thread has read it the old poem is served: the disk holds up nobody.
-        """
+        """Until a thread has read it the old poem is served: the disk holds up nobody."""
         self.selection.found = AssertionError("read in the reactor's thread")
         reloaded = self.service.reload()
         self.selection.find(NEW)
@@ -353,9 +297,7 @@ class ReloadTests(ServiceCase):
         self.successResultOf(reloaded)
 
     def failReload(self, cause: str) -> None:
-        """
-        Have a reload fail.
-        """
+        """Have a reload fail."""
         self.selection.found = PoemError(cause)
         reloaded = self.service.reload()
         self.threads.work()
@@ -386,9 +328,7 @@ class ReloadTests(ServiceCase):
         )
 
     def test_recovers(self) -> None:
-        """
-        A later reload finds what an earlier one did not.
-        """
+        """A later reload finds what an earlier one did not."""
         self.failReload("/x.txt: is empty")
         self.selection.find(NEW)
         reloaded = self.service.reload()
@@ -414,9 +354,7 @@ class ReloadTests(ServiceCase):
         self.assertEqual(self.service.description, "x (3 bytes)")
 
     def test_noThread(self) -> None:
-        """
-        Where no thread can be had the old poem stays too, until a reload that has one.
-        """
+        """Where no thread can be had the old poem stays too, until a reload that has one."""
         self.threads.why = ThreadError("no thread can be had: none is left")
         with capturedLogs() as events:
             reloaded = self.service.reload()
@@ -429,9 +367,7 @@ class ReloadTests(ServiceCase):
         self.assertIs(self.service.poem, NEW)
 
     def test_oneAtATime(self) -> None:
-        """
-        A reload during another reads after it, since what that reads may be older.
-        """
+        """A reload during another reads after it, since what that reads may be older."""
         self.selection.find(NEW)
         first, second = self.service.reload(), self.service.reload()
         self.threads.work()
@@ -443,9 +379,7 @@ class ReloadTests(ServiceCase):
         self.assertIs(self.service.poem, OLD)
 
     def test_unchanged(self) -> None:
-        """
-        A poem that has not changed is the same one, not a second in memory.
-        """
+        """A poem that has not changed is the same one, not a second in memory."""
         self.selection.find(Poem(OLD.name, bytes(bytearray(OLD.text)), OLD.origin))
         reloaded = self.service.reload()
         with capturedLogs() as events:
@@ -455,9 +389,7 @@ class ReloadTests(ServiceCase):
         self.assertEqual(said(events), ["loaded a poem from: /poetry/x.txt"])
 
     def test_wholePoems(self) -> None:
-        """
-        Who was given the old poem keeps all of it.
-        """
+        """Who was given the old poem keeps all of it."""
         folder = makeFolder(self)
         path = write(folder, "x", b"the old one")
         service = self.make(PoemAt(path))

@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.command.signals}.
-"""
+"""Tests for L{fastpoetry.command.signals}."""
 
 from __future__ import annotations
 
@@ -17,26 +15,18 @@ from fastpoetry.tap import Options
 
 
 class SignalCase(SynchronousTestCase):
-    """
-    Handlers that are as they were when the test ends.
-    """
+    """Handlers that are as they were when the test ends."""
 
     def setHandler(self, number: int, handler: Callable[..., object] | int | None) -> None:
-        """
-        Have another handler for now.
-        """
+        """Have another handler for now."""
         self.addCleanup(signal.signal, number, signal.signal(number, handler))
 
 
 class HangupTests(SignalCase):
-    """
-    Tests for a SIGHUP that comes before anybody can reload.
-    """
+    """Tests for a SIGHUP that comes before anybody can reload."""
 
     def test_ignored(self) -> None:
-        """
-        It does nothing, from when twistd hands us our options.
-        """
+        """It does nothing, from when twistd hands us our options."""
         self.setHandler(signal.SIGHUP, signal.SIG_DFL)
         options = Options()
         options.parent = Options()
@@ -44,17 +34,13 @@ class HangupTests(SignalCase):
         self.assertEqual(signal.getsignal(signal.SIGHUP), signal.SIG_IGN)
 
     def test_parsedByOthers(self) -> None:
-        """
-        Whoever else parses options has the signals left alone.
-        """
+        """Whoever else parses options has the signals left alone."""
         self.setHandler(signal.SIGHUP, signal.SIG_DFL)
         Options().parseOptions(["--anthology"])
         self.assertEqual(signal.getsignal(signal.SIGHUP), signal.SIG_DFL)
 
     def test_somebodyElses(self) -> None:
-        """
-        A handler that is there stays.
-        """
+        """A handler that is there stays."""
 
         def handler(*_: object) -> None:
             raise AssertionError("nobody hangs up")
@@ -65,9 +51,7 @@ class HangupTests(SignalCase):
 
 
 class EndTests(SignalCase):
-    """
-    Tests for being told to end.
-    """
+    """Tests for being told to end."""
 
     def setUp(self) -> None:
         self.told: list[int] = []
@@ -77,25 +61,19 @@ class EndTests(SignalCase):
         endOnce(self.reactor)
 
     def start(self) -> None:
-        """
-        Have the reactor run.
-        """
+        """Have the reactor run."""
         for call, args, kwargs in self.reactor.whenRunningHooks:
             call(*args, **kwargs)
 
     def test_once(self) -> None:
-        """
-        Whoever says it again, by whichever signal, says it to nobody.
-        """
+        """Whoever says it again, by whichever signal, says it to nobody."""
         self.start()
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), number)
         self.assertEqual(self.told, [signal.SIGTERM])
 
     def test_endsAlready(self) -> None:
-        """
-        Nor is a program told that ends by itself, for want of readers.
-        """
+        """Nor is a program told that ends by itself, for want of readers."""
         self.start()
         for call, args, kwargs in self.reactor.triggers["before"]["shutdown"]:
             call(*args, **kwargs)
@@ -103,9 +81,7 @@ class EndTests(SignalCase):
         self.assertEqual(self.told, [])
 
     def test_atOnce(self) -> None:
-        """
-        Told again and again within a moment, a real server ends as if told once.
-        """
+        """Told again and again within a moment, a real server ends as if told once."""
         place = Workplace(self)
         port = findFreePort()
         options = ["--nodaemon", "--pidfile=", "fastpoetry", f"--port={port}"]
@@ -123,8 +99,6 @@ class EndTests(SignalCase):
 
 
 def isStopped(pid: int) -> bool:
-    """
-    @return: whether a process stands still.
-    """
+    """@return: whether a process stands still."""
     with open(f"/proc/{pid}/stat") as file:
         return file.read().rpartition(")")[2].split()[0] == "T"

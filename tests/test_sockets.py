@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.delivery.sockets}, on real ones.
-"""
+"""Tests for L{fastpoetry.delivery.sockets}, on real ones."""
 
 from __future__ import annotations
 
@@ -29,9 +27,7 @@ from fastpoetry.delivery.sockets import (
 
 
 class SocketCase(SynchronousTestCase):
-    """
-    A connection over TCP, and one over UNIX.
-    """
+    """A connection over TCP, and one over UNIX."""
 
     def setUp(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -43,23 +39,17 @@ class SocketCase(SynchronousTestCase):
 
 
 class LingerTests(SocketCase):
-    """
-    Tests for L{setLinger}.
-    """
+    """Tests for L{setLinger}."""
 
     def test_reset(self) -> None:
-        """
-        A close is a reset, if it is said to be.
-        """
+        """A close is a reset, if it is said to be."""
         setLinger(self.server, RESET_ON_CLOSE)
         self.server.sendall(b"half a")
         self.server.close()
         self.assertRaises(ConnectionResetError, receiveAll, self.client)
 
     def test_end(self) -> None:
-        """
-        It is an end again when that is taken back.
-        """
+        """It is an end again when that is taken back."""
         setLinger(self.server, RESET_ON_CLOSE)
         setLinger(self.server, END_ON_CLOSE)
         self.server.sendall(b"all")
@@ -67,30 +57,22 @@ class LingerTests(SocketCase):
         self.assertEqual(receiveAll(self.client), b"all")
 
     def test_UNIX(self) -> None:
-        """
-        A UNIX socket knows no reset: it is left as it is.
-        """
+        """A UNIX socket knows no reset: it is left as it is."""
         setLinger(self.unix, RESET_ON_CLOSE)
         self.assertEqual(self.unix.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8), bytes(8))
 
 
 class OverTests(SocketCase):
-    """
-    Tests for L{isOver}.
-    """
+    """Tests for L{isOver}."""
 
     def test_ours(self) -> None:
-        """
-        A connection with our end closed is not over.
-        """
+        """A connection with our end closed is not over."""
         self.assertFalse(isOver(self.server))
         self.server.shutdown(socket.SHUT_WR)
         self.assertFalse(isOver(self.server))
 
     def test_theirs(self) -> None:
-        """
-        Nor is one with theirs closed.
-        """
+        """Nor is one with theirs closed."""
         self.client.shutdown(socket.SHUT_WR)
         self.server.recv(1)
         self.assertFalse(isOver(self.server))
@@ -109,31 +91,23 @@ class OverTests(SocketCase):
         self.assertEqual(receiveAll(self.client), b"poem")
 
     def test_reset(self) -> None:
-        """
-        So is one that the client has reset.
-        """
+        """So is one that the client has reset."""
         setLinger(self.client, RESET_ON_CLOSE)
         self.client.close()
         self.assertRaises(ConnectionResetError, self.server.recv, 1)
         self.assertTrue(isOver(self.server))
 
     def test_UNIX(self) -> None:
-        """
-        Of a UNIX socket that cannot be told.
-        """
+        """Of a UNIX socket that cannot be told."""
         self.unixClient.close()
         self.assertFalse(isOver(self.unix))
 
 
 class UnacknowledgedTests(SocketCase):
-    """
-    Tests for L{countUnacknowledged}.
-    """
+    """Tests for L{countUnacknowledged}."""
 
     def test_waits(self) -> None:
-        """
-        What a client's system has no room for is counted, and nothing once it has it.
-        """
+        """What a client's system has no room for is counted, and nothing once it has it."""
         self.server.setblocking(False)
         sent = 0
         while True:
@@ -148,29 +122,21 @@ class UnacknowledgedTests(SocketCase):
         self.assertEqual(countUnacknowledged(self.server), 0)
 
     def test_UNIX(self) -> None:
-        """
-        On a UNIX socket nothing is lost once it is written: there is nothing to wait for.
-        """
+        """On a UNIX socket nothing is lost once it is written: there is nothing to wait for."""
         self.unix.sendall(b"x")
         self.assertEqual(countUnacknowledged(self.unix), 0)
 
 
 class Unable(socket.socket):
-    """
-    A socket of a kernel that does not know how to limit what waits in it.
-    """
+    """A socket of a kernel that does not know how to limit what waits in it."""
 
     def setsockopt(self, *option: Any) -> None:
-        """
-        Know no option.
-        """
+        """Know no option."""
         raise OSError(errno.ENOPROTOOPT, "Protocol not available")
 
 
 class UnsentTests(SocketCase):
-    """
-    Tests for L{limitUnsent}.
-    """
+    """Tests for L{limitUnsent}."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -178,17 +144,13 @@ class UnsentTests(SocketCase):
         self.addCleanup(sockets._tellUnlimited.cache_clear)
 
     def test_limit(self) -> None:
-        """
-        A socket takes no more than so much that is not sent yet.
-        """
+        """A socket takes no more than so much that is not sent yet."""
         limitUnsent(self.server)
         option = self.server.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
         self.assertEqual(option, MOST_UNSENT_BYTES)
 
     def test_unable(self) -> None:
-        """
-        Where the kernel does not know how, one record says so, and all are served without.
-        """
+        """Where the kernel does not know how, one record says so, and all are served without."""
         with capturedLogs() as events:
             for _ in range(3):
                 with Unable() as unable:
@@ -197,23 +159,17 @@ class UnsentTests(SocketCase):
         self.assertIn("TCP_NOTSENT_LOWAT: Protocol not available", text)
 
     def test_UNIX(self) -> None:
-        """
-        A UNIX socket has no such option, and nobody misses it.
-        """
+        """A UNIX socket has no such option, and nobody misses it."""
         with capturedLogs() as events:
             limitUnsent(self.unix)
         self.assertEqual(events, [])
 
 
 class TransportTests(SocketCase):
-    """
-    Tests for what is below Twisted's layers.
-    """
+    """Tests for what is below Twisted's layers."""
 
     def test_lowest(self) -> None:
-        """
-        Below all layers is the transport that has the socket.
-        """
+        """Below all layers is the transport that has the socket."""
         lowest = FakeTransport(handle=self.server)
         top: Any = lowest
         for _ in range(2):
@@ -224,8 +180,6 @@ class TransportTests(SocketCase):
         self.assertIs(socketOf(lowest), self.server)
 
     def test_noSocket(self) -> None:
-        """
-        One without a socket, as C{stdio:} has it, is none.
-        """
+        """One without a socket, as C{stdio:} has it, is none."""
         self.assertIsNone(socketOf(FakeTransport()))
         self.assertIsNone(socketOf(object()))

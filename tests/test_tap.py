@@ -32,18 +32,14 @@ from fastpoetry.tap import Options, makeService
 
 
 def parse(*line: str) -> Options:
-    """
-    @return: the options of a command line.
-    """
+    """@return: the options of a command line."""
     options = Options()
     options.parseOptions(list(line))
     return options
 
 
 class TapCase(SynchronousTestCase):
-    """
-    A folder of poems, and a reactor.
-    """
+    """A folder of poems, and a reactor."""
 
     def setUp(self) -> None:
         self.folder = makeFolder(self)
@@ -54,15 +50,11 @@ class TapCase(SynchronousTestCase):
         self.patch(assembly, "NotifyService", FakeNotify)
 
     def make(self, *line: str) -> Any:
-        """
-        @return: the service of a command line.
-        """
+        """@return: the service of a command line."""
         return makeService(parse("--poetry-path", self.folder, *line), self.reactor, self.reactor)
 
     def start(self, *line: str) -> Any:
-        """
-        @return: the service of a command line, started as twistd does.
-        """
+        """@return: the service of a command line, started as twistd does."""
         service = self.make(*line)
         service.privilegedStartService()
         service.startService()
@@ -70,9 +62,7 @@ class TapCase(SynchronousTestCase):
         return service
 
     def refusal(self, *line: str) -> str:
-        """
-        @return: why no service is made, which is one line on stderr and exit status 1.
-        """
+        """@return: why no service is made, which is one line on stderr and exit status 1."""
         before = countDescriptors()
         why = self.assertRaises(SystemExit, self.make, *line).code
         self.assertIsInstance(why, str)
@@ -82,9 +72,7 @@ class TapCase(SynchronousTestCase):
 
 
 class OptionsTests(TapCase):
-    """
-    Tests for L{Options}.
-    """
+    """Tests for L{Options}."""
 
     def test_name(self) -> None:
         """
@@ -98,9 +86,7 @@ class OptionsTests(TapCase):
         )
 
     def test_poetryPath(self) -> None:
-        """
-        It is looked up along the folders that were said, wherever that was.
-        """
+        """It is looked up along the folders that were said, wherever that was."""
         expected = PoemNamed("x", ["/a", os.path.abspath("b"), "/c"])
         for line in (
             ("--poetry-path=/a:b::/c/:", "--poem=x"),
@@ -109,40 +95,30 @@ class OptionsTests(TapCase):
             self.assertEqual(parse(*line).blocks[0].what, expected)
 
     def test_path(self) -> None:
-        """
-        A poem with a slash is a path, and stays the same file when twistd changes its folder.
-        """
+        """A poem with a slash is a path, and stays the same file when twistd changes its folder."""
         for path in ("poetry/ecstasy.txt", "./x", "/x/y.txt"):
             (block,) = parse("--poem", path).blocks
             self.assertEqual(block.what, PoemAt(os.path.abspath(path)))
 
     def test_anthology(self) -> None:
-        """
-        An anthology is all there is along the folders.
-        """
+        """An anthology is all there is along the folders."""
         (block,) = parse("--anthology", "--poetry-path", "/a:/b").blocks
         self.assertEqual(block.what, Anthology(["/a", "/b"]))
 
     def test_blocks(self) -> None:
-        """
-        Each poem and each anthology opens a block.
-        """
+        """Each poem and each anthology opens a block."""
         blocks = parse("--poem", "x", "-p1", "--anthology", "-p2", "--poem", "y", "-p3").blocks
         self.assertEqual([block.asked for block in blocks], ["--poem x", "--anthology", "--poem y"])
         self.assertEqual([block.port for block in blocks], [1, 2, 3])
 
     def test_tutorial(self) -> None:
-        """
-        After the tutorial's line the options have what its own have.
-        """
+        """After the tutorial's line the options have what its own have."""
         options = parse("--port", "10001", "--poem", "poetry/ecstasy.txt")
         self.assertEqual(options["poem"], "poetry/ecstasy.txt")
         self.assertEqual((options["port"], options["iface"]), (10001, "localhost"))
 
     def test_help(self) -> None:
-        """
-        The help says where poems are looked for.
-        """
+        """The help says where poems are looked for."""
         text = " ".join(str(Options()).split())
         self.assertIn("/etc/fastpoetry/poetry", text)
         self.assertIn("/usr/share/fastpoetry/poetry", text)
@@ -150,15 +126,11 @@ class OptionsTests(TapCase):
 
 
 class RefusalTests(TapCase):
-    """
-    Tests for what is refused before twistd becomes a daemon, with the option and its value.
-    """
+    """Tests for what is refused before twistd becomes a daemon, with the option and its value."""
 
     @skipUnless(os.geteuid() == 0, "only root becomes somebody else")
     def test_onlyRootsPoem(self) -> None:
-        """
-        A poem that only root can read is refused where the program will be somebody else.
-        """
+        """A poem that only root can read is refused where the program will be somebody else."""
         os.chmod(self.ecstasy, 0o600)
         options = parse("--poem", self.ecstasy)
         options.parent = usage.Options()
@@ -173,18 +145,14 @@ class RefusalTests(TapCase):
         self.assertEqual(os.geteuid(), 0)
 
     def test_missingPoem(self) -> None:
-        """
-        A poem that is not there is refused with its path and the cause.
-        """
+        """A poem that is not there is refused with its path and the cause."""
         self.assertEqual(
             self.refusal("--poem", "/nowhere/x.txt"),
             "--poem /nowhere/x.txt: /nowhere/x.txt: No such file or directory",
         )
 
     def test_unknownPoem(self) -> None:
-        """
-        A name that stands for nothing is refused with those that do.
-        """
+        """A name that stands for nothing is refused with those that do."""
         self.assertEqual(
             self.refusal("--poem", "extasy"),
             f"--poem extasy: no poem extasy in {self.folder}; "
@@ -192,27 +160,21 @@ class RefusalTests(TapCase):
         )
 
     def test_noName(self) -> None:
-        """
-        What is no name is refused, with a word on paths.
-        """
+        """What is no name is refused, with a word on paths."""
         for name in ("", "..", "ecstasy.txt", "..-..-etc-shadow", ".", "\n", "{}"):
             refusal = self.refusal(f"--poem={name}", "--port=0")
             self.assertIn("--poem ", refusal)
             self.assertIn("no name of a poem", refusal)
 
     def test_emptyAnthology(self) -> None:
-        """
-        An anthology of nothing is refused.
-        """
+        """An anthology of nothing is refused."""
         self.assertIn(
             "--anthology: no poem to read in /nowhere",
             self.refusalOf("--anthology", "--poetry-path", "/nowhere"),
         )
 
     def refusalOf(self, *line: str) -> str:
-        """
-        @return: why a command line is refused that has a poetry path of its own.
-        """
+        """@return: why a command line is refused that has a poetry path of its own."""
         return str(
             self.assertRaises(
                 SystemExit, lambda: makeService(parse(*line), self.reactor, self.reactor)
@@ -220,48 +182,36 @@ class RefusalTests(TapCase):
         )
 
     def test_poetryPathOfNothing(self) -> None:
-        """
-        A poetry path without a folder is refused.
-        """
+        """A poetry path without a folder is refused."""
         for path in ("", ":", "::"):
             refusal = self.refusalOf("--poem", "x", "--poetry-path", path)
             self.assertEqual(refusal, f"fastpoetry: --poetry-path {path}: names no folder")
 
     def test_twoPoetryPaths(self) -> None:
-        """
-        There is one poetry path.
-        """
+        """There is one poetry path."""
         refusal = self.refusal("--poem", "x", "--poetry-path", "/b")
         self.assertEqual(refusal, f"--poetry-path /b: given already, as {self.folder}")
 
     def test_laterPoem(self) -> None:
-        """
-        Every block is looked at.
-        """
+        """Every block is looked at."""
         refusal = self.refusal("--poem=ecstasy", "--port=0", "--poem=/nowhere/x", "--port=0")
         self.assertIn("--poem /nowhere/x: ", refusal)
 
 
 class ServiceTests(TapCase):
-    """
-    Tests for the service that a command line becomes.
-    """
+    """Tests for the service that a command line becomes."""
 
     def setUp(self) -> None:
         super().setUp()
         self.patch(assembly, "Preflight", FakePreflight)
 
     def poems(self) -> list[str]:
-        """
-        @return: what a client of each port would get.
-        """
+        """@return: what a client of each port would get."""
         factories: list[Any] = [factory for _, factory, _, _ in self.reactor.tcpServers]
         return [factory.source.poem.name for factory in factories]
 
     def test_tutorial(self) -> None:
-        """
-        The tutorial's line is a poem and a listener in a block, and what tells systemd.
-        """
+        """The tutorial's line is a poem and a listener in a block, and what tells systemd."""
         service = self.start("--port", "10000", "--poem", self.ecstasy)
         verifyObject(IService, service)
         block = ["PoetryService", "PoetryListener"]
@@ -269,9 +219,7 @@ class ServiceTests(TapCase):
         self.assertEqual(self.poems(), ["ecstasy"])
 
     def test_blocks(self) -> None:
-        """
-        Each block has its own poems.
-        """
+        """Each block has its own poems."""
         service = self.start("--poem", "science", "--port", "1", "--anthology", "--port", "2")
         *_, notify = service
         self.assertEqual(
@@ -280,9 +228,7 @@ class ServiceTests(TapCase):
         )
 
     def test_atStart(self) -> None:
-        """
-        A poem is read anew, with a record, when the service starts.
-        """
+        """A poem is read anew, with a record, when the service starts."""
         service = self.make("--poem", "science")
         write(self.folder, "science.txt", b"later")
         with capturedLogs() as events:

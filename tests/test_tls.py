@@ -1,6 +1,4 @@
-"""
-Tests for Twisted without TLS, in processes of their own.
-"""
+"""Tests for Twisted without TLS, in processes of their own."""
 
 from __future__ import annotations
 
@@ -63,57 +61,41 @@ except Exception as why:
 
 
 class PlainTests(SynchronousTestCase):
-    """
-    Tests for L{isPlain}.
-    """
+    """Tests for L{isPlain}."""
 
     def test_plain(self) -> None:
-        """
-        Sockets are plain, with or without a PROXY header.
-        """
+        """Sockets are plain, with or without a PROXY header."""
         for each in ("tcp:10000", "tcp:host=x:port=1", "adopted:", "unix:/x", "haproxy:tcp6:1"):
             self.assertTrue(isPlain(each), each)
 
     def test_notPlain(self) -> None:
-        """
-        TLS is not, wherever it stands; nor what nobody knows here.
-        """
+        """TLS is not, wherever it stands; nor what nobody knows here."""
         for each in ("ssl:1", "tls:x:1", "haproxy:ssl:1", "txsni:/x:tcp:1", "onion:1", "", "TCP:1"):
             self.assertFalse(isPlain(each), each)
 
 
 @skipUnless(find_spec("OpenSSL"), "no pyOpenSSL")
 class ProcessTests(SynchronousTestCase):
-    """
-    Tests of what a process loads.
-    """
+    """Tests of what a process loads."""
 
     def setUp(self) -> None:
-        """
-        Make the workplace, and find a port.
-        """
+        """Make the workplace, and find a port."""
         self.place = Workplace(self)
         self.port = findFreePort()
 
     def begin(self, *arguments: str) -> subprocess.Popen[str]:
-        """
-        Start a twistd that says what it has loaded.
-        """
+        """Start a twistd that says what it has loaded."""
         return self.place.begin(sys.executable, "-c", _SPYING, *arguments)
 
     def findTLS(self, process: subprocess.Popen[str]) -> Sequence[str]:
-        """
-        What a process that says so has loaded of L{TLS}.
-        """
+        """What a process that says so has loaded of L{TLS}."""
         file = self.place.folder / "loaded"
         waitUntil(lambda: process.poll() is not None or file.exists(), "a server that listens")
         loaded = waitUntil(file.read_text, "what is loaded").split()
         return [name for name in TLS if name in loaded]
 
     def test_server(self) -> None:
-        """
-        A server of plain sockets loads none of it, and serves.
-        """
+        """A server of plain sockets loads none of it, and serves."""
         process = self.begin(
             *("fastpoetry", "--poem", "poetry/ecstasy.txt", "--listen", f"tcp:{self.port}"),
             *("--listen", "unix:socket", "--listen", "haproxy:unix:proxied"),
@@ -123,16 +105,12 @@ class ProcessTests(SynchronousTestCase):
         self.assertEqual(fetchFrom(process, ("127.0.0.1", self.port)), poem)
 
     def test_proxy(self) -> None:
-        """
-        Nor does a proxy whose upstream is a plain socket.
-        """
+        """Nor does a proxy whose upstream is a plain socket."""
         process = self.begin("fastpoetry-proxy", "--upstream", "unix:none", "--port", "0")
         self.assertEqual(self.findTLS(process), [])
 
     def test_upstream(self) -> None:
-        """
-        A proxy with one upstream behind TLS loads it.
-        """
+        """A proxy with one upstream behind TLS loads it."""
         process = self.begin(
             *("fastpoetry-proxy", "--upstream", "unix:none", "--listen", "unix:socket"),
             *("--upstream", f"tls:poems:{self.port}", "--listen", "unix:other"),
@@ -141,9 +119,7 @@ class ProcessTests(SynchronousTestCase):
 
     @skipUnless(shutil.which("openssl"), "no openssl")
     def test_works(self) -> None:
-        """
-        A server with one socket behind TLS serves through it, wherever it is asked for.
-        """
+        """A server with one socket behind TLS serves through it, wherever it is asked for."""
         certificate = str(self.place.folder / "certificate.pem")
         made = self.place.run(
             *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=poems"),
@@ -168,16 +144,12 @@ class ProcessTests(SynchronousTestCase):
             self.assertEqual(receiveAll(client), poem)
 
     def test_otherPrograms(self) -> None:
-        """
-        A program that has our service beside others is as Twisted makes it.
-        """
+        """A program that has our service beside others is as Twisted makes it."""
         status, loaded, errors = self.place.run(sys.executable, "-c", _OTHER)
         self.assertEqual((status, errors), (0, ""))
         self.assertLessEqual(set(TLS), set(loaded.split()))
 
     def test_later(self) -> None:
-        """
-        Who asks for TLS all the same is refused, and never served in the clear.
-        """
+        """Who asks for TLS all the same is refused, and never served in the clear."""
         told = self.place.run(sys.executable, "-c", _LATER)
         self.assertEqual(told, (0, "AssertionError\n", ""))

@@ -47,21 +47,15 @@ exec "$@"
 
 
 def readPoem(name: str) -> bytes:
-    """
-    A poem as it is shipped.
-    """
+    """A poem as it is shipped."""
     return (ROOT / "poetry" / f"{name}.txt").read_bytes()
 
 
 class TwistdTestCase(SynchronousTestCase):
-    """
-    A test in a L{Workplace}.
-    """
+    """A test in a L{Workplace}."""
 
     def setUp(self) -> None:
-        """
-        Make the workplace, and find a port.
-        """
+        """Make the workplace, and find a port."""
         self.place = Workplace(self)
         self.folder = self.place.folder
         self.port = findFreePort()
@@ -69,39 +63,29 @@ class TwistdTestCase(SynchronousTestCase):
         self.ecstasy = readPoem("ecstasy")
 
     def stop(self, pid: int) -> None:
-        """
-        End a daemon, and wait until it is gone.
-        """
+        """End a daemon, and wait until it is gone."""
         os.kill(pid, signal.SIGTERM)
         self.waitFor(lambda: not isRunning(pid))
 
     def waitFor(self, condition: Callable[[], object]) -> None:
-        """
-        Wait until something is true, and show the log if it does not become so.
-        """
+        """Wait until something is true, and show the log if it does not become so."""
         try:
             waitUntil(condition, "see the log")
         except TimeoutError:
             self.fail(self.place.log)
 
     def waitForLog(self, text: str, times: int = 1) -> None:
-        """
-        Wait until something has been logged so often.
-        """
+        """Wait until something has been logged so often."""
         self.waitFor(lambda: self.place.log.count(text) >= times)
 
     def reload(self, pid: int, text: str, times: int = 1) -> None:
-        """
-        Have a daemon reload, and wait until it has logged something so often.
-        """
+        """Have a daemon reload, and wait until it has logged something so often."""
         os.kill(pid, signal.SIGHUP)
         self.waitForLog(text, times)
 
 
 class TutorialTests(TwistdTestCase):
-    """
-    Tests of the tutorial's line, as it stands.
-    """
+    """Tests of the tutorial's line, as it stands."""
 
     def test_everythingTheTutorialShows(self) -> None:
         """
@@ -120,23 +104,17 @@ class TutorialTests(TwistdTestCase):
         self.assertNotIn("Traceback", self.place.log)
 
     def test_description(self) -> None:
-        """
-        C{twistd --help} lists the command with its description.
-        """
+        """C{twistd --help} lists the command with its description."""
         status, output, _ = self.place.run(*findTwistd(), "--help")
         self.assertEqual(status, 0)
         self.assertRegex(output, r"\n +fastpoetry +A fast poetry service\.\n")
 
 
 class ServingTests(TwistdTestCase):
-    """
-    Tests of what our own options serve.
-    """
+    """Tests of what our own options serve."""
 
     def test_blocks(self) -> None:
-        """
-        Each block serves its own poem on its own port.
-        """
+        """Each block serves its own poem on its own port."""
         other = findFreePort()
         first = ("--poem", "poetry/ecstasy.txt", "--port", str(self.port))
         second = ("--poem", "poetry/science.txt", "--port", str(other))
@@ -145,9 +123,7 @@ class ServingTests(TwistdTestCase):
         self.assertEqual(fetch(("127.0.0.1", other)), readPoem("science"))
 
     def test_anthology(self) -> None:
-        """
-        Each poem of an anthology comes in its turn, which is a random one.
-        """
+        """Each poem of an anthology comes in its turn, which is a random one."""
         poems = {readPoem(name) for name in ("alla_sera", "ecstasy", "fascination", "science")}
         self.place.daemon("fastpoetry", "-p", f"{self.port}", "--anthology", "--poetry-path=poetry")
         # That one of four stays away for so long happens once in 10 ** 24 runs.
@@ -155,9 +131,7 @@ class ServingTests(TwistdTestCase):
         self.assertEqual(seen, poems)
 
     def test_socket(self) -> None:
-        """
-        A UNIX socket is served for as long as the daemon runs, and is gone then.
-        """
+        """A UNIX socket is served for as long as the daemon runs, and is gone then."""
         path = str(self.folder / "poem.sock")
         arguments = ("--poem", "poetry/ecstasy.txt", "--listen", "unix:poem.sock")
         pid = self.place.daemon("--rundir", str(self.folder), "fastpoetry", *arguments)
@@ -166,9 +140,7 @@ class ServingTests(TwistdTestCase):
         self.assertFalse(os.path.exists(path))
 
     def test_severalEndpoints(self) -> None:
-        """
-        One block serves on all endpoints that it lists.
-        """
+        """One block serves on all endpoints that it lists."""
         path = str(self.folder / "poem.sock")
         listen = ("--listen", f"tcp:{self.port}:interface=127.0.0.1", "--listen", f"unix:{path}")
         self.place.daemon("fastpoetry", "--poem", "poetry/ecstasy.txt", *listen)
@@ -176,21 +148,15 @@ class ServingTests(TwistdTestCase):
 
 
 class OwnFeaturesTests(TwistdTestCase):
-    """
-    Tests that twistd's own features work with ours.
-    """
+    """Tests that twistd's own features work with ours."""
 
     def setUp(self) -> None:
-        """
-        Have the arguments that most of the tests share.
-        """
+        """Have the arguments that most of the tests share."""
         super().setUp()
         self.command = ("fastpoetry", "--port", str(self.port), "--poem", "poetry/ecstasy.txt")
 
     def begin(self, *arguments: str) -> None:
-        """
-        Start in the foreground, and fetch.
-        """
+        """Start in the foreground, and fetch."""
         self.process = self.place.begin(*findTwistd(), "--nodaemon", *arguments)
         self.assertEqual(fetchFrom(self.process, self.address), self.ecstasy)
 
@@ -209,9 +175,7 @@ class OwnFeaturesTests(TwistdTestCase):
         self.assertFalse((self.folder / "twistd.pid").exists())
 
     def test_interrupt(self) -> None:
-        """
-        Ctrl-C ends it in the same way.
-        """
+        """Ctrl-C ends it in the same way."""
         self.begin(*self.command)
         self.process.send_signal(signal.SIGINT)
         status, output, errors = finish(self.process)
@@ -220,9 +184,7 @@ class OwnFeaturesTests(TwistdTestCase):
         self.assertNotIn("Traceback", output)
 
     def test_rotation(self) -> None:
-        """
-        SIGUSR1 puts the log file aside and begins another.
-        """
+        """SIGUSR1 puts the log file aside and begins another."""
         pid = self.place.daemon("--logfile", "twistd.log", *self.command)
         fetch(self.address)
         self.waitForLog("bytes of poetry")
@@ -236,9 +198,7 @@ class OwnFeaturesTests(TwistdTestCase):
 
     @onlyRoot
     def test_syslog(self) -> None:
-        """
-        With C{--syslog} every line goes there.
-        """
+        """With C{--syslog} every line goes there."""
         device = self.folder / "dev"
         device.mkdir()
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
@@ -294,9 +254,7 @@ class OwnFeaturesTests(TwistdTestCase):
         self.assertEqual(self.place.findProcesses(), [])
 
     def test_umask(self) -> None:
-        """
-        C{--umask} is the daemon's.
-        """
+        """C{--umask} is the daemon's."""
         pid = self.place.daemon("--umask", "027", *self.command)
         self.assertEqual(statusOf(pid)["Umask"], "0027")
         self.assertEqual((self.folder / "twistd.pid").stat().st_mode & 0o777, 0o640)
@@ -329,9 +287,7 @@ class OwnFeaturesTests(TwistdTestCase):
 
     @onlyRoot
     def test_otherRoot(self) -> None:
-        """
-        With C{--chroot} what is served is the poem at that path beneath the root.
-        """
+        """With C{--chroot} what is served is the poem at that path beneath the root."""
         pid = self.startBeneath("--iface", "127.0.0.1")
         self.assertEqual(fetch(self.address), b"Another ecstasy\n")
         self.stop(pid)
@@ -347,14 +303,10 @@ class OwnFeaturesTests(TwistdTestCase):
 
 
 class ReloadTests(TwistdTestCase):
-    """
-    Tests of SIGHUP.
-    """
+    """Tests of SIGHUP."""
 
     def test_changedPoem(self) -> None:
-        """
-        The same process serves what the file holds now.
-        """
+        """The same process serves what the file holds now."""
         command = ("fastpoetry", "-p", str(self.port), "--poem", "./poem.txt")
         (self.folder / "poem.txt").write_bytes(b"Once\n")
         pid = self.place.daemon(*command)
@@ -383,9 +335,7 @@ class ReloadTests(TwistdTestCase):
         self.assertEqual(re.findall("#error|#critical|Traceback", self.place.log), ["#error"])
 
     def test_administratorsPoem(self) -> None:
-        """
-        A name is looked up anew, so that a poem in an earlier folder takes over.
-        """
+        """A name is looked up anew, so that a poem in an earlier folder takes over."""
         own = self.folder / "own"
         own.mkdir()
         command = ("fastpoetry", "-p", f"{self.port}", "--poem=ecstasy", "--poetry-path=own:poetry")
@@ -397,9 +347,7 @@ class ReloadTests(TwistdTestCase):
 
 
 class RefusalTestCase(TwistdTestCase):
-    """
-    A test of a start that is refused.
-    """
+    """A test of a start that is refused."""
 
     def assertRefused(self, *arguments: str, says: str, before: tuple[str, ...] = ()) -> None:
         """
@@ -423,35 +371,25 @@ class RefusalTestCase(TwistdTestCase):
 
 
 class PoemRefusalTests(RefusalTestCase):
-    """
-    Tests of poems that cannot be served.
-    """
+    """Tests of poems that cannot be served."""
 
     def assertPoemRefused(self, cause: str, before: tuple[str, ...] = ()) -> None:
-        """
-        The path C{poetry/bad.txt} is refused with a line that has option, path and cause.
-        """
+        """The path C{poetry/bad.txt} is refused with a line that has option, path and cause."""
         says = f"--poem poetry/bad.txt: {self.folder}/poetry/bad.txt: {cause}"
         arguments = ("--port", str(self.port), "--poem", "poetry/bad.txt")
         self.assertRefused(*arguments, says=says, before=before)
 
     @property
     def bad(self) -> Path:
-        """
-        What is refused.
-        """
+        """What is refused."""
         return self.folder / "poetry/bad.txt"
 
     def test_missing(self) -> None:
-        """
-        There must be a file.
-        """
+        """There must be a file."""
         self.assertPoemRefused("No such file or directory")
 
     def test_unreadable(self) -> None:
-        """
-        A file that may not be read is refused with a line that says how to mend it.
-        """
+        """A file that may not be read is refused with a line that says how to mend it."""
         self.bad.write_bytes(b"For nobody's eyes\n")
         self.bad.chmod(0)
         # Root reads everything, unless it is told not to.
@@ -461,61 +399,45 @@ class PoemRefusalTests(RefusalTestCase):
         self.assertPoemRefused(f"Permission denied (uid {os.geteuid()}){mend}", before)
 
     def test_empty(self) -> None:
-        """
-        A poem has at least one byte.
-        """
+        """A poem has at least one byte."""
         self.bad.touch()
         self.assertPoemRefused("is empty")
 
     def test_folder(self) -> None:
-        """
-        A folder is none.
-        """
+        """A folder is none."""
         self.bad.mkdir()
         self.assertPoemRefused("is a folder")
 
     def test_FIFO(self) -> None:
-        """
-        A FIFO without a writer is refused at once.
-        """
+        """A FIFO without a writer is refused at once."""
         os.mkfifo(self.bad)
         self.assertPoemRefused("is a FIFO")
 
     def test_socket(self) -> None:
-        """
-        A socket is refused.
-        """
+        """A socket is refused."""
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(self.bad))
             listener.listen()
             self.assertPoemRefused("No such device or address")
 
     def test_device(self) -> None:
-        """
-        A device without an end is refused.
-        """
+        """A device without an end is refused."""
         says = "--poem /dev/zero: /dev/zero: is a device"
         self.assertRefused("--poem", "/dev/zero", says=says)
 
     def test_tooLarge(self) -> None:
-        """
-        One byte above 64 MiB is too much.
-        """
+        """One byte above 64 MiB is too much."""
         with open(self.bad, "wb") as file:
             file.truncate(64 * 1024 * 1024 + 1)
         self.assertPoemRefused("has 67108865 bytes; a poem has 67108864 (64 MiB) at most")
 
     def test_danglingLink(self) -> None:
-        """
-        A link to nowhere is a poem that is missing.
-        """
+        """A link to nowhere is a poem that is missing."""
         self.bad.symlink_to("nowhere")
         self.assertPoemRefused("No such file or directory")
 
     def test_secondOfTwo(self) -> None:
-        """
-        One bad poem among good ones is enough.
-        """
+        """One bad poem among good ones is enough."""
         good = ("--poem", "poetry/ecstasy.txt", "--port", str(self.port))
         bad = ("--poem", "./no.txt", "--port", str(findFreePort()))
         self.assertRefused(*good, *bad, says=f"--poem ./no.txt: {self.folder}/no.txt: No such file")
@@ -532,137 +454,97 @@ class PoemRefusalTests(RefusalTestCase):
         )
 
     def test_emptyAnthology(self) -> None:
-        """
-        An anthology of nothing is refused.
-        """
+        """An anthology of nothing is refused."""
         says = f"--anthology: no poem to read in {self.folder}/none"
         self.assertRefused("--anthology", "--poetry-path=none", says=says)
 
     def test_nameThatIsNone(self) -> None:
-        """
-        A name that leads elsewhere is refused.
-        """
+        """A name that leads elsewhere is refused."""
         self.assertRefused("--poem", "..", says="--poem ..: '..' is no name of a poem")
 
     def test_hostileName(self) -> None:
-        """
-        What would make another line, or command the terminal, is shown as what it is.
-        """
+        """What would make another line, or command the terminal, is shown as what it is."""
         name = "a\nb\x1b[2J\r\u2028\udcff"  # the last is a byte that is not UTF-8
         says = r"--poem a\nb\x1b[2J\r\u2028\udcff: "
         self.assertRefused("--poem", name, says=says)
 
     def test_hostilePath(self) -> None:
-        """
-        So is what a path holds.
-        """
+        """So is what a path holds."""
         says = rf"--poem ./a\nb\x1b[2J: {self.folder}/a\nb\x1b[2J: No such file"
         self.assertRefused("--poem", "./a\nb\x1b[2J", says=says)
 
 
 class OptionRefusalTests(RefusalTestCase):
-    """
-    Tests of options that cannot be meant, and of places that cannot be had.
-    """
+    """Tests of options that cannot be meant, and of places that cannot be had."""
 
     poem = ("--poem", "poetry/ecstasy.txt")
 
     def test_nothing(self) -> None:
-        """
-        There must be something to serve.
-        """
+        """There must be something to serve."""
         self.assertRefused(says="nothing to serve: say what with --poem or --anthology")
 
     def test_unknownOption(self) -> None:
-        """
-        An option that is none is refused by its name.
-        """
+        """An option that is none is refused by its name."""
         self.assertRefused("--pome", "ecstasy", says="option --pome not recognized")
 
     def test_hostileOption(self) -> None:
-        """
-        An option that is none stays on its line.
-        """
+        """An option that is none stays on its line."""
         self.assertRefused("--a\n\x1b[2J", says=r"option --a\n\x1b[2J not recognized")
 
     def test_strayArgument(self) -> None:
-        """
-        An argument that belongs to no option is refused by what it is.
-        """
+        """An argument that belongs to no option is refused by what it is."""
         self.assertRefused(*self.poem, "science", says="science: ")
 
     def test_missingValue(self) -> None:
-        """
-        An option that needs a value is refused without.
-        """
+        """An option that needs a value is refused without."""
         self.assertRefused("--poem", says="option --poem requires argument")
 
     def test_twice(self) -> None:
-        """
-        A block has one port.
-        """
+        """A block has one port."""
         twice = ("--port", "10001", "--port", "10002")
         self.assertRefused(*twice, *self.poem, says="--port 10002: given already (10001)")
 
     def test_pathTwice(self) -> None:
-        """
-        The process has one poetry path.
-        """
+        """The process has one poetry path."""
         twice = ("--poetry-path", "one", "--poetry-path", "two")
         self.assertRefused(*twice, *self.poem, says="--poetry-path two: given already, as one")
 
     def test_pathOfNothing(self) -> None:
-        """
-        A poetry path names a folder.
-        """
+        """A poetry path names a folder."""
         self.assertRefused("--poetry-path", ":", "--poem", "ecstasy", says="--poetry-path :")
 
     def test_secondBlockWithoutAPort(self) -> None:
-        """
-        A second block needs a place of its own.
-        """
+        """A second block needs a place of its own."""
         says = "--poem science: a second block needs a --port or --listen of its own"
         self.assertRefused(*self.poem, "--poem", "science", says=says)
 
     def test_portOutOfRange(self) -> None:
-        """
-        There is no port 65536.
-        """
+        """There is no port 65536."""
         says = "--port 65536: not a port from 0 to 65535"
         self.assertRefused("--port", "65536", *self.poem, says=says)
 
     def test_portOfManyDigits(self) -> None:
-        """
-        A number that Python does not read is no port either.
-        """
+        """A number that Python does not read is no port either."""
         self.assertRefused("--port", "9" * 5000, *self.poem, says=": not a port from 0 to 65535")
 
     def test_countOfManyDigits(self) -> None:
-        """
-        Nor is it a number of readers.
-        """
+        """Nor is it a number of readers."""
         self.assertRefused("--max-readers", "9" * 5000, *self.poem, says="--max-readers 9999")
 
     def test_portTaken(self) -> None:
-        """
-        A port that somebody serves is refused.
-        """
+        """A port that somebody serves is refused."""
         with socket.create_server(self.address):
             says = f"--port {self.port} --iface localhost: Address already in use"
             self.assertRefused("--port", str(self.port), *self.poem, says=says)
 
     def test_portForTwo(self) -> None:
-        """
-        Two blocks cannot have the same port.
-        """
+        """Two blocks cannot have the same port."""
         port = ("--port", str(self.port))
         says = f"--port {self.port} --iface localhost: Address already in use"
         self.assertRefused(*self.poem, *port, *self.poem, *port, says=says)
 
     def test_endpointTaken(self) -> None:
-        """
-        So is an endpoint that somebody serves, with a layer above it too.
-        """
+        """So is an endpoint that somebody serves, with a layer above it too."""
         description = f"tcp:{self.port}:interface=127.0.0.1"
         with socket.create_server(self.address):
             for listen in (description, f"haproxy:{description}"):
@@ -670,76 +552,56 @@ class OptionRefusalTests(RefusalTestCase):
                 self.assertRefused(*self.poem, "--listen", listen, says=says)
 
     def test_endpointTwice(self) -> None:
-        """
-        The same endpoint twice is refused.
-        """
+        """The same endpoint twice is refused."""
         listen = f"tcp:{self.port}:interface=127.0.0.1"
         twice = ("--listen", listen, "--listen", listen)
         self.assertRefused(*self.poem, *twice, says=f"--listen {listen}: ")
 
     def test_interface(self) -> None:
-        """
-        An address that is not this machine's is refused.
-        """
+        """An address that is not this machine's is refused."""
         arguments = ("--iface", "192.0.2.1", "--port", str(self.port))
         says = f"--port {self.port} --iface 192.0.2.1: Cannot assign requested address"
         self.assertRefused(*self.poem, *arguments, says=says)
 
     def test_endpointOfNoKind(self) -> None:
-        """
-        An endpoint of an unknown kind is refused.
-        """
+        """An endpoint of an unknown kind is refused."""
         says = "--listen tpc:1: not a Twisted endpoint description: Unknown endpoint type: 'tpc'"
         self.assertRefused(*self.poem, "--listen", "tpc:1", says=says)
 
     def test_endpointThatDoesNotParse(self) -> None:
-        """
-        An endpoint of a known kind is refused for what it says.
-        """
+        """An endpoint of a known kind is refused for what it says."""
         says = "--listen tcp:ten: not a Twisted endpoint description: "
         self.assertRefused(*self.poem, "--listen", "tcp:ten", says=says)
 
     def test_hostileEndpoint(self) -> None:
-        """
-        A description stays on its line.
-        """
+        """A description stays on its line."""
         says = r"--listen a\n\x1b[2J: not a Twisted endpoint description: "
         self.assertRefused(*self.poem, "--listen", "a\n\x1b[2J", says=says)
 
     def test_endpointAndPort(self) -> None:
-        """
-        An endpoint and a port exclude each other.
-        """
+        """An endpoint and a port exclude each other."""
         arguments = ("--listen", "tcp:1", "--port", "2")
         says = "--poem poetry/ecstasy.txt: --listen tcp:1 excludes --port and --iface"
         self.assertRefused(*self.poem, *arguments, says=says)
 
     def test_nothingToAdopt(self) -> None:
-        """
-        Where nothing was passed, nothing can be adopted.
-        """
+        """Where nothing was passed, nothing can be adopted."""
         says = "adopted: no descriptor was passed"
         self.assertRefused(*self.poem, "--listen", "adopted:", says=says)
 
     def test_noFolderForASocket(self) -> None:
-        """
-        A socket needs a folder that is there.
-        """
+        """A socket needs a folder that is there."""
         listen = f"unix:{self.folder}/none/poem.sock"
         says = f"--listen {listen}: No such file or directory"
         self.assertRefused(*self.poem, "--listen", listen, says=says)
 
     def test_socketOnAFile(self) -> None:
-        """
-        A socket takes the place of nothing else.
-        """
+        """A socket takes the place of nothing else."""
         listen = f"unix:{self.folder}/poetry/science.txt"
         self.assertRefused(*self.poem, "--listen", listen, says=f"--listen {listen}: File exists")
 
     def test_socketTaken(self) -> None:
-        """
-        A socket that somebody serves is refused.
-        """
+        """A socket that somebody serves is refused."""
         path = str(self.folder / "poem.sock")
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(path)
@@ -749,9 +611,7 @@ class OptionRefusalTests(RefusalTestCase):
 
 
 class DeploymentTests(TwistdTestCase):
-    """
-    Tests of the C{.tac} files, from a clone.
-    """
+    """Tests of the C{.tac} files, from a clone."""
 
     deployments = {
         "fastpoetry.tac": {10000: "ecstasy"},
@@ -761,17 +621,13 @@ class DeploymentTests(TwistdTestCase):
     }
 
     def setUp(self) -> None:
-        """
-        Stand in the clone, and not in a folder that has poems too.
-        """
+        """Stand in the clone, and not in a folder that has poems too."""
         super().setUp()
         self.place.folder = ROOT
         self.pidFile = f"--pidfile={self.folder}/twistd.pid"
 
     def test_served(self) -> None:
-        """
-        By twistd each serves its poems on its ports.
-        """
+        """By twistd each serves its poems on its ports."""
         for name, poems in self.deployments.items():
             with ownNetwork():
                 command = ("--nodaemon", self.pidFile, "--python", f"packaging/tac/{name}")
@@ -784,9 +640,7 @@ class DeploymentTests(TwistdTestCase):
             self.assertIn(f"loaded a poem from: {ROOT}/poetry/ecstasy.txt\n", output)
 
     def test_elsewhere(self) -> None:
-        """
-        The clone's poems are found from any other folder, and as a daemon.
-        """
+        """The clone's poems are found from any other folder, and as a daemon."""
         self.place.folder = self.folder
         for name, poems in self.deployments.items():
             with ownNetwork():
@@ -796,9 +650,7 @@ class DeploymentTests(TwistdTestCase):
                 self.stop(pid)
 
     def test_refused(self) -> None:
-        """
-        What cannot be served is refused as on a command line.
-        """
+        """What cannot be served is refused as on a command line."""
         for name in self.deployments:
             with ownNetwork(), socket.create_server(("127.0.0.1", 10000)):
                 status, output, errors = self.place.run(
@@ -808,9 +660,7 @@ class DeploymentTests(TwistdTestCase):
             self.assertRegex(errors, r"^fastpoetry: .*:?10000.*: Address already in use\n$")
 
     def test_plainPython(self) -> None:
-        """
-        Plain Python does nothing with them, even where their ports are taken.
-        """
+        """Plain Python does nothing with them, even where their ports are taken."""
         for name in self.deployments:
             with ownNetwork(), socket.create_server(("127.0.0.1", 10000)):
                 ended = self.place.run(sys.executable, f"packaging/tac/{name}")

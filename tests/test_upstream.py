@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.proxy.upstream}.
-"""
+"""Tests for L{fastpoetry.proxy.upstream}."""
 
 from __future__ import annotations
 
@@ -42,9 +40,7 @@ class FakeNames:
         self.asked: list[str] = []
 
     def __call__(self, host: str, port: int, **how: Any) -> list[Any]:
-        """
-        Look a name up.
-        """
+        """Look a name up."""
         self.asked.append(host)
         if host not in self._names:
             raise socket.gaierror(socket.EAI_NONAME, "unknown")
@@ -56,9 +52,7 @@ class FakeNames:
 
 
 class ParseTests(SynchronousTestCase):
-    """
-    Tests for L{parseUpstream}: what is connected to.
-    """
+    """Tests for L{parseUpstream}: what is connected to."""
 
     def setUp(self) -> None:
         self.reactor = Reactor()
@@ -67,9 +61,7 @@ class ParseTests(SynchronousTestCase):
         self.reactor.installNameResolver(Resolver(self.reactor, self.names))
 
     def connect(self, description: str) -> list[tuple[Any, ...]]:
-        """
-        @return: each connection that is tried while nobody answers.
-        """
+        """@return: each connection that is tried while nobody answers."""
         endpoint = parseUpstream(description, self.reactor)
         verifyObject(IStreamClientEndpoint, endpoint)
         connecting = endpoint.connect(Factory.forProtocol(Protocol))
@@ -98,9 +90,7 @@ class ParseTests(SynchronousTestCase):
         self.assertEqual(self.names.asked, [])
 
     def test_IPv6(self) -> None:
-        """
-        So is an IPv6 address, however it is written.
-        """
+        """So is an IPv6 address, however it is written."""
         for description in (
             "tcp:host=::1:port=10011",
             "tcp:port=10011:host=::1",
@@ -125,41 +115,31 @@ class ParseTests(SynchronousTestCase):
         self.assertEqual(self.connect("tcp:six:10000"), [("::1", 10000, None, None)])
 
     def test_source(self) -> None:
-        """
-        The address to connect from can be said.
-        """
+        """The address to connect from can be said."""
         self.assertEqual(
             self.connect("tcp:127.0.0.1:10000:bindAddress=127.0.0.2"),
             [("127.0.0.1", 10000, None, ("127.0.0.2", 0))],
         )
 
     def test_unix(self) -> None:
-        """
-        A UNIX socket is connected to for as long as who connects likes, too.
-        """
+        """A UNIX socket is connected to for as long as who connects likes, too."""
         endpoint = parseUpstream("unix:path=/run/x[a].sock", self.reactor)
         endpoint.connect(Factory.forProtocol(Protocol)).addErrback(lambda _: None)
         ((path, _, timeout, _),) = self.reactor.unixClients
         self.assertEqual((path, timeout), ("/run/x[a].sock", None))
 
     def test_noThread(self) -> None:
-        """
-        Where no thread can be had to look a name up, connecting fails with that.
-        """
+        """Where no thread can be had to look a name up, connecting fails with that."""
         self.threads.why = ThreadError("no thread can be had: none is left")
         endpoint = parseUpstream("tcp:poems:10000", self.reactor)
         self.assertRaises(ThreadError, endpoint.connect, Factory.forProtocol(Protocol))
 
     def refusal(self, description: str) -> str:
-        """
-        @return: why there is no endpoint.
-        """
+        """@return: why there is no endpoint."""
         return str(self.assertRaises(ValueError, parseUpstream, description, self.reactor))
 
     def test_mistakes(self) -> None:
-        """
-        What is missing or mistaken is said, with the right form.
-        """
+        """What is missing or mistaken is said, with the right form."""
         for description, why in {
             "": "names no upstream",
             "tcp": "has no host",
@@ -183,18 +163,14 @@ class ParseTests(SynchronousTestCase):
             self.assertTrue(why in refusal and refusal.endswith(FORM), (description, refusal))
 
     def test_timeout(self) -> None:
-        """
-        A time of the endpoint's own is refused: it would be a second one for the same.
-        """
+        """A time of the endpoint's own is refused: it would be a second one for the same."""
         for description in ("tcp:host=poems:port=1:timeout=3", "unix:/x:timeout=3"):
             why = self.refusal(description)
             self.assertEqual(why, "timeout= is what --connect-timeout is for")
 
     @given(st.text(alphabet="tcphost=por:[]\\1.\n\0 é").map("tcp:".__add__))
     def test_any(self, description: str) -> None:
-        """
-        Whatever is said, it is an endpoint or is refused in one line.
-        """
+        """Whatever is said, it is an endpoint or is refused in one line."""
         try:
             endpoint = parseUpstream(description, self.reactor)
         except ValueError as why:
@@ -217,28 +193,20 @@ class FakeReceiver:
         self.began: Any = None
 
     def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
-        """
-        Wait.
-        """
+        """Wait."""
         self.began = resolutionInProgress
 
     def addressResolved(self, address: Any) -> None:
-        """
-        Take an address.
-        """
+        """Take an address."""
         self._found.append(address)
 
     def resolutionComplete(self) -> None:
-        """
-        Have all.
-        """
+        """Have all."""
         self.found = self._found
 
 
 class ResolverTests(SynchronousTestCase):
-    """
-    Tests for L{Resolver}.
-    """
+    """Tests for L{Resolver}."""
 
     def setUp(self) -> None:
         self.threads = Threads(self)
@@ -246,9 +214,7 @@ class ResolverTests(SynchronousTestCase):
         self.resolver = Resolver(Reactor(), self.names)
 
     def look(self, name: str, **how: Any) -> FakeReceiver:
-        """
-        @return: who wants a name's addresses.
-        """
+        """@return: who wants a name's addresses."""
         receiver = FakeReceiver()
         lookup = self.resolver.resolveHostName(receiver, name, 17, **how)
         self.assertIs(receiver.began, lookup)
@@ -258,16 +224,12 @@ class ResolverTests(SynchronousTestCase):
         return receiver
 
     def test_interface(self) -> None:
-        """
-        It is a resolver.
-        """
+        """It is a resolver."""
         verifyObject(IHostnameResolver, self.resolver)
         verifyObject(IResolutionReceiver, FakeReceiver())
 
     def test_found(self) -> None:
-        """
-        A name is looked up in a thread, and has addresses of both kinds.
-        """
+        """A name is looked up in a thread, and has addresses of both kinds."""
         receiver = self.look("poems")
         self.assertIsNone(receiver.found)
         self.threads.work()
@@ -276,17 +238,13 @@ class ResolverTests(SynchronousTestCase):
         )
 
     def test_kind(self) -> None:
-        """
-        Who wants one kind alone gets no other.
-        """
+        """Who wants one kind alone gets no other."""
         receiver = self.look("poems", addressTypes=[IPv4Address])
         self.threads.work()
         self.assertEqual(receiver.found, [IPv4Address("TCP", "127.0.0.1", 17)])
 
     def test_unknown(self) -> None:
-        """
-        A name that is unknown, or can be none, has no address.
-        """
+        """A name that is unknown, or can be none, has no address."""
         self.names = FakeNames()
         for resolver, name in (
             (self.resolver, "nobody"),
@@ -311,9 +269,7 @@ class ResolverTests(SynchronousTestCase):
         self.assertEqual(self.names.asked, ["poems"] * 2)
 
     def test_noThread(self) -> None:
-        """
-        Where no thread can be had that is an error, and the next look may have one.
-        """
+        """Where no thread can be had that is an error, and the next look may have one."""
         self.threads.why = ThreadError("no thread can be had: none is left")
         self.assertRaises(ThreadError, self.resolver.resolveHostName, FakeReceiver(), "poems")
         self.threads.why = None

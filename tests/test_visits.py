@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.delivery.visits}.
-"""
+"""Tests for L{fastpoetry.delivery.visits}."""
 
 from __future__ import annotations
 
@@ -13,9 +11,7 @@ from fastpoetry.delivery.visits import Round
 
 
 class RoundTests(SynchronousTestCase):
-    """
-    Tests for L{Round}, whose readers are kept for another visit if the test says so.
-    """
+    """Tests for L{Round}, whose readers are kept for another visit if the test says so."""
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -25,38 +21,28 @@ class RoundTests(SynchronousTestCase):
         self.round = Round(self.clock, 1.0, self.visit, self.keep)
 
     def visit(self, reader: Reader) -> bool:
-        """
-        Remember when it was.
-        """
+        """Remember when it was."""
         self.visited.append((self.clock.seconds(), reader))
         return self.isKept
 
     def keep(self, readers: list[Reader], now: float) -> None:
-        """
-        Visit them again, as the rounds of the policy do.
-        """
+        """Visit them again, as the rounds of the policy do."""
         self.kept += readers
         if readers:
             self.round.add(readers, now)
 
     def come(self, times: int = 1) -> list[Reader]:
-        """
-        @return: some who came together.
-        """
+        """@return: some who came together."""
         readers: list[Reader] = [Receipt(POEM, None) for _ in range(times)]
         self.round.add(readers, self.clock.seconds())
         return readers
 
     def times(self) -> list[float]:
-        """
-        @return: when somebody was visited.
-        """
+        """@return: when somebody was visited."""
         return sorted({when for when, _ in self.visited})
 
     def test_once(self) -> None:
-        """
-        Who comes is visited once, after the delay; then nobody waits, and no timer runs.
-        """
+        """Who comes is visited once, after the delay; then nobody waits, and no timer runs."""
         readers = self.come(3)
         self.assertEqual(self.round.waiting, 3)
         self.clock.pump([0.5] * 6)
@@ -64,18 +50,14 @@ class RoundTests(SynchronousTestCase):
         self.assertEqual((self.round.waiting, self.clock.getDelayedCalls()), (0, []))
 
     def test_again(self) -> None:
-        """
-        Who is still to be looked after is visited again and again.
-        """
+        """Who is still to be looked after is visited again and again."""
         self.isKept = True
         self.come()
         self.clock.pump([1.0] * 3)
         self.assertEqual((self.times(), self.round.waiting), ([1.0, 2.0, 3.0], 1))
 
     def test_afterAPause(self) -> None:
-        """
-        Who comes when all have gone is visited as the first one was.
-        """
+        """Who comes when all have gone is visited as the first one was."""
         self.come()
         self.clock.pump([1.0] * 5)
         self.come()
@@ -98,18 +80,14 @@ class RoundTests(SynchronousTestCase):
         self.assertLess(len(self.times()), 5)
 
     def test_oneTimer(self) -> None:
-        """
-        However many wait, they take one timer.
-        """
+        """However many wait, they take one timer."""
         for _ in range(10):
             self.come()
             self.clock.advance(0.01)
         self.assertEqual(len(self.clock.getDelayedCalls()), 1)
 
     def test_bounded(self) -> None:
-        """
-        Where many are due, the sockets get their turn after a hundred of them at the latest.
-        """
+        """Where many are due, the sockets get their turn after a hundred of them at the latest."""
         for _ in range(1001):
             self.come()
         seen = [0]
@@ -135,9 +113,7 @@ class RoundTests(SynchronousTestCase):
         self.assertEqual(self.round.waiting, 3)
 
     def test_stop(self) -> None:
-        """
-        Stopped, it visits nobody and leaves no timer, and can begin anew.
-        """
+        """Stopped, it visits nobody and leaves no timer, and can begin anew."""
         self.come()
         self.round.stop()
         self.assertEqual((self.round.waiting, self.clock.getDelayedCalls()), (0, []))
@@ -146,9 +122,7 @@ class RoundTests(SynchronousTestCase):
         self.assertEqual(len(self.visited), 1)
 
     def test_stopsWithinAVisit(self) -> None:
-        """
-        A visit may be what ends it all.
-        """
+        """A visit may be what ends it all."""
 
         def visit(_: Reader) -> bool:
             self.round.stop()

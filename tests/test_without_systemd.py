@@ -14,34 +14,26 @@ _MISSING = "raise ModuleNotFoundError(\"No module named 'systemd'\", name='syste
 
 
 class WithoutSystemdTests(SynchronousTestCase):
-    """
-    A folder of poems, and no module C{systemd}.
-    """
+    """A folder of poems, and no module C{systemd}."""
 
     def setUp(self) -> None:
         self.place = Workplace(self)
         (self.place.folder / "systemd.py").write_text(_MISSING)
 
     def begin(self, *arguments: str) -> subprocess.Popen[str]:
-        """
-        Start twistd.
-        """
+        """Start twistd."""
         path = f"PYTHONPATH={self.place.folder}:{ROOT}"
         return self.place.begin("env", path, *findTwistd(), *arguments)
 
     def test_help(self) -> None:
-        """
-        Both commands say what they can do.
-        """
+        """Both commands say what they can do."""
         for command in ("fastpoetry", "fastpoetry-proxy"):
             status, output, errors = finish(self.begin(command, "--help"))
             self.assertEqual((status, errors), (0, ""), output)
             self.assertIn("--listen", output)
 
     def test_serves(self) -> None:
-        """
-        What needs no passed descriptor works, the log for the journal included.
-        """
+        """What needs no passed descriptor works, the log for the journal included."""
         poem, port = "poetry/ecstasy.txt", findFreePort()
         for logger in ((), ("--logger=fastpoetry.systemd.journal.observer",)):
             twistd = self.begin(
@@ -55,9 +47,7 @@ class WithoutSystemdTests(SynchronousTestCase):
             self.assertNotIn("Traceback", output + errors)
 
     def test_adopted(self) -> None:
-        """
-        What does is refused in one line that says what is missing.
-        """
+        """What does is refused in one line that says what is missing."""
         script = 'exec env LISTEN_PID=$$ LISTEN_FDS=1 "$@" 3</dev/null'
         arguments = ("fastpoetry", "--poem=./poetry/ecstasy.txt", "--listen=adopted:")
         command = (*findTwistd(), "--nodaemon", "--pidfile=", *arguments)

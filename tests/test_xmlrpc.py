@@ -1,6 +1,4 @@
-"""
-Tests for C{packaging/tac/poetry-xmlrpc.tac}, under a real twistd and with real clients.
-"""
+"""Tests for C{packaging/tac/poetry-xmlrpc.tac}, under a real twistd and with real clients."""
 
 from __future__ import annotations
 
@@ -28,14 +26,10 @@ TWISTD = ("-c", "from twisted.scripts.twistd import run; run()", "--nodaemon", "
 
 
 class TacTests(SynchronousTestCase):
-    """
-    One poem, two protocols.
-    """
+    """One poem, two protocols."""
 
     def setUp(self) -> None:
-        """
-        Lay out a clone with the poem, and with the deployment on ports that are free.
-        """
+        """Lay out a clone with the poem, and with the deployment on ports that are free."""
         folder = TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.poem = Path(folder.name, "poetry/ecstasy.txt")
@@ -69,9 +63,7 @@ class TacTests(SynchronousTestCase):
         return process
 
     def find(self, process: subprocess.Popen[str], pattern: str) -> str:
-        """
-        @return: what the group of a pattern matches in the first line of the log that has it.
-        """
+        """@return: what the group of a pattern matches in the first line of the log that has it."""
         seen = ""
         for line in process.stdout or ():
             found = re.search(pattern, line)
@@ -81,9 +73,7 @@ class TacTests(SynchronousTestCase):
         raise self.failureException(f"{pattern} is not in {seen}")
 
     def serve(self) -> None:
-        """
-        Run twistd until it serves.
-        """
+        """Run twistd until it serves."""
         self.twistd = self.start([*TWISTD, "--python", str(self.tac)])
         self.port = int(self.find(self.twistd, r"serving poetry on 127\.0\.0\.1:(\d+)"))
         xmlrpcPort = self.find(self.twistd, r"Site starting on (\d+)")
@@ -92,40 +82,30 @@ class TacTests(SynchronousTestCase):
         self.find(self.twistd, "(loaded a poem from)")
 
     def call(self) -> bytes:
-        """
-        @return: the poem over XML-RPC.
-        """
+        """@return: the poem over XML-RPC."""
         poem: Any = self.proxy.poem()
         return bytes(poem.data)
 
     def connect(self) -> bytes:
-        """
-        @return: the poem over TCP.
-        """
+        """@return: the poem over TCP."""
         with socket.create_connection(("127.0.0.1", self.port), HANG_SECONDS) as client:
             return b"".join(iter(lambda: client.recv(65536), b""))
 
     def test_bothProtocols(self) -> None:
-        """
-        Either protocol gives the poem, byte for byte.
-        """
+        """Either protocol gives the poem, byte for byte."""
         self.serve()
         self.assertEqual(self.call(), POEM)
         self.assertEqual(self.connect(), POEM)
 
     def test_everyByte(self) -> None:
-        """
-        What XML has no place for arrives too.
-        """
+        """What XML has no place for arrives too."""
         poem = bytes(range(256)) + b"]]></value>"
         self.poem.write_bytes(poem)
         self.serve()
         self.assertEqual(self.call(), poem)
 
     def test_reload(self) -> None:
-        """
-        After SIGHUP both give the new poem: it is one service that holds it.
-        """
+        """After SIGHUP both give the new poem: it is one service that holds it."""
         self.serve()
         self.assertEqual(self.call(), POEM)  # so that it runs, and has a handler for the signal
         self.poem.write_bytes(b"new\n")
@@ -134,9 +114,7 @@ class TacTests(SynchronousTestCase):
         self.assertEqual((self.call(), self.connect()), (b"new\n", b"new\n"))
 
     def test_brokenReload(self) -> None:
-        """
-        Where the new poem is none both give the old one, and one line says why.
-        """
+        """Where the new poem is none both give the old one, and one line says why."""
         self.serve()
         self.assertEqual(self.call(), POEM)
         self.poem.write_bytes(b"")
@@ -148,16 +126,12 @@ class TacTests(SynchronousTestCase):
         self.assertNotIn("Traceback", said)
 
     def test_path(self) -> None:
-        """
-        The log has the poem's path as a person would write it.
-        """
+        """The log has the poem's path as a person would write it."""
         self.twistd = self.start([*TWISTD, "--python", str(self.tac)])
         self.assertEqual(self.find(self.twistd, "loaded a poem from: (.*)"), str(self.poem))
 
     def test_taken(self) -> None:
-        """
-        A port that is taken is refused in one line, whichever of the two it is.
-        """
+        """A port that is taken is refused in one line, whichever of the two it is."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             description = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
             text = self.tac.read_text()
@@ -171,9 +145,7 @@ class TacTests(SynchronousTestCase):
                 self.assertEqual(twistd.returncode, 1)
 
     def test_brokenPoem(self) -> None:
-        """
-        A poem that cannot be served is refused in one line.
-        """
+        """A poem that cannot be served is refused in one line."""
         self.poem.write_bytes(b"")
         twistd = self.start([*TWISTD, "--logfile=log", "--python", str(self.tac)])
         said, _ = twistd.communicate()
@@ -181,9 +153,7 @@ class TacTests(SynchronousTestCase):
         self.assertEqual(twistd.returncode, 1)
 
     def test_plainPython(self) -> None:
-        """
-        Plain Python finds nothing to serve.
-        """
+        """Plain Python finds nothing to serve."""
         python = self.start([str(self.tac)])
         said, _ = python.communicate()
         self.assertEqual((said, python.returncode), ("", 0))

@@ -1,3 +1,1 @@
-"""
-What the twistd commands have in common.
-"""
+"""What the twistd commands have in common."""

@@ -111,9 +111,7 @@ def assemble(
 
 
 def _makeBlock(source: Source, places: list[_Place], policy: Policy, reactor: Any) -> MultiService:
-    """
-    Put a source and its listeners together.
-    """
+    """Put a source and its listeners together."""
     parts = MultiService()
     source.setServiceParent(parts)
     factory = PoetryFactory(source, policy)

@@ -42,16 +42,12 @@ class IdleService(service.Service):
         self._end = end
 
     def startService(self) -> None:
-        """
-        Begin to look.
-        """
+        """Begin to look."""
         super().startService()
         self._look = self._clock.callLater(self._mostSeconds, self._lookNow)
 
     def stopService(self) -> None:
-        """
-        Look no more.
-        """
+        """Look no more."""
         super().stopService()
         if self._look is not None and self._look.active():
             self._look.cancel()

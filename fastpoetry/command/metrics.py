@@ -56,9 +56,7 @@ class _Reloads:
 
 
 class Meter:
-    """
-    Collects what there is to tell, each time that somebody looks.
-    """
+    """Collects what there is to tell, each time that somebody looks."""
 
     def __init__(
         self,
@@ -105,9 +103,7 @@ class Meter:
         return source.reload().addBoth(end)
 
     def collect(self) -> Iterator[Metric]:
-        """
-        All there is, as a collector of prometheus_client says it.
-        """
+        """All there is, as a collector of prometheus_client says it."""
         counts = self._policy.ledger.counts
         for each in fields(Counts):
             name, help_ = _COUNTS[each.name]
@@ -149,21 +145,15 @@ class Meter:
 
 
 class MetricsPage(Resource):
-    """
-    The page that a monitoring system reads.
-    """
+    """The page that a monitoring system reads."""
 
     def __init__(self, meter: Meter) -> None:
-        """
-        @param meter: asked at each look.
-        """
+        """@param meter: asked at each look."""
         super().__init__()
         self._meter: Any = meter  # prometheus_client takes whatever collects
 
     def render_GET(self, request: Request) -> bytes:
-        """
-        Everything, in the format that is asked for.
-        """
+        """Everything, in the format that is asked for."""
         asked = request.requestHeaders.getRawHeaders("accept") or []
         encode, contentType = choose_encoder(",".join(asked))
         request.setHeader("content-type", contentType)
@@ -171,30 +161,22 @@ class MetricsPage(Resource):
 
 
 class _QuietSite(Site):
-    """
-    A site whose looks are nothing to write home about.
-    """
+    """A site whose looks are nothing to write home about."""
 
     noisy = False
     displayTracebacks = False
 
     def log(self, request: Request) -> None:
-        """
-        Write no line for each look.
-        """
+        """Write no line for each look."""
 
 
 class _BoundedFactory(WrappingFactory):
-    """
-    A factory that has so many connections at a time, and closes more.
-    """
+    """A factory that has so many connections at a time, and closes more."""
 
     noisy = False
 
     def buildProtocol(self, addr: Any) -> Any:
-        """
-        A connection, if there is room for one.
-        """
+        """A connection, if there is room for one."""
         return super().buildProtocol(addr) if len(self.protocols) < _MOST_CONNECTIONS else None
 
 

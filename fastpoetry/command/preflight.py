@@ -85,9 +85,7 @@ class Preflight(ExitStack):
             _checkPath(endpoint._address)
 
     def _checkPort(self, interface: str, port: int) -> None:
-        """
-        Bind a TCP port as Twisted does.
-        """
+        """Bind a TCP port as Twisted does."""
         family = socket.AF_INET6 if isIPv6Address(interface) else socket.AF_INET
         tried = self.enter_context(socket.socket(family, socket.SOCK_STREAM))
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -32,9 +32,7 @@ def endOnce(reactor: Any) -> None:
 
 
 class _Ending:
-    """
-    Whether a program is about to end.
-    """
+    """Whether a program is about to end."""
 
     def __init__(self, reactor: Any) -> None:
         self._hasBegun = False

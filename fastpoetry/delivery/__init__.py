@@ -1,3 +1,1 @@
-"""
-How a poem gets out of a socket, by which rules, and how it is counted.
-"""
+"""How a poem gets out of a socket, by which rules, and how it is counted."""

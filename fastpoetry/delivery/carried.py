@@ -26,9 +26,7 @@ VERSION = 1
 
 
 class CarryError(Exception):
-    """
-    What was carried cannot be taken up: one line.
-    """
+    """What was carried cannot be taken up: one line."""
 
 
 def mayCarry(reader: Reader) -> bool:

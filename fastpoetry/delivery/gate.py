@@ -1,6 +1,4 @@
-"""
-Whether new connections are accepted, or wait in the backlogs of their ports.
-"""
+"""Whether new connections are accepted, or wait in the backlogs of their ports."""
 
 from __future__ import annotations
 
@@ -13,14 +11,10 @@ _CLOSED_SECONDS = 0.25
 
 
 class Gate:
-    """
-    All ports of the process, open or closed together.
-    """
+    """All ports of the process, open or closed together."""
 
     def __init__(self, clock: IReactorTime) -> None:
-        """
-        @param clock: has it open again after a moment.
-        """
+        """@param clock: has it open again after a moment."""
         self._clock = clock
         self._ports: list[Pausable] = []
         self._reopening: IDelayedCall | None = None

@@ -57,9 +57,7 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
     wrappedProtocol: Any
 
     def makeConnection(self, transport: Any) -> None:
-        """
-        Wait for the header.
-        """
+        """Wait for the header."""
         directlyProvides(self, providedBy(transport) + implementedBy(type(self)))
         Protocol.makeConnection(self, transport)
         self.factory.registerProtocol(self)
@@ -68,15 +66,11 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         self.setTimeout(self.policy.limits.stallSeconds)
 
     def callLater(self, period: float, func: Callable[[], object]) -> IDelayedCall:
-        """
-        What the timeout is made with.
-        """
+        """What the timeout is made with."""
         return self.policy.clock.callLater(period, func)
 
     def dataReceived(self, data: bytes) -> None:
-        """
-        Read the header; what comes after it is of no interest to poetry.
-        """
+        """Read the header; what comes after it is of no interest to poetry."""
         if self._hasBegun or self.disconnecting:
             return
         if self._parser is None:
@@ -92,15 +86,11 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
             self._begin()
 
     def getPeer(self) -> Any:
-        """
-        The client, as soon as it is known.
-        """
+        """The client, as soon as it is known."""
         return super().getPeer() if self._client is None else self._client
 
     def _read(self, data: bytes) -> bool:
-        """
-        Have Twisted read more of the header; whether it is one so far.
-        """
+        """Have Twisted read more of the header; whether it is one so far."""
         try:
             super().dataReceived(data)
             if self._proxyInfo is not None:
@@ -110,9 +100,7 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         return not self.disconnecting
 
     def _begin(self) -> None:
-        """
-        Send the poem, now that it is known to whom.
-        """
+        """Send the poem, now that it is known to whom."""
         self._hasBegun = True
         self._isArriving = False
         self.setTimeout(None)
@@ -122,9 +110,7 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         self.policy.removeArrival(self)  # at last: a stop may wait for nobody else
 
     def timeoutConnection(self) -> None:
-        """
-        No header came for too long.
-        """
+        """No header came for too long."""
         self._refuse("no PROXY header came")
 
     def drain(self) -> None:
@@ -147,14 +133,10 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
             self._refuse("it left in the middle of its PROXY header")
 
     def writeConnectionLost(self) -> None:
-        """
-        Our side is closed.
-        """
+        """Our side is closed."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """
-        Nothing is left of the connection.
-        """
+        """Nothing is left of the connection."""
         if self._isArriving and (self._parser is not None or self._beginning):
             self._count("it left in the middle of its PROXY header")
         self.setTimeout(None)
@@ -163,46 +145,34 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
 
     @property
     def policy(self) -> Policy:
-        """
-        The rules, from the factory that is wrapped.
-        """
+        """The rules, from the factory that is wrapped."""
         policy: Policy = self.factory.wrappedFactory.policy
         return policy
 
     def _refuse(self, cause: str) -> None:
-        """
-        Send nothing to a connection that does not say where it comes from.
-        """
+        """Send nothing to a connection that does not say where it comes from."""
         self._count(cause)
         self.disconnecting = True
         self.transport.abortConnection()
 
     def _count(self, cause: str) -> None:
-        """
-        Count a connection for which no poem is begun.
-        """
+        """Count a connection for which no poem is begun."""
         self._isArriving = False
         self.policy.ledger.turnedAway(addressOf(self.transport.getPeer()), cause)
 
     def _setLinger(self, linger: bytes) -> None:
-        """
-        Set what a close means, where there is a socket below.
-        """
+        """Set what a close means, where there is a socket below."""
         handle = socketOf(lowestTransport(self.transport))
         if handle is not None:
             setLinger(handle, linger)
 
 
 class PatientFactory(HAProxyWrappingFactory):
-    """
-    A factory whose connections begin with a PROXY header.
-    """
+    """A factory whose connections begin with a PROXY header."""
 
     protocol: Any = PatientWrapper
 
 
 def _mayBecomeHeader(data: bytes) -> bool:
-    """
-    Whether a header may begin like that.
-    """
+    """Whether a header may begin like that."""
     return any(each.startswith(data[: len(each)]) for each in _BEGINNINGS)

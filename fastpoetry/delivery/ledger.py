@@ -41,9 +41,7 @@ class Counts:
 
     @property
     def connections(self) -> int:
-        """
-        All of them, each ended in one of those ways.
-        """
+        """All of them, each ended in one of those ways."""
         return self.poems + self.left + self.gaveUp + self.turnedAway
 
 
@@ -68,9 +66,7 @@ class Ledger:
         self._second: IDelayedCall | None = None
 
     def sent(self, readers: Sequence[Reader]) -> None:
-        """
-        Whole poems are with the system, which goes on sending them whatever becomes of us.
-        """
+        """Whole poems are with the system, which goes on sending them whatever becomes of us."""
         self.counts.poems += len(readers)
         self.counts.bytes += sum([len(each.poem.text) for each in readers])
         for reader in readers:
@@ -88,9 +84,7 @@ class Ledger:
             )
 
     def left(self, poem: Poem, address: Address, takenBytes: int) -> None:
-        """
-        A client went away, or its network failed, before it had everything.
-        """
+        """A client went away, or its network failed, before it had everything."""
         self.counts.left += 1
         if self._spendRecord():
             self._told.left += 1
@@ -104,9 +98,7 @@ class Ledger:
             )
 
     def gaveUp(self, poem: Poem, address: Address, takenBytes: int, cause: str) -> None:
-        """
-        A client was reset before it had everything.
-        """
+        """A client was reset before it had everything."""
         self.counts.gaveUp += 1
         if self._spendRecord():
             self._told.gaveUp += 1
@@ -128,9 +120,7 @@ class Ledger:
         self._told.gaveUp += readers
 
     def turnedAway(self, address: Address, cause: str) -> None:
-        """
-        A client was reset before a poem was begun for it.
-        """
+        """A client was reset before a poem was begun for it."""
         self.counts.turnedAway += 1
         if self._spendRecord():
             self._told.turnedAway += 1
@@ -142,17 +132,13 @@ class Ledger:
             )
 
     def settle(self) -> None:
-        """
-        Tell what is still untold, and run no timer until the next reader.
-        """
+        """Tell what is still untold, and run no timer until the next reader."""
         if self._second is not None:
             self._second.cancel()
         self._endSecond()
 
     def _spendRecord(self) -> bool:
-        """
-        Spend one record of this second's budget, if there is one.
-        """
+        """Spend one record of this second's budget, if there is one."""
         if self._second is None:
             self._second = self._clock.callLater(1.0, self._endSecond)
         if self._allowance > 0:
@@ -161,9 +147,7 @@ class Ledger:
         return False
 
     def _endSecond(self) -> None:
-        """
-        Sum up what had no record of its own, and start the budget anew.
-        """
+        """Sum up what had no record of its own, and start the budget anew."""
         self._second = None
         self._allowance = self._budget
         untold = Counts(*map(sub, astuple(self.counts), astuple(self._told)))

@@ -93,9 +93,7 @@ class Policy:
     _log = Logger()
 
     def __init__(self, limits: Limits, clock: IReactorTime) -> None:
-        """
-        @param clock: one that nobody sets, see L{fastpoetry.systemd.clock}.
-        """
+        """@param clock: one that nobody sets, see L{fastpoetry.systemd.clock}."""
         self.limits = limits
         self.ledger = Ledger(clock, limits.journalBudgetPerSecond)
         self.carrier: Carrier | None = None

@@ -13,14 +13,10 @@ _QUIET_SECONDS = 10.0
 
 
 class Quiet:
-    """
-    Which kinds of records have had their turn lately.
-    """
+    """Which kinds of records have had their turn lately."""
 
     def __init__(self, clock: IReactorTime) -> None:
-        """
-        @param clock: times the turns.
-        """
+        """@param clock: times the turns."""
         self._clock = clock
         self._quietUntil: dict[str, float] = {}
 

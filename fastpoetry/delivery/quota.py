@@ -19,9 +19,7 @@ class Quota:
     """
 
     def __init__(self, mostPerSource: int) -> None:
-        """
-        @param mostPerSource: how many readers one source may have.
-        """
+        """@param mostPerSource: how many readers one source may have."""
         self._mostPerSource = mostPerSource
         self._sources: dict[Reader, bytes] = {}
         self._counts: Counter[bytes] = Counter()

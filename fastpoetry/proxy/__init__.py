@@ -1,3 +1,1 @@
-"""
-Poems from another server: fetched, kept, shared.
-"""
+"""Poems from another server: fetched, kept, shared."""

@@ -49,9 +49,7 @@ class Copy:
 
 
 class CopyError(Exception):
-    """
-    A copy that cannot be used: one line.
-    """
+    """A copy that cannot be used: one line."""
 
 
 class CopyFile:
@@ -130,9 +128,7 @@ class Keeper:
     _log = Logger()
 
     def __init__(self, file: CopyFile, reactor: Any) -> None:
-        """
-        @param reactor: provides C{IReactorTime} and C{IReactorFromThreads}.
-        """
+        """@param reactor: provides C{IReactorTime} and C{IReactorFromThreads}."""
         self._file = file
         self._reactor = reactor
         self._next: Copy | None = None
@@ -161,9 +157,7 @@ class Keeper:
             self._saveNext()
 
     def finish(self) -> Deferred[None]:
-        """
-        Wait for what is being written, and for no longer than a moment.
-        """
+        """Wait for what is being written, and for no longer than a moment."""
         if not self._isSaving:
             return succeed(None)
         finished: Deferred[None] = Deferred(self._finished.remove)
@@ -171,9 +165,7 @@ class Keeper:
         return finished.addTimeout(_MOMENT_SECONDS, self._reactor, onTimeoutCancel=lambda *_: None)
 
     def tell(self, why: object) -> None:
-        """
-        Say that there is no copy for the next start. Readers are served without one.
-        """
+        """Say that there is no copy for the next start. Readers are served without one."""
         self._log.warn(
             "the copy on disk cannot be used: {cause}",
             cause=str(why),
@@ -213,7 +205,5 @@ class Keeper:
 
 
 def _open(path: str, flags: int) -> int:
-    """
-    Open what should be a file of ours, and wait for nobody if it is something else.
-    """
+    """Open what should be a file of ours, and wait for nobody if it is something else."""
     return os.open(path, OPEN_FLAGS | os.O_NOFOLLOW)

@@ -23,9 +23,7 @@ from fastpoetry.threads import ThreadError
 
 
 class UpstreamError(Exception):
-    """
-    An upstream that gave no whole poem: why, in a few words.
-    """
+    """An upstream that gave no whole poem: why, in a few words."""
 
 
 async def fetch(
@@ -54,9 +52,7 @@ def tookTooLong(_result: object, _seconds: float) -> NoReturn:
 
 
 def explain(failure: Failure) -> str:
-    """
-    What is wrong with an upstream, in a few words.
-    """
+    """What is wrong with an upstream, in a few words."""
     why = failure.value
     if isinstance(why, (UpstreamError, ThreadError)):
         return str(why)
@@ -81,9 +77,7 @@ class _Upstream(Protocol, TimeoutMixin):
     transport: Any
 
     def __init__(self, freshness: Freshness, clock: IReactorTime) -> None:
-        """
-        @param freshness: has the limits.
-        """
+        """@param freshness: has the limits."""
         self.whole: Deferred[bytes] = Deferred(lambda _: self._abort())
         self._freshness = freshness
         self._clock = clock
@@ -91,21 +85,15 @@ class _Upstream(Protocol, TimeoutMixin):
         self._size = 0
 
     def callLater(self, period: float, func: Callable[[], object]) -> IDelayedCall:
-        """
-        What the timeout is made with.
-        """
+        """What the timeout is made with."""
         return self._clock.callLater(period, func)
 
     def connectionMade(self) -> None:
-        """
-        Wait for the first piece.
-        """
+        """Wait for the first piece."""
         self.setTimeout(self._freshness.idleSeconds)
 
     def dataReceived(self, data: bytes) -> None:
-        """
-        Keep a piece, unless there are too many.
-        """
+        """Keep a piece, unless there are too many."""
         self.resetTimeout()
         self._pieces.append(data)
         self._size += len(data)
@@ -113,15 +101,11 @@ class _Upstream(Protocol, TimeoutMixin):
             self._end(f"upstream sends more than {self._freshness.mostBytes} bytes")
 
     def timeoutConnection(self) -> None:
-        """
-        Nothing came for too long.
-        """
+        """Nothing came for too long."""
         self._end(f"upstream sent nothing for {self._freshness.idleSeconds:g} s")
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """
-        A clean end is the end of the poem; all others are failures.
-        """
+        """A clean end is the end of the poem; all others are failures."""
         self.setTimeout(None)
         if not reason.check(error.ConnectionDone):
             self._end(f"upstream broke off after {self._size} bytes")
@@ -131,17 +115,13 @@ class _Upstream(Protocol, TimeoutMixin):
             self.whole.callback(b"".join(self._pieces))
 
     def _end(self, why: str) -> None:
-        """
-        Fail, once, and let go of the connection.
-        """
+        """Fail, once, and let go of the connection."""
         if not self.whole.called:
             self.whole.errback(UpstreamError(why))
         self._abort()
 
     def _abort(self) -> None:
-        """
-        Close the connection, whatever is under way.
-        """
+        """Close the connection, whatever is under way."""
         self._pieces.clear()
         self.setTimeout(None)
         if self.transport is not None:

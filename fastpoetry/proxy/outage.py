@@ -31,9 +31,7 @@ class Outage:
     _log = Logger()
 
     def __init__(self, upstream: str, clock: IReactorTime) -> None:
-        """
-        @param upstream: what to call the upstream.
-        """
+        """@param upstream: what to call the upstream."""
         self._upstream = upstream
         self._clock = clock
         self._since = self._failedAt = self.nextAttempt = clock.seconds()
@@ -64,21 +62,15 @@ class Outage:
             )
 
     def hurry(self) -> None:
-        """
-        Have the next attempt as soon as may be.
-        """
+        """Have the next attempt as soon as may be."""
         self.nextAttempt = self._failedAt + _LEAST_PAUSE_SECONDS
 
     def describe(self) -> str:
-        """
-        @return: for how long it has been, and why, for a person.
-        """
+        """@return: for how long it has been, and why, for a person."""
         return f"Stale for {self._clock.seconds() - self._since:.0f} s: {self._cause}"
 
     def end(self) -> None:
-        """
-        Say that the upstream is back.
-        """
+        """Say that the upstream is back."""
         self._log.info(
             "{upstream} is back after {seconds} s and {attempts} attempts",
             upstream=self._upstream,

@@ -84,18 +84,14 @@ class PoetryProxyService(service.Service):
 
     @property
     def poem(self) -> Poem | None:
-        """
-        The poem for the next reader, if one will do. Asking begins a fetch when one is due.
-        """
+        """The poem for the next reader, if one will do. Asking begins a fetch when one is due."""
         if self._isDue:
             self._beginFetch()
         return self._served
 
     @property
     def description(self) -> str:
-        """
-        What is held, for a person.
-        """
+        """What is held, for a person."""
         if self._outage is not None:
             return f"{self._upstream}. {self._outage.describe()}"
         if self._poem is None:
@@ -104,9 +100,7 @@ class PoetryProxyService(service.Service):
 
     @property
     def freshAt(self) -> float | None:
-        """
-        When what is held was fetched, in seconds since the epoch.
-        """
+        """When what is held was fetched, in seconds since the epoch."""
         if self._poem is None:
             return None
         age: float = self._reactor.seconds() - self._fetchedAt
@@ -127,9 +121,7 @@ class PoetryProxyService(service.Service):
         return waiter.addTimeout(self._freshness.totalSeconds, self._reactor)
 
     def startService(self) -> None:
-        """
-        Begin with the copy from the last time, if there is a good one.
-        """
+        """Begin with the copy from the last time, if there is a good one."""
         super().startService()
         self._notBefore = self._reactor.seconds()
         if self._keeper is not None:
@@ -169,9 +161,7 @@ class PoetryProxyService(service.Service):
         return done
 
     def _begin(self, copy: Copy | None) -> None:
-        """
-        Hold the copy from the last time, unless there is a newer poem already.
-        """
+        """Hold the copy from the last time, unless there is a newer poem already."""
         self._notBefore = self._reactor.seconds()
         if copy is not None and self._keeper is not None and not self._isExpected(copy.poem):
             self._keeper.tell(f"{copy.poem.origin}: is another poem, SHA-256 {copy.poem.digest}")
@@ -183,9 +173,7 @@ class PoetryProxyService(service.Service):
             self._settle()
 
     def _isExpected(self, poem: Poem) -> bool:
-        """
-        Whether a poem may be the upstream's.
-        """
+        """Whether a poem may be the upstream's."""
         return self._expectedDigest in (None, poem.digest)
 
     def _settle(self) -> None:
@@ -218,17 +206,13 @@ class PoetryProxyService(service.Service):
             self._beginFetch()
 
     def _give(self, poem: Poem) -> None:
-        """
-        Give a poem to who waits.
-        """
+        """Give a poem to who waits."""
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             waiter.callback(poem)
 
     def _beginFetch(self) -> None:
-        """
-        Fetch, for all who wait and will wait.
-        """
+        """Fetch, for all who wait and will wait."""
         self._isDue = self._isDropped = False
         fetched: Deferred[Poem] = Deferred.fromCoroutine(self._fetchWhole())
         self._fetch = fetched.addTimeout(self._freshness.totalSeconds, self._reactor, tookTooLong)
@@ -249,9 +233,7 @@ class PoetryProxyService(service.Service):
         return poem
 
     def _keep(self, poem: Poem) -> None:
-        """
-        Hold a whole poem, also on disk.
-        """
+        """Hold a whole poem, also on disk."""
         if self._poem is None or self._poem.digest != poem.digest:
             self._poem = poem  # otherwise readers of the old one would hold a second
         self._fetchedAt = self._reactor.seconds()
@@ -269,9 +251,7 @@ class PoetryProxyService(service.Service):
             self._keeper.save(Copy(self._poem, self._wallSeconds()))
 
     def _fail(self, failure: Failure) -> UpstreamError | None:
-        """
-        Keep what there is, and try again later: sooner at first, and never twice a second.
-        """
+        """Keep what there is, and try again later: sooner at first, and never twice a second."""
         if not self.running:
             return None
         if self._outage is None:
@@ -281,9 +261,7 @@ class PoetryProxyService(service.Service):
         return UpstreamError(cause)
 
     def _endFetch(self, why: UpstreamError | None) -> None:
-        """
-        See what has come of it.
-        """
+        """See what has come of it."""
         self._fetch = None
         reloads: list[Deferred[None]] = []
         if not self._isDropped:  # otherwise they were asked for since, and another fetch follows

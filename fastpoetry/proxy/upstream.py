@@ -70,9 +70,7 @@ def parseUpstream(description: str, reactor: Any) -> IStreamClientEndpoint:
 
 
 def _escape(address: re.Match[str]) -> str:
-    """
-    An IPv6 address as descriptions have it, or what stands in its place.
-    """
+    """An IPv6 address as descriptions have it, or what stands in its place."""
     if isIPv6Address(address[1]):
         return address[1].replace(":", r"\:")
     return address[0]
@@ -128,9 +126,7 @@ class _UntimedReactor:
 
 @implementer(IHostResolution)
 class _Lookup:
-    """
-    A name that is looked up. That cannot be called off.
-    """
+    """A name that is looked up. That cannot be called off."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -1,3 +1,1 @@
-"""
-What any Twisted program needs to live well under systemd; knows nothing of poetry.
-"""
+"""What any Twisted program needs to live well under systemd; knows nothing of poetry."""

@@ -42,9 +42,7 @@ class MonotonicClock:
     """
 
     def __init__(self, reactor: Any) -> None:
-        """
-        @param reactor: provides C{IReactorFDSet} and C{IReactorTime}.
-        """
+        """@param reactor: provides C{IReactorFDSet} and C{IReactorTime}."""
         self._reactor = reactor
         self._pending: set[DelayedCall] = set()
         self._heap: list[tuple[float, int, DelayedCall]] = []
@@ -54,9 +52,7 @@ class MonotonicClock:
         self._armed: float | None = None
 
     def seconds(self) -> float:
-        """
-        @return: C{time.monotonic()}.
-        """
+        """@return: C{time.monotonic()}."""
         return time.monotonic()
 
     def callLater(
@@ -84,9 +80,7 @@ class MonotonicClock:
         return call
 
     def getDelayedCalls(self) -> Sequence[IDelayedCall]:
-        """
-        @return: the calls that are pending, in no order.
-        """
+        """@return: the calls that are pending, in no order."""
         return list(self._pending)
 
     def _forget(self, call: DelayedCall) -> None:
@@ -129,9 +123,7 @@ class MonotonicClock:
         self._arm()
 
     def _arm(self) -> None:
-        """
-        Be woken when the first call is due, or not at all.
-        """
+        """Be woken when the first call is due, or not at all."""
         if len(self._heap) > 2 * len(self._pending) + _STALE:
             self._heap = [entry for entry in self._heap if not self._isStale(entry)]
             heapify(self._heap)
@@ -172,9 +164,7 @@ class MonotonicClock:
 
 @implementer(IReadDescriptor)
 class _Timer:
-    """
-    A timer of the kernel's, which the reactor reads.
-    """
+    """A timer of the kernel's, which the reactor reads."""
 
     def __init__(self, reactor: Any, due: Callable[[], None], lost: Callable[[], None]) -> None:
         """
@@ -189,37 +179,27 @@ class _Timer:
         self._number = _create()
 
     def set(self, seconds: float) -> None:
-        """
-        Be due in so many seconds, and not before: a time that has come already is forgotten.
-        """
+        """Be due in so many seconds, and not before: a time that has come already is forgotten."""
         _set(self._number, max(1, round(seconds * 1e9)))
         self._reactor.addReader(self)
 
     def pause(self) -> None:
-        """
-        Be out of the reactor until the timer is set again.
-        """
+        """Be out of the reactor until the timer is set again."""
         self._reactor.removeReader(self)
 
     def close(self) -> None:
-        """
-        Leave nothing behind, in the reactor or elsewhere.
-        """
+        """Leave nothing behind, in the reactor or elsewhere."""
         if self._number >= 0:
             self.pause()
             os.close(self._number)
             self._number = -1
 
     def fileno(self) -> int:
-        """
-        @return: the descriptor, or -1 after its end.
-        """
+        """@return: the descriptor, or -1 after its end."""
         return self._number
 
     def doRead(self) -> None:
-        """
-        The time has come. Nothing is read: the clock sets the timer anew, or closes it.
-        """
+        """The time has come. Nothing is read: the clock sets the timer anew, or closes it."""
         self._due()
 
     def connectionLost(self, reason: Failure) -> None:
@@ -233,9 +213,7 @@ class _Timer:
             self._lost()
 
     def logPrefix(self) -> str:
-        """
-        @return: what stands before text that a timed call prints.
-        """
+        """@return: what stands before text that a timed call prints."""
         return "-"
 
 

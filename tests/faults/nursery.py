@@ -42,9 +42,7 @@ def main() -> None:
 
 
 def _serve() -> None:
-    """
-    Become the server, with the descriptors that this program was passed.
-    """
+    """Become the server, with the descriptors that this program was passed."""
     os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=os.environ["FAULTS_FDS"])
     log = os.open(os.environ["FAULTS_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     for number, descriptor in enumerate((os.open(os.devnull, os.O_RDONLY), log, log)):

@@ -15,16 +15,12 @@ from fastpoetry.systemd.journal import JournalObserver
 
 
 def records() -> ILogObserver:
-    """
-    Each event as a line of JSON on the standard output, which the test has made a file.
-    """
+    """Each event as a line of JSON on the standard output, which the test has made a file."""
     assert sys.__stdout__ is not None
     observer: ILogObserver = jsonFileLogObserver(sys.__stdout__, recordSeparator="")
     return observer
 
 
 def journal() -> ILogObserver:
-    """
-    The journal's observer, with a socket of the test's in the place of journald's.
-    """
+    """The journal's observer, with a socket of the test's in the place of journald's."""
     return JournalObserver("fastpoetry", os.environ["FAULTS_JOURNAL"])

@@ -88,23 +88,17 @@ class Reply:
 
     @property
     def isExact(self) -> bool:
-        """
-        Whether this is what a client hopes for.
-        """
+        """Whether this is what a client hopes for."""
         return self.isWhole and self.end == "end"
 
     @property
     def isHonest(self) -> bool:
-        """
-        Whether a client can tell from this how much it got: everything, or not.
-        """
+        """Whether a client can tell from this how much it got: everything, or not."""
         return self.isWhole or (self.isPart and self.end == "reset")
 
 
 def connect(address: Address, **how: Any) -> socket.socket:
-    """
-    A client's socket, connected; see L{_open}.
-    """
+    """A client's socket, connected; see L{_open}."""
     client = _open(address, **how)
     client.settimeout(HANG_SECONDS)
     client.connect(address)
@@ -128,9 +122,7 @@ def _open(address: Address, receiveBuffer: int = 0, source: str = "") -> socket.
 
 
 def resetNow(client: socket.socket) -> None:
-    """
-    Leave as a client that crashes: with a reset.
-    """
+    """Leave as a client that crashes: with a reset."""
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     client.close()
 
@@ -190,9 +182,7 @@ async def fetch(
 
 
 async def fetchMany(times: int, address: Address, *poems: bytes, **how: Any) -> list[Reply]:
-    """
-    Fetch so many times at once; see L{fetch}.
-    """
+    """Fetch so many times at once; see L{fetch}."""
     return await asyncio.gather(*(fetch(address, *poems, **how) for _ in range(times)))
 
 
@@ -226,9 +216,7 @@ def run(coroutine: Coroutine[Any, Any, _T], seconds: float = HANG_SECONDS) -> _T
 
 
 def readAll(client: socket.socket) -> tuple[int, str]:
-    """
-    Read until nothing more comes: how much that was, and how it ended.
-    """
+    """Read until nothing more comes: how much that was, and how it ended."""
     count = 0
     try:
         while piece := client.recv(256 * KIBI):
@@ -239,9 +227,7 @@ def readAll(client: socket.socket) -> tuple[int, str]:
 
 
 async def readAllAtOnce(clients: list[socket.socket]) -> list[tuple[int, str]]:
-    """
-    Read with all clients together, since some are served only when others have done.
-    """
+    """Read with all clients together, since some are served only when others have done."""
     loop = asyncio.get_running_loop()
 
     async def read(client: socket.socket) -> tuple[int, str]:
@@ -294,9 +280,7 @@ def command(
 
 
 def environment(listeners: dict[str, socket.socket], **others: str) -> dict[str, str]:
-    """
-    The environment of such a twistd.
-    """
+    """The environment of such a twistd."""
     return {
         "PATH": os.environ.get("PATH", os.defpath),
         "PYTHONPATH": f"{ROOT}:{_HERE}",
@@ -343,42 +327,30 @@ class Server:
         self.pid = self.process.pid
 
     def records(self, messageID: str = "") -> list[dict[str, Any]]:
-        """
-        What it has logged, of one kind or all.
-        """
+        """What it has logged, of one kind or all."""
         return readRecords(self.log, messageID)
 
     def tracebacks(self) -> list[str]:
-        """
-        The failures it has logged or printed.
-        """
+        """The failures it has logged or printed."""
         return re.findall(r"(?m)^.*(?:Traceback|log_failure).*$", self.log.read_text())
 
     def waitFor(self, messageID: str, times: int = 1) -> list[dict[str, Any]]:
-        """
-        The records of one kind, once there are so many.
-        """
+        """The records of one kind, once there are so many."""
         # Counting is cheaper than reading, where the machine is busy already.
         wait(lambda: self.log.read_text().count(messageID) >= times, f"{times} of {messageID}")
         return self.records(messageID)
 
     def send(self, number: int) -> None:
-        """
-        Send a signal.
-        """
+        """Send a signal."""
         self.process.send_signal(number)
 
     def end(self, number: int = signal.SIGTERM) -> int:
-        """
-        End it: its status, negative for a signal.
-        """
+        """End it: its status, negative for a signal."""
         self.send(number)
         return self.wait()
 
     def wait(self) -> int:
-        """
-        Wait until it has ended, and for its status.
-        """
+        """Wait until it has ended, and for its status."""
         return self.process.wait(HANG_SECONDS)
 
     def residentKiB(self, key: str = "VmRSS") -> int:
@@ -391,37 +363,27 @@ class Server:
         return int(status.partition(f"{key}:")[2].split()[0])
 
     def forgetPeak(self) -> None:
-        """
-        Begin anew with what C{VmHWM} counts (proc(5), clear_refs).
-        """
+        """Begin anew with what C{VmHWM} counts (proc(5), clear_refs)."""
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
     def cpuSeconds(self) -> float:
-        """
-        How much of a processor it has used.
-        """
+        """How much of a processor it has used."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def descriptors(self) -> int:
-        """
-        How many descriptors it has open.
-        """
+        """How many descriptors it has open."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def close(self) -> None:
-        """
-        Leave nothing behind.
-        """
+        """Leave nothing behind."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
 
 
 class Nursery:
-    """
-    A process that forks servers, one at a time, each in some milliseconds.
-    """
+    """A process that forks servers, one at a time, each in some milliseconds."""
 
     def __init__(
         self, arguments: Sequence[str], listeners: dict[str, socket.socket], log: Path
@@ -447,9 +409,7 @@ class Nursery:
         )
 
     def order(self, what: str) -> int:
-        """
-        C{start} a server: its process. C{kill} it or C{wait} for it: its status.
-        """
+        """C{start} a server: its process. C{kill} it or C{wait} for it: its status."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
@@ -459,9 +419,7 @@ class Nursery:
         return int(stdout.readline())
 
     def close(self) -> None:
-        """
-        Leave nothing behind.
-        """
+        """Leave nothing behind."""
         self._process.communicate(timeout=HANG_SECONDS)
 
 
@@ -482,9 +440,7 @@ def kernelBytes(port: int) -> int | None:
 
 
 def readRecords(log: Path, messageID: str = "") -> list[dict[str, Any]]:
-    """
-    The records in a log, of one kind or all.
-    """
+    """The records in a log, of one kind or all."""
     lines = log.read_text().split("\n")[:-1]  # the last may not be all there yet
     events = [json.loads(line) for line in lines if line.startswith("{")]
     return [each for each in events if messageID in ("", each.get("message_id"))]
@@ -500,9 +456,7 @@ class FaultCase(SynchronousTestCase):
     """
 
     def setUp(self) -> None:
-        """
-        Make the folder, and room for thousands of clients.
-        """
+        """Make the folder, and room for thousands of clients."""
         self.folder = Path(tempfile.mkdtemp(prefix="fastpoetry-"))
         self.addCleanup(shutil.rmtree, self.folder)
         self.log = self.folder / "log"
@@ -512,18 +466,14 @@ class FaultCase(SynchronousTestCase):
         self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
 
     def write(self, text: bytes, name: str = "poem") -> bytes:
-        """
-        Put a poem in its place at once, as an administrator should.
-        """
+        """Put a poem in its place at once, as an administrator should."""
         new = self.folder / "new"
         new.write_bytes(text)
         new.rename(self.folder / f"{name}.txt")
         return text
 
     def listen(self, name: str = "poem", family: int = socket.AF_INET) -> Address:
-        """
-        Make a socket, which stays for as long as the test does.
-        """
+        """Make a socket, which stays for as long as the test does."""
         listener = socket.socket(family, socket.SOCK_STREAM)
         self.addCleanup(listener.close)
         listener.bind(
@@ -535,9 +485,7 @@ class FaultCase(SynchronousTestCase):
         return address
 
     def arguments(self, *options: str, endpoint: str = "adopted") -> list[str]:
-        """
-        A command that serves on each socket the poem of its name.
-        """
+        """A command that serves on each socket the poem of its name."""
         blocks = [
             [f"--poem={self.folder}/{name}.txt", f"--listen={endpoint}:name={name}"]
             for name in self.listeners
@@ -551,18 +499,14 @@ class FaultCase(SynchronousTestCase):
         environ: dict[str, str] | None = None,
         **how: Any,
     ) -> Server:
-        """
-        Start a server; see L{Server}.
-        """
+        """Start a server; see L{Server}."""
         arguments = self.arguments(*options, endpoint=endpoint)
         server = Server(arguments, self.listeners, self.log, environ or {}, **how)
         self.addCleanup(server.close)
         return server
 
     def nurse(self, *options: str) -> Nursery:
-        """
-        Start what forks servers.
-        """
+        """Start what forks servers."""
         nursery = Nursery(self.arguments(*options), self.listeners, self.log)
         self.addCleanup(nursery.close)
         return nursery
@@ -580,7 +524,5 @@ class FaultCase(SynchronousTestCase):
         return clients
 
     def assertAll(self, quality: str, replies: Iterable[Reply]) -> None:
-        """
-        Assert that every reply C{isExact}, or C{isHonest}; show the ones that are not.
-        """
+        """Assert that every reply C{isExact}, or C{isHonest}; show the ones that are not."""
         self.assertEqual([each for each in replies if not getattr(each, quality)][:5], [])

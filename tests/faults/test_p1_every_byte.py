@@ -1,6 +1,4 @@
-"""
-P1: a client that reads gets every byte, whatever else it does.
-"""
+"""P1: a client that reads gets every byte, whatever else it does."""
 
 from __future__ import annotations
 
@@ -10,55 +8,41 @@ from .server import KIBI, MEBI, FaultCase, fetchMany, makeText, run
 
 
 class EveryByteTests(FaultCase):
-    """
-    Clients that are odd, slow or rude, and read to the end.
-    """
+    """Clients that are odd, slow or rude, and read to the end."""
 
     def test_writingBeforeReading(self) -> None:
-        """
-        1,000 clients that each write 64 KiB first get a poem of 3 kB exactly.
-        """
+        """1,000 clients that each write 64 KiB first get a poem of 3 kB exactly."""
         address, poem = self.listen(), self.write(makeText(3003))
         self.serve()
         self.assertAll("isExact", run(fetchMany(1000, address, poem, write=bytes(64 * KIBI))))
 
     def test_writingBeforeReadingMuch(self) -> None:
-        """
-        1,000 clients that each write 64 KiB first get a poem of 1 MiB exactly.
-        """
+        """1,000 clients that each write 64 KiB first get a poem of 1 MiB exactly."""
         address, poem = self.listen(), self.write(makeText(MEBI))
         self.serve()
         self.assertAll("isExact", run(fetchMany(1000, address, poem, write=bytes(64 * KIBI))))
 
     def test_writingBeforeReadingOnUNIX(self) -> None:
-        """
-        On a UNIX socket it is the same.
-        """
+        """On a UNIX socket it is the same."""
         address, poem = self.listen(family=socket.AF_UNIX), self.write(makeText(MEBI))
         self.serve()
         self.assertAll("isExact", run(fetchMany(200, address, poem, write=bytes(64 * KIBI))))
 
     def test_smallBufferAndLateRead(self) -> None:
-        """
-        A byte sent first, the smallest receive buffer and a late first read cost no byte.
-        """
+        """A byte sent first, the smallest receive buffer and a late first read cost no byte."""
         address, poem = self.listen(), self.write(makeText(64 * KIBI))
         self.serve()
         how = {"write": b"\n", "receiveBuffer": KIBI, "pauseSeconds": 0.5}
         self.assertAll("isExact", run(fetchMany(100, address, poem, **how)))
 
     def test_halfClosingFirst(self) -> None:
-        """
-        100 clients that close their side first get a poem of 16 MiB exactly.
-        """
+        """100 clients that close their side first get a poem of 16 MiB exactly."""
         address, poem = self.listen(), self.write(makeText(16 * MEBI))
         self.serve()
         self.assertAll("isExact", run(fetchMany(100, address, poem, halfClose=True)))
 
     def test_halfClosingFirstOnUNIX(self) -> None:
-        """
-        On a UNIX socket it is the same.
-        """
+        """On a UNIX socket it is the same."""
         address, poem = self.listen(family=socket.AF_UNIX), self.write(makeText(16 * MEBI))
         self.serve()
         self.assertAll("isExact", run(fetchMany(20, address, poem, halfClose=True)))

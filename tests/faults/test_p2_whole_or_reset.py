@@ -30,14 +30,10 @@ _KILLS = 250
 
 
 class KillTests(FaultCase):
-    """
-    A server that gets no chance to say good-bye.
-    """
+    """A server that gets no chance to say good-bye."""
 
     def test_killedHalfWay(self) -> None:
-        """
-        Readers half-way through their poem when the server is killed get a reset.
-        """
+        """Readers half-way through their poem when the server is killed get a reset."""
         address, poem = self.listen(), self.write(makeText(16 * MEBI))
         server = self.serve()
         self.assertAll("isExact", [run(fetch(address, poem))])
@@ -50,9 +46,7 @@ class KillTests(FaultCase):
             self.assertEqual(end, "reset")
 
     def test_killedHalfWayFromTheBacklog(self) -> None:
-        """
-        So do those who connected while no server ran, to a socket that nobody had prepared.
-        """
+        """So do those who connected while no server ran, to a socket that nobody had prepared."""
         address, poem = self.listen(), self.write(makeText(16 * MEBI))
         clients = self.hold(20, address)
         server = self.serve()
@@ -64,9 +58,7 @@ class KillTests(FaultCase):
             self.assertEqual(end, "reset")
 
     def test_killedHalfWayFromTheBacklogOfARestart(self) -> None:
-        """
-        So do those who connected between two servers.
-        """
+        """So do those who connected between two servers."""
         address, poem = self.listen(), self.write(makeText(16 * MEBI))
         first = self.serve()
         run(fetch(address, poem))
@@ -148,14 +140,10 @@ class KillTests(FaultCase):
 
 
 class ServedAgainTests(FaultCase):
-    """
-    The server after the one that was killed.
-    """
+    """The server after the one that was killed."""
 
     def test_backlogIsServed(self) -> None:
-        """
-        Clients who connect while no server runs are served by the next, each exactly.
-        """
+        """Clients who connect while no server runs are served by the next, each exactly."""
         address, poem = self.listen(), self.write(makeText(3003))
         first = self.serve()
         self.assertAll("isExact", [run(fetch(address, poem))])

@@ -1,6 +1,4 @@
-"""
-P3: a restart, a reload or a stop for want of readers loses nobody.
-"""
+"""P3: a restart, a reload or a stop for want of readers loses nobody."""
 
 from __future__ import annotations
 
@@ -38,17 +36,13 @@ _ENDS = 40
 
 
 class StopTests(FaultCase):
-    """
-    A server that is told to stop.
-    """
+    """A server that is told to stop."""
 
     endpoint = "adopted"
     header = b""
 
     def test_poemsUnderWayAreFinished(self) -> None:
-        """
-        20 readers half-way through when the server is told to stop get the rest.
-        """
+        """20 readers half-way through when the server is told to stop get the rest."""
         address, poem = self.listen(), self.write(makeText(16 * MEBI))
         server = self.serve(endpoint=self.endpoint)
         clients = self.hold(20, address)
@@ -63,9 +57,7 @@ class StopTests(FaultCase):
         self.assertEqual(server.wait(), STOPPED)
 
     def test_readersThatStopAreReset(self) -> None:
-        """
-        With readers that take nothing the server ends at the drain timeout, and resets them.
-        """
+        """With readers that take nothing the server ends at the drain timeout, and resets them."""
         address, poem = self.listen(), self.write(makeText(16 * MEBI))
         server = self.serve("--drain-timeout=0.5", endpoint=self.endpoint)
         clients = self.hold(20, address)
@@ -79,9 +71,7 @@ class StopTests(FaultCase):
         self.assertEqual(server.tracebacks(), [])
 
     def test_whoComesMeanwhile(self) -> None:
-        """
-        Who connects while the server drains waits, and is served by the next one.
-        """
+        """Who connects while the server drains waits, and is served by the next one."""
         address, poem = self.listen(), self.write(makeText(16 * MEBI))
         server = self.serve(endpoint=self.endpoint)
         (slow,) = self.hold(1, address)
@@ -98,9 +88,7 @@ class StopTests(FaultCase):
         self.assertEqual({readAll(client) for client in late}, {(len(poem), "end")})
 
     def test_stoppedTwice(self) -> None:
-        """
-        A second SIGTERM does not cut short what the first has begun.
-        """
+        """A second SIGTERM does not cut short what the first has begun."""
         address, poem = self.listen(), self.write(makeText(16 * MEBI))
         server = self.serve(endpoint=self.endpoint)
         (client,) = self.hold(1, address)
@@ -116,21 +104,15 @@ class StopTests(FaultCase):
 
 
 def _saysItStops(server: Server) -> bool:
-    """
-    Whether twistd has logged that it has got a signal to stop.
-    """
+    """Whether twistd has logged that it has got a signal to stop."""
     return "SIGTERM" in server.log.read_text()
 
 
 class UnderLoadTests(FaultCase):
-    """
-    A server that is replaced, or its poem, while clients come all the time.
-    """
+    """A server that is replaced, or its poem, while clients come all the time."""
 
     def test_restarts(self) -> None:
-        """
-        20 restarts under load: no client is refused or reset, none gets less than all.
-        """
+        """20 restarts under load: no client is refused or reset, none gets less than all."""
         poems = {"small": self.write(makeText(3003), "small")}
         poems["large"] = self.write(makeText(MEBI, 1), "large")
         addresses = {name: self.listen(name) for name in poems}
@@ -197,9 +179,7 @@ class UnderLoadTests(FaultCase):
         self.assertEqual(digests[-100:], digests[1:3] * 50)
 
     def test_reloadsAllAtOnce(self) -> None:
-        """
-        SIGHUPs faster than poems can be read end with the newest poem served.
-        """
+        """SIGHUPs faster than poems can be read end with the newest poem served."""
         address, old, new = self.listen(), makeText(MEBI, 1), makeText(MEBI, 2)
         self.write(old)
         server = self.serve()
@@ -213,14 +193,10 @@ class UnderLoadTests(FaultCase):
 
 
 class IdleTests(FaultCase):
-    """
-    A server that ends once nobody has been connected for a while.
-    """
+    """A server that ends once nobody has been connected for a while."""
 
     def test_itEnds(self) -> None:
-        """
-        It ends well, and the next client is served by the next server.
-        """
+        """It ends well, and the next client is served by the next server."""
         address, poem = self.listen(), self.write(makeText(3003))
         first = self.serve("--exit-idle-time=0.2")
         self.assertAll("isExact", [run(fetch(address, poem))])
@@ -231,9 +207,7 @@ class IdleTests(FaultCase):
         self.assertEqual(readAll(late), (len(poem), "end"))
 
     def test_notWhileSomebodyReads(self) -> None:
-        """
-        A reader that takes several times as long keeps it, for others too.
-        """
+        """A reader that takes several times as long keeps it, for others too."""
         address, poem = self.listen(), self.write(makeText(16 * MEBI))
         server = self.serve("--exit-idle-time=0.2")
         (client,) = self.hold(1, address)
@@ -273,9 +247,7 @@ class IdleTests(FaultCase):
         self.assertAll("isExact", replies)
 
     def _activate(self, nursery: Nursery, statuses: list[int]) -> None:
-        """
-        What systemd does: start a server when somebody connects, and again after its end.
-        """
+        """What systemd does: start a server when somebody connects, and again after its end."""
         while len(statuses) < _ENDS:
             select.select([self.listeners["poem"]], [], [], HANG_SECONDS)
             nursery.order("start")
@@ -283,9 +255,7 @@ class IdleTests(FaultCase):
 
 
 class WrappedStopTests(StopTests):
-    """
-    The same through Twisted's transports, since each connection begins with a PROXY header.
-    """
+    """The same through Twisted's transports, since each connection begins with a PROXY header."""
 
     endpoint = "haproxy:adopted"
     header = b"PROXY TCP4 192.0.2.1 192.0.2.2 40000 10000\r\n"

@@ -1,6 +1,4 @@
-"""
-P4: nobody holds anything for ever.
-"""
+"""P4: nobody holds anything for ever."""
 
 from __future__ import annotations
 
@@ -27,9 +25,7 @@ from .server import (
 
 
 async def uploadForEver(address: Address) -> int:
-    """
-    Write and never read, until the server ends that: how much was written.
-    """
+    """Write and never read, until the server ends that: how much was written."""
     loop, count = asyncio.get_running_loop(), 0
     with connect(address) as client:
         client.setblocking(False)
@@ -42,14 +38,10 @@ async def uploadForEver(address: Address) -> int:
 
 
 class DeadlineCase(FaultCase):
-    """
-    A test of a server that somebody would hold up.
-    """
+    """A test of a server that somebody would hold up."""
 
     def serveNobody(self, address: Address, *options: str) -> tuple[Server, int]:
-        """
-        Start a server: it, and how many descriptors it has open with nobody there.
-        """
+        """Start a server: it, and how many descriptors it has open with nobody there."""
         server = self.serve(*options)
         with connect(address) as client:
             readAll(client)
@@ -61,16 +53,12 @@ class DeadlineCase(FaultCase):
         return server, counts[-1]
 
     def waitUntilGone(self, server: Server, descriptors: int) -> None:
-        """
-        Wait until the server has no more descriptors open than it had.
-        """
+        """Wait until the server has no more descriptors open than it had."""
         wait(lambda: server.descriptors() <= descriptors, f"{server.descriptors()} descriptors")
 
 
 class UploadTests(DeadlineCase):
-    """
-    Clients that only write.
-    """
+    """Clients that only write."""
 
     def test_uploads(self) -> None:
         """
@@ -94,9 +82,7 @@ class UploadTests(DeadlineCase):
 
 
 class SlowTests(DeadlineCase):
-    """
-    Clients that take nothing, or next to nothing.
-    """
+    """Clients that take nothing, or next to nothing."""
 
     def test_stoppedReaders(self) -> None:
         """
@@ -124,9 +110,7 @@ class SlowTests(DeadlineCase):
             self.assertLess(kernel / len(clients), 400 * KIBI)
 
     def test_stoppedReadersOnUNIX(self) -> None:
-        """
-        On a UNIX socket they are gone at the deadline too.
-        """
+        """On a UNIX socket they are gone at the deadline too."""
         address = self.listen(family=socket.AF_UNIX)
         self.write(makeText(MEBI))
         server, descriptors = self.serveNobody(address, "--stall-timeout=0.5")
@@ -135,9 +119,7 @@ class SlowTests(DeadlineCase):
         self.waitUntilGone(server, descriptors)
 
     def test_trickle(self) -> None:
-        """
-        A reader that never stops, but is slower than the least rate, is reset.
-        """
+        """A reader that never stops, but is slower than the least rate, is reset."""
         address, poem = self.listen(), self.write(makeText(MEBI))
         server = self.serve("--stall-timeout=1", "--min-rate=20000")
         how = {"receiveBuffer": KIBI, "pieceBytes": KIBI, "betweenSeconds": 0.1}
@@ -166,9 +148,7 @@ class SlowTests(DeadlineCase):
             self.assertEqual(end, "reset")
 
     def test_smallPoemNotTaken(self) -> None:
-        """
-        A poem that is all with the system, but not with its reader, has the same deadline.
-        """
+        """A poem that is all with the system, but not with its reader, has the same deadline."""
         address, poem = self.listen(), self.write(makeText(16 * KIBI))
         server, descriptors = self.serveNobody(address, "--stall-timeout=0.5")
         clients = self.hold(50, address, receiveBuffer=KIBI)
@@ -179,9 +159,7 @@ class SlowTests(DeadlineCase):
             self.assertEqual(end, "reset")
 
     def test_whoStays(self) -> None:
-        """
-        Clients that have the whole poem and do not close are closed soon.
-        """
+        """Clients that have the whole poem and do not close are closed soon."""
         address, poem = self.listen(), self.write(makeText(3003))
         server, descriptors = self.serveNobody(address)
         clients = self.hold(100, address)
@@ -190,9 +168,7 @@ class SlowTests(DeadlineCase):
 
 
 class ManyTests(DeadlineCase):
-    """
-    A server that has been there for long.
-    """
+    """A server that has been there for long."""
 
     def test_anHourOfConnections(self) -> None:
         """
@@ -209,9 +185,7 @@ class ManyTests(DeadlineCase):
         self.assertLess(server.residentKiB() - resident, KIBI)
 
     async def visit(self, address: Address, poem: bytes, times: int) -> None:
-        """
-        Readers, some of whom write or half-close first, and some who leave at once.
-        """
+        """Readers, some of whom write or half-close first, and some who leave at once."""
         for _ in range(times // 100):
             for client in self.connectSome(address):
                 client.close()
@@ -220,7 +194,5 @@ class ManyTests(DeadlineCase):
             self.assertAll("isExact", await fetchMany(10, address, poem, write=b"GET /\r\n"))
 
     def connectSome(self, address: Address) -> list[socket.socket]:
-        """
-        Connect 25 clients that do nothing.
-        """
+        """Connect 25 clients that do nothing."""
         return [connect(address) for _ in range(25)]

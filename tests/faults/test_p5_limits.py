@@ -1,6 +1,4 @@
-"""
-P5: at a limit new clients wait or are turned away by rule; the others do not notice.
-"""
+"""P5: at a limit new clients wait or are turned away by rule; the others do not notice."""
 
 from __future__ import annotations
 
@@ -28,9 +26,7 @@ from .server import (
 
 
 class DescriptorTests(FaultCase):
-    """
-    More clients than the server may have open.
-    """
+    """More clients than the server may have open."""
 
     def test_fewDescriptors(self) -> None:
         """
@@ -68,9 +64,7 @@ class DescriptorTests(FaultCase):
         self.assertEqual((len(server.records(FULL)), server.tracebacks()), (1, []))
 
     def test_mostReaders(self) -> None:
-        """
-        With --max-readers it is the same, on a UNIX socket too.
-        """
+        """With --max-readers it is the same, on a UNIX socket too."""
         addresses = [self.listen("poem"), self.listen("local", socket.AF_UNIX)]
         self.write(makeText(MEBI), "local")
         poem = self.write(makeText(MEBI))
@@ -81,9 +75,7 @@ class DescriptorTests(FaultCase):
         self.assertEqual(len(server.records(FULL)), 1)
 
     def test_whoOnlyStaysMakesRoom(self) -> None:
-        """
-        Clients that have everything and do not close keep nobody waiting.
-        """
+        """Clients that have everything and do not close keep nobody waiting."""
         address, poem = self.listen(), self.write(makeText(3003))
         self.serve("--max-readers=10")
         clients = self.hold(300, address)
@@ -93,9 +85,7 @@ class DescriptorTests(FaultCase):
 
 
 class SourceTests(FaultCase):
-    """
-    One source that takes too many.
-    """
+    """One source that takes too many."""
 
     def test_poemUnderWay(self) -> None:
         """
@@ -114,9 +104,7 @@ class SourceTests(FaultCase):
         self.assertAll("isExact", run(fetchMany(20, address, poem)))
 
     def test_smallPoemNotTaken(self) -> None:
-        """
-        It is the same with a poem that is soon with the system, but not with its reader.
-        """
+        """It is the same with a poem that is soon with the system, but not with its reader."""
         address, poem = self.listen(), self.write(makeText(16 * KIBI))
         self.serve("--max-readers=100", "--max-readers-per-source=20")
         greedy = self.hold(500, address, receiveBuffer=KIBI)
@@ -126,9 +114,7 @@ class SourceTests(FaultCase):
         self.assertTrue(all(end == "reset" for count, end in rest if count < len(poem)))
 
     def test_notOnUNIX(self) -> None:
-        """
-        On a UNIX socket there are no sources to tell apart.
-        """
+        """On a UNIX socket there are no sources to tell apart."""
         address, poem = self.listen(family=socket.AF_UNIX), self.write(makeText(4 * MEBI))
         self.serve("--max-readers-per-source=1")
         replies = run(fetchMany(50, address, poem, pauseSeconds=0.3))
@@ -136,14 +122,10 @@ class SourceTests(FaultCase):
 
 
 class BacklogTests(FaultCase):
-    """
-    Clients that are gone before they are accepted.
-    """
+    """Clients that are gone before they are accepted."""
 
     def test_resetBeforeTheServerStarts(self) -> None:
-        """
-        1,000 connections that were reset in the backlog are no trouble to the next client.
-        """
+        """1,000 connections that were reset in the backlog are no trouble to the next client."""
         address, poem = self.listen(), self.write(makeText(3003))
         for _ in range(1000):
             resetNow(connect(address))
@@ -169,9 +151,7 @@ class BacklogTests(FaultCase):
 
 
 class CountTests(FaultCase):
-    """
-    Records of what became of connections.
-    """
+    """Records of what became of connections."""
 
     def test_everyPoemIsCounted(self) -> None:
         """
@@ -193,9 +173,7 @@ class CountTests(FaultCase):
         self.assertTrue(1 <= len(sums) <= seconds + 2)
 
     def test_everyConnectionIsCounted(self) -> None:
-        """
-        So it is with readers that leave, are given up on, or are turned away.
-        """
+        """So it is with readers that leave, are given up on, or are turned away."""
         address, poem = self.listen(), self.write(makeText(MEBI))
         options = ["--journal-budget=3", "--max-readers-per-source=10", "--stall-timeout=1"]
         server = self.serve(*options)

@@ -23,9 +23,7 @@ _AS_ANYBODY = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
 
 
 class ReloadTests(FaultCase):
-    """
-    A poem that is broken when the server is told to reload.
-    """
+    """A poem that is broken when the server is told to reload."""
 
     def assertKept(
         self, breakIt: Callable[[Path], object], cause: str, before: list[str] | None = None
@@ -56,23 +54,17 @@ class ReloadTests(FaultCase):
         self.assertEqual(server.tracebacks(), [])
 
     def assertReloads(self, server: Server, address: Address, poem: bytes, times: int) -> None:
-        """
-        Assert that a reload brings a poem, the so many-th.
-        """
+        """Assert that a reload brings a poem, the so many-th."""
         server.send(signal.SIGHUP)
         server.waitFor(LOADED, times)
         self.assertAll("isExact", [run(fetch(address, poem))])
 
     def test_deleted(self) -> None:
-        """
-        A poem that is gone is not: the server has it.
-        """
+        """A poem that is gone is not: the server has it."""
         self.assertKept(lambda path: None, "No such file")
 
     def test_unreadable(self) -> None:
-        """
-        A poem that may not be read is no poem.
-        """
+        """A poem that may not be read is no poem."""
         if os.geteuid() == 0 and shutil.which("setpriv") is None:
             raise SkipTest("root may read everything")
 
@@ -83,33 +75,23 @@ class ReloadTests(FaultCase):
         self.assertKept(hide, "Permission denied", _AS_ANYBODY if os.geteuid() == 0 else None)
 
     def test_empty(self) -> None:
-        """
-        An empty file is no poem.
-        """
+        """An empty file is no poem."""
         self.assertKept(lambda path: path.write_bytes(b""), "is empty")
 
     def test_folder(self) -> None:
-        """
-        A folder is no poem.
-        """
+        """A folder is no poem."""
         self.assertKept(lambda path: path.mkdir(), "is a folder")
 
     def test_fifo(self) -> None:
-        """
-        A FIFO is no poem, and nobody waits for its writer.
-        """
+        """A FIFO is no poem, and nobody waits for its writer."""
         self.assertKept(os.mkfifo, "is a FIFO")
 
     def test_device(self) -> None:
-        """
-        A device is no poem, however much it has to say.
-        """
+        """A device is no poem, however much it has to say."""
         self.assertKept(lambda path: path.symlink_to("/dev/zero"), "is a device")
 
     def test_huge(self) -> None:
-        """
-        What is larger than a poem may be is not even read.
-        """
+        """What is larger than a poem may be is not even read."""
 
         def grow(path: Path) -> None:
             path.touch()
@@ -118,15 +100,11 @@ class ReloadTests(FaultCase):
         self.assertKept(grow, "64 MiB")
 
     def test_linkToItself(self) -> None:
-        """
-        A link that leads nowhere is no poem.
-        """
+        """A link that leads nowhere is no poem."""
         self.assertKept(lambda path: path.symlink_to(path.name), "symbolic links")
 
     def test_writtenToWhileItIsRead(self) -> None:
-        """
-        A poem that somebody writes to while it is read is not taken for one.
-        """
+        """A poem that somebody writes to while it is read is not taken for one."""
         ended = threading.Event()
 
         def writeOn(path: Path) -> None:
@@ -146,9 +124,7 @@ class ReloadTests(FaultCase):
         self.assertKept(start, "was written to")
 
     def test_replacedWhileItIsRead(self) -> None:
-        """
-        A poem that is moved into place during a reload is either there as a whole or not yet.
-        """
+        """A poem that is moved into place during a reload is either there as a whole or not yet."""
         address, poems = self.listen(), [makeText(8 * MEBI, seed) for seed in (1, 2)]
         self.write(poems[0])
         server = self.serve()
@@ -162,9 +138,7 @@ class ReloadTests(FaultCase):
 
 
 class StartTests(FaultCase):
-    """
-    A poem that is broken when the server starts.
-    """
+    """A poem that is broken when the server starts."""
 
     def test_clientsWaitUntilItIsMended(self) -> None:
         """

@@ -51,9 +51,7 @@ exec {python} "$@"
 
 
 class MachineCase(FaultCase):
-    """
-    A machine that can be at fault.
-    """
+    """A machine that can be at fault."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -61,23 +59,17 @@ class MachineCase(FaultCase):
         self.site.mkdir()
 
     def fault(self, name: str, value: object = "yes") -> None:
-        """
-        Have a fault: C{clock} by so many seconds, C{disk}, C{resolver}, C{threads}.
-        """
+        """Have a fault: C{clock} by so many seconds, C{disk}, C{resolver}, C{threads}."""
         new = self.site / "new"
         new.write_text(str(value))
         new.rename(self.site / name)
 
     def mend(self, name: str) -> None:
-        """
-        Have that fault no longer.
-        """
+        """Have that fault no longer."""
         (self.site / name).unlink()
 
     def serve(self, *options: str, **how: Any) -> Server:
-        """
-        Start a server on that machine.
-        """
+        """Start a server on that machine."""
         here = Path(__file__).parent
         environ = {
             **how.pop("environ", {}),
@@ -87,17 +79,13 @@ class MachineCase(FaultCase):
         return super().serve(*options, environ=environ, **how)
 
     def assertEnds(self, server: Server) -> None:
-        """
-        Assert that a server ends when it is told to.
-        """
+        """Assert that a server ends when it is told to."""
         self.assertEqual(server.end(), -signal.SIGTERM)
         self.assertEqual(server.tracebacks(), [])
 
 
 class PoemTests(MachineCase):
-    """
-    A server whose poem is read.
-    """
+    """A server whose poem is read."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -105,9 +93,7 @@ class PoemTests(MachineCase):
         self.old = self.write(makeText(3003))
 
     def assertGets(self, *poems: bytes) -> None:
-        """
-        Assert that a client gets a poem.
-        """
+        """Assert that a client gets a poem."""
         self.assertAll("isExact", [run(fetch(self.address, *poems))])
 
     def test_disk(self) -> None:
@@ -128,9 +114,7 @@ class PoemTests(MachineCase):
         self.assertEnds(server)
 
     def test_stop(self) -> None:
-        """
-        A disk that never moves again holds up no stop.
-        """
+        """A disk that never moves again holds up no stop."""
         server = self.serve()
         self.assertGets(self.old)
         self.fault("disk")
@@ -140,9 +124,7 @@ class PoemTests(MachineCase):
         self.assertEnds(server)
 
     def test_threads(self) -> None:
-        """
-        Where no thread can be had a reload says so in one line, and the next one works again.
-        """
+        """Where no thread can be had a reload says so in one line, and the next one works again."""
         server = self.serve()
         self.assertGets(self.old)
         new = self.write(makeText(3003, 1))
@@ -158,9 +140,7 @@ class PoemTests(MachineCase):
         self.assertEnds(server)
 
     def test_clock(self) -> None:
-        """
-        However the clock is set, a reload takes place.
-        """
+        """However the clock is set, a reload takes place."""
         server = self.serve()
         for times, step in enumerate(STEPS, 2):
             self.assertGets(*[makeText(3003, seed) for seed in (0, times - 1)])
@@ -172,9 +152,7 @@ class PoemTests(MachineCase):
         self.assertEnds(server)
 
     def test_unchanged(self) -> None:
-        """
-        Reloads of a poem that has not changed add nothing, whoever still reads it.
-        """
+        """Reloads of a poem that has not changed add nothing, whoever still reads it."""
         poem = self.write(makeText(32 * MEBI))
         server = self.serve()
         slow = []
@@ -189,14 +167,10 @@ class PoemTests(MachineCase):
 
 
 class ProxyTests(MachineCase, ProxyCase):
-    """
-    A proxy on such a machine.
-    """
+    """A proxy on such a machine."""
 
     def threads(self, server: Server) -> int:
-        """
-        How many threads a server has.
-        """
+        """How many threads a server has."""
         return len(os.listdir(f"/proc/{server.pid}/task"))
 
     def test_clockInAnOutage(self) -> None:
@@ -243,9 +217,7 @@ class ProxyTests(MachineCase, ProxyCase):
             self.assertEnds(server)
 
     def test_clockInAReload(self) -> None:
-        """
-        However it is set during a reload in an outage, systemd is told of the end of that.
-        """
+        """However it is set during a reload in an outage, systemd is told of the end of that."""
         upstream = self.upstream(sends(POEM))
         address = self.proxy(upstream.endpoint)
         with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as manager:
@@ -284,9 +256,7 @@ class ProxyTests(MachineCase, ProxyCase):
         self.assertEnds(server)
 
     def test_resolverAgain(self) -> None:
-        """
-        When it answers the upstream is reached, and who has waited for it is served.
-        """
+        """When it answers the upstream is reached, and who has waited for it is served."""
         self.fault("resolver")
         upstream = self.upstream(sends(POEM))
         address = self.proxy(f"tcp:host=silent.example:port={upstream.port}")
@@ -298,9 +268,7 @@ class ProxyTests(MachineCase, ProxyCase):
         self.assertEnds(server)
 
     def test_IPv6(self) -> None:
-        """
-        An upstream that is there by IPv6 alone is reached, by its name and by its address.
-        """
+        """An upstream that is there by IPv6 alone is reached, by its name and by its address."""
         listener = socket.socket(socket.AF_INET6)
         self.addCleanup(listener.close)
         listener.bind(("::1", 0))
@@ -324,9 +292,7 @@ class ProxyTests(MachineCase, ProxyCase):
             self.assertFetches(address, POEM)
 
     def test_threads(self) -> None:
-        """
-        Where no thread can be had a fetch says so in one line, and a later one works again.
-        """
+        """Where no thread can be had a fetch says so in one line, and a later one works again."""
         address = self.proxy(self.upstream(sends(POEM)).endpoint)
         server = self.serve()
         self.fault("threads")
@@ -339,9 +305,7 @@ class ProxyTests(MachineCase, ProxyCase):
 
 
 class CopyTests(MachineCase, ProxyCase):
-    """
-    A proxy whose copy is on a disk that stands still.
-    """
+    """A proxy whose copy is on a disk that stands still."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -352,15 +316,11 @@ class CopyTests(MachineCase, ProxyCase):
         self.copy = self.cache / f"{sha256(self.source.endpoint.encode()).hexdigest()[:32]}.poem"
 
     def start(self, *options: str, **how: Any) -> Server:
-        """
-        Start the proxy.
-        """
+        """Start the proxy."""
         return self.serve(f"--cache={self.cache}", *options, **how)
 
     def standStill(self) -> None:
-        """
-        Have the disk take nothing any more.
-        """
+        """Have the disk take nothing any more."""
         self.fault("stuck")
         writer = self.site / "writer.sh"
         writer.write_text(_WRITER.format(stuck=self.site / "stuck", python=sys.executable))
@@ -368,9 +328,7 @@ class CopyTests(MachineCase, ProxyCase):
         self.fault("writer", writer)
 
     def reload(self, server: Server, times: int) -> bytes:
-        """
-        @return: what the upstream has from now on, and what the proxy serves.
-        """
+        """@return: what the upstream has from now on, and what the proxy serves."""
         text = makeText(3003, times)
         self.source.behaviour = sends(text)
         server.send(signal.SIGHUP)
@@ -431,9 +389,7 @@ class CopyTests(MachineCase, ProxyCase):
         self.assertEnds(server)
 
     def test_strange(self) -> None:
-        """
-        What is no copy in the copy's place has one record each, and no reader waits for it.
-        """
+        """What is no copy in the copy's place has one record each, and no reader waits for it."""
 
         def isSparse() -> None:
             self.copy.touch()
@@ -507,17 +463,13 @@ class CopyTests(MachineCase, ProxyCase):
             os.close(cache)
 
     def content(self, folder: int) -> bytes:
-        """
-        What the copy has, beneath a folder that is open.
-        """
+        """What the copy has, beneath a folder that is open."""
         with open(os.open(self.copy.name, os.O_RDONLY, dir_fd=folder), "rb") as file:
             return file.read()
 
 
 def commands() -> str:
-    """
-    The command lines of all processes.
-    """
+    """The command lines of all processes."""
     lines = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):

@@ -36,54 +36,40 @@ _HEADER = b"PROXY TCP4 192.0.2.1 192.0.2.2 40000 10000\r\n"
 
 
 class ProxiedTests(FaultCase):
-    """
-    Clients that come through a proxy, which says who they are.
-    """
+    """Clients that come through a proxy, which says who they are."""
 
     def begin(self, size: int, *options: str, **how: Any) -> tuple[Server, Address, bytes]:
-        """
-        Start a server of a poem of so many bytes.
-        """
+        """Start a server of a poem of so many bytes."""
         address, poem = self.listen(), self.write(makeText(size))
         return self.serve(*options, endpoint="haproxy:adopted", **how), address, poem
 
     def arrive(self, times: int, address: Address, **how: Any) -> list[socket.socket]:
-        """
-        Connect so many clients, and say who they are.
-        """
+        """Connect so many clients, and say who they are."""
         clients = self.hold(times, address, **how)
         for client in clients:
             client.sendall(_HEADER)
         return clients
 
     def test_writingBeforeReading(self) -> None:
-        """
-        200 clients that each write 64 KiB first get a poem of 1 MiB exactly.
-        """
+        """200 clients that each write 64 KiB first get a poem of 1 MiB exactly."""
         _, address, poem = self.begin(MEBI)
         write = _HEADER + bytes(64 * KIBI)
         self.assertAll("isExact", run(fetchMany(200, address, poem, write=write)))
 
     def test_smallBufferAndLateRead(self) -> None:
-        """
-        The smallest receive buffer and a late first read cost no byte.
-        """
+        """The smallest receive buffer and a late first read cost no byte."""
         _, address, poem = self.begin(64 * KIBI)
         how = {"write": _HEADER + b"\n", "receiveBuffer": KIBI, "pauseSeconds": 0.5}
         self.assertAll("isExact", run(fetchMany(100, address, poem, **how)))
 
     def test_halfClosingFirst(self) -> None:
-        """
-        Clients that close their side first get a poem of 16 MiB exactly.
-        """
+        """Clients that close their side first get a poem of 16 MiB exactly."""
         _, address, poem = self.begin(16 * MEBI)
         replies = run(fetchMany(20, address, poem, write=_HEADER, halfClose=True))
         self.assertAll("isExact", replies)
 
     def test_killedHalfWay(self) -> None:
-        """
-        Readers half-way through when the server is killed get a reset.
-        """
+        """Readers half-way through when the server is killed get a reset."""
         server, address, poem = self.begin(16 * MEBI)
         clients = self.arrive(20, address)
         for client in clients:
@@ -94,9 +80,7 @@ class ProxiedTests(FaultCase):
             self.assertEqual(end, "reset")
 
     def test_stoppedReaders(self) -> None:
-        """
-        500 clients that take nothing are reset at the deadline, and cost little until then.
-        """
+        """500 clients that take nothing are reset at the deadline, and cost little until then."""
         server, address, poem = self.begin(MEBI, "--stall-timeout=2", "--journal-budget=2000")
         self.assertAll("isExact", run(fetchMany(20, address, poem, write=_HEADER)))
         descriptors = server.descriptors()
@@ -114,9 +98,7 @@ class ProxiedTests(FaultCase):
             self.assertLess(kernel / len(clients), 400 * KIBI)
 
     def test_fewDescriptors(self) -> None:
-        """
-        With 64 descriptors 200 clients are all served exactly.
-        """
+        """With 64 descriptors 200 clients are all served exactly."""
         server, address, poem = self.begin(MEBI, descriptors=64)
         clients = self.arrive(200, address)
         server.waitFor(FULL)
@@ -124,9 +106,7 @@ class ProxiedTests(FaultCase):
         self.assertEqual(server.tracebacks(), [])
 
     def test_whoNeverSaysWhoItIs(self) -> None:
-        """
-        Connections that send no header are ended by the stall timeout.
-        """
+        """Connections that send no header are ended by the stall timeout."""
         server, address, poem = self.begin(3003, "--stall-timeout=0.5")
         self.assertAll("isExact", run(fetchMany(5, address, poem, write=_HEADER)))
         descriptors = server.descriptors()
@@ -136,14 +116,10 @@ class ProxiedTests(FaultCase):
 
 
 class TLSTests(FaultCase):
-    """
-    Clients that come through TLS, which has an end of its own.
-    """
+    """Clients that come through TLS, which has an end of its own."""
 
     def setUp(self) -> None:
-        """
-        Make a certificate that nobody trusts.
-        """
+        """Make a certificate that nobody trusts."""
         super().setUp()
         if importlib.util.find_spec("OpenSSL") is None or shutil.which("openssl") is None:
             raise SkipTest("there is no OpenSSL")
@@ -163,9 +139,7 @@ class TLSTests(FaultCase):
         self.context.verify_mode = ssl.CERT_NONE
 
     def begin(self, size: int, *options: str) -> tuple[Server, Address, bytes]:
-        """
-        Start a server of a poem of so many bytes, on a port that nobody else has for now.
-        """
+        """Start a server of a poem of so many bytes, on a port that nobody else has for now."""
         with socket.socket() as trial:
             trial.bind(("127.0.0.1", 0))
             address: Address = trial.getsockname()
@@ -180,9 +154,7 @@ class TLSTests(FaultCase):
         return server, address, poem
 
     def open(self, address: Address, **how: Any) -> ssl.SSLSocket:
-        """
-        Connect, and shake hands.
-        """
+        """Connect, and shake hands."""
         (client,) = self.hold(1, address, **how)
         # An end without TLS's own is none.
         wrapped = self.context.wrap_socket(client, suppress_ragged_eofs=False)
@@ -190,9 +162,7 @@ class TLSTests(FaultCase):
         return wrapped
 
     def test_exact(self) -> None:
-        """
-        Readers get every byte, and then TLS's end.
-        """
+        """Readers get every byte, and then TLS's end."""
         for number, size in enumerate((3003, 4 * MEBI), 1):
             server, address, poem = self.begin(size)
             server.waitFor(SERVING, number)
@@ -202,9 +172,7 @@ class TLSTests(FaultCase):
             server.end()
 
     def test_killedHalfWay(self) -> None:
-        """
-        A reader half-way through when the server is killed gets no end of TLS's.
-        """
+        """A reader half-way through when the server is killed gets no end of TLS's."""
         server, address, poem = self.begin(16 * MEBI)
         clients = [self.open(address) for _ in range(5)]
         for client in clients:
@@ -233,9 +201,7 @@ class TLSTests(FaultCase):
         self.assertEqual(end, "reset")
 
     def test_whoNeverShakesHands(self) -> None:
-        """
-        Clients that say nothing, or take nothing, are ended by the stall timeout.
-        """
+        """Clients that say nothing, or take nothing, are ended by the stall timeout."""
         server, address, poem = self.begin(MEBI, "--stall-timeout=0.5")
         with self.open(address) as client:
             self.assertEqual(readAll(client), (len(poem), "end"))

@@ -1,6 +1,4 @@
-"""
-The machines that the tests share, one a release.
-"""
+"""The machines that the tests share, one a release."""
 
 from __future__ import annotations
 
@@ -43,9 +41,7 @@ systemctl daemon-reload
 
 
 def skip(reason: object) -> NoReturn:
-    """
-    Skip a test; where nobody would notice, fail it instead.
-    """
+    """Skip a test; where nobody would notice, fail it instead."""
     if os.environ.get("CI"):
         pytest.fail(f"must not be skipped in CI: {reason}")
     pytest.skip(str(reason))
@@ -53,9 +49,7 @@ def skip(reason: object) -> NoReturn:
 
 @pytest.fixture(scope="session", params=["bookworm", "trixie"])
 def release(request: pytest.FixtureRequest) -> str:
-    """
-    A release of Debian.
-    """
+    """A release of Debian."""
     obstacle = findObstacle()
     if obstacle is not None:
         skip(obstacle)
@@ -65,9 +59,7 @@ def release(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """
-    The folder with what C{make deb} makes.
-    """
+    """The folder with what C{make deb} makes."""
     obstacle = findBuildObstacle()
     if obstacle is not None:
         skip(obstacle)
@@ -109,9 +101,7 @@ def build(builder: Machine) -> Iterator[subprocess.Popen[str]]:
 
 
 def readBuildDepends() -> list[str]:
-    """
-    What the package says to take for building, by name.
-    """
+    """What the package says to take for building, by name."""
     control = (CLONE / "packaging/debian/control").read_text()
     field = control.partition("\nBuild-Depends:\n")[2].partition("\nStandards-Version")[0]
     names = [line.split()[0].rstrip(",") for line in field.splitlines()]
@@ -120,17 +110,13 @@ def readBuildDepends() -> list[str]:
 
 @pytest.fixture(scope="session")
 def package(built: Path) -> Path:
-    """
-    The folder with the packages to install.
-    """
+    """The folder with the packages to install."""
     return built
 
 
 @pytest.fixture(scope="session")
 def debian(release: str, package: Path, build: object) -> Iterator[Machine]:
-    """
-    A booted system with the package installed, for all tests of a release.
-    """
+    """A booted system with the package installed, for all tests of a release."""
     machine = startMachine(release, _PACKAGES, "booted")
     with closing(machine):
         writeHosts(machine)
@@ -164,15 +150,11 @@ def startMachine(release: str, packages: Sequence[str], kind: str, **settings: A
 
 
 def writeHosts(machine: Machine) -> None:
-    """
-    Give a machine the file that Debian's installer writes and mmdebstrap does not.
-    """
+    """Give a machine the file that Debian's installer writes and mmdebstrap does not."""
     machine.path("/etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
 
 
 def listUnits(machine: Machine) -> str:
-    """
-    Whatever runs, listens, waits or has failed of fastpoetry.
-    """
+    """Whatever runs, listens, waits or has failed of fastpoetry."""
     everything = ("list-units", "--all", "--plain", "--no-legend", "fastpoetry*")
     return machine.systemctl(*everything)

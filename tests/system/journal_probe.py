@@ -32,9 +32,7 @@ HOSTILE = "\nPRIORITY=0\n\nMESSAGE=forged\nFORGED=1\n\x00\x1b[2J\r\x85\u2028\ud8
 
 
 def levels(run: str) -> Seen:
-    """
-    One record of each level, then C{log.msg} and C{log.err}: seven records, C{STEP} 0 to 6.
-    """
+    """One record of each level, then C{log.msg} and C{log.err}: seven records, C{STEP} 0 to 6."""
     for step, emit in enumerate([_log.debug, _log.info, _log.warn, _log.error, _log.critical]):
         emit("step {step}", run=run, step=step, message_id="0123456789abcdef" * 2)
     legacy.msg("step 5", run=run, step=5)
@@ -43,9 +41,7 @@ def levels(run: str) -> Seen:
 
 
 def failures(run: str) -> Seen:
-    """
-    A failure in each of Twisted's ways: two records, C{STEP} 0 and 1, from the same line.
-    """
+    """A failure in each of Twisted's ways: two records, C{STEP} 0 and 1, from the same line."""
     try:
         raise ValueError(HOSTILE)
     except ValueError:
@@ -55,18 +51,14 @@ def failures(run: str) -> Seen:
 
 
 def hostile(run: str) -> Seen:
-    """
-    Hostile text as a value, in the text, as bytes, and as a key: one record.
-    """
+    """Hostile text as a value, in the text, as bytes, and as a key: one record."""
     values = {"peer": HOSTILE, "raw": HOSTILE.encode("utf-8", "surrogatepass"), "a\nFORGED=1": 1}
     _log.info("from {peer}", run=run, **values)
     return {}
 
 
 def large(run: str) -> Seen:
-    """
-    A record of 64 KiB in a value, then one that must be cut: two records, C{STEP} 0 and 1.
-    """
+    """A record of 64 KiB in a value, then one that must be cut: two records, C{STEP} 0 and 1."""
     _log.info("{poem}", run=run, step=0, poem="x" * 65536)
     _log.info("{poem}", run=run, step=1, poem="é\n" * 2**20, more="y" * 2**20, most="z" * 65536)
     return {}
@@ -76,7 +68,7 @@ def steady(run: str, seconds: float = 2, rate: int = 200) -> Seen:
     """
     Records at an even rate, C{STEP} from 0: for a journald that is restarted meanwhile.
 
-    @return: How many were logged, and how long the slowest call took, in milliseconds.
+    @return: how many were logged, and how long the slowest call took, in milliseconds.
     """
     worst = 0.0
     start = time.monotonic()
@@ -93,7 +85,7 @@ def standstill(run: str) -> Seen:
     """
     5,000 records a second while journald stands still for 10 s, then one more.
 
-    @return: What L{steady} returns, and the resident memory before and after, in KiB.
+    @return: what L{steady} returns, and the resident memory before and after, in KiB.
     """
     journald = _journald()
     before = _resident()

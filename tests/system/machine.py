@@ -52,9 +52,7 @@ _T = TypeVar("_T")
 
 
 class MachineError(Exception):
-    """
-    A machine that did not start, or a command in it that failed: what was seen.
-    """
+    """A machine that did not start, or a command in it that failed: what was seen."""
 
 
 class Machine:
@@ -117,9 +115,7 @@ class Machine:
             raise
 
     def _nspawn(self, directory: Path) -> list[str]:
-        """
-        The container's command line.
-        """
+        """The container's command line."""
         first = ["--boot"] if self._boots else ["--as-pid2", "sleep", "infinity"]
         return [
             "systemd-nspawn",
@@ -167,18 +163,14 @@ class Machine:
         return 0
 
     def reboot(self) -> None:
-        """
-        Reboot the machine and wait until it is there again, with all that was written to it.
-        """
+        """Reboot the machine and wait until it is there again, with all that was written to it."""
         before = Path(f"/proc/{self._leader}")
         self.run("systemctl", "reboot", check=False)
         waitFor(lambda: not before.exists(), "the machine to go down", _HALT_SECONDS)
         self._awaitStart()
 
     def close(self) -> None:
-        """
-        Halt the machine and remove what it left.
-        """
+        """Halt the machine and remove what it left."""
         if self._isAlive():
             self._leader = self._findLeader() or self._leader
             self._end()
@@ -187,9 +179,7 @@ class Machine:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _end(self) -> None:
-        """
-        Power the machine off, or cut it off if it does not obey.
-        """
+        """Power the machine off, or cut it off if it does not obey."""
         assert self._container is not None
         for number in (_POWEROFF, signal.SIGKILL) if self._boots else (signal.SIGKILL,):
             # Until there is a first process, there is nothing but its container.
@@ -208,9 +198,7 @@ class Machine:
         return Path(f"/proc/{self._leader}/root{inside}")
 
     def command(self, *command: str) -> list[str]:
-        """
-        What to run out here so that a command runs in there, as root.
-        """
+        """What to run out here so that a command runs in there, as root."""
         settings = (f"{name}={value}" for name, value in self._environment.items())
         enter = ("nsenter", f"--target={self._leader}", "--all")
         return [*enter, "env", "--chdir=/", "-i", *settings, *command]
@@ -256,9 +244,7 @@ class Machine:
         return self.run("systemctl", *arguments).stdout.rstrip("\n")
 
     def show(self, unit: str, key: str) -> str:
-        """
-        A property of a unit, as C{systemctl show} has it.
-        """
+        """A property of a unit, as C{systemctl show} has it."""
         return self.systemctl("show", f"--property={key}", "--value", unit)
 
     def journal(self, *matches: str) -> list[dict[str, str]]:
@@ -303,9 +289,7 @@ def waitFor(seek: Callable[[], _T], what: str, seconds: float = 20.0) -> _T:
 
 
 def awaitTime(due: float) -> None:
-    """
-    Wait until C{time.monotonic()} has come that far: for promises that name a time.
-    """
+    """Wait until C{time.monotonic()} has come that far: for promises that name a time."""
     time.sleep(max(0.0, due - time.monotonic()))
 
 
@@ -318,9 +302,7 @@ def _findChildren(process: int) -> list[int]:
 
 
 def _isFirst(process: int) -> bool:
-    """
-    Whether a process is the first of a machine, and not one on the way to starting it.
-    """
+    """Whether a process is the first of a machine, and not one on the way to starting it."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
     except OSError:
@@ -347,9 +329,7 @@ def _makeCgroup(name: str) -> Path | None:
 
 
 def _removeCgroup(group: Path) -> None:
-    """
-    Remove a control group and those in it, each as soon as its last process is gone.
-    """
+    """Remove a control group and those in it, each as soon as its last process is gone."""
 
     def isGone() -> bool:
         for folder, _, _ in os.walk(group, topdown=False):

@@ -19,9 +19,7 @@ _BUILD_SECONDS = 600.0
 
 
 def findBuildObstacle() -> str | None:
-    """
-    Why no package can be built here, or nothing.
-    """
+    """Why no package can be built here, or nothing."""
     if shutil.which("apt-get") is None:
         return "building a Debian package needs Debian"
     if os.geteuid() != 0:
@@ -53,9 +51,7 @@ def buildPackage(folder: Path, **environment: str) -> Path:
 
 
 def findPackage(folder: Path, name: str = "fastpoetry") -> Path:
-    """
-    The binary package of a name in a folder.
-    """
+    """The binary package of a name in a folder."""
     (package,) = folder.glob(f"{name}_*.deb")
     return package
 

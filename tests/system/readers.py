@@ -48,9 +48,7 @@ class Replies:
         self.longestSeconds = 0.0
 
     def add(self, count: int, isWhole: bool, isPart: bool, end: str, seconds: float) -> None:
-        """
-        Count a reply; see L{faults.server.Reply}.
-        """
+        """Count a reply; see L{faults.server.Reply}."""
         self.longestSeconds = max(self.longestSeconds, seconds)
         if isWhole and end == "end":
             self.kinds["poem"] += 1
@@ -61,16 +59,12 @@ class Replies:
 
     @property
     def poems(self) -> int:
-        """
-        How many had the poem exactly.
-        """
+        """How many had the poem exactly."""
         return self.kinds["poem"]
 
     @property
     def faults(self) -> dict[str, int]:
-        """
-        What the others had, and how many.
-        """
+        """What the others had, and how many."""
         return {kind: times for kind, times in self.kinds.items() if kind != "poem"}
 
 

@@ -21,9 +21,7 @@ _BUILD_SECONDS = 600.0
 
 
 def findObstacle() -> str | None:
-    """
-    Why no machine can be started here, or nothing.
-    """
+    """Why no machine can be started here, or nothing."""
     if os.geteuid() != 0:
         return "starting machines needs root"
     missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
@@ -69,9 +67,7 @@ def _makeRoot(release: str, packages: Sequence[str], root: Path) -> None:
 
 
 def readAptSettings() -> list[str]:
-    """
-    How this machine's apt reaches its mirrors, as lines of apt.conf(5).
-    """
+    """How this machine's apt reaches its mirrors, as lines of apt.conf(5)."""
     dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True).stdout
     return [
         line

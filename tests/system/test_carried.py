@@ -29,9 +29,7 @@ ALL_KINDS = "slow=50,stopped=50,tiny=1"
 
 
 def text(number: int, size: int = 16 << 20) -> bytes:
-    """
-    @return: a poem that is told apart from every other at each of its lines.
-    """
+    """@return: a poem that is told apart from every other at each of its lines."""
     lines = b"".join(b"%03d %07d, a line that is told apart\n" % (number, n) for n in range(30_000))
     return (lines * (size // len(lines) + 1))[:size]
 
@@ -48,17 +46,13 @@ class Held:
         self._stdin = stdin
 
     def hurry(self) -> None:
-        """
-        Have all of them read on; again, it does nothing.
-        """
+        """Have all of them read on; again, it does nothing."""
         with suppress(BrokenPipeError):
             self._stdin.write("go\n")
             self._stdin.flush()
 
     def outcomes(self) -> dict[str, int]:
-        """
-        @return: how many ended how.
-        """
+        """@return: how many ended how."""
         return dict(
             Counter("whole" if whole and end == "end" else end for _, _, whole, end in self.got)
         )
@@ -66,9 +60,7 @@ class Held:
 
 @contextmanager
 def holding(machine: Machine, kinds: str, *poems: str, host: str = "127.0.0.1") -> Iterator[Held]:
-    """
-    Have readers in the middle of a poem while something is done; afterwards all have ended.
-    """
+    """Have readers in the middle of a poem while something is done; afterwards all have ended."""
     process = subprocess.Popen(
         machine.command(
             *("python3", f"{SOURCE}/tests/system/carry_probe.py", host, str(PORT), kinds, *poems)
@@ -91,9 +83,7 @@ def holding(machine: Machine, kinds: str, *poems: str, host: str = "127.0.0.1") 
 
 @pytest.fixture
 def server(machine: Machine) -> Machine:
-    """
-    A machine that serves 16 MiB.
-    """
+    """A machine that serves 16 MiB."""
     machine.path(POEM).write_bytes(text(0))
     machine.path(OPTIONS).write_text("OPTIONS=--stall-timeout=300 --min-rate=0\n")
     machine.systemctl("start", SERVICE)
@@ -101,26 +91,20 @@ def server(machine: Machine) -> Machine:
 
 
 def starts(machine: Machine, message: str = CARRIED) -> list[dict[str, str]]:
-    """
-    @return: the records of readers that were carried over, since the machine started.
-    """
+    """@return: the records of readers that were carried over, since the machine started."""
     return machine.journal(f"MESSAGE_ID={message}")
 
 
 @contextmanager
 def carrying(machine: Machine, *counts: int) -> Iterator[None]:
-    """
-    Assert that so many readers are carried over at each start that takes some up.
-    """
+    """Assert that so many readers are carried over at each start that takes some up."""
     before = len(starts(machine))
     yield
     assert tuple(int(each["READERS"]) for each in starts(machine)[before:]) == counts
 
 
 def copies(machine: Machine, *poems: bytes) -> list[str]:
-    """
-    Put poems where readers compare with them.
-    """
+    """Put poems where readers compare with them."""
     paths = [f"/root/poem{number}.txt" for number in range(len(poems))]
     for path, poem in zip(paths, poems, strict=True):
         machine.path(path).write_bytes(poem)
@@ -150,9 +134,7 @@ def test_restarts(server: Machine) -> None:
 
 
 def test_status(server: Machine) -> None:
-    """
-    The status says how many readers were carried over.
-    """
+    """The status says how many readers were carried over."""
     with holding(server, "stopped=3", *copies(server, text(0))):
         server.systemctl("restart", SERVICE)
         waitFor(
@@ -161,9 +143,7 @@ def test_status(server: Machine) -> None:
 
 
 def test_ledgers(server: Machine) -> None:
-    """
-    No reader is lost or counted twice: the two processes' counts add up to what clients saw.
-    """
+    """No reader is lost or counted twice: the two processes' counts add up to what clients saw."""
     with holding(server, "stopped=7", *copies(server, text(0))) as held:
         server.systemctl("restart", SERVICE)
     assert held.outcomes() == {"whole": 7}
@@ -199,9 +179,7 @@ def test_crash(server: Machine) -> None:
 
 
 def test_killed(server: Machine) -> None:
-    """
-    Whenever in a restart the processes are killed, what everybody gets is whole, or a reset.
-    """
+    """Whenever in a restart the processes are killed, what everybody gets is whole, or a reset."""
     outcomes: Counter[str] = Counter()
     for number in range(8):
         with holding(server, "stopped=20,slow=5", *copies(server, text(0))) as held:
@@ -231,9 +209,7 @@ def test_newcomers(server: Machine) -> None:
 
 
 def wait(machine: Machine) -> float:
-    """
-    @return: seconds from a restart to the first byte for somebody who came when it began.
-    """
+    """@return: seconds from a restart to the first byte for somebody who came when it began."""
     program = """
 import socket, subprocess, sys, time
 restart = subprocess.Popen(["systemctl", "restart", sys.argv[1]])
@@ -249,9 +225,7 @@ restart.wait()
 
 
 def test_reboot(server: Machine) -> None:
-    """
-    After a reboot there is nobody to carry, and everything is as after any start.
-    """
+    """After a reboot there is nobody to carry, and everything is as after any start."""
     with holding(server, "stopped=5", *copies(server, text(0))):
         server.systemctl("restart", SERVICE)
         before = len(starts(server))
@@ -262,9 +236,7 @@ def test_reboot(server: Machine) -> None:
 
 
 def test_reexec(server: Machine) -> None:
-    """
-    What is stored outlasts a systemd that executes itself anew.
-    """
+    """What is stored outlasts a systemd that executes itself anew."""
     with holding(server, "stopped=5", *copies(server, text(0))) as held:
         server.systemctl("restart", SERVICE)
         server.systemctl("daemon-reexec")
@@ -273,9 +245,7 @@ def test_reexec(server: Machine) -> None:
 
 
 def test_full(server: Machine) -> None:
-    """
-    Where the store cannot have them all, they are waited for instead.
-    """
+    """Where the store cannot have them all, they are waited for instead."""
     folder = server.path(f"/run/systemd/system/{SERVICE}.d")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "store.conf").write_text("[Service]\nFileDescriptorStoreMax=3\n")
@@ -293,16 +263,12 @@ def test_full(server: Machine) -> None:
 
 
 def records(machine: Machine) -> list[dict[str, Any]]:
-    """
-    @return: what the service logged.
-    """
+    """@return: what the service logged."""
     return list(machine.journal("SYSLOG_IDENTIFIER=fastpoetry"))
 
 
 def test_UNIX(server: Machine) -> None:
-    """
-    Readers on the UNIX socket are carried too.
-    """
+    """Readers on the UNIX socket are carried too."""
     with (
         carrying(server, 5),
         holding(server, "stopped=5", *copies(server, text(0)), host=SOCKET) as held,

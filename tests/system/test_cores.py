@@ -1,6 +1,4 @@
-"""
-Tests of several processes on one listening socket, with the unit that we ship as an example.
-"""
+"""Tests of several processes on one listening socket, with the unit that we ship as an example."""
 
 from __future__ import annotations
 
@@ -30,9 +28,7 @@ SAME = (
 
 @pytest.fixture
 def cores(machine: Machine) -> Iterator[Machine]:
-    """
-    A machine with the unit as its comment says to install it.
-    """
+    """A machine with the unit as its comment says to install it."""
     unit = "fastpoetry-ecstasy@.service"
     machine.run("cp", f"{SOURCE}/packaging/examples/cores/{unit}", UNITS)
     machine.run("ln", "-s", f"{VENDOR}/fastpoetry@.service.d", f"{UNITS}/{unit}.d")
@@ -43,16 +39,12 @@ def cores(machine: Machine) -> Iterator[Machine]:
 
 
 def seeStates(machine: Machine) -> set[str]:
-    """
-    In which states the services are.
-    """
+    """In which states the services are."""
     return {machine.show(f"{name}.service", "ActiveState") for name in SERVICES}
 
 
 def countSent(machine: Machine) -> dict[str, int]:
-    """
-    How many poems each process has sent since it started, as it says itself.
-    """
+    """How many poems each process has sent since it started, as it says itself."""
 
     def count(name: str) -> int:
         status = machine.show(f"{name}.service", "StatusText")
@@ -62,9 +54,7 @@ def countSent(machine: Machine) -> dict[str, int]:
 
 
 def test_together(cores: Machine) -> None:
-    """
-    The first connection starts all processes, in the same sandbox; they serve side by side.
-    """
+    """The first connection starts all processes, in the same sandbox; they serve side by side."""
     cores.systemctl("start", SOCKET)
     assert seeStates(cores) == {"inactive"}
     with reading(cores, 10000, POEM) as replies:
@@ -75,9 +65,7 @@ def test_together(cores: Machine) -> None:
 
 
 def test_oneAtATime(cores: Machine) -> None:
-    """
-    Restarting one after the other loses nobody.
-    """
+    """Restarting one after the other loses nobody."""
     cores.systemctl("start", f"{SERVICES[0]}.service")
     waitFor(lambda: seeStates(cores) == {"active"}, "all of them")
     with reading(cores, 10000, POEM) as replies:
@@ -101,9 +89,7 @@ def test_oneLess(cores: Machine) -> None:
 
 
 def test_socketGone(cores: Machine) -> None:
-    """
-    With the socket stopped, all of them end.
-    """
+    """With the socket stopped, all of them end."""
     cores.systemctl("start", f"{SERVICES[0]}.service")
     waitFor(lambda: seeStates(cores) == {"active"}, "all of them")
     cores.systemctl("stop", SOCKET)

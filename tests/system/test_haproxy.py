@@ -61,9 +61,7 @@ ListenStream={}:10100
 
 @pytest.fixture(scope="module")
 def balanced(release: str, package: Path) -> Iterator[Machine]:
-    """
-    Three servers and a balancer.
-    """
+    """Three servers and a balancer."""
     machine = startMachine(release, _PACKAGES, "balanced")
     with closing(machine):
         installPackage(machine, package)
@@ -88,9 +86,7 @@ def balanced(release: str, package: Path) -> Iterator[Machine]:
 
 @pytest.fixture
 def machine(balanced: Machine) -> Machine:
-    """
-    The same, with everything up.
-    """
+    """The same, with everything up."""
     for name in SERVERS:
         balanced.systemctl("start", f"fastpoetry@{name}")
         ask(balanced, f"set server poetry/{name} state ready")
@@ -115,16 +111,12 @@ def quiet(machine: Machine) -> Machine:
 
 
 def ask(machine: Machine, command: str) -> str:
-    """
-    What haproxy answers to a command of its administrator's.
-    """
+    """What haproxy answers to a command of its administrator's."""
     return machine.run("sh", "-c", f"echo '{command}' | nc -U /run/haproxy/admin.sock").stdout
 
 
 def seeServers(machine: Machine, backend: str = "poetry") -> dict[str, tuple[str, int]]:
-    """
-    What haproxy thinks of each server, and how many readers are there.
-    """
+    """What haproxy thinks of each server, and how many readers are there."""
     lines = ask(machine, f"show stat {backend} 4 -1").lstrip("# ").splitlines()
     names = lines[0].split(",")
     servers = [dict(zip(names, line.split(","), strict=False)) for line in lines[1:] if line]
@@ -132,16 +124,12 @@ def seeServers(machine: Machine, backend: str = "poetry") -> dict[str, tuple[str
 
 
 def awaitServers(machine: Machine, status: str, *names: str) -> None:
-    """
-    Wait until haproxy thinks that of those servers.
-    """
+    """Wait until haproxy thinks that of those servers."""
     waitFor(lambda: {seeServers(machine)[name][0] for name in names} == {status}, status)
 
 
 def countSent(machine: Machine) -> dict[str, int]:
-    """
-    How many poems each server has sent since it started, as it says itself.
-    """
+    """How many poems each server has sent since it started, as it says itself."""
 
     def count(name: str) -> int:
         status = machine.show(f"fastpoetry@{name}.service", "StatusText")
@@ -151,9 +139,7 @@ def countSent(machine: Machine) -> dict[str, int]:
 
 
 def fromNowOn(machine: Machine) -> str:
-    """
-    An option for what will be in the journal from now on.
-    """
+    """An option for what will be in the journal from now on."""
     # Not by its cursor: systemd 252 leaves out the first match after an entry that is none.
     (last,) = machine.journal("--lines=1")
     seconds, rest = divmod(int(last["__REALTIME_TIMESTAMP"]) + 1, 1_000_000)
@@ -161,16 +147,12 @@ def fromNowOn(machine: Machine) -> str:
 
 
 def seePeers(machine: Machine, since: str) -> set[str]:
-    """
-    Who had a poem, as recorded.
-    """
+    """Who had a poem, as recorded."""
     return {record["PEER"] for record in machine.journal(since, f"MESSAGE_ID={SENT}")}
 
 
 def test_configuration(machine: Machine) -> None:
-    """
-    Debian's haproxy takes the configuration as it is, and has nothing to remark.
-    """
+    """Debian's haproxy takes the configuration as it is, and has nothing to remark."""
     checked = machine.run("haproxy", "-c", "-f", _CONFIGURATION)
     assert "WARNING" not in checked.stdout + checked.stderr
 
@@ -185,18 +167,14 @@ def test_configuration(machine: Machine) -> None:
     ids=["v2", "v2 IPv6", "v1 UNIX"],
 )
 def test_peer(quiet: Machine, client: str, balancer: str, port: int, peer: str) -> None:
-    """
-    Who comes through the balancer gets the poem, and is recorded under the client's address.
-    """
+    """Who comes through the balancer gets the poem, and is recorded under the client's address."""
     since = fromNowOn(quiet)
     assert quiet.fetch("-s", client, balancer, str(port)) == POEM
     waitFor(lambda: [each for each in seePeers(quiet, since) if each.startswith(peer)], peer)
 
 
 def test_trust(quiet: Machine) -> None:
-    """
-    A header is believed on the balancer's socket alone, and that is the balancer's alone.
-    """
+    """A header is believed on the balancer's socket alone, and that is the balancer's alone."""
     said = "printf 'PROXY TCP4 192.0.2.7 192.0.2.2 40000 10000\\r\\n' | nc -NU "
     since = fromNowOn(quiet)
     quiet.run("sh", "-c", f"{said} /run/fastpoetry/a.sock")
@@ -230,9 +208,7 @@ def test_malformed(quiet: Machine) -> None:
 
 
 def test_check(quiet: Machine) -> None:
-    """
-    A check that only connects and leaves is no error, and haproxy's own takes a whole poem.
-    """
+    """A check that only connects and leaves is no error, and haproxy's own takes a whole poem."""
     since = fromNowOn(quiet)
     for address in SERVERS.values():
         quiet.run("nc", "-z", address, "10100")
@@ -242,9 +218,7 @@ def test_check(quiet: Machine) -> None:
 
 
 def test_shortPoem(machine: Machine) -> None:
-    """
-    A server whose poem is short is sent nobody.
-    """
+    """A server whose poem is short is sent nobody."""
     path = machine.path("/etc/fastpoetry/poetry/b.txt")
     path.write_bytes(POEM[:-100])
     machine.systemctl("reload", "fastpoetry@b")
@@ -272,9 +246,7 @@ def test_brokenPoem(machine: Machine) -> None:
 
 
 def test_restart(machine: Machine) -> None:
-    """
-    Restarting the services under load, one after the other, costs nobody anything.
-    """
+    """Restarting the services under load, one after the other, costs nobody anything."""
     with reading(machine, READERS, "/etc/fastpoetry/poetry/a.txt") as replies:
         for name in SERVERS:
             machine.systemctl("restart", f"fastpoetry@{name}")

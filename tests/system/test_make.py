@@ -28,9 +28,7 @@ _SETUP_SECONDS = 300.0
 
 @pytest.fixture(scope="module")
 def fresh(release: str) -> Iterator[Machine]:
-    """
-    A machine on which somebody has just cloned the repository, with the network of this one.
-    """
+    """A machine on which somebody has just cloned the repository, with the network of this one."""
     # Not where Debian's own authorities are: installing those would replace this machine's.
     bundle = "/etc/host-authorities.pem"
     settings = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
@@ -53,14 +51,10 @@ def fresh(release: str) -> Iterator[Machine]:
 
 
 class Terminal:
-    """
-    C{make run} in a terminal of the machine, and what is to be seen there.
-    """
+    """C{make run} in a terminal of the machine, and what is to be seen there."""
 
     def __init__(self, machine: Machine) -> None:
-        """
-        @param machine: has a clone in L{HOME}.
-        """
+        """@param machine: has a clone in L{HOME}."""
         typed = f"script --quiet --return --command 'make --directory={HOME} run' /dev/null"
         self._log = machine.path("/root/terminal")
         with self._log.open("wb") as output:
@@ -72,15 +66,11 @@ class Terminal:
             )
 
     def read(self) -> str:
-        """
-        All that was printed so far.
-        """
+        """All that was printed so far."""
         return self._log.read_text(errors="replace")
 
     def awaitLine(self, line: str) -> None:
-        """
-        Wait until something is printed.
-        """
+        """Wait until something is printed."""
         waitFor(
             lambda: line in self.read() or self._process.poll() is not None, line, _SETUP_SECONDS
         )
@@ -102,17 +92,13 @@ class Terminal:
 
 
 def fetch() -> bytes:
-    """
-    What the server sends, through the network that the machines share with us.
-    """
+    """What the server sends, through the network that the machines share with us."""
     with socket.create_connection(ADDRESS, 10) as client:
         return b"".join(iter(lambda: client.recv(65536), b""))
 
 
 def isFree() -> bool:
-    """
-    Whether the server's port can be had.
-    """
+    """Whether the server's port can be had."""
     with socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -143,9 +129,7 @@ def test_run(fresh: Machine) -> None:
 
 
 def test_runUnread(fresh: Machine) -> None:
-    """
-    C{make run} ends as cleanly if nobody has connected.
-    """
+    """C{make run} ends as cleanly if nobody has connected."""
     waitFor(isFree, f"{ADDRESS} to be free on this machine")
     terminal = Terminal(fresh)
     terminal.awaitLine("Listening on 127.0.0.1:10000 as 3.")
@@ -153,9 +137,7 @@ def test_runUnread(fresh: Machine) -> None:
 
 
 def test_runBrokenPoem(fresh: Machine) -> None:
-    """
-    C{make run} checks the poem before it listens.
-    """
+    """C{make run} checks the poem before it listens."""
     poem = fresh.path(f"{HOME}/poetry/ecstasy.txt")
     text = poem.read_bytes()
     poem.write_bytes(b"")
@@ -169,9 +151,7 @@ def test_runBrokenPoem(fresh: Machine) -> None:
 
 
 def test_runPortTaken(fresh: Machine) -> None:
-    """
-    C{make run} says it if the port is taken.
-    """
+    """C{make run} says it if the port is taken."""
     waitFor(isFree, f"{ADDRESS} to be free on this machine")
     with socket.create_server(ADDRESS):
         ran = fresh.run("make", f"--directory={HOME}", "run", check=False)
@@ -190,9 +170,7 @@ def test_test(fresh: Machine) -> None:
 
 
 def test_testNotRoot(fresh: Machine) -> None:
-    """
-    C{make test} passes for somebody who is not root, and says why it skips what needs root.
-    """
+    """C{make test} passes for somebody who is not root, and says why it skips what needs root."""
     fresh.run("sh", "-c", f"useradd --create-home anybody && cp -r {HOME} /home/anybody/clone")
     fresh.run("chown", "-R", "anybody", "/home/anybody/clone")
     tests = "tests/test_instance.py tests/system/test_units.py"
@@ -218,9 +196,7 @@ def test_need(fresh: Machine) -> None:
 
 
 def test_installHere(fresh: Machine) -> None:
-    """
-    C{make install} without a C{DESTDIR} makes twistd3 and journalctl know what is installed.
-    """
+    """C{make install} without a C{DESTDIR} makes twistd3 and journalctl know what is installed."""
     fresh.run("make", f"--directory={HOME}", "ready-to-run", "install", seconds=_SETUP_SECONDS)
     listed = fresh.run("runuser", "-unobody", "twistd3", "--", "--help")
     assert "    fastpoetry " in listed.stdout
@@ -229,9 +205,7 @@ def test_installHere(fresh: Machine) -> None:
 
 
 def test_deb(fresh: Machine, package: Path) -> None:
-    """
-    C{make deb} builds the packages on each release, with the same files as here.
-    """
+    """C{make deb} builds the packages on each release, with the same files as here."""
     commit = (
         "git init --quiet && git add --all && git -c user.name=a -c user.email=a commit --quiet"
     )
@@ -245,9 +219,7 @@ def test_deb(fresh: Machine, package: Path) -> None:
 
 
 def test_install(tmp_path: Path) -> None:
-    """
-    C{make install} puts everything where it is told to, and nothing else anywhere.
-    """
+    """C{make install} puts everything where it is told to, and nothing else anywhere."""
     where = (f"DESTDIR={tmp_path}", "prefix=/usr", "unitdir=/lib/systemd/system")
     subprocess.run(["make", f"--directory={CLONE}", "install", *where], check=True)
     files = {path for path in tmp_path.rglob("*") if not path.is_dir()}
@@ -266,9 +238,7 @@ def test_install(tmp_path: Path) -> None:
 
 
 def _list(folder: str, *patterns: str, within: Path = CLONE) -> Iterator[str]:
-    """
-    Where files of the clone are installed.
-    """
+    """Where files of the clone are installed."""
     for pattern in patterns:
         yield from (f"{folder}/{path.relative_to(within)}" for path in within.glob(pattern))
 

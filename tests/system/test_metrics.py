@@ -1,6 +1,4 @@
-"""
-Tests of the metrics as the manual page sets them up, read by Debian's own Prometheus tools.
-"""
+"""Tests of the metrics as the manual page sets them up, read by Debian's own Prometheus tools."""
 
 from __future__ import annotations
 
@@ -28,9 +26,7 @@ ASKS = "Accept: application/openmetrics-text; version=1.0.0"
 
 @pytest.fixture(scope="module")
 def metered(release: str, package: Path) -> Iterator[Machine]:
-    """
-    A machine with Debian's Prometheus, which does not run.
-    """
+    """A machine with Debian's Prometheus, which does not run."""
     machine = startMachine(release, _PACKAGES, "metered")
     with closing(machine):
         installPackage(machine, package)
@@ -39,9 +35,7 @@ def metered(release: str, package: Path) -> Iterator[Machine]:
 
 
 def setUp(machine: Machine) -> None:
-    """
-    Do what the manual page says.
-    """
+    """Do what the manual page says."""
     machine.path(ENVIRONMENT).write_text("OPTIONS=--metrics=adopted:name=metrics\n")
     folder = machine.path(f"/etc/systemd/system/{SOCKET}.d")
     folder.mkdir(exist_ok=True)
@@ -52,24 +46,18 @@ def setUp(machine: Machine) -> None:
 
 
 def get(machine: Machine, *options: str) -> str:
-    """
-    What is answered.
-    """
+    """What is answered."""
     return machine.run("curl", "-sS", *options, "http://127.0.0.1:9100/metrics").stdout
 
 
 def readSamples(machine: Machine) -> dict[str, float]:
-    """
-    What is answered, as names and values.
-    """
+    """What is answered, as names and values."""
     lines = [each.rpartition(" ") for each in get(machine).splitlines() if each[0] != "#"]
     return {name: float(value) for name, _, value in lines}
 
 
 def test_off(metered: Machine) -> None:
-    """
-    By default the socket is not enabled, and whoever starts a poem starts no metrics.
-    """
+    """By default the socket is not enabled, and whoever starts a poem starts no metrics."""
     metered.systemctl("start", "fastpoetry@ecstasy")
     state = metered.run("systemctl", "is-enabled", SOCKET, check=False).stdout.strip()
     assert (state, metered.show(SOCKET, "ActiveState")) == ("disabled", "inactive")
@@ -93,9 +81,7 @@ def test_manual(metered: Machine) -> None:
 
 
 def test_reload(metered: Machine) -> None:
-    """
-    A reload is counted, and makes the poem fresh.
-    """
+    """A reload is counted, and makes the poem fresh."""
     setUp(metered)
     name = 'fastpoetry_poem_timestamp_seconds{source="poem ecstasy"}'
     before = readSamples(metered)
@@ -106,9 +92,7 @@ def test_reload(metered: Machine) -> None:
 
 
 def test_boot(metered: Machine) -> None:
-    """
-    After a boot whoever looks at the metrics is served, though nobody has read the poem yet.
-    """
+    """After a boot whoever looks at the metrics is served, though nobody has read the poem yet."""
     setUp(metered)
     metered.reboot()
     metered.systemctl("stop", "prometheus.service")
@@ -117,9 +101,7 @@ def test_boot(metered: Machine) -> None:
 
 
 def test_missing(metered: Machine) -> None:
-    """
-    Without the package that it takes the service says so in one line, and ends.
-    """
+    """Without the package that it takes the service says so in one line, and ends."""
     setUp(metered)
     runApt(metered, "remove", "python3-prometheus-client")
     metered.run("systemctl", "restart", "fastpoetry@ecstasy", check=False)

@@ -1,6 +1,4 @@
-"""
-Tests of the units when something is wrong: names, poems, descriptors.
-"""
+"""Tests of the units when something is wrong: names, poems, descriptors."""
 
 from __future__ import annotations
 
@@ -19,9 +17,7 @@ STARTING = f"MESSAGE_ID={UNIT_STARTING}"
 
 
 def countStarts(machine: Machine) -> int:
-    """
-    How often the service was started so far.
-    """
+    """How often the service was started so far."""
     return len(machine.journal("--boot", STARTING, "UNIT=fastpoetry@ecstasy.service"))
 
 
@@ -34,9 +30,7 @@ def readBusySeconds(machine: Machine) -> float:
 
 
 def listLeft(machine: Machine) -> set[str]:
-    """
-    What is left of fastpoetry but not at rest: runs, listens, waits, has a job or has failed.
-    """
+    """What is left of fastpoetry but not at rest: runs, listens, waits, has a job or has failed."""
     units = ("list-units", "--all", "--plain", "--no-legend", "fastpoetry*")
     lines = machine.systemctl(*units).splitlines()
     return {line.split()[0] for line in lines if " inactive " not in line}
@@ -64,9 +58,7 @@ def test_name(machine: Machine, name: str) -> None:
 
 
 def test_nameNotAllowed(machine: Machine) -> None:
-    """
-    A file whose name cannot be a poem's is refused as if it were not there.
-    """
+    """A file whose name cannot be a poem's is refused as if it were not there."""
     machine.path("/etc/fastpoetry/poetry/a.b.txt").write_text("not to be had\n")
     assert machine.run("systemctl", "start", "fastpoetry@a.b", check=False).returncode != 0
     assert machine.journal("--boot", "--unit=fastpoetry@a.b", "--grep=is no name of a poem")
@@ -96,9 +88,7 @@ POETRY_PATH = "OPTIONS=--poetry-path=/srv/poetry\n"
 
 
 def test_otherPath(machine: Machine) -> None:
-    """
-    A poetry path among the options is that of the socket's check too.
-    """
+    """A poetry path among the options is that of the socket's check too."""
     machine.run("install", "-d", "/srv/poetry")
     machine.path("/srv/poetry/elsewhere.txt").write_text("elsewhere\n")
     assert machine.run("systemctl", "start", "fastpoetry@elsewhere", check=False).returncode != 0
@@ -235,9 +225,7 @@ def test_brokenPoemAtReload(machine: Machine) -> None:
 
 
 def test_unreadablePoem(machine: Machine) -> None:
-    """
-    The refusal of a poem that others may not read says how to mend that.
-    """
+    """The refusal of a poem that others may not read says how to mend that."""
     machine.path(POEM).write_text("for root only\n")
     machine.path(POEM).chmod(0o600)
     assert machine.run("systemctl", "start", "fastpoetry@ecstasy", check=False).returncode != 0

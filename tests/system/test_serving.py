@@ -1,6 +1,4 @@
-"""
-Tests of the units while all is well: poems are served, under systemd's eyes.
-"""
+"""Tests of the units while all is well: poems are served, under systemd's eyes."""
 
 from __future__ import annotations
 
@@ -34,40 +32,30 @@ with socket.create_connection(("127.0.0.1", 10000)) as reader:
 
 
 def addOptions(machine: Machine, options: str) -> None:
-    """
-    Give a service more options, as its manual page says.
-    """
+    """Give a service more options, as its manual page says."""
     machine.path("/etc/fastpoetry/fastpoetry@ecstasy.env").write_text(f"OPTIONS={options}\n")
 
 
 def read(poem: str) -> bytes:
-    """
-    A poem as it is shipped.
-    """
+    """A poem as it is shipped."""
     return (CLONE / f"poetry/{poem}.txt").read_bytes()
 
 
 def readRun(machine: Machine, *matches: str) -> list[dict[str, str]]:
-    """
-    What the service that runs now has logged.
-    """
+    """What the service that runs now has logged."""
     run = machine.show("fastpoetry@ecstasy", "InvocationID")
     return machine.journal(f"_SYSTEMD_INVOCATION_ID={run}", *matches)
 
 
 def test_start(machine: Machine) -> None:
-    """
-    Starting a service by hand serves its poem on its port and on its UNIX socket.
-    """
+    """Starting a service by hand serves its poem on its port and on its UNIX socket."""
     machine.systemctl("start", "fastpoetry@ecstasy")
     assert machine.fetch(*ECSTASY) == read("ecstasy")
     assert machine.fetch("-U", "/run/fastpoetry/ecstasy.sock") == read("ecstasy")
 
 
 def test_firstConnection(machine: Machine) -> None:
-    """
-    The first connection starts a service, and is served by it.
-    """
+    """The first connection starts a service, and is served by it."""
     machine.systemctl("start", "fastpoetry@ecstasy.socket")
     assert machine.show("fastpoetry@ecstasy.service", "ActiveState") == "inactive"
     assert machine.fetch(*ECSTASY) == read("ecstasy")
@@ -75,18 +63,14 @@ def test_firstConnection(machine: Machine) -> None:
 
 
 def test_shippedPorts(machine: Machine) -> None:
-    """
-    Each poem that is shipped has a port of its own.
-    """
+    """Each poem that is shipped has a port of its own."""
     for port, poem in enumerate(("ecstasy", "fascination", "science", "alla_sera"), 10000):
         machine.systemctl("start", f"fastpoetry@{poem}.socket")
         assert machine.fetch("127.0.0.1", str(port)) == read(poem)
 
 
 def test_twoInstances(machine: Machine) -> None:
-    """
-    Two instances run side by side, and one goes on when the other is stopped.
-    """
+    """Two instances run side by side, and one goes on when the other is stopped."""
     machine.systemctl("start", "fastpoetry@ecstasy", "fastpoetry@science")
     assert machine.fetch(*ECSTASY) == read("ecstasy")
     assert machine.fetch(*SCIENCE) == read("science")
@@ -96,9 +80,7 @@ def test_twoInstances(machine: Machine) -> None:
 
 
 def test_quoteOfTheDay(machine: Machine) -> None:
-    """
-    The service without an instance serves any of the poems.
-    """
+    """The service without an instance serves any of the poems."""
     machine.systemctl("start", "fastpoetry")
     poems = {path.read_bytes() for path in CLONE.glob("poetry/*.txt")}
     assert machine.fetch(*QUOTE) in poems
@@ -115,9 +97,7 @@ def test_administratorsPoem(machine: Machine) -> None:
 
 
 def test_status(machine: Machine) -> None:
-    """
-    C{systemctl status} says in words what is served and how often it was.
-    """
+    """C{systemctl status} says in words what is served and how often it was."""
     machine.systemctl("start", "fastpoetry@ecstasy")
     machine.fetch(*ECSTASY)
     status = 'Status: "Serving ecstasy (2735 bytes): 1 poem sent, '
@@ -125,9 +105,7 @@ def test_status(machine: Machine) -> None:
 
 
 def test_journalFields(machine: Machine) -> None:
-    """
-    A poem sent is one record, with what there is to know in fields of their own.
-    """
+    """A poem sent is one record, with what there is to know in fields of their own."""
     machine.systemctl("start", "fastpoetry@ecstasy")
     machine.fetch(*ECSTASY)
     (record,) = readRun(machine, "--grep=sending")
@@ -165,9 +143,7 @@ def test_journalSelection(machine: Machine) -> None:
 
 
 def test_catalog(machine: Machine) -> None:
-    """
-    C{journalctl -x} explains our records.
-    """
+    """C{journalctl -x} explains our records."""
     ours = (UNITS / "fastpoetry.catalog").read_text()
     known = machine.run("journalctl", "--dump-catalog").stdout
     for entry in re.findall("^-- ([0-9a-f]{32})$", ours, re.MULTILINE):
@@ -175,9 +151,7 @@ def test_catalog(machine: Machine) -> None:
 
 
 def test_reload(machine: Machine) -> None:
-    """
-    When C{systemctl reload} returns, the same process serves what the file holds now.
-    """
+    """When C{systemctl reload} returns, the same process serves what the file holds now."""
     machine.systemctl("start", "fastpoetry@ecstasy")
     process = machine.show("fastpoetry@ecstasy", "MainPID")
     for poem in ("old\n", "new\n") * 5:
@@ -188,9 +162,7 @@ def test_reload(machine: Machine) -> None:
 
 
 def test_stop(machine: Machine) -> None:
-    """
-    A service that is stopped is started again by its socket.
-    """
+    """A service that is stopped is started again by its socket."""
     machine.systemctl("start", "fastpoetry@ecstasy")
     machine.systemctl("stop", "fastpoetry@ecstasy")
     assert machine.show("fastpoetry@ecstasy.service", "ActiveState") == "inactive"
@@ -198,9 +170,7 @@ def test_stop(machine: Machine) -> None:
 
 
 def test_stopInTime(machine: Machine) -> None:
-    """
-    A reader that has stopped is reset at the drain timeout, and the service ends well.
-    """
+    """A reader that has stopped is reset at the drain timeout, and the service ends well."""
     addOptions(machine, "--drain-timeout=1")
     machine.path("/etc/fastpoetry/poetry/ecstasy.txt").write_bytes(b"a line\n" * (1 << 21))
     machine.systemctl("start", "fastpoetry@ecstasy")
@@ -234,9 +204,7 @@ def test_exitIdle(machine: Machine) -> None:
 
 
 def test_socketGone(machine: Machine) -> None:
-    """
-    With its socket stopped a service ends too, and no file looks like a server any more.
-    """
+    """With its socket stopped a service ends too, and no file looks like a server any more."""
     machine.systemctl("start", "fastpoetry@ecstasy")
     machine.systemctl("stop", "fastpoetry@ecstasy.socket")
     assert machine.show("fastpoetry@ecstasy.service", "ActiveState") == "inactive"
@@ -244,9 +212,7 @@ def test_socketGone(machine: Machine) -> None:
 
 
 def test_manyRestarts(machine: Machine) -> None:
-    """
-    There is no limit to restarts in quick succession.
-    """
+    """There is no limit to restarts in quick succession."""
     for _ in range(8):
         machine.systemctl("restart", "fastpoetry@ecstasy")
     assert machine.fetch(*ECSTASY) == read("ecstasy")
@@ -267,9 +233,7 @@ def test_crash(machine: Machine) -> None:
 
 
 def test_watchdog(machine: Machine) -> None:
-    """
-    A service that stands still is restarted.
-    """
+    """A service that stands still is restarted."""
     machine.systemctl("start", "fastpoetry@ecstasy")
     process = machine.show("fastpoetry@ecstasy", "MainPID")
     machine.systemctl("kill", "--signal=SIGSTOP", "fastpoetry@ecstasy")
@@ -279,9 +243,7 @@ def test_watchdog(machine: Machine) -> None:
 
 
 def test_reboot(machine: Machine) -> None:
-    """
-    An enabled socket listens again after a reboot.
-    """
+    """An enabled socket listens again after a reboot."""
     machine.systemctl("enable", "--now", "fastpoetry@ecstasy.socket")
     machine.reboot()
     assert machine.show("fastpoetry@ecstasy.socket", "ActiveState") == "active"
@@ -289,8 +251,6 @@ def test_reboot(machine: Machine) -> None:
 
 
 def test_enableService(machine: Machine) -> None:
-    """
-    Enabling a service enables its socket.
-    """
+    """Enabling a service enables its socket."""
     machine.systemctl("enable", "fastpoetry@ecstasy.service")
     assert machine.systemctl("is-enabled", "fastpoetry@ecstasy.socket") == "enabled"

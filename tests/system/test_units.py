@@ -31,9 +31,7 @@ print("through")
 
 
 def test_verify(machine: Machine) -> None:
-    """
-    C{systemd-analyze verify} has nothing to say.
-    """
+    """C{systemd-analyze verify} has nothing to say."""
     units = [
         *SERVICES,
         *("fastpoetry@ecstasy.socket", "fastpoetry.socket"),
@@ -56,9 +54,7 @@ def test_security(machine: Machine, service: str) -> None:
 
 
 def test_nothingToWrite(machine: Machine) -> None:
-    """
-    In the sandbox there is no folder that a file could be written to.
-    """
+    """In the sandbox there is no folder that a file could be written to."""
     probe = "/run/systemd/system/fastpoetry-probe.service"
     machine.path(probe).write_text(
         f"[Service]\nType=oneshot\nExecStart=/usr/bin/python3 -c {json.dumps(_PROBE)}\n"
@@ -73,9 +69,7 @@ def test_nothingToWrite(machine: Machine) -> None:
 
 
 def test_noNetwork(machine: Machine) -> None:
-    """
-    The service sees no network, though its readers come from one.
-    """
+    """The service sees no network, though its readers come from one."""
     machine.systemctl("start", "fastpoetry@ecstasy")
     process = machine.show("fastpoetry@ecstasy", "MainPID")
     assert machine.fetch("127.0.0.1", "10000")
@@ -84,9 +78,7 @@ def test_noNetwork(machine: Machine) -> None:
 
 
 def test_limits() -> None:
-    """
-    The limits in the units leave room for what the program allows itself.
-    """
+    """The limits in the units leave room for what the program allows itself."""
     limits = Limits()
     unit = readSettings("fastpoetry@")
     assert int(unit["LimitNOFILE"]) >= limits.maxReaders + 100
@@ -115,9 +107,7 @@ def test_sameSettings() -> None:
 
 
 def listDiffering(one: dict[str, str], other: dict[str, str]) -> set[str]:
-    """
-    Which settings two units do not share.
-    """
+    """Which settings two units do not share."""
     return {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
 
 
