@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from graphlib import TopologicalSorter
@@ -232,6 +233,15 @@ class HouseTests(SynchronousTestCase):
         Each module has a floor, and the table names nobody who is not there.
         """
         self.assertEqual({name.split(".")[0] for name in self.modules}, set(self.house))
+
+    def test_readme(self) -> None:
+        """
+        The README leads through all of them, file by file and folder by folder.
+        """
+        readme = (PACKAGE.parent / "README.md").read_text("utf-8")
+        rows = re.findall(r"(?m)^\| `(\w+)(?:\.py|/)` \|", readme)
+        self.assertEqual(set(rows), set(self.house))
+        self.assertEqual(rows[:4], ["tap", "listen", "service", "protocol"])
 
     def test_down(self) -> None:
         """
