@@ -348,7 +348,7 @@ class CacheTests(ProxyTapCase):
         """
         Two blocks of the same upstream share a copy, which is written once at a time.
         """
-        line = ("--cache", self.folder, "--upstream", UPSTREAM, "-p1", "--upstream", UPSTREAM)
+        line = ("--cache", self.folder, "--upstream", UPSTREAM, "-p0", "--upstream", UPSTREAM)
         one, other = (next(iter(block))._keeper for block in [*self.make(*line)][:2])
         self.assertIs(one, other)
 
@@ -356,8 +356,7 @@ class CacheTests(ProxyTapCase):
         """
         A folder that others may write to is refused as well.
         """
-        os.chmod(self.folder, 0o755)
-        with asNobody():
+        with asNobody(self.folder, 0o555):
             why = self.refusal("--upstream", UPSTREAM, "--cache", self.folder)
         self.assertIn("not a folder that can be written to", why)
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, NamedTuple
+from unittest import skipUnless
 
 from fakes import LONG, awaited, makeFolder, receiveAll, write
 from processes import (
@@ -106,6 +108,7 @@ class CloneCase(SynchronousTestCase):
         self.exports = [f"export PATH={folder}/bin:$PATH"]
 
 
+@skipUnless(shutil.which("netcat"), "no netcat")
 class GuideTests(CloneCase):
     """
     Somebody who types.

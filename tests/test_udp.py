@@ -4,10 +4,12 @@ Tests for C{packaging/tac/poetry-udp.tac}, under a real twistd and with real cli
 
 from __future__ import annotations
 
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from runpy import run_path
+from unittest import skipUnless
 
 from processes import (
     ROOT,
@@ -94,6 +96,7 @@ class TacTests(SynchronousTestCase):
         """
         self.assertEqual(self.ask(b"x" * 1000), b"x" * 512)
 
+    @skipUnless(shutil.which("nc"), "no nc")
     def test_netcat(self) -> None:
         """
         Whoever has netcat can read it.

@@ -55,6 +55,8 @@ while not select.select([sys.stdin], [], [], 0.005)[0]:
 print(read)
 """
 
+_LINTIAN = ("--no-cfg", "--allow-root", "-I", "--pedantic")
+
 _SINGLE = """\
 Package: fastpoetry
 Version: 1.0.0
@@ -337,7 +339,7 @@ def test_lintian(built: Path) -> None:
     lintian has nothing to say of the package and of its source, as picky as it can be.
     """
     (changes,) = (built.parent / "deb").glob("*.changes")
-    assert run("lintian", "--no-cfg", "-i", "-I", "--pedantic", changes) == ""
+    assert findings(run("lintian", *_LINTIAN, changes)) == []
 
 
 def test_build(builder: Machine, build: subprocess.Popen[str]) -> None:
@@ -347,29 +349,39 @@ def test_build(builder: Machine, build: subprocess.Popen[str]) -> None:
     """
     seen, _ = build.communicate(timeout=900)
     assert build.returncode == 0, seen[-5000:]
-    assert lint(builder, "/home/builder/fastpoetry_*.changes") == ""
+    assert lint(builder, "/home/builder/fastpoetry_*.changes") == []
 
 
 def test_lintianElsewhere(builder: Machine, built: Path) -> None:
     """
-    What was built here has no finding on the other release, but for the version of the standards,
-    which each release's lintian has its own opinion of.
+    What was built here has no finding on the other release either.
     """
     folder = builder.path("/tmp/elsewhere")
     folder.mkdir()
     for file in (*(built.parent / "deb").glob("*.*"),):
         shutil.copy(file, folder)
-    said = lint(builder, "/tmp/elsewhere/fastpoetry_*.changes").splitlines()
-    found = [line for line in said if not line.startswith("N:")]
-    assert [line for line in found if "standards-version" not in line] == []
+    assert lint(builder, "/tmp/elsewhere/fastpoetry_*.changes") == []
 
 
-def lint(machine: Machine, changes: str) -> str:
+def lint(machine: Machine, changes: str) -> list[str]:
     """
-    What lintian says of a build, as picky as it can be.
+    What lintian says of a build.
     """
-    command = f"lintian --no-cfg --allow-root -i -I --pedantic {changes}"
-    return machine.run("sh", "-c", command, check=False, seconds=120).stdout
+    command = f"lintian {' '.join(_LINTIAN)} {changes}"
+    return findings(machine.run("sh", "-c", command, check=False, seconds=120).stdout)
+
+
+def findings(said: str) -> list[str]:
+    """
+    What lintian has found, but for what one release alone has to say. The older one knows no newer
+    version of the standards. And it wants an init script beside a service, unless a timer or a path
+    starts that, and has forgotten sockets; to override that is an error for the newer one.
+    """
+    only = (
+        "out-of-date-standards-version",
+        "package-supports-alternative-init-but-no-init.d-script",
+    )
+    return [line for line in said.splitlines() if not any(tag in line for tag in only)]
 
 
 def test_install(fresh: Machine, package: Path) -> None:
