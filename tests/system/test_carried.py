@@ -9,6 +9,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from statistics import median
 from typing import IO, Any
 
@@ -131,6 +132,23 @@ def test_restarts(server: Machine) -> None:
     counts = [int(each["READERS"]) for each in starts(server)[before:]]
     assert (len(counts), min(counts) >= 101) == (10, True)
     assert not starts(server, CARRIED_PART)
+
+
+def test_upgrade(server: Machine, package: Path) -> None:
+    """
+    So they do over an upgrade of the package, here to the same version.
+    """
+    poems = copies(server, text(0))
+    files = [f"/root/{file.name}" for file in package.glob("*.deb")]
+    for file in files:
+        server.path(file).write_bytes((package / Path(file).name).read_bytes())
+    with (
+        holding(server, ALL_KINDS, *poems) as held,
+        reading(server, PORT, *poems, times=2) as others,
+    ):
+        server.run("dpkg", "--install", *files)
+    assert held.outcomes() == {"whole": 101}
+    assert others.faults == {}
 
 
 def test_status(server: Machine) -> None:
