@@ -5,6 +5,7 @@ Tests for the twistd drop-in, which must cost nothing, and for which module may 
 from __future__ import annotations
 
 import ast
+import gc
 import os
 import re
 import sys
@@ -61,6 +62,7 @@ class PluginTests(SynchronousTestCase):
         @return: what a command makes of no options, where its module gives back what it is given.
         """
         self.patch(module, "makeService", lambda options: options)
+        self.addCleanup(gc.unfreeze)
         return maker.makeService(maker.options())
 
     def test_lazy(self) -> None:
@@ -90,6 +92,15 @@ class PluginTests(SynchronousTestCase):
         )
         self.assertIs(maker.options, tap.Options)
         self.assertEqual(self.made(maker, tap), tap.Options())
+
+    def test_noPause(self) -> None:
+        """
+        What a start has loaded is never looked at again for garbage: that would be a pause for all
+        readers.
+        """
+        self.assertEqual(gc.get_freeze_count(), 0)
+        self.made(self.plugin.fastpoetry, tap)
+        self.assertGreater(gc.get_freeze_count(), 1000)
 
     def test_proxyCommand(self) -> None:
         """

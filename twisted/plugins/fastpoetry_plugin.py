@@ -2,6 +2,7 @@
 What twistd and Twisted's endpoints find of fastpoetry: names only, so that looking costs nothing.
 """
 
+import gc
 from typing import Any
 
 from twisted.application.service import IService, ServiceMaker
@@ -30,7 +31,7 @@ class _AdoptedParser:
 class _Command(ServiceMaker):
     """
     A command whose process is its own: twistd runs one and nothing else, so that no TLS need be
-    there for others.
+    there for others, and nobody else's garbage is kept.
     """
 
     def makeService(self, options: Any) -> IService:
@@ -40,7 +41,11 @@ class _Command(ServiceMaker):
         from fastpoetry.command.tls import importTwisted
 
         importTwisted(options.endpoints)
-        return super().makeService(options)
+        service: IService = super().makeService(options)
+        # What is loaded by now stays. A full collection looks at all of it, for as long as a
+        # thousand poems take, and finds nothing (gc, Python Library Reference).
+        gc.freeze()
+        return service
 
 
 fastpoetry = _Command("fastpoetry", "fastpoetry.tap", "A fast poetry service.", "fastpoetry")
