@@ -20,7 +20,9 @@ MODULES = {
     "clock": [],
     "descriptors": [],
     "journal": [],
-    "notify": ["clock"],
+    "manager": [],
+    "notify": ["clock", "manager"],
+    "reload": [],
     "store": ["clock", "descriptors"],
 }
 """The public modules, and which of them each needs."""
@@ -228,7 +230,7 @@ class NotifyTests(SynchronousTestCase):
         self.assertEqual(
             ours,
             [
-                "- [fastpoetry.systemd.notify._Manager#warn] systemd cannot be told how this "
+                "- [fastpoetry.systemd.manager.Manager#warn] systemd cannot be told how this "
                 "program is doing: /nonexistent/socket: No such file or directory"
             ],
         )

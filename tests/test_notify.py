@@ -62,11 +62,11 @@ class Reactor(MemoryReactorClock):
         for call in calls:
             call()
 
-    def shutDown(self) -> None:
+    def shutDown(self, phase: str = "after") -> None:
         """
-        Call what was to be called after the shutdown.
+        Call what was to be called in that phase of the shutdown.
         """
-        for f, args, kw in self.triggers.get("after", {}).get("shutdown", []):
+        for f, args, kw in self.triggers.get(phase, {}).get("shutdown", []):
             f(*args, **kw)
 
 
@@ -154,6 +154,13 @@ class NotifyCase(SynchronousTestCase):
         self.reactor.run()
         self.systemd.heard()
         return service
+
+    def stop(self, service: NotifyService) -> None:
+        """
+        Stop a service because the program ends.
+        """
+        self.reactor.shutDown("before")
+        service.stopService()
 
     def hangUp(self) -> None:
         """
@@ -411,7 +418,7 @@ class ReloadTests(NotifyCase):
         A SIGHUP while the program stops does nothing.
         """
         service = self.started(reload=self.slowly)
-        service.stopService()
+        self.stop(service)
         self.hangUp()
         self.assertEqual((self.reloads, self.systemd.heard()), ([], ["STOPPING=1"]))
 
@@ -422,7 +429,7 @@ class ReloadTests(NotifyCase):
         service = self.started(reload=self.slowly)
         self.hangUp()
         self.hangUp()
-        service.stopService()
+        self.stop(service)
         self.systemd.heard()
         self.reloads[0].callback(None)
         self.assertEqual((len(self.reloads), self.systemd.heard()), (1, []))
@@ -449,6 +456,7 @@ class StopTests(NotifyCase):
         services.startService()
         self.reactor.run()
         self.systemd.heard()
+        self.reactor.shutDown("before")
         self.successResultOf(services.stopService())
         self.assertEqual(heard, ["STOPPING=1"])
 
@@ -458,7 +466,7 @@ class StopTests(NotifyCase):
         """
         readers = ["1 reader", "2 readers", "3 readers"]
         service = self.started(status=readers.pop, WATCHDOG_USEC="3000000")
-        service.stopService()
+        self.stop(service)
         self.systemd.heard()
         self.reactor.advance(1)
         self.assertEqual(sorted(self.systemd.heard()), ["STATUS=2 readers", "WATCHDOG=1"])
@@ -468,7 +476,7 @@ class StopTests(NotifyCase):
         After the shutdown no descriptor of ours is left.
         """
         before = os.listdir("/proc/self/fd")
-        self.started().stopService()
+        self.stop(self.started())
         during = os.listdir("/proc/self/fd")
         self.reactor.shutDown()
         self.assertEqual(os.listdir("/proc/self/fd"), before)
@@ -529,7 +537,7 @@ class ManagerTests(NotifyCase):
         service.startService()
         self.reactor.run()
         self.hangUp()
-        service.stopService()
+        self.stop(service)
         self.reactor.advance(1)
         self.assertEqual(set(self.systemd.heard()), {"chatter"})
         self.reactor.advance(1)
@@ -546,7 +554,7 @@ class ManagerTests(NotifyCase):
             service.startService()
             self.reactor.run()
             self.reactor.pump([1] * 3)
-            service.stopService()
+            self.stop(service)
         self.assertEqual([event["log_level"] for event in events], [LogLevel.warn])
         self.assertEqual(events[0]["cause"], "Connection refused")
 
@@ -659,6 +667,6 @@ class ProcessTests(NotifyCase):
         program = "import sys, fastpoetry.systemd.notify; print(*sys.modules)"
         modules = self.python(program).split()
         ours = [module for module in modules if module.split(".")[0] == "fastpoetry"]
-        beside = ["fastpoetry.systemd.clock", "fastpoetry.systemd.notify"]
+        beside = [f"fastpoetry.systemd.{each}" for each in ("clock", "manager", "notify")]
         self.assertEqual(ours, ["fastpoetry", "fastpoetry.systemd", *beside])
         self.assertNotIn("twisted.internet.reactor", modules)

@@ -11,13 +11,17 @@ import ast
 import contextlib
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fakes import LONG, FakeTransport, Reactor, countDescriptors, makeFolder
+from twisted.application.internet import StreamServerEndpointService
 from twisted.internet import tcp, unix
 from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.endpoints import (
     SSL4ServerEndpoint,
     _WrapperServerEndpoint,
@@ -48,6 +52,8 @@ NAMED = {
     "_getLogPrefix": "systemd/adopted.py",
     "_preexistingSocket": "systemd/adopted.py",
     "_reservedFD": "systemd/adopted.py",
+    "_waitingForPort": "systemd/notify.py",
+    "_run_exitfuncs": "systemd/notify.py",
     "twisted.internet.endpoints._WrapperServerEndpoint": "command/preflight.py",
     "_wrappedEndpoint": "command/preflight.py",
     "_port": "command/preflight.py",
@@ -56,7 +62,7 @@ NAMED = {
 }
 """What is private to others, and the one module that knows it."""
 
-PUBLIC = {"_fields"}  # a named tuple's, and documented
+PUBLIC = {"_fields", "_exit"}  # a named tuple's and os's, and documented
 
 _HEADER = b"PROXY TCP4 192.0.2.7 192.0.2.1 40000 10000\r\n"
 
@@ -431,3 +437,49 @@ class HAProxyTests(SynchronousTestCase):
         self.assertIsNone(self.wrapper._proxyInfo)
         self.assertTrue(self.wrapper.disconnecting)
         self.assertEqual(self.transport.did, ["loseConnection"])
+
+
+class StartTests(SynchronousTestCase):
+    """
+    Tests for what tells whether a program has started, and for what ends it if it has not.
+    """
+
+    def test_listening(self) -> None:
+        """
+        An endpoint service keeps what fires with its port, or with nothing when it cannot listen.
+        """
+        for listening, port in ((succeed(1), 1), (fail(OSError()), None)):
+            endpoint: Any = Endpoint(listening)
+            service: Any = StreamServerEndpointService(endpoint, Factory())
+            self.assertIsNone(service._waitingForPort)
+            service.privilegedStartService()
+            self.assertEqual(self.successResultOf(service._waitingForPort), port)
+        self.flushLoggedErrors(OSError)
+
+    def test_exit(self) -> None:
+        """
+        What is registered for the exit can be run before.
+        """
+        code = (
+            "import atexit, os\n"
+            "atexit.register(print, 'others', flush=True)\n"
+            "atexit._run_exitfuncs()\n"
+            "os._exit(3)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        self.assertEqual((done.returncode, done.stdout), (3, "others\n"))
+
+
+class Endpoint:
+    """
+    Listens as it is told.
+    """
+
+    def __init__(self, listening: Deferred[Any]) -> None:
+        self._listening = listening
+
+    def listen(self, factory: object) -> Deferred[Any]:
+        """
+        Do so.
+        """
+        return self._listening

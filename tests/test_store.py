@@ -23,6 +23,7 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from fastpoetry.systemd.notify import NotifyService
 from fastpoetry.systemd.store import Store, StoreError, makeMemory, pack, readMemory, unpack
 
 reactor: Any = _reactor
@@ -315,6 +316,19 @@ class ReactorTests(Passing, TestCase):
         waiting = Store(reactor, environ=systemd.environ).put({"a": [0]})
         waiting.cancel()
         self.failureResultOf(waiting, CancelledError)
+
+    def test_settle(self) -> Deferred[Any]:
+        """
+        What is told without an answer has been read, after a wait for that.
+        """
+        systemd = Systemd(self, 1)
+        systemd.start()
+        service = NotifyService(reactor, environ=systemd.environ)
+        service.startService()
+        self.addCleanup(service.stopService)
+        service.tell(ERRNO=2)
+        settled = service.settle()
+        return settled.addCallback(lambda _: self.assertIn("ERRNO=2", systemd.messages))
 
     def test_noSystemd(self) -> None:
         """

@@ -1,26 +1,67 @@
 """
 What a Twisted program tells systemd about itself, by sd_notify(3).
 
-Knows nothing of what the program does, asks for no longer timeouts and stores no descriptors.
-Outside systemd it sends nothing and runs no timer.
+Knows nothing of what the program does, and stores no descriptors. Outside systemd it sends nothing
+and runs no timer.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
+import signal as signals
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
-from signal import SIGHUP, signal
-from socket import AF_UNIX, SOCK_DGRAM, socket
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from signal import SIG_DFL, SIGHUP, SIGINT, SIGTERM, getsignal, signal
 from typing import Any
 
-from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.application.internet import StreamServerEndpointService
+from twisted.application.service import MultiService, Service
+from twisted.internet.defer import Deferred, FirstError, gatherResults, maybeDeferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from fastpoetry.systemd.clock import MonotonicClock
+from fastpoetry.systemd.manager import Manager
+
+__all__ = ["NotReady", "NotifyService", "ReloadError", "StartingService"]
+
+_EXTEND_EVERY = 5
+_EXTEND_BY = 15
+"""Seconds: what takes long says so three times in the time that it asks for."""
+
+
+class NotReady(Exception):
+    """
+    Something that belongs to the program has not started: one line that says what.
+    """
+
+
+class ReloadError(Exception):
+    """
+    A reload that failed and has said so: its line is for who asked for the reload, and no record is
+    made of it.
+    """
+
+
+class StartingService(MultiService):
+    """
+    A C{MultiService} that waits for services whose C{startService} returns a Deferred or coroutine.
+
+    @ivar started: fires when all have started; fails when one does.
+    """
+
+    started: Deferred[Any] | None = None
+
+    def startService(self) -> None:
+        """
+        Start all services.
+        """
+        Service.startService(self)
+        # What is raised here ends the program as it does in a MultiService.
+        starting = [_asDeferred(service.startService()) for service in self]
+        self.started = gatherResults(starting, consumeErrors=True)
 
 
 class NotifyService(Service):
@@ -29,15 +70,24 @@ class NotifyService(Service):
 
     Add it last. Services start in the order in which they were added, so that READY means that all
     of them have started; one that fails ends twistd before. They stop in the reverse order, so that
-    STOPPING is said before any of them begins to. A program that is ready only later adds it then:
-    a parent that already runs starts it at once.
+    STOPPING is said before any of them begins to.
+
+    What starts later is waited for: C{ready}, every C{StreamServerEndpointService} of the program,
+    and a parent that is a L{StartingService}. If it fails, that is a record and the end of the
+    program, with exit status 1. Until then, and while the program stops, systemd is asked for more
+    time than the unit allows, for as long as it goes on and up to a bound.
     """
 
     _log = Logger()
-    _manager: _Manager | None = None
+    _manager: Manager | None = None
     _told = ""
     _asked = False
     _reloading = False
+    _shuttingDown = False
+    _hasTriggers = False
+    _signalled = False
+    _token: object = None
+    _reloadPort: Any = None
 
     def __init__(
         self,
@@ -45,15 +95,21 @@ class NotifyService(Service):
         *,
         status: Callable[[], str] | None = None,
         reload: Callable[[], Awaitable[object] | None] | None = None,
+        ready: Callable[[], Awaitable[object] | None] | Awaitable[object] | None = None,
+        extendSeconds: float = 600.0,
         clock: Any = None,
         environ: Mapping[str, str] = os.environ,
-        setHandler: Callable[[int, Callable[..., None]], object] = signal,
+        setHandler: Callable[[int, Any], object] = signal,
     ) -> None:
         """
-        @param reactor: provides C{IReactorCore}, C{IReactorFDSet} and C{IReactorFromThreads}.
+        @param reactor: provides C{IReactorCore}, C{IReactorFDSet}, C{IReactorUNIX} and
+            C{IReactorFromThreads}.
         @param status: how the program is doing, in a person's words; asked once a second.
         @param reload: what SIGHUP does; the reload ends when what this returns does. Without it
             SIGHUP is left as it was.
+        @param ready: what must have ended before READY, or what returns that when the reactor runs.
+        @param extendSeconds: by how much a start or a stop may at most take longer than the unit
+            allows.
         @param clock: provides C{IReactorTime}. Without it, a L{MonotonicClock}: no step of the wall
             clock holds up a sign of life.
         @param environ: where systemd leaves C{NOTIFY_SOCKET}, C{WATCHDOG_USEC}, C{WATCHDOG_PID}.
@@ -62,50 +118,235 @@ class NotifyService(Service):
         self._reactor = reactor
         self._status = status
         self._hook = reload
+        self._readyHook = ready
+        self._extendSeconds = extendSeconds
         self._clock = MonotonicClock(reactor) if clock is None else clock
         self._environ = environ
         self._setHandler = setHandler
+        self._loops: list[LoopingCall] = []
+        self._handlers: dict[int, Any] = {}
+        self._waiters: list[Deferred[str]] = []
+        if reload is not None:
+            # As early as that: with no handler SIGHUP ends the program.
+            self._handle(SIGHUP, self._hungUp)
 
     def startService(self) -> None:
         """
-        Say READY once the reactor runs. From now on SIGHUP reloads.
+        Say READY once the reactor runs and all has started. From now on SIGHUP reloads.
         """
         super().startService()
         if self._hook is not None:
-            # Outside systemd too, and for good: with no handler SIGHUP ends the program, even one
-            # that is already stopping and has clients to see off.
-            self._setHandler(SIGHUP, self._hungUp)
+            # Outside systemd too, and to the end, when the program has clients to see off.
+            self._handle(SIGHUP, self._hungUp)
         address = self._environ.get("NOTIFY_SOCKET")
-        if address:
-            self._manager = _Manager(address)
-            self._reactor.addSystemEventTrigger("after", "shutdown", self._manager.close)
-            self._reactor.callWhenRunning(self._ready, self._manager)
+        if address and self._manager is None:
+            self._manager = Manager(address)
+        if not self._hasTriggers:
+            self._hasTriggers = True
+            self._reactor.addSystemEventTrigger("before", "shutdown", self._shutDown)
+            self._reactor.addSystemEventTrigger("after", "shutdown", self._close)
+        self._token = object()
+        self._reactor.callWhenRunning(self._begin, self._token)
 
     def stopService(self) -> None:
         """
-        Say STOPPING. Status and watchdog go on for as long as the reactor runs.
+        Say STOPPING. If the program ends, status and watchdog go on for as long as the reactor
+        runs; if it goes on without this service, nothing of it is left.
         """
         super().stopService()
-        self._declare("STOPPING=1")
+        self._token = None
+        self.tell(STOPPING=1)
+        if self._shuttingDown:
+            self._extend()
+            return
+        self._close()
+        for number, before in self._handlers.items():
+            self._setHandler(number, before)
+        self._handlers = {}
 
-    def _ready(self, manager: _Manager) -> None:
-        self._every(1, self._tellStatus, now=True)
-        self._every(1, manager.catchUp, now=False)
-        watchdog = _watchdogSeconds(self._environ)
-        if watchdog:
-            # To the very end: systemd lets the watchdog rest when the service begins to stop, but a
-            # ping that it reads after that wakes it, and a drain without pings is then aborted.
-            self._every(watchdog / 3, manager.offer, "WATCHDOG=1", now=False)
-        self._declare("READY=1")
+    def tell(self, **fields: object) -> None:
+        """
+        Tell systemd anything, after all that it was told before: C{tell(ERRNO=2)},
+        C{tell(MAINPID=pid)}, C{tell(EXTEND_TIMEOUT_USEC=5_000_000)}, C{tell(WATCHDOG="trigger")}.
+        Outside systemd, and while this service does not run, it is told to nobody.
 
-    def _every(self, seconds: float, f: Callable[..., object], *args: object, now: bool) -> None:
+        @param fields: those of sd_notify(3), in one message. Values become one line.
+        """
+        if self._manager is not None:
+            lines = (f"{name}={_oneLine(str(value))}" for name, value in fields.items())
+            self._manager.declare("\n".join(lines))
+
+    def settle(self, seconds: float = 5.0) -> Deferred[None]:
+        """
+        Wait until systemd has read what it was told, C{BARRIER=1}.
+
+        @param seconds: how long it may take.
+        @return: fires then; fails with L{StoreError} if it takes longer, or there is no systemd.
+        """
+        if self._manager is not None:
+            self._manager.catchUp()
+        from fastpoetry.systemd.store import Store
+
+        return Store(self._reactor, clock=self._clock, environ=self._environ).remove(
+            seconds=seconds
+        )
+
+    def _handle(self, number: int, handler: Callable[..., None]) -> None:
+        before = getsignal(number) or SIG_DFL
+        try:
+            self._setHandler(number, handler)
+        except ValueError:
+            self._log.warn(
+                "{signal} is not handled: only a program's first thread can do that",
+                signal=signals.Signals(number).name,
+                message_id="fa0a15bda0534516b5407da0a853cee9",
+            )
+        else:
+            self._handlers.setdefault(number, before)
+
+    def _stopOnce(self, number: int) -> None:
+        """
+        Have the reactor stop at the first of two signals; of the second it would make a traceback.
+        """
+        stop = getsignal(number)
+        if getattr(stop, "__self__", None) is self._reactor and callable(stop):
+
+            def handler(*signalAndFrame: Any) -> None:
+                if not self._signalled:
+                    self._signalled = True
+                    stop(*signalAndFrame)
+
+            self._handle(number, handler)
+
+    def _begin(self, token: object) -> None:
+        """
+        The reactor runs.
+        """
+        if token is not self._token:
+            return  # stopped before
+        for number in (SIGTERM, SIGINT):
+            self._stopOnce(number)
+        if self._manager is not None:
+            self._every(1, self._tellStatus, now=True)
+            self._every(1, self._manager.catchUp, now=False)
+            watchdog = _watchdogSeconds(self._environ)
+            if watchdog:
+                # To the very end: systemd lets the watchdog rest when the service begins to stop,
+                # but a ping that it reads after that wakes it, and a drain without is aborted.
+                self._every(watchdog / 3, self._manager.offer, "WATCHDOG=1", now=False)
+            self._listenForReloads()
+        try:
+            starting = list(self._findStarting())
+        except Exception:
+            self._startFailed(Failure())
+            return
+        ready = gatherResults(starting, consumeErrors=True)
+        extending = None if ready.called else self._extend()
+        ready.addCallbacks(lambda _: self._ready(token, extending), self._startFailed)
+
+    def _findStarting(self) -> Iterator[Deferred[Any]]:
+        """
+        What has to end before the program is ready.
+        """
+        hook = self._readyHook() if callable(self._readyHook) else self._readyHook
+        if hook is not None:
+            yield _asDeferred(hook)
+        root: Any = self
+        while root.parent is not None:
+            root = root.parent
+            if isinstance(root, StartingService) and root.started is not None:
+                yield _watch(root.started)
+        yield from _findListening(root)
+
+    def _ready(self, token: object, extending: LoopingCall | None) -> None:
+        if token is self._token:
+            if extending is not None:
+                self._loops.remove(extending)
+                extending.stop()
+                self._tellStatus()
+            self.tell(READY=1)
+
+    def _startFailed(self, failure: Failure) -> None:
+        if self._token is None:
+            return  # because the program stops
+        while isinstance(failure.value, FirstError):
+            failure = failure.value.subFailure
+        self._log.failure(
+            "the start failed, so the program ends",
+            failure,
+            message_id="8aa43ead993c4d9b81c5d916b5ae3cef",
+        )
+        failAtExit()
+        self._reactor.stop()
+
+    def _every(
+        self, seconds: float, f: Callable[..., object], *args: object, now: bool
+    ) -> LoopingCall:
         loop = LoopingCall(f, *args)
         loop.clock = self._clock
+        self._loops.append(loop)
         loop.start(seconds, now)
+        return loop
+
+    def _extend(self) -> LoopingCall | None:
+        """
+        Ask for time, over and over, until it is used up.
+        """
+        if self._manager is None:
+            return None
+        manager, until = self._manager, self._clock.seconds() + self._extendSeconds
+
+        def extend() -> None:
+            if self._clock.seconds() < until:
+                manager.offer(f"EXTEND_TIMEOUT_USEC={_EXTEND_BY * 1_000_000}")
+
+        return self._every(_EXTEND_EVERY, extend, now=False)
+
+    def _shutDown(self) -> None:
+        self._shuttingDown = True
+
+    def _close(self) -> None:
+        for loop in self._loops:
+            if loop.running:
+                loop.stop()
+        self._loops = []
+        self._told = ""
+        if self._reloadPort is not None:
+            self._reloadPort.close()
+            self._reloadPort = None
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
 
     def _hungUp(self, *_signalAndFrame: object) -> None:
         # All that a signal handler may ask of a reactor.
         self._reactor.callFromThread(self._reload)
+
+    def _listenForReloads(self) -> None:
+        # Where systemd can ask at all.
+        if self._hook is not None and "INVOCATION_ID" in self._environ:
+            from fastpoetry.systemd.reload import ReloadPort
+
+            try:
+                self._reloadPort = ReloadPort(self._reactor, self._reloaded, self._environ)
+                self._every(1, self._reloadPort.resume, now=False)
+            except OSError as why:
+                self._log.warn(
+                    "reloads can be asked for by SIGHUP alone: {cause}",
+                    cause=why.strerror or str(why),
+                    message_id="5b9a7d2f6c1e4f0c8f3d1b7a9e2c4d60",
+                )
+
+    def _reloaded(self) -> Deferred[str]:
+        """
+        Reload, for somebody who waits for it.
+
+        @return: fires with why it failed, or nothing.
+        """
+        waiter: Deferred[str] = Deferred()
+        self._waiters.append(waiter)
+        self._reload()
+        return waiter
 
     def _reload(self) -> None:
         self._asked = True
@@ -114,27 +355,44 @@ class NotifyService(Service):
 
     async def _reloadWhileAsked(self) -> None:
         self._reloading = True
+        why = ""
         while self._asked and self.running:
             self._asked = False
+            waiters, self._waiters = self._waiters, []
             # The time tells systemd whether this is the reload it asked for, or one before.
-            self._declare(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            self.tell(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
             try:
-                ending = self._hook and self._hook()
-                if ending is not None:
-                    await ending
-            except Exception:
+                why = await self._reloadOnce()
+            finally:
+                if self.running:
+                    self._tellStatus()
+                    self.tell(READY=1)
+            for waiter in waiters:
+                waiter.callback(why)
+        self._reloading = False
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.callback("the program stops")
+
+    async def _reloadOnce(self) -> str:
+        """
+        @return: why it failed, or nothing.
+        """
+        try:
+            ending = self._hook and self._hook()
+            if ending is not None:
+                await ending
+        except Exception as why:
+            cause: BaseException | None = why
+            while isinstance(cause, FirstError):
+                cause = cause.subFailure.value
+            if not isinstance(cause, ReloadError):
                 self._log.failure(
                     "the reload failed and the program goes on",
                     message_id="c4b198664625443390c32223558e6b37",
                 )
-            if self.running:
-                self._tellStatus()
-                self._declare("READY=1")
-        self._reloading = False
-
-    def _declare(self, state: str) -> None:
-        if self._manager is not None:
-            self._manager.declare(state)
+            return _oneLine(str(cause)) or type(cause).__name__
+        return ""
 
     def _tellStatus(self) -> None:
         if self._manager is None or self._status is None:
@@ -152,62 +410,68 @@ class NotifyService(Service):
             self._told = status
 
 
-class _Manager:
+def _asDeferred(awaited: Any) -> Deferred[Any]:
     """
-    The service manager, at the other end of C{NOTIFY_SOCKET}.
+    @param awaited: a Deferred, which keeps its result, a coroutine, or anything else.
+    """
+    if isinstance(awaited, Deferred):
+        return _watch(awaited)
+    if isinstance(awaited, Awaitable):
 
-    C{systemd.daemon.notify} would block for as long as the manager does not read, raise where there
-    is none, and need a new descriptor each time, when the program may just have run out of them.
-    The protocol is a public and stable one; sd_notify(3) has examples of doing without the library.
+        async def ending() -> object:
+            return await awaited
+
+        return Deferred.fromCoroutine(ending())
+    return maybeDeferred(lambda: awaited)
+
+
+def _watch(other: Deferred[Any]) -> Deferred[Any]:
+    """
+    @return: what ends as the other does. That keeps a result for those that it is for; a failure is
+        taken care of here.
+    """
+    watching: Deferred[Any] = Deferred()
+
+    def tell(result: Any) -> Any:
+        if isinstance(result, Failure):
+            watching.errback(result)
+            return None
+        watching.callback(result)
+        return result
+
+    other.addBoth(tell)
+    return watching
+
+
+def _findListening(service: Any) -> Iterator[Deferred[Any]]:
+    """
+    What the program's endpoint services wait for, which they tell nobody: that they cannot listen
+    is a record, and the program goes on, deaf.
+    """
+    if isinstance(service, StreamServerEndpointService):
+        waiting = service._waitingForPort
+        if waiting is not None:
+            yield _watch(waiting).addCallback(_checkPort, service.endpoint)
+    for child in getattr(service, "services", None) or ():
+        yield from _findListening(child)
+
+
+def _checkPort(port: Any, endpoint: object) -> None:
+    if port is None:
+        raise NotReady(f"it does not listen on {endpoint!r}")
+
+
+def failAtExit() -> None:
+    """
+    Have this process end with status 1 when it ends: twistd has no way to say so.
     """
 
-    _log = Logger()
-    _complained = False
+    def end() -> None:
+        atexit.unregister(end)
+        atexit._run_exitfuncs()  # those that were to come after this one
+        os._exit(1)
 
-    def __init__(self, address: str) -> None:
-        """
-        @param address: a path, or an abstract name with C{@} in place of its NUL.
-        """
-        self._address = "\0" + address[1:] if address.startswith("@") else address
-        self._undeclared: deque[str] = deque()
-        self._socket = socket(AF_UNIX, SOCK_DGRAM)
-        self._socket.setblocking(False)
-        self.close = self._socket.close
-
-    def offer(self, message: str) -> bool:
-        """
-        Send what may get lost, since the like of it follows soon.
-
-        @return: whether there was room for it; there always is where nobody listens.
-        """
-        try:
-            self._socket.sendto(message.encode(), self._address)
-        except BlockingIOError:
-            return False
-        except OSError as why:
-            if not self._complained:
-                self._complained = True
-                self._log.warn(
-                    "systemd cannot be told how this program is doing: {address}: {cause}",
-                    address=self._address.replace("\0", "@"),
-                    cause=why.strerror or str(why),
-                    message_id="ac0571782f8c46f194b4564c401e12c5",
-                )
-        return True
-
-    def declare(self, message: str) -> None:
-        """
-        Send what must arrive, after all that was declared before; if there is no room, later.
-        """
-        self._undeclared.append(message)
-        self.catchUp()
-
-    def catchUp(self) -> None:
-        """
-        Send what there was no room for.
-        """
-        while self._undeclared and self.offer(self._undeclared[0]):
-            self._undeclared.popleft()
+    atexit.register(end)
 
 
 def _oneLine(text: str) -> str:

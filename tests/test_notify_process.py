@@ -1,0 +1,166 @@
+"""
+Tests for L{fastpoetry.systemd.notify} and L{fastpoetry.systemd.reload} in processes.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from test_notify import NotifyCase
+
+FAILING = """
+import atexit, sys
+from twisted.internet import reactor
+from twisted.internet.defer import fail
+from fastpoetry.systemd.notify import NotifyService
+atexit.register(print, "flushed")
+NotifyService(reactor, ready=fail(OSError("nothing there"))).startService()
+reactor.run()
+print("tidied")
+"""
+
+SIGNALS = """
+import os, signal
+from twisted.application.service import MultiService, Service
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
+from fastpoetry.systemd.notify import NotifyService
+
+class Draining(Service):
+    def stopService(self):
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return deferLater(reactor, 0.01, print, "drained")
+
+def signals():
+    os.kill(os.getpid(), NUMBER)
+    os.kill(os.getpid(), NUMBER)
+
+import sys
+from twisted.logger import globalLogBeginner, textFileLogObserver
+globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.__stderr__)], redirectStandardIO=False)
+services = MultiService()
+Draining().setServiceParent(services)
+NotifyService(reactor).setServiceParent(services)
+services.startService()
+reactor.addSystemEventTrigger("before", "shutdown", services.stopService)
+reactor.callWhenRunning(reactor.callLater, 0, signals)
+reactor.run()
+"""
+
+EARLY = """
+import os, signal
+from twisted.internet import reactor
+from fastpoetry.systemd.notify import NotifyService
+def reload():
+    print("reloaded")
+    reactor.stop()
+service = NotifyService(reactor, reload=reload)
+os.kill(os.getpid(), signal.SIGHUP)
+service.startService()
+reactor.run()
+"""
+
+RELOADING = """
+import os, subprocess, sys
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
+from fastpoetry.systemd.notify import NotifyService, ReloadError
+outcomes = [None, ReloadError("no such\\npoem"), LookupError()]
+async def reload():
+    await deferLater(reactor, 0.01, lambda: None)
+    outcome = outcomes.pop(0)
+    if outcome:
+        raise outcome
+service = NotifyService(reactor, reload=reload)
+def ask():
+    command = [sys.executable, "-m", "fastpoetry.systemd.reload"]
+    environ = {**os.environ, "MAINPID": str(os.getpid())}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True)
+    print(done.returncode, repr(done.stdout), repr(done.stderr))
+async def askAll():
+    for _ in range(3):
+        await deferToThread(ask)
+    reactor.stop()
+service.startService()
+reactor.callWhenRunning(lambda: Deferred.fromCoroutine(askAll()))
+reactor.run()
+"""
+
+
+class ProcessTests(NotifyCase):
+    """
+    Real programs.
+    """
+
+    def start(self, command: Sequence[str], **variables: str) -> subprocess.CompletedProcess[str]:
+        """
+        @return: how a Python command under our systemd ended.
+        """
+        path = os.pathsep.join(filter(None, sys.path))
+        environ = {**os.environ, **self.systemd.environ, "PYTHONPATH": path, **variables}
+        return subprocess.run(
+            [sys.executable, *command], env=environ, capture_output=True, text=True, timeout=60
+        )
+
+    def test_failedStart(self) -> None:
+        """
+        A start that fails ends the program with status 1, after all that comes at an end.
+        """
+        done = self.start(["-c", FAILING])
+        self.assertEqual((done.returncode, done.stdout.split()), (1, ["tidied", "flushed"]))
+        self.assertEqual(self.systemd.heard(), [])
+
+    def test_signals(self) -> None:
+        """
+        However often a program is told to end, it drains once, and there is no traceback.
+        """
+        for number in ("signal.SIGTERM", "signal.SIGINT"):
+            done = self.start(["-c", SIGNALS.replace("NUMBER", number)])
+            self.assertEqual(done.stdout, "drained\n")
+            self.assertNotIn("Traceback", done.stderr)
+            self.assertNotIn("Unhandled", done.stderr)
+            self.assertEqual(self.systemd.heard(), ["READY=1", "STOPPING=1"])
+
+    def test_early(self) -> None:
+        """
+        A SIGHUP before the start does not kill, and reloads after it.
+        """
+        done = self.start(["-c", EARLY])
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "reloaded\n", ""))
+
+    def test_reloads(self) -> None:
+        """
+        Who asks for a reload hears what came of it.
+        """
+        done = self.start(["-c", RELOADING], INVOCATION_ID="7")
+        self.assertEqual(
+            done.stdout.splitlines(),
+            [
+                "0 '' ''",
+                r"1 '' 'reload failed: no such poem\n'",
+                r"1 '' 'reload failed: LookupError\n'",
+            ],
+        )
+
+    def test_nobodyReloads(self) -> None:
+        """
+        Where nobody can be asked, one line says why.
+        """
+        command = ["-m", "fastpoetry.systemd.reload"]
+        without = self.start(command)
+        other = self.start(command, MAINPID="1", INVOCATION_ID="none")
+        self.assertEqual((without.returncode, other.returncode), (1, 1))
+        self.assertEqual(
+            without.stderr,
+            "reload failed: only systemd can ask for it: MAINPID is not set\n",
+        )
+        self.assertEqual(
+            other.stderr, "reload failed: the program cannot be asked: Connection refused\n"
+        )

@@ -1,0 +1,342 @@
+"""
+Tests for when L{fastpoetry.systemd.notify} says that a program is ready, and for its second start.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any
+
+from test_notify import NotifyCase
+from twisted.application.internet import StreamServerEndpointService
+from twisted.application.service import MultiService, Service
+from twisted.internet import reactor as _reactor
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.protocol import Factory
+from twisted.internet.task import deferLater
+from twisted.logger import LogLevel, capturedLogs
+from twisted.trial.unittest import TestCase
+
+from fastpoetry.systemd import notify
+from fastpoetry.systemd.notify import NotifyService, StartingService
+
+reactor: Any = _reactor
+
+
+class Endpoint:
+    """
+    Listens when the test says so.
+    """
+
+    def __init__(self, listening: Deferred[Any]) -> None:
+        self._listening = listening
+
+    def __repr__(self) -> str:
+        return "<endpoint>"
+
+    def listen(self, factory: object) -> Deferred[Any]:
+        """
+        Wait for the test.
+        """
+        return self._listening
+
+
+class Slow(Service):
+    """
+    Starts when the test says so.
+    """
+
+    def __init__(self, started: Any) -> None:
+        self._started = started
+
+    def startService(self) -> Any:
+        """
+        Return what the test has.
+        """
+        super().startService()
+        return self._started
+
+
+class ReadyTests(NotifyCase):
+    """
+    What is waited for before READY.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.exits: list[int] = []
+        self.patch(notify, "failAtExit", lambda: self.exits.append(1))
+
+    def begin(self, *others: Service, ready: Any = None, parent: Any = None) -> None:
+        """
+        Start services, and one that notifies after them.
+        """
+        parent = parent or MultiService()
+        for other in others:
+            other.setServiceParent(parent)
+        NotifyService(
+            self.reactor, ready=ready, clock=self.reactor, environ=self.systemd.environ
+        ).setServiceParent(parent)
+        parent.privilegedStartService()
+        parent.startService()
+        self.reactor.run()
+
+    def failed(self) -> list[str]:
+        """
+        @return: what was heard after a start that failed, and ended the program with a record.
+        """
+        self.assertEqual((self.exits, self.reactor.hasStopped), ([1], True))
+        return self.systemd.heard()
+
+    def test_deferred(self) -> None:
+        """
+        READY waits for a Deferred, and leaves its result to others.
+        """
+        ready: Deferred[str] = Deferred()
+        self.begin(ready=ready)
+        self.assertEqual(self.systemd.heard(), [])
+        ready.callback("result")
+        self.assertEqual(self.systemd.heard(), ["READY=1"])
+        self.assertEqual(self.successResultOf(ready), "result")
+
+    def test_function(self) -> None:
+        """
+        READY waits for what a function returns, a coroutine for instance; one that does not wait
+        is as good.
+        """
+        waiting: Deferred[None] = Deferred()
+
+        async def wait() -> None:
+            await waiting
+
+        self.begin(ready=wait)
+        self.assertEqual(self.systemd.heard(), [])
+        waiting.callback(None)
+        self.assertEqual(self.systemd.heard(), ["READY=1"])
+
+    def test_atOnce(self) -> None:
+        """
+        A function that returns nothing is not waited for.
+        """
+        self.begin(ready=lambda: None)
+        self.assertEqual(self.systemd.heard(), ["READY=1"])
+
+    def test_fails(self) -> None:
+        """
+        What fails is a record, a stop and an exit that is not 0; READY is never said.
+        """
+        self.begin(ready=fail(LookupError()))
+        self.assertEqual(self.failed(), [])
+        self.assertEqual(len(self.flushLoggedErrors(LookupError)), 1)
+
+    def test_raises(self) -> None:
+        """
+        So is what raises.
+        """
+
+        def broken() -> None:
+            raise LookupError
+
+        self.begin(ready=broken)
+        self.assertEqual(self.failed(), [])
+        self.assertEqual(len(self.flushLoggedErrors(LookupError)), 1)
+
+    def test_endpoint(self) -> None:
+        """
+        READY waits for every endpoint service of the program to listen.
+        """
+        listening: Deferred[Any] = Deferred()
+        inner = MultiService()
+        StreamServerEndpointService(Endpoint(listening), Factory()).setServiceParent(inner)
+        self.begin(inner)
+        self.assertEqual(self.systemd.heard(), [])
+        listening.callback(object())
+        self.assertEqual(self.systemd.heard(), ["READY=1"])
+
+    def test_deaf(self) -> None:
+        """
+        An endpoint service that cannot listen, of which Twisted makes a record and no more, ends
+        the program.
+        """
+        service = StreamServerEndpointService(Endpoint(fail(OSError())), Factory())
+        self.begin(service)
+        self.assertEqual(self.failed(), [])
+        self.flushLoggedErrors(OSError)
+        (error,) = self.flushLoggedErrors(notify.NotReady)
+        self.assertEqual(str(error.value), "it does not listen on <endpoint>")
+
+    def test_parent(self) -> None:
+        """
+        READY waits for services whose start takes time, if their parent lets one know.
+        """
+        slow: Deferred[None] = Deferred()
+        self.begin(Slow(slow), Slow(succeed(None)), parent=StartingService())
+        self.assertEqual(self.systemd.heard(), [])
+        slow.callback(None)
+        self.assertEqual(self.systemd.heard(), ["READY=1"])
+
+    def test_parentFails(self) -> None:
+        """
+        A start that fails later ends the program.
+        """
+        self.begin(Slow(fail(LookupError())), parent=StartingService())
+        self.assertEqual(self.failed(), [])
+        self.assertEqual(len(self.flushLoggedErrors(LookupError)), 1)
+
+    def test_extended(self) -> None:
+        """
+        A start that takes long asks for time, as long as it may.
+        """
+        ready: Deferred[None] = Deferred()
+        self.begin(ready=ready)
+        self.reactor.pump([1] * 4)
+        self.assertEqual(self.systemd.heard(), [])
+        self.reactor.pump([1] * 6)
+        self.assertEqual(self.systemd.heard(), ["EXTEND_TIMEOUT_USEC=15000000"] * 2)
+        self.reactor.pump([10] * 70)
+        self.systemd.heard()
+        self.reactor.pump([10] * 3)
+        self.assertEqual(self.systemd.heard(), [])
+        ready.callback(None)
+        self.assertEqual(self.systemd.heard(), ["READY=1"])
+        self.reactor.pump([10] * 3)
+        self.assertEqual(self.systemd.heard(), [])
+
+    def test_stopExtended(self) -> None:
+        """
+        So does a stop.
+        """
+        service = self.started()
+        self.stop(service)
+        self.reactor.pump([1] * 10)
+        self.assertEqual(
+            self.systemd.heard(), ["STOPPING=1", *["EXTEND_TIMEOUT_USEC=15000000"] * 2]
+        )
+
+    def test_stoppedMeanwhile(self) -> None:
+        """
+        A program that is stopped before it was ready never is, and that is no failure.
+        """
+        ready: Deferred[None] = Deferred()
+        parent = MultiService()
+        self.begin(ready=ready, parent=parent)
+        self.reactor.shutDown("before")
+        parent.stopService()
+        ready.errback(LookupError())
+        self.assertEqual((self.systemd.heard(), self.exits), (["STOPPING=1"], []))
+
+
+class AgainTests(NotifyCase):
+    """
+    A service that is stopped and started while the program goes on.
+    """
+
+    def test_again(self) -> None:
+        """
+        Started again it is as new: ready once, and one set of signs of life.
+        """
+        service = self.started(status=lambda: "fine", WATCHDOG_USEC="3000000")
+        for _ in range(3):
+            service.stopService()
+            self.assertEqual(self.systemd.heard(), ["STOPPING=1"])
+            service.startService()
+            self.assertEqual(self.systemd.heard(), ["STATUS=fine", "READY=1"])
+        self.reactor.advance(1)
+        self.assertEqual(self.systemd.heard(), ["WATCHDOG=1"])
+
+    def test_clean(self) -> None:
+        """
+        Stopped, it leaves no timer, no descriptor and no handler of a signal.
+        """
+        before = os.listdir("/proc/self/fd")
+        handler = signal.getsignal(signal.SIGHUP)
+        service = self.started(reload=lambda: None, WATCHDOG_USEC="3000000", INVOCATION_ID="1")
+        self.assertTrue(self.reactor.getDelayedCalls())
+        service.stopService()
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+        self.assertEqual((list(self.reactor.readers), os.listdir("/proc/self/fd")), ([], before))
+        self.assertEqual(self.handlers[signal.SIGHUP], handler)
+
+    def test_notBegun(self) -> None:
+        """
+        Stopped before the reactor runs, it does nothing then.
+        """
+        service = self.service()
+        service.startService()
+        service.stopService()
+        self.reactor.run()
+        self.assertEqual(self.systemd.heard(), ["STOPPING=1"])
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_thread(self) -> None:
+        """
+        In a thread that may set no handler it says so, and goes on.
+        """
+
+        def start() -> None:
+            NotifyService(
+                self.reactor, reload=lambda: None, clock=self.reactor, environ={}
+            ).startService()
+
+        with capturedLogs() as events:
+            thread = threading.Thread(target=start)
+            thread.start()
+            thread.join()
+        self.assertEqual({event["log_level"] for event in events}, {LogLevel.warn})
+        self.assertEqual({event["signal"] for event in events}, {"SIGHUP"})
+
+
+class TellTests(NotifyCase):
+    """
+    Any other field.
+    """
+
+    def test_fields(self) -> None:
+        """
+        Fields are told in one message, each on one line.
+        """
+        self.started().tell(ERRNO=2, X_TEXT="a\nREADY=0")
+        self.assertEqual(self.systemd.heard(), ["ERRNO=2\nX_TEXT=a READY=0"])
+
+    def test_nobody(self) -> None:
+        """
+        Outside systemd, and when it has stopped, nobody is told.
+        """
+        NotifyService(self.reactor, clock=self.reactor, environ={}).tell(ERRNO=2)
+        service = self.started()
+        service.stopService()
+        self.systemd.heard()
+        service.tell(ERRNO=2)
+        self.assertEqual(self.systemd.heard(), [])
+
+
+class TrialTests(TestCase):
+    """
+    A user's test with the real reactor, which is clean afterwards.
+    """
+
+    async def startAndStop(self, environ: dict[str, str]) -> None:
+        """
+        Start a service, give it a turn, and stop it.
+        """
+        service = NotifyService(
+            reactor, status=lambda: "fine", reload=lambda: None, environ=environ
+        )
+        service.startService()
+        await deferLater(reactor, 0, lambda: None)
+        service.stopService()
+
+    def test_outside(self) -> Deferred[None]:
+        """
+        Outside systemd.
+        """
+        return Deferred.fromCoroutine(self.startAndStop({}))
+
+    def test_under(self) -> Deferred[None]:
+        """
+        Under systemd.
+        """
+        environ = {"NOTIFY_SOCKET": "@nobody", "WATCHDOG_USEC": "3000000", "INVOCATION_ID": "1"}
+        return Deferred.fromCoroutine(self.startAndStop(environ))
