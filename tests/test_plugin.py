@@ -310,7 +310,9 @@ class HouseTests(SynchronousTestCase):
             if name == "twisted.internet.reactor"
         }
         byHand = {("service", False), ("protocol", False)}
-        self.assertEqual(users, {("tap", False), ("proxytap", False), *byHand})
+        self.assertEqual(
+            users, {("tap", False), ("proxytap", False), *byHand, ("systemd.command", False)}
+        )
 
     def test_dependencies(self) -> None:
         """

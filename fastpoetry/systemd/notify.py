@@ -181,7 +181,7 @@ class NotifyService(Service):
         Wait until systemd has read what it was told, C{BARRIER=1}.
 
         @param seconds: how long it may take.
-        @return: fires then; fails with L{StoreError} if it takes longer, or there is no systemd.
+        @return: fires then; fails with C{StoreError} if it takes longer, or there is no systemd.
         """
         if self._manager is not None:
             self._manager.catchUp()

@@ -29,6 +29,7 @@ RestartSec=100ms
 
 _TIDY = """
 systemctl --quiet disable --now web.socket signpost.socket
+systemctl stop tally.socket
 systemctl stop web.service
 systemctl reset-failed
 rm -rf /run/systemd/system/*

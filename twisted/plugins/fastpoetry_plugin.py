@@ -52,4 +52,10 @@ fastpoetry = _Command("fastpoetry", "fastpoetry.tap", "A fast poetry service.", 
 proxy = _Command(
     "fastpoetry-proxy", "fastpoetry.proxytap", "A caching proxy for poetry.", "fastpoetry-proxy"
 )
+systemd = ServiceMaker(
+    "systemd",
+    "fastpoetry.systemd.command",
+    "Any other command, with readiness, watchdog, status and reload for systemd.",
+    "systemd",
+)
 adopted = _AdoptedParser()

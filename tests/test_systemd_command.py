@@ -1,0 +1,197 @@
+"""
+Tests for L{fastpoetry.systemd.command}, with somebody else's commands.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+from processes import Workplace, findTwistd, waitUntil
+from test_notify import Systemd
+from twisted.application.service import IServiceMaker, MultiService, Service
+from twisted.plugin import IPlugin
+from twisted.python import usage
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from fastpoetry.systemd import command
+from fastpoetry.systemd.command import Options, makeService
+from fastpoetry.systemd.notify import NotifyService
+
+
+class OtherOptions(usage.Options):
+    """
+    Options of another command.
+    """
+
+    optParameters = [["port", "p", 17, "A port.", int]]
+    optFlags = [["loud", "l", "Loudly."]]
+
+
+class OtherService(Service):
+    """
+    What it makes.
+    """
+
+    def __init__(self, options: OtherOptions) -> None:
+        self.options = options
+
+    def reload(self) -> None:
+        """
+        Reload.
+        """
+
+    def status(self) -> str:
+        """
+        Say how it is.
+        """
+        return "well"
+
+
+@implementer(IPlugin, IServiceMaker)
+class Other:
+    """
+    Another command.
+    """
+
+    tapname = "other"
+    description = "Something else."
+    options = OtherOptions
+
+    def makeService(self, options: Any) -> OtherService:
+        """
+        Make it.
+        """
+        return OtherService(options)
+
+
+class CommandTests(SynchronousTestCase):
+    """
+    In this process.
+    """
+
+    def setUp(self) -> None:
+        self.patch(command, "getPlugins", self.plugins)
+
+    def plugins(self, interface: Any) -> Iterator[Any]:
+        """
+        There is the other command, and this one.
+        """
+        yield Other()
+        yield import_module("twisted.plugins.fastpoetry_plugin").systemd
+
+    def parse(self, *arguments: str) -> Options:
+        """
+        @return: parsed.
+        """
+        options = Options()
+        options.parseOptions(arguments)
+        return options
+
+    def test_plugin(self) -> None:
+        """
+        The command is that of the drop-in.
+        """
+        maker = import_module("twisted.plugins.fastpoetry_plugin").systemd
+        verifyObject(IServiceMaker, maker)
+        self.assertEqual(maker.tapname, "systemd")
+        self.assertIs(maker.options, Options)
+        self.assertIs(maker.makeService, makeService)
+
+    def test_options(self) -> None:
+        """
+        The other command's options are parsed by itself, whatever they are called.
+        """
+        options: Any = self.parse("other", "--port", "18", "-l")
+        self.assertEqual(options.subOptions, {"port": 18, "loud": 1})
+
+    def test_parent(self) -> None:
+        """
+        What the other command asks its parent, twistd answers.
+        """
+        options: Any = self.parse("other")
+        self.assertRaises(KeyError, lambda: options.subOptions.parent["logfile"])
+        options.parent = {"logfile": "-"}
+        self.assertEqual(options.subOptions.parent["logfile"], "-")
+
+    def test_itself(self) -> None:
+        """
+        It does not run itself.
+        """
+        self.assertRaises(usage.UsageError, self.parse, "systemd", "other")
+
+    def test_nothing(self) -> None:
+        """
+        Without a command there is one line that says how it is used.
+        """
+        why = self.assertRaises(SystemExit, self.parse)
+        self.assertTrue(str(why).startswith("systemd: which command? twistd systemd COMMAND"))
+
+    def test_service(self) -> None:
+        """
+        The other command's service comes first, as it is made, and its own words are the status.
+        """
+        services: MultiService = makeService(self.parse("other", "--port=18"))
+        other, notify = services
+        assert isinstance(other, OtherService)
+        assert isinstance(notify, NotifyService)
+        self.assertEqual(other.options["port"], 18)
+        self.addCleanup(notify.stopService)  # has SIGHUP by now
+
+
+class ProcessTests(SynchronousTestCase):
+    """
+    C{twistd systemd web}.
+    """
+
+    def setUp(self) -> None:
+        self.place = Workplace(self)
+        self.systemd = Systemd(str(self.place.folder / "notify"))
+        self.addCleanup(self.systemd.close)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """
+        Start twistd under our systemd.
+        """
+        environ = [f"{key}={value}" for key, value in self.systemd.environ.items()]
+        options = ("--nodaemon", "--pidfile=", "--reactor=poll")
+        return self.place.begin("env", *environ, *findTwistd(), *options, "systemd", *arguments)
+
+    def test_ready(self) -> None:
+        """
+        It is ready when it listens, and says what it is.
+        """
+        process = self.start("web", "--listen=tcp:0:interface=127.0.0.1", "--path=.")
+        heard: list[str] = []
+
+        def isReady() -> bool:
+            heard.extend(self.systemd.heard())
+            return "READY=1" in heard
+
+        waitUntil(isReady, "READY")
+        self.assertTrue(heard[0].startswith("STATUS=web: "), heard)
+        process.terminate()
+        output, errors = process.communicate(timeout=30)
+        self.assertIn("STOPPING=1", self.systemd.heard())
+        self.assertNotIn("Traceback", output + errors)
+
+    def test_help(self) -> None:
+        """
+        Its help has the commands, and theirs is their own.
+        """
+        for arguments, said in ((("--help",), "web"), (("web", "--help"), "--listen=")):
+            output, errors = self.start(*arguments).communicate(timeout=30)
+            self.assertIn(said, output)
+            self.assertEqual(errors, "")
+
+    def test_nothing(self) -> None:
+        """
+        Without a command it ends with one line and status 1.
+        """
+        process = self.start()
+        output, errors = process.communicate(timeout=30)
+        self.assertEqual((process.returncode, output, errors.count("\n")), (1, "", 1))
