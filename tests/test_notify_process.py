@@ -105,6 +105,7 @@ class ProcessTests(NotifyCase):
         """
         path = os.pathsep.join(filter(None, sys.path))
         environ = {**os.environ, **self.systemd.environ, "PYTHONPATH": path, **variables}
+        environ.pop("PYTHONUNBUFFERED", None)
         return subprocess.run(
             [sys.executable, *command], env=environ, capture_output=True, text=True, timeout=60
         )

@@ -10,8 +10,10 @@ from __future__ import annotations
 import atexit
 import os
 import signal as signals
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
 from signal import SIG_DFL, SIGHUP, SIGINT, SIGTERM, getsignal, signal
 from typing import Any
 
@@ -469,6 +471,9 @@ def failAtExit() -> None:
     def end() -> None:
         atexit.unregister(end)
         atexit._run_exitfuncs()  # those that were to come after this one
+        for stream in (sys.__stdout__, sys.__stderr__):
+            with suppress(AttributeError, OSError, ValueError):  # none, full, or closed
+                stream.flush()  # type: ignore[union-attr]
         os._exit(1)
 
     atexit.register(end)
