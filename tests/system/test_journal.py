@@ -61,6 +61,22 @@ def test_failures(machine: Machine) -> None:
         assert "FORGED" not in record
 
 
+def test_stream(machine: Machine) -> None:
+    """
+    For a service that has no journal socket, what goes to standard error has its priority, and a
+    traceback is one record.
+    """
+    script = f"{SOURCE}/tests/system/journal_probe.py"
+    settings = ("--property=InaccessiblePaths=/run/systemd/journal/socket", "--unit=stream")
+    command = ("env", f"PYTHONPATH={SOURCE}", "python3", "-B", script, "failures", "stream")
+    machine.run("systemd-run", "--quiet", "--wait", *settings, *command)
+    said = machine.journal("--unit=stream", "_TRANSPORT=stdout", "--priority=warning")
+    priorities = [record["PRIORITY"] for record in said]
+    assert priorities == ["4", "2", "3"]
+    assert [record["MESSAGE"][:6] for record in said[1:]] == ["step 0", "step 1"]
+    assert all("Traceback" in record["MESSAGE"] for record in said[1:])
+
+
 def test_hostile(machine: Machine) -> None:
     """
     Hostile text, in whatever place, makes no second record and no field.
