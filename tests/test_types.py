@@ -1,5 +1,5 @@
 """
-Tests of what is public: its names, its annotations in somebody else's program.
+Tests of what is public: its names, its annotations in somebody else's program, its pages.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from unittest import SkipTest
 
+from fakes import makeFolder
 from twisted.trial.unittest import SynchronousTestCase
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,3 +83,11 @@ class TypesTests(SynchronousTestCase):
         pyright has no plugin, and needs none.
         """
         self.check("basedpyright", f"--pythonpath={sys.executable}", "--project=.")
+
+    def test_pages(self) -> None:
+        """
+        The pages of the API can be built without a warning.
+        """
+        quiet = ("--quiet", "--warnings-as-errors", "--docformat=epytext")
+        where = (f"--project-base-dir={ROOT}", f"--html-output={makeFolder(self)}")
+        self.check("pydoctor", *quiet, *where, str(ROOT / "fastpoetry"))
