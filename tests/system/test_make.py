@@ -225,7 +225,7 @@ def test_install(tmp_path: Path) -> None:
     files = {path for path in tmp_path.rglob("*") if not path.is_dir()}
     assert {path.stat().st_mode & 0o7777 for path in files} == {0o644}
     assert {str(path.relative_to(tmp_path)) for path in files} == {
-        *_list("usr/lib/python3/dist-packages", "fastpoetry/*.py", "fastpoetry/py.typed"),
+        *_list("usr/lib/python3/dist-packages", "fastpoetry/**/*.py", "fastpoetry/py.typed"),
         *_list("usr/lib/python3/dist-packages", "twisted/plugins/*.py"),
         *_list("usr/share/fastpoetry", "poetry/*.txt"),
         *_list("lib/systemd/system", "*.socket", "*.service", "*.d/*.conf", within=UNITS),

@@ -250,7 +250,7 @@ def test_contents(package: Path) -> None:
     files = library | listContents(findPackage(package))
     python = "/lib/python3/dist-packages"
     for folder, pattern, inside in (
-        ("fastpoetry", "*.py", f"{python}/fastpoetry"),
+        ("fastpoetry", "**/*.py", f"{python}/fastpoetry"),
         ("fastpoetry", "py.typed", f"{python}/fastpoetry"),
         ("packaging/systemd", "*.service", "/lib/systemd/system"),
         ("packaging/systemd", "*.socket", "/lib/systemd/system"),
