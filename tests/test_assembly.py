@@ -34,6 +34,7 @@ from fastpoetry.command import assembly
 from fastpoetry.command.assembly import assemble, checkEndpoints
 from fastpoetry.command.options import Block, CommandOptions
 from fastpoetry.delivery.policy import Limits
+from fastpoetry.systemd.notify import ReloadError
 
 TESTS = Path(__file__).resolve().parent
 
@@ -260,6 +261,18 @@ class NotifyTests(AssemblyCase):
             (reloading,) = ode.reloading
             reloading.callback(None)
         self.successResultOf(reloaded)
+
+    def test_reloadFails(self) -> None:
+        """
+        One that fails ends no other; the whole has then failed, with what was said.
+        """
+        notify = self.notify("--ode", "a", "--port", "1", "--ode", "b", "--port", "2")
+        reloaded = notify.reload()
+        self.odes[0].reloading[0].errback(ValueError("is empty"))
+        self.assertNoResult(reloaded)
+        self.odes[1].reloading[0].callback(None)
+        why = self.failureResultOf(reloaded, ReloadError)
+        self.assertEqual(why.getErrorMessage(), "is empty")
 
 
 @skipUnless(find_spec("prometheus_client"), "prometheus_client is not installed")

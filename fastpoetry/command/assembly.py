@@ -27,7 +27,7 @@ from fastpoetry.delivery.readers import Source
 from fastpoetry.listen import PoetryListener
 from fastpoetry.protocol import PoetryFactory
 from fastpoetry.systemd.adopted import AdoptError
-from fastpoetry.systemd.notify import NotifyService
+from fastpoetry.systemd.notify import NotifyService, ReloadError
 from fastpoetry.systemd.store import Store
 
 _Made = TypeVar("_Made")
@@ -102,12 +102,23 @@ def assemble(
         reloaded: Deferred[None] = source.reload() if meter is None else meter.reload(source)
         return reloaded
 
-    def reload() -> Deferred[Any]:
-        # Each has said itself what became of it, and one that failed ends no other.
-        return DeferredList([reloadSource(source) for source in sources], consumeErrors=True)
+    def reload() -> Deferred[None]:
+        return Deferred.fromCoroutine(_awaitAll([reloadSource(source) for source in sources]))
 
     NotifyService(reactor, status=status, reload=reload, clock=clock).setServiceParent(root)
     return root
+
+
+async def _awaitAll(reloads: list[Deferred[None]]) -> None:
+    """
+    Wait for all reloads: one that fails ends no other.
+
+    @raise ReloadError: if one has failed. Each has said so itself.
+    """
+    ended: list[tuple[bool, Any]] = await DeferredList(reloads, consumeErrors=True)
+    causes = [why.getErrorMessage() for isWell, why in ended if not isWell]
+    if causes:
+        raise ReloadError("; ".join(causes))
 
 
 def _makeBlock(source: Source, places: list[_Place], policy: Policy, reactor: Any) -> MultiService:

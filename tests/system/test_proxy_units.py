@@ -152,12 +152,13 @@ def test_journal(edge: Machine) -> None:
 
 def test_outage(edge: Machine) -> None:
     """
-    While the upstream is down the old poem is served, the status says for how long and why, and the
-    catalog what that means.
+    While the upstream is down a reload fails and the old poem is served, the status says for how
+    long and why, and the catalog what that means.
     """
     edge.fetch("-U", SOCKET)
     edge.systemctl("stop", "fastpoetry@ecstasy.socket")
-    edge.systemctl("reload", EDGE)
+    assert edge.run("systemctl", "reload", EDGE, check=False).returncode != 0
+    assert "reload failed: upstream refused" in edge.systemctl("status", EDGE)
     assert edge.fetch("-U", SOCKET) == read("ecstasy")
     stale = re.compile("Stale for [1-9][0-9]* s: upstream refused")
     waitFor(lambda: stale.search(edge.systemctl("status", EDGE)), stale.pattern)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 import subprocess
 import time
@@ -209,18 +210,28 @@ def test_otherDescriptor(machine: Machine) -> None:
 
 def test_brokenPoemAtReload(machine: Machine) -> None:
     """
-    A poem that breaks before a reload leaves the old one in place, and one record of the error.
+    A poem that breaks before a reload has that fail with the line that says why, and leaves the old
+    one in place; there is one record of the error, and the status says for how long it is so, until
+    a reload goes well.
     """
     machine.path(POEM).write_text("old\n")
     machine.systemctl("start", "fastpoetry@ecstasy")
     machine.path(POEM).write_text("")
-    machine.systemctl("reload", "fastpoetry@ecstasy")
+    assert machine.run("systemctl", "reload", "fastpoetry@ecstasy", check=False).returncode != 0
     assert machine.fetch("127.0.0.1", "10000") == b"old\n"
+    said = machine.systemctl("status", "--full", "fastpoetry@ecstasy")
+    assert f"reload failed: {POEM}: is empty" in said
+    stale = re.compile(rf'Status: ".*Stale for [0-9]+ s: {re.escape(POEM)}: is empty')
+    waitFor(lambda: stale.search(machine.systemctl("status", "fastpoetry@ecstasy")), stale.pattern)
+    machine.path(POEM).write_text("new\n")
+    machine.systemctl("reload", "fastpoetry@ecstasy")
+    assert machine.fetch("127.0.0.1", "10000") == b"new\n"
+    assert "Stale" not in machine.show("fastpoetry@ecstasy", "StatusText")
     errors = machine.journal(
         f"_SYSTEMD_INVOCATION_ID={machine.show('fastpoetry@ecstasy', 'InvocationID')}",
         "--priority=err",
     )
-    assert len(errors) == 1
+    assert [each["MESSAGE"].partition(":")[0] for each in errors] == ["kept the old poem"]
     assert POEM in errors[0]["MESSAGE"]
 
 
