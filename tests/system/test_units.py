@@ -98,7 +98,7 @@ def test_sameSettings() -> None:
     assert listDiffering(poem, quote) == named
     network = {"PrivateNetwork", "RestrictAddressFamilies", "IPAddressDeny"}
     copy = {"CacheDirectory", "CacheDirectoryMode"}
-    source = {"Documentation", "EnvironmentFile"}
+    source = {"Documentation", "Environment", "EnvironmentFile"}
     assert listDiffering(poem, proxy) == named | network | copy | source
     for name in ("fastpoetry", "fastpoetry-proxy@"):
         for drop in ("10-sandbox.conf", "20-service.conf"):
