@@ -74,9 +74,7 @@ def parsed(data: bytes) -> list[tuple[str, bytes]]:
 
 
 def mapped(**event: Any) -> dict[str, bytes]:
-    """
-    The fields that journald finds in an event's record.
-    """
+    """The fields that journald finds in an event's record."""
     found = parsed(journal.datagram(journal.fields(event, "test")))
     if len(found) != len(dict(found)):
         raise ValueError("a field comes twice")
@@ -84,9 +82,7 @@ def mapped(**event: Any) -> dict[str, bytes]:
 
 
 def logged(**event: Any) -> LogEvent:
-    """
-    What an observer gets of C{log.msg(**event)} or, with a C{failure}, of C{log.err}.
-    """
+    """What an observer gets of C{log.msg(**event)} or, with a C{failure}, of C{log.err}."""
     events: list[LogEvent] = []
     observer: Any = events.append
     publisher = legacy.LogPublisher(LogPublisher(observer), LogPublisher(observer))
@@ -96,9 +92,7 @@ def logged(**event: Any) -> LogEvent:
 
 
 def raised() -> Failure:
-    """
-    A failure of a known place.
-    """
+    """A failure of a known place."""
     try:
         raise ZeroDivisionError("by nothing")
     except ZeroDivisionError:
@@ -122,9 +116,7 @@ class Place(NamedTuple):
 
 
 class Nameless:
-    """
-    Has no text.
-    """
+    """Has no text."""
 
     def __init__(self, error: type[BaseException] = RuntimeError) -> None:
         self.error = error
@@ -134,14 +126,10 @@ class Nameless:
 
 
 class FieldsTests(SynchronousTestCase):
-    """
-    Tests for the way from an event to the fields of a record.
-    """
+    """Tests for the way from an event to the fields of a record."""
 
     def test_levels(self) -> None:
-        """
-        Each level has the priority that syslog gives it.
-        """
+        """Each level has the priority that syslog gives it."""
         levels = {
             level.name: mapped(log_format="x", log_level=level)
             for level in LogLevel.iterconstants()
@@ -154,15 +142,11 @@ class FieldsTests(SynchronousTestCase):
             self.assertEqual(found["LOG_LEVEL"], name.encode())
 
     def test_noLevel(self) -> None:
-        """
-        An event without a level informs.
-        """
+        """An event without a level informs."""
         self.assertEqual(mapped(log_format="x", log_level=None)["PRIORITY"], b"6")
 
     def test_own(self) -> None:
-        """
-        The event's own keys are upper-case fields.
-        """
+        """The event's own keys are upper-case fields."""
         found = mapped(
             log_format="sending {bytes} bytes of poetry to {peer}",
             log_namespace="fastpoetry.protocol",
@@ -189,26 +173,20 @@ class FieldsTests(SynchronousTestCase):
         )
 
     def test_noOverride(self) -> None:
-        """
-        An event's own keys never replace what the observer says.
-        """
+        """An event's own keys never replace what the observer says."""
         event = {"log_format": "x", "log_failure": raised()}
         names = ["MESSAGE", "PRIORITY", "priority", "SYSLOG_IDENTIFIER", "syslog_identifier"]
         names += ["LOG_LEVEL", "LOG_NAMESPACE", "CODE_FILE", "code_line"]
         self.assertEqual(mapped(**event, **dict.fromkeys(names, "0")), mapped(**event))
 
     def test_impossibleNames(self) -> None:
-        """
-        A key that cannot be the name of a field, or that has no value, is left out.
-        """
+        """A key that cannot be the name of a field, or that has no value, is left out."""
         names = ["", "_private", "9lives", "größe", "a b", "a=b", "a\nB=c", "a" * 65, "none"]
         found = mapped(log_format="x", **{name: None if name == "none" else 1 for name in names})
         self.assertEqual(found, mapped(log_format="x"))
 
     def test_failure(self) -> None:
-        """
-        A failure is one record with its traceback, and with the place where it was raised.
-        """
+        """A failure is one record with its traceback, and with the place where it was raised."""
         found = mapped(
             log_format="while dividing", log_level=LogLevel.critical, log_failure=raised()
         )
@@ -218,20 +196,16 @@ class FieldsTests(SynchronousTestCase):
         code = raised.__code__
         self.assertEqual(found["CODE_FILE"], code.co_filename.encode())
         self.assertEqual(found["CODE_FUNC"], b"raised")
-        self.assertEqual(int(found["CODE_LINE"]), code.co_firstlineno + 5)
+        self.assertEqual(int(found["CODE_LINE"]), code.co_firstlineno + 3)
 
     def test_noFailure(self) -> None:
-        """
-        What only stands in the place of a failure has no place of its own.
-        """
+        """What only stands in the place of a failure has no place of its own."""
         for pretender in (None, "failure", Failure(ValueError("never raised"))):
             found = mapped(log_format="x", log_failure=pretender)
             self.assertNotIn("CODE_FILE", found)
 
     def test_cause(self) -> None:
-        """
-        What a failure came of is told before it, with its own traceback, to the first.
-        """
+        """What a failure came of is told before it, with its own traceback, to the first."""
         cause = caught(ValueError("second"), cause=raised().value).value
         failure = caught(RuntimeError("third"), cause=cause)
         text = mapped(log_format="x", log_failure=failure)["MESSAGE"].decode()
@@ -242,9 +216,7 @@ class FieldsTests(SynchronousTestCase):
         self.assertTrue(text.endswith(ends[2]))
 
     def test_context(self) -> None:
-        """
-        So is what was being handled meanwhile, unless it was raised C{from None}.
-        """
+        """So is what was being handled meanwhile, unless it was raised C{from None}."""
 
         def again(**kwargs: None) -> str:
             try:
@@ -262,9 +234,7 @@ class FieldsTests(SynchronousTestCase):
         self.assertNotRegex(again(suppressed=None), "(?m)^During handling")
 
     def test_generators(self) -> None:
-        """
-        That a coroutine has returned meanwhile is no part of it.
-        """
+        """That a coroutine has returned meanwhile is no part of it."""
         real, error = KeyError("real"), ValueError("then")
         error.__context__ = StopIteration([1])
         error.__context__.__context__ = StopIteration([2])
@@ -274,9 +244,7 @@ class FieldsTests(SynchronousTestCase):
         self.assertIn("KeyError: 'real'\n\nDuring handling", text)
 
     def test_longChain(self) -> None:
-        """
-        However much a failure came of, and in whatever circle, the failure itself is told.
-        """
+        """However much a failure came of, and in whatever circle, the failure itself is told."""
         errors = [ValueError(f"{n} " + "x" * 1000) for n in range(2000)]
         for earlier, later in pairwise(errors):
             later.__context__ = earlier
@@ -286,9 +254,7 @@ class FieldsTests(SynchronousTestCase):
         self.assertIn("\nbuiltins.ValueError: 1998 x", text)
 
     def test_notes(self) -> None:
-        """
-        An exception's notes follow it, those of its cause too.
-        """
+        """An exception's notes follow it, those of its cause too."""
         error, cause = ValueError("x"), KeyError("y")
         error.add_note("try\nagain")
         cause.add_note("no key")
@@ -297,9 +263,7 @@ class FieldsTests(SynchronousTestCase):
         self.assertIn(b"KeyError: 'y'\nno key\n", found["MESSAGE"])
 
     def test_group(self) -> None:
-        """
-        The members of a group are told, all of them, each with its place and its own members.
-        """
+        """The members of a group are told, all of them, each with its place and its own members."""
         inner = ExceptionGroup("inner", [KeyError("deep")])
         members = [raised().value, *(ValueError(f"member {n}") for n in range(20)), inner]
         failure = caught(ExceptionGroup("many", [each for each in members if each]))  # type: ignore
@@ -310,9 +274,7 @@ class FieldsTests(SynchronousTestCase):
         self.assertIn("KeyError: 'deep'", text)
 
     def test_exceptionFields(self) -> None:
-        """
-        A failure's type is a field, and the number of what the system refused.
-        """
+        """A failure's type is a field, and the number of what the system refused."""
         found = mapped(log_format="x", log_failure=caught(FileNotFoundError(ENOENT, "none")))
         self.assertEqual(found["EXCEPTION_TYPE"], b"builtins.FileNotFoundError")
         self.assertEqual(found["ERRNO"], b"2")
@@ -322,9 +284,7 @@ class FieldsTests(SynchronousTestCase):
         self.assertEqual(found["EXCEPTION_TYPE"], b"ssl.SSLError")
 
     def test_hostileExceptions(self) -> None:
-        """
-        An exception whose parts cannot be told is a record all the same.
-        """
+        """An exception whose parts cannot be told is a record all the same."""
 
         class Odd(Exception):
             __notes__ = Nameless()  # type: ignore[assignment]
@@ -349,9 +309,7 @@ class FieldsTests(SynchronousTestCase):
             self.assertEqual((found["PRIORITY"], found["LOG_LEVEL"]), (b"4", b"warn"))
 
     def test_json(self) -> None:
-        """
-        A list or a mapping is JSON, with text for what JSON has no word for.
-        """
+        """A list or a mapping is JSON, with text for what JSON has no word for."""
         value = {"a": [1, 2.5, None, True, "é\x85\n\u2028\ud800"], "b": (b"x", Nameless())}
         found = mapped(log_format="x", value=value, empty=[], pairs=(("a", 1),))
         seen = json.loads(found["VALUE"])
@@ -362,9 +320,7 @@ class FieldsTests(SynchronousTestCase):
         self.assertEqual((found["EMPTY"], found["PAIRS"]), (b"[]", b'[["a", 1]]'))
 
     def test_noJson(self) -> None:
-        """
-        What JSON cannot hold is text as before: circles, odd keys, what is no number.
-        """
+        """What JSON cannot hold is text as before: circles, odd keys, what is no number."""
         circle: list[object] = []
         circle.append(circle)
         found = mapped(
@@ -391,9 +347,7 @@ class FieldsTests(SynchronousTestCase):
         self.assertTrue(line.decode().endswith("é…\n"))
 
     def test_legacyMessage(self) -> None:
-        """
-        A C{log.msg} informs, and its own keys are fields.
-        """
+        """A C{log.msg} informs, and its own keys are fields."""
         found = mapped(**logged(message=("loaded",), system="-", poem="ecstasy"))
         self.assertEqual(
             found,
@@ -408,9 +362,7 @@ class FieldsTests(SynchronousTestCase):
         )
 
     def test_legacyFailure(self) -> None:
-        """
-        A C{log.err} is an error, with its reason and its traceback once.
-        """
+        """A C{log.err} is an error, with its reason and its traceback once."""
         found = mapped(**logged(failure=raised(), why="while dividing", isError=1))
         self.assertEqual((found["PRIORITY"], found["LOG_LEVEL"]), (b"3", b"error"))
         self.assertTrue(found["MESSAGE"].startswith(b"while dividing\nTraceback"))
@@ -419,18 +371,14 @@ class FieldsTests(SynchronousTestCase):
         self.assertFalse({"FAILURE", "WHY", "ISERROR"} & set(found))
 
     def test_unchanged(self) -> None:
-        """
-        The event is as it was.
-        """
+        """The event is as it was."""
         event = {"log_format": "{a}", "a": [1], "log_level": LogLevel.warn, "log_failure": raised()}
         before = dict(event)
         journal.fields(event, "test")
         self.assertEqual(event, before)
 
     def test_hostileText(self) -> None:
-        """
-        Text from a stranger stays one value, and what acts on a terminal is shown instead.
-        """
+        """Text from a stranger stays one value, and what acts on a terminal is shown instead."""
         peer = "\nPRIORITY=0\n\nMESSAGE=forged\x00\x1b[2J\r\x85\u2028\u202e{}%s\ud800é"
         found = mapped(log_format="from {peer}", log_level=LogLevel.info, peer=peer)
         seen = "\nPRIORITY=0\n\nMESSAGE=forged\\x00\\x1b[2J\\r\\x85\\u2028\\u202e{}%s\\ud800é"
@@ -448,9 +396,7 @@ class FieldsTests(SynchronousTestCase):
             self.assertIn(error.__name__.encode(), found["THING"])
 
     def test_changingObjects(self) -> None:
-        """
-        A value that changes the event when it is asked for its text does no harm.
-        """
+        """A value that changes the event when it is asked for its text does no harm."""
         event: dict[str, Any] = {"log_format": "x"}
 
         class Meddler:
@@ -462,33 +408,25 @@ class FieldsTests(SynchronousTestCase):
         self.assertEqual(journal.fields(event, "test")["THING"], b"meddled")
 
     def test_bytes(self) -> None:
-        """
-        Bytes are read as UTF-8 where they are that.
-        """
+        """Bytes are read as UTF-8 where they are that."""
         found = mapped(log_format="x", good="naïve".encode(), bad=b"\xff\n")
         self.assertEqual((found["GOOD"], found["BAD"]), ("naïve".encode(), rb"b'\xff\n'"))
 
     def test_long(self) -> None:
-        """
-        A value of 64 KiB is whole; a longer one is cut to valid UTF-8, and shows it.
-        """
+        """A value of 64 KiB is whole; a longer one is cut to valid UTF-8, and shows it."""
         found = mapped(log_format="x", whole="x" * 65536, cut="é" * 40000)
         self.assertEqual(found["WHOLE"], b"x" * 65536)
         self.assertEqual(found["CUT"].decode(), "é" * 32766 + "…")
 
     def test_large(self) -> None:
-        """
-        What would make a record too large is left out; what is small still finds its place.
-        """
+        """What would make a record too large is left out; what is small still finds its place."""
         large = {f"large{n}": "x" * 65536 for n in range(9)}
         found = mapped(log_format="x", **large, small="y")
         self.assertEqual([name for name in found if name.startswith("LARGE")], ["LARGE0", "LARGE1"])
         self.assertEqual(found["SMALL"], b"y")
 
     def test_many(self) -> None:
-        """
-        A record has no more fields than journald takes.
-        """
+        """A record has no more fields than journald takes."""
         self.assertEqual(len(mapped(log_format="x", **{f"n{n}": n for n in range(2000)})), 1000)
 
     @settings(deadline=None)
@@ -512,9 +450,7 @@ class FieldsTests(SynchronousTestCase):
     @settings(deadline=None)
     @given(st.text())
     def test_line(self, text: str) -> None:
-        """
-        As text, a record is one line, and what follows it is indented.
-        """
+        """As text, a record is one line, and what follows it is indented."""
         record = journal.fields({"log_format": "{text}", "text": f"a{text}"}, "test")
         first, *rest = journal.line(record, 0).decode().splitlines()
         self.assertRegex(first, rf"^{TIME} \[info\] a")
@@ -523,18 +459,14 @@ class FieldsTests(SynchronousTestCase):
 
 @contextmanager
 def noThreads() -> Iterator[None]:
-    """
-    For a while no thread can be made, as where C{TasksMax=} is reached.
-    """
+    """For a while no thread can be made, as where C{TasksMax=} is reached."""
     refusal = RuntimeError("can't start new thread")
     with patch.object(Thread, "start", side_effect=refusal):
         yield
 
 
 class Journald:
-    """
-    What is left of journald when it stands still: its socket.
-    """
+    """What is left of journald when it stands still: its socket."""
 
     def __init__(self, path: str) -> None:
         self._socket = socket(AF_UNIX, SOCK_DGRAM)
@@ -543,44 +475,32 @@ class Journald:
         self.close = self._socket.close
 
     def take(self) -> dict[str, bytes]:
-        """
-        Take the next record.
-        """
+        """Take the next record."""
         return dict(parsed(self._socket.recv(1 << 20)))
 
     def idle(self) -> bool:
-        """
-        Whether no record has come.
-        """
+        """Whether no record has come."""
         readable, _, _ = select([self._socket], [], [], 0)
         return not readable
 
 
 class JournalObserverTests(SynchronousTestCase):
-    """
-    Tests for the way from the observer to the journal.
-    """
+    """Tests for the way from the observer to the journal."""
 
     def setUp(self) -> None:
-        """
-        Make a place for the journal's socket.
-        """
+        """Make a place for the journal's socket."""
         folder = TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.path = f"{folder.name}/socket"
 
     def journald(self) -> Journald:
-        """
-        Start a journald.
-        """
+        """Start a journald."""
         journald = Journald(self.path)
         self.addCleanup(journald.close)
         return journald
 
     def pipe(self) -> tuple[TextIO, TextIO]:
-        """
-        Make a stand-in for standard error: the end to read from, and the end to write to.
-        """
+        """Make a stand-in for standard error: the end to read from, and the end to write to."""
         out, into = os.pipe()
         reader, writer = os.fdopen(out), os.fdopen(into, "w")
         self.addCleanup(reader.close)
@@ -588,30 +508,22 @@ class JournalObserverTests(SynchronousTestCase):
         return reader, writer
 
     def log(self, observer: journal.JournalObserver, *texts: object) -> None:
-        """
-        Log some texts.
-        """
+        """Log some texts."""
         for text in texts:
             observer({"log_format": "{text}", "text": text, "log_level": LogLevel.info})
 
     def test_interface(self) -> None:
-        """
-        It is an observer.
-        """
+        """It is an observer."""
         verifyObject(ILogObserver, journal.JournalObserver("test", self.path))
 
     def test_sends(self) -> None:
-        """
-        A record is with the journal when the call returns.
-        """
+        """A record is with the journal when the call returns."""
         journald = self.journald()
         self.log(journal.JournalObserver("test", self.path), "a\nb")
         self.assertEqual(journald.take()["MESSAGE"], b"a\nb")
 
     def test_largest(self) -> None:
-        """
-        A record as large as may be goes in one datagram.
-        """
+        """A record as large as may be goes in one datagram."""
         journald = self.journald()
         values: dict[str, Any] = {f"f{n}": "x" * 64000 for n in range(3)}
         values |= {f"name{n}".ljust(64, "x"): "\n" for n in range(2000)}
@@ -621,9 +533,7 @@ class JournalObserverTests(SynchronousTestCase):
         self.assertTrue(journald.idle())
 
     def test_noText(self) -> None:
-        """
-        An event without text is no record.
-        """
+        """An event without text is no record."""
         journald = self.journald()
         observer = journal.JournalObserver("test", self.path)
         observer({"log_format": None, "log_level": LogLevel.info})
@@ -659,9 +569,7 @@ class JournalObserverTests(SynchronousTestCase):
         self.assertEqual(journald.take()["MESSAGE"], b"after")
 
     def test_smallestBacklog(self) -> None:
-        """
-        However little may wait, one record may.
-        """
+        """However little may wait, one record may."""
         journald = self.journald()
         observer = journal.JournalObserver("test", self.path, backlogBytes=0)
         self.log(observer, *range(1000))
@@ -672,9 +580,7 @@ class JournalObserverTests(SynchronousTestCase):
         self.assertEqual(journald.take()["MESSAGE"], b"after")
 
     def test_threads(self) -> None:
-        """
-        Threads log at will, and the records of each come in order.
-        """
+        """Threads log at will, and the records of each come in order."""
         journald = self.journald()
         observer = journal.JournalObserver("test", self.path)
         texts = [[f"{name} {n}" for n in range(400)] for name in "abc"]
@@ -687,9 +593,7 @@ class JournalObserverTests(SynchronousTestCase):
         self.assertEqual([[text for text in found if text[0] == name] for name in "abc"], texts)
 
     def test_noJournal(self) -> None:
-        """
-        Without a journal it says so once, and writes the records there.
-        """
+        """Without a journal it says so once, and writes the records there."""
         reader, writer = self.pipe()
         observer = journal.JournalObserver("test", self.path, writer)
         self.log(observer, "one", "two\n[info] forged", "three")
@@ -720,9 +624,7 @@ class JournalObserverTests(SynchronousTestCase):
         self.assertEqual(journald.take()["MESSAGE"], b"two")
 
     def test_nowhere(self) -> None:
-        """
-        Where there is neither a journal nor a standard error, nothing is raised or kept.
-        """
+        """Where there is neither a journal nor a standard error, nothing is raised or kept."""
         _, writer = self.pipe()
         writer.close()
         for fallback in (writer, None):
@@ -735,9 +637,7 @@ class JournalObserverTests(SynchronousTestCase):
             os.remove(self.path)
 
     def test_fork(self) -> None:
-        """
-        A forked child logs, while what waits stays its parent's to send, once.
-        """
+        """A forked child logs, while what waits stays its parent's to send, once."""
         journald = self.journald()
         observer = journal.observer({"SYSLOG_IDENTIFIER": "test"}, self.path)
         self.log(observer, *range(1000))
@@ -756,9 +656,7 @@ class JournalObserverTests(SynchronousTestCase):
         self.assertTrue(journald.idle())
 
     def test_identifier(self) -> None:
-        """
-        The environment names the program in the journal, else it bears its own name.
-        """
+        """The environment names the program in the journal, else it bears its own name."""
         journald = self.journald()
         self.patch(sys, "argv", ["/usr/bin/twistd3", "web"])
         self.log(journal.observer({"SYSLOG_IDENTIFIER": "poems"}, self.path), 1)
@@ -767,9 +665,7 @@ class JournalObserverTests(SynchronousTestCase):
         self.assertEqual(names, [b"poems", b"twistd3"])
 
     def test_waitedTime(self) -> None:
-        """
-        A record that had to wait says when it was logged; one that was sent at once does not.
-        """
+        """A record that had to wait says when it was logged; one that was sent at once does not."""
         journald = self.journald()
         observer = journal.JournalObserver("test", self.path)
         for n in range(1000):
@@ -782,9 +678,7 @@ class JournalObserverTests(SynchronousTestCase):
             self.assertEqual(datetime.fromisoformat(time).timestamp(), 1e9 + n)
 
     def test_noTime(self) -> None:
-        """
-        A time that is none does no harm: the record bears the time when it came.
-        """
+        """A time that is none does no harm: the record bears the time when it came."""
         reader, writer = self.pipe()
         observer = journal.JournalObserver("test", self.path, writer)
         for time in (1e99, float("nan"), "now", None):
@@ -807,9 +701,7 @@ class JournalObserverTests(SynchronousTestCase):
         self.assertEqual(reader.readline(), "<3>a\\nb\n")
 
     def test_otherStream(self) -> None:
-        """
-        Where it was one, and something else has been put in its place, they bear the time.
-        """
+        """Where it was one, and something else has been put in its place, they bear the time."""
         for stream in ("1:1", "nonsense", ""):
             reader, writer = self.pipe()
             observer = journal.JournalObserver("test", self.path, writer, stream=stream)
@@ -866,14 +758,10 @@ class JournalObserverTests(SynchronousTestCase):
 
 
 class JournalHandlerTests(SynchronousTestCase):
-    """
-    Tests for the way from C{logging} to the journal.
-    """
+    """Tests for the way from C{logging} to the journal."""
 
     def setUp(self) -> None:
-        """
-        Make a journal, and a logger whose only handler sends to it.
-        """
+        """Make a journal, and a logger whose only handler sends to it."""
         folder = TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.journald = Journald(f"{folder.name}/socket")
@@ -884,9 +772,7 @@ class JournalHandlerTests(SynchronousTestCase):
         self.logger.addHandler(self.handler)
 
     def test_record(self) -> None:
-        """
-        An entry is a record with its level, its place, its thread and its extra fields.
-        """
+        """An entry is a record with its level, its place, its thread and its extra fields."""
         extra = {"peer": "here", "sizes": [1, 2], "message_id": "0" * 32, "PRIORITY": "0"}
         self.logger.warning("from %s", "there", extra=extra)
         found = self.journald.take()
@@ -909,9 +795,7 @@ class JournalHandlerTests(SynchronousTestCase):
         )
 
     def test_levels(self) -> None:
-        """
-        Each number has the priority of the level that it has reached, or the one asked for.
-        """
+        """Each number has the priority of the level that it has reached, or the one asked for."""
         numbers = {5: 7, 10: 7, 15: 7, 20: 6, 25: 5, 30: 4, 35: 4, 40: 3, 50: 2, 99: 2}
         for number, priority in numbers.items():
             self.logger.log(number, "x")
@@ -921,9 +805,7 @@ class JournalHandlerTests(SynchronousTestCase):
         self.assertEqual((found["PRIORITY"], found["LOG_LEVEL"]), (b"1", b"alert"))
 
     def test_exception(self) -> None:
-        """
-        An exception is told once, with all that belongs to it.
-        """
+        """An exception is told once, with all that belongs to it."""
         error = OSError(ENOENT, "none")
         error.__cause__ = raised().value
         error.add_note("a note")
@@ -948,17 +830,13 @@ class JournalHandlerTests(SynchronousTestCase):
         self.assertIn("ZeroDivisionError: by nothing", text)
 
     def test_formatter(self) -> None:
-        """
-        The handler's formatter makes the text.
-        """
+        """The handler's formatter makes the text."""
         self.handler.setFormatter(logging.Formatter("%(levelname)s! %(message)s"))
         self.logger.error("x")
         self.assertEqual(self.journald.take()["MESSAGE"], b"ERROR! x")
 
     def test_basicConfig(self) -> None:
-        """
-        Set up by C{logging.basicConfig}, it does not repeat in the text what are fields.
-        """
+        """Set up by C{logging.basicConfig}, it does not repeat in the text what are fields."""
         root = logging.getLogger()
         self.patch(root, "handlers", [])
         self.patch(root, "level", logging.INFO)
@@ -981,9 +859,7 @@ class JournalHandlerTests(SynchronousTestCase):
         self.assertTrue(self.journald.idle())
 
     def test_configured(self) -> None:
-        """
-        A configuration can name the handler.
-        """
+        """A configuration can name the handler."""
         name = "fastpoetry.systemd.journal.JournalHandler"
         settings = {
             "version": 1,
@@ -999,14 +875,10 @@ class JournalHandlerTests(SynchronousTestCase):
 
 
 class ProgramTests(SynchronousTestCase):
-    """
-    Tests for the observer in a program of its own.
-    """
+    """Tests for the observer in a program of its own."""
 
     def runProgram(self, program: str) -> subprocess.CompletedProcess[str]:
-        """
-        Run a Python program that sees this package.
-        """
+        """Run a Python program that sees this package."""
         return subprocess.run(
             [
                 sys.executable,
@@ -1031,9 +903,7 @@ class ProgramTests(SynchronousTestCase):
         self.assertTrue(done.stderr.endswith("[info] end\n"))
 
     def test_alone(self) -> None:
-        """
-        The room brings no other room with it, and nothing of poetry.
-        """
+        """The room brings no other room with it, and nothing of poetry."""
         done = self.runProgram(
             "print(*[name for name in sys.modules if name.startswith('fastpoetry.')])"
         )
@@ -1041,16 +911,12 @@ class ProgramTests(SynchronousTestCase):
 
 
 class CatalogTests(SynchronousTestCase):
-    """
-    Tests for the message catalog.
-    """
+    """Tests for the message catalog."""
 
     catalog = (ROOT / "packaging/systemd/fastpoetry.catalog").read_text("utf-8")
 
     def test_complete(self) -> None:
-        """
-        Every kind of event that the code logs has one entry, and no other has.
-        """
+        """Every kind of event that the code logs has one entry, and no other has."""
         logged = [
             name
             for module in ROOT.glob("fastpoetry/**/*.py")
@@ -1062,9 +928,7 @@ class CatalogTests(SynchronousTestCase):
             self.assertRegex(name, "^[0-9a-f]{32}$")
 
     def test_form(self) -> None:
-        """
-        Each entry has a subject and says who defined it, then a blank line and a text.
-        """
+        """Each entry has a subject and says who defined it, then a blank line and a text."""
         for entry in re.split(r"^-- .*$", self.catalog, flags=re.MULTILINE)[1:]:
             head, text = entry.strip().split("\n\n", 1)
             names = [line.split(": ")[0] for line in head.splitlines()]

@@ -45,9 +45,7 @@ SPANS = list(OPTIONS)[:3]
 
 
 def parse(*line: str) -> Options:
-    """
-    @return: the options of a command line.
-    """
+    """@return: the options of a command line."""
     options = Options()
     options.parseOptions(list(line))
     return options
@@ -57,9 +55,7 @@ FORM = "the right form is tcp:host=poems.example:port=10000"
 
 
 class ProxyTapCase(SynchronousTestCase):
-    """
-    A reactor, and nothing of systemd's.
-    """
+    """A reactor, and nothing of systemd's."""
 
     def setUp(self) -> None:
         self.reactor = Reactor()
@@ -67,24 +63,18 @@ class ProxyTapCase(SynchronousTestCase):
         self.patch(os, "environ", {})
 
     def make(self, *line: str) -> MultiService:
-        """
-        @return: the service of a command line that says where to listen.
-        """
+        """@return: the service of a command line that says where to listen."""
         return makeService(parse(*line, "--port=0"), self.reactor, self.reactor)
 
     def source(self, *line: str) -> PoetryProxyService:
-        """
-        @return: the source of the only block of such a command line.
-        """
+        """@return: the source of the only block of such a command line."""
         block: Any = next(iter(self.make("--upstream", UPSTREAM, *line)))
         (source, _listener) = block
         assert isinstance(source, PoetryProxyService)
         return source
 
     def refusal(self, *line: str) -> str:
-        """
-        @return: why no service is made, which is one line on stderr and exit status 1.
-        """
+        """@return: why no service is made, which is one line on stderr and exit status 1."""
         why = self.assertRaises(SystemExit, self.make, *line).code
         self.assertIsInstance(why, str)
         self.assertTrue(why.startswith("fastpoetry: ") and why.isprintable(), why)
@@ -92,21 +82,15 @@ class ProxyTapCase(SynchronousTestCase):
 
 
 class OptionsTests(ProxyTapCase):
-    """
-    Tests for L{Options}.
-    """
+    """Tests for L{Options}."""
 
     def test_defaults(self) -> None:
-        """
-        Where nothing is said everything is as it is when the room is used without options.
-        """
+        """Where nothing is said everything is as it is when the room is used without options."""
         self.assertEqual(parse("--upstream", UPSTREAM).freshness, Freshness())
         self.assertEqual(Freshness().mostBytes, MAX_POEM_BYTES)
 
     def test_all(self) -> None:
-        """
-        Each time and the size have an option of their own.
-        """
+        """Each time and the size have an option of their own."""
         self.assertEqual(list(OPTIONS.values()), [each.name for each in fields(Freshness)])
         values = {option: number for number, option in enumerate(OPTIONS, 1)}
         line = [f"{option}={value}" for option, value in values.items()]
@@ -114,27 +98,21 @@ class OptionsTests(ProxyTapCase):
         self.assertEqual(freshness, Freshness(*values.values()))
 
     def test_once(self) -> None:
-        """
-        Each is for the whole process, and is given once.
-        """
+        """Each is for the whole process, and is given once."""
         for option in (*OPTIONS, "--cache"):
             why = self.refusal("--upstream", UPSTREAM, f"{option}=10", f"{option}=20")
             self.assertIn(option, why)
             self.assertIn("given already", why)
 
     def test_strange(self) -> None:
-        """
-        What is no number, or none that makes sense, is refused with the option and the value.
-        """
+        """What is no number, or none that makes sense, is refused with the option and the value."""
         for option in OPTIONS:
             for value in ("", "x", "-1", "nan", "inf", "1e999", "1,5", "0x10"):
                 why = self.refusal("--upstream", UPSTREAM, f"{option}={value}")
                 self.assertTrue(why.startswith(f"{option} {value}: not a "), why)
 
     def test_zero(self) -> None:
-        """
-        Each span of freshness may be none at all; a deadline and a size may not.
-        """
+        """Each span of freshness may be none at all; a deadline and a size may not."""
         line = [f"{option}=0" for option in SPANS]
         freshness = parse("--upstream", UPSTREAM, *line).freshness
         self.assertEqual(freshness, Freshness(0, 0, 0))
@@ -142,9 +120,7 @@ class OptionsTests(ProxyTapCase):
             self.assertIn(f"{option} 0: ", self.refusal("--upstream", UPSTREAM, f"{option}=0"))
 
     def test_blocks(self) -> None:
-        """
-        Each upstream opens a block, with a digest of its own.
-        """
+        """Each upstream opens a block, with a digest of its own."""
         blocks = parse(
             *("--upstream=unix:x", "-p1", f"--expect-sha256={DIGEST.upper()}"),
             *("--upstream=unix:y", "-p2"),
@@ -155,9 +131,7 @@ class OptionsTests(ProxyTapCase):
         )
 
     def test_digest(self) -> None:
-        """
-        What is no SHA-256, or a second one, is refused.
-        """
+        """What is no SHA-256, or a second one, is refused."""
         option = "--expect-sha256"
         for value in ("", "0", DIGEST[1:], DIGEST + "0", "g" * 64, DIGEST[:-1] + "\n"):
             why = self.refusal("--upstream", UPSTREAM, f"{option}={value}")
@@ -166,15 +140,11 @@ class OptionsTests(ProxyTapCase):
         self.assertIn("given already", why)
 
     def test_noUpstream(self) -> None:
-        """
-        Without an upstream there is nothing to serve.
-        """
+        """Without an upstream there is nothing to serve."""
         self.assertEqual(self.refusal(), "nothing to serve: say what with --upstream")
 
     def test_help(self) -> None:
-        """
-        The help has every option with its default.
-        """
+        """The help has every option with its default."""
         text = " ".join(str(Options()).split())
         for option, field in OPTIONS.items():
             default = str(getattr(Freshness(), field)).removesuffix(".0")
@@ -182,14 +152,10 @@ class OptionsTests(ProxyTapCase):
 
 
 class ServiceTests(ProxyTapCase):
-    """
-    Tests for the service that a command line becomes.
-    """
+    """Tests for the service that a command line becomes."""
 
     def test_tree(self) -> None:
-        """
-        Each block is a proxy and a listener.
-        """
+        """Each block is a proxy and a listener."""
         service = self.make("--upstream", UPSTREAM, "-p0", "--upstream", UPSTREAM)
         verifyObject(IService, service)
         *blocks, _carry, _notify = service
@@ -197,9 +163,7 @@ class ServiceTests(ProxyTapCase):
         self.assertEqual(parts, [["PoetryProxyService", "PoetryListener"]] * 2)
 
     def test_connects(self) -> None:
-        """
-        Its upstream is asked when somebody wants the poem, and not before.
-        """
+        """Its upstream is asked when somebody wants the poem, and not before."""
         source = self.source()
         source.startService()
         self.addCleanup(source.stopService)
@@ -208,9 +172,7 @@ class ServiceTests(ProxyTapCase):
         self.assertEqual(self.reactor.unixClients[0][0], "/run/poems.example.sock")
 
     def test_size(self) -> None:
-        """
-        What is said of freshness and size is what it keeps to.
-        """
+        """What is said of freshness and size is what it keeps to."""
         source = self.source("--max-size=5")
         source.startService()
         self.addCleanup(source.stopService)
@@ -221,9 +183,7 @@ class ServiceTests(ProxyTapCase):
         self.assertIn("upstream sends more than 5 bytes", source.description)
 
     def test_endpoints(self) -> None:
-        """
-        An upstream that is none is refused with its description and the right form.
-        """
+        """An upstream that is none is refused with its description and the right form."""
         for upstream in ("", "x", "10000", "tcp", "tcp:host=x:port=y", "nothing:at:all", "tls:x"):
             why = self.refusal("--upstream", upstream)
             self.assertTrue(why.startswith(f"--upstream {upstream}: "), why)
@@ -232,9 +192,7 @@ class ServiceTests(ProxyTapCase):
             )
 
     def test_inAFile(self) -> None:
-        """
-        One that is a unit's is refused with the file that it stands in.
-        """
+        """One that is a unit's is refused with the file that it stands in."""
         os.environ["UPSTREAM_FILE"] = "/etc/fastpoetry/proxy/x.env"
         where = "(UPSTREAM= in /etc/fastpoetry/proxy/x.env)"
         self.assertEqual(
@@ -248,17 +206,13 @@ class ServiceTests(ProxyTapCase):
         self.assertNotIn("x.env", self.refusal("--upstream=unix:/x", "-p1", "--upstream=tcp:y"))
 
     def test_names(self) -> None:
-        """
-        Names are looked up where nobody has to wait for them.
-        """
+        """Names are looked up where nobody has to wait for them."""
         self.make("--upstream", UPSTREAM)
         self.assertIsInstance(self.reactor.nameResolver, Resolver)
 
     @given(st.text() | st.text().map("unix:{}".format) | st.text().map("ssl:{}".format))
     def test_anyEndpoint(self, upstream: str) -> None:
-        """
-        Whatever is said, it is an endpoint or is refused in one line.
-        """
+        """Whatever is said, it is an endpoint or is refused in one line."""
         try:
             self.make("--upstream", upstream)
         except SystemExit as why:
@@ -267,9 +221,7 @@ class ServiceTests(ProxyTapCase):
 
 
 class CacheTests(ProxyTapCase):
-    """
-    Tests for where copies are kept.
-    """
+    """Tests for where copies are kept."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -277,15 +229,11 @@ class CacheTests(ProxyTapCase):
         self.save(self.folder)
 
     def save(self, folder: str, text: bytes = b"a poem") -> None:
-        """
-        Have a copy in a folder.
-        """
+        """Have a copy in a folder."""
         CopyFile(folder, UPSTREAM).save(Copy(Poem(UPSTREAM, text, ""), time.time()))
 
     def served(self, *line: str) -> bytes | None:
-        """
-        @return: what a proxy serves without its upstream.
-        """
+        """@return: what a proxy serves without its upstream."""
         source = self.source(*line)
         source.startService()
         self.threads.work()
@@ -294,37 +242,27 @@ class CacheTests(ProxyTapCase):
         return None if poem is None else poem.text
 
     def test_none(self) -> None:
-        """
-        Without a folder there is no copy.
-        """
+        """Without a folder there is no copy."""
         self.assertIsNone(self.served())
 
     def test_option(self) -> None:
-        """
-        A folder can be said.
-        """
+        """A folder can be said."""
         self.assertEqual(self.served("--cache", self.folder), b"a poem")
 
     def test_environment(self) -> None:
-        """
-        systemd can say it (systemd.exec(5), CacheDirectory=).
-        """
+        """systemd can say it (systemd.exec(5), CacheDirectory=)."""
         os.environ["CACHE_DIRECTORY"] = self.folder
         self.assertEqual(self.served(), b"a poem")
 
     def test_optionFirst(self) -> None:
-        """
-        What is said goes before what systemd says.
-        """
+        """What is said goes before what systemd says."""
         os.environ["CACHE_DIRECTORY"] = self.folder
         other = makeFolder(self)
         self.save(other, b"another")
         self.assertEqual(self.served("--cache", other), b"another")
 
     def test_relative(self) -> None:
-        """
-        A folder stays the same when twistd changes its own.
-        """
+        """A folder stays the same when twistd changes its own."""
         before = os.getcwd()
         self.addCleanup(os.chdir, before)
         os.chdir(os.path.dirname(self.folder))
@@ -332,9 +270,7 @@ class CacheTests(ProxyTapCase):
         self.assertEqual(options["cache"], self.folder)
 
     def test_unusable(self) -> None:
-        """
-        A folder that is none, or cannot be written to, is refused with who said it.
-        """
+        """A folder that is none, or cannot be written to, is refused with who said it."""
         cause = "not a folder that can be written to"
         file = write(self.folder, "file")
         for path in (f"{self.folder}/gone", file):
@@ -345,25 +281,19 @@ class CacheTests(ProxyTapCase):
         self.assertEqual(self.refusal("--upstream", UPSTREAM), f"CACHE_DIRECTORY={file}: {cause}")
 
     def test_shared(self) -> None:
-        """
-        Two blocks of the same upstream share a copy, which is written once at a time.
-        """
+        """Two blocks of the same upstream share a copy, which is written once at a time."""
         line = ("--cache", self.folder, "--upstream", UPSTREAM, "-p0", "--upstream", UPSTREAM)
         one, other = (next(iter(block))._keeper for block in [*self.make(*line)][:2])
         self.assertIs(one, other)
 
     def test_notOurs(self) -> None:
-        """
-        A folder that others may write to is refused as well.
-        """
+        """A folder that others may write to is refused as well."""
         with asNobody(self.folder, 0o555):
             why = self.refusal("--upstream", UPSTREAM, "--cache", self.folder)
         self.assertIn("not a folder that can be written to", why)
 
     def test_digest(self) -> None:
-        """
-        A copy is served if it is the poem that is expected, and no other.
-        """
+        """A copy is served if it is the poem that is expected, and no other."""
         digest = Poem("", b"a poem", "").digest
         cache = ("--cache", self.folder)
         self.assertEqual(self.served(*cache, "--expect-sha256", digest), b"a poem")
@@ -371,9 +301,7 @@ class CacheTests(ProxyTapCase):
 
 
 class PageTests(SynchronousTestCase):
-    """
-    fastpoetry-proxy(8) against the options of the program.
-    """
+    """fastpoetry-proxy(8) against the options of the program."""
 
     def setUp(self) -> None:
         self.options = Options()
@@ -395,9 +323,7 @@ class PageTests(SynchronousTestCase):
         self.assertEqual(set(re.findall("--([a-z-]+)", paragraph)) - {"upstream"}, common)
 
     def test_defaults(self) -> None:
-        """
-        The page has the defaults that C{--help} has.
-        """
+        """The page has the defaults that C{--help} has."""
         inPage = {
             name: found[1]
             for name, text in self.entries.items()
@@ -412,9 +338,7 @@ class PageTests(SynchronousTestCase):
 
 
 class UnitPageTests(SynchronousTestCase):
-    """
-    fastpoetry-proxy@.service(8) against the units.
-    """
+    """fastpoetry-proxy@.service(8) against the units."""
 
     def setUp(self) -> None:
         self.page = Page("fastpoetry-proxy@.service.8")
@@ -422,16 +346,12 @@ class UnitPageTests(SynchronousTestCase):
         self.service, self.socket = service.read_text(), socket.read_text()
 
     def test_variables(self) -> None:
-        """
-        The variables in the page are those that the service uses.
-        """
+        """The variables in the page are those that the service uses."""
         used = re.findall(r"\$\{?([A-Z]+)", re.findall(r"ExecStart=(.*\n.*)", self.service)[0])
         self.assertEqual(list(self.page.entries("ENVIRONMENT FILE")), used)
 
     def test_files(self) -> None:
-        """
-        The paths in the page are those of the units.
-        """
+        """The paths in the page are those of the units."""
         files = [path.replace("NAME", "%i") for path in self.page.entries("FILES")]
         self.assertIn(f"\nEnvironmentFile={files[0]}\n", self.service)
         self.assertEqual(files[0], f"{PROXY_FOLDER}/%i.env")

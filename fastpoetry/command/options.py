@@ -57,9 +57,7 @@ class Block:
 
     @property
     def address(self) -> tuple[int, str]:
-        """
-        The port and the interface, where no endpoint is asked for instead.
-        """
+        """The port and the interface, where no endpoint is asked for instead."""
         port = DEFAULT_PORT if self.port is None else self.port
         return port, DEFAULT_INTERFACE if self.interface is None else self.interface
 
@@ -188,24 +186,18 @@ class CommandOptions(usage.Options):
 
     @property
     def limits(self) -> Limits:
-        """
-        The limits that were asked for, with the defaults for the others.
-        """
+        """The limits that were asked for, with the defaults for the others."""
         keys = self.keys() & Limits.__dataclass_fields__.keys()
         return Limits(**{key: self[key] for key in keys})
 
     @property
     def endpoints(self) -> list[str]:
-        """
-        The descriptions of all endpoints that the process is to have.
-        """
+        """The descriptions of all endpoints that the process is to have."""
         metrics = [self["metrics"]] if "metrics" in self else []
         return [description for block in self.blocks for description in block.listen] + metrics
 
     def opt_port(self, value: str) -> None:
-        """
-        The TCP port to listen on [default: 10000].
-        """
+        """The TCP port to listen on [default: 10000]."""
         if not re.fullmatch("[0-9]{1,5}", value) or int(value) > 65535:
             refuse(f"--port {value}: not a port from 0 to 65535")
         block = self.blocks[-1]
@@ -216,9 +208,7 @@ class CommandOptions(usage.Options):
     opt_p = opt_port
 
     def opt_iface(self, value: str) -> None:
-        """
-        The interface to listen on [default: localhost].
-        """
+        """The interface to listen on [default: localhost]."""
         block = self.blocks[-1]
         if block.interface is not None:
             refuse(f"--iface {value}: given already ({block.interface})")
@@ -240,9 +230,7 @@ class CommandOptions(usage.Options):
         self.setOnce("--metrics", "metrics", value)
 
     def opt_version(self) -> None:
-        """
-        Display the versions of fastpoetry and Twisted, and exit.
-        """
+        """Display the versions of fastpoetry and Twisted, and exit."""
         print("fastpoetry version:", __version__)
         super().opt_version()
 
@@ -266,9 +254,7 @@ class CommandOptions(usage.Options):
         self[key] = value
 
     def openBlock(self, asked: str, what: object) -> None:
-        """
-        Take what a block serves; what was said before the first belongs to it.
-        """
+        """Take what a block serves; what was said before the first belongs to it."""
         if self.blocks[-1].asked:
             self.blocks.append(Block())
         self.blocks[-1].asked, self.blocks[-1].what = asked, what

@@ -99,9 +99,7 @@ class SocketReader(socket.SocketType):
     sentBytes: int
 
     def logPrefix(self) -> str:
-        """
-        What legacy log records call us.
-        """
+        """What legacy log records call us."""
         return "poetry"
 
     def start(self, now: float) -> bool:
@@ -255,34 +253,24 @@ class BorrowedPort:
         return stopped
 
     def getHost(self) -> IAddress:
-        """
-        Where we listen.
-        """
+        """Where we listen."""
         address: IAddress = self._port.getHost()
         return address
 
     def startReading(self) -> None:
-        """
-        Accept what comes.
-        """
+        """Accept what comes."""
         self.reactor.addReader(self)
 
     def stopReading(self) -> None:
-        """
-        Leave what comes in the backlog.
-        """
+        """Leave what comes in the backlog."""
         self.reactor.removeReader(self)
 
     def fileno(self) -> int:
-        """
-        The listening descriptor, for the reactor.
-        """
+        """The listening descriptor, for the reactor."""
         return self._socket.fileno()
 
     def logPrefix(self) -> str:
-        """
-        What legacy log records call us.
-        """
+        """What legacy log records call us."""
         return "poetry"
 
     def connectionLost(self, reason: Failure) -> None:
@@ -325,9 +313,7 @@ class BorrowedPort:
 
 
 class FastPort(BorrowedPort):
-    """
-    A listening port that sends poems, with nothing in between.
-    """
+    """A listening port that sends poems, with nothing in between."""
 
     def __init__(
         self, port: tcp.Port, source: Source, policy: Policy, reactor: IReactorFDSet
@@ -354,9 +340,7 @@ class FastPort(BorrowedPort):
         return super().stopListening()
 
     def doRead(self) -> None:
-        """
-        Serve who has come.
-        """
+        """Serve who has come."""
         now = self.policy.seconds()
         served: list[Reader] = []
         try:
@@ -417,9 +401,7 @@ class FastPort(BorrowedPort):
         return reader
 
     def _waitForPoem(self) -> None:
-        """
-        Leave who comes in the backlog, until there is a poem for them or there will be none.
-        """
+        """Leave who comes in the backlog, until there is a poem for them or there will be none."""
         self.stopReading()
         if self._waiting is None:
             self.policy.addWaitingPort(self)

@@ -18,9 +18,7 @@ from fastpoetry.poem import Poem
 
 
 class Source(Protocol):
-    """
-    Where readers get their poems: a service that holds some.
-    """
+    """Where readers get their poems: a service that holds some."""
 
     @property
     def poem(self) -> Poem | None:
@@ -95,9 +93,7 @@ class Progress:
 
 
 class Carrier(Protocol):
-    """
-    What takes readers in mid-poem over to the process that comes after this one.
-    """
+    """What takes readers in mid-poem over to the process that comes after this one."""
 
     def mayCarry(self, reader: Reader) -> bool:
         """Whether a reader is of the kind that can be taken over."""
@@ -111,18 +107,14 @@ class Carrier(Protocol):
 
 
 class Arrival(Protocol):
-    """
-    A connection that is no reader yet: it has still to say who it is, or to wait for a poem.
-    """
+    """A connection that is no reader yet: it has still to say who it is, or to wait for a poem."""
 
     def drain(self) -> None:
         """The server stops: wait for no poem any more, and for nothing else but a moment."""
 
 
 class Pausable(Protocol):
-    """
-    What can leave connections in its backlog: any of Twisted's stream ports.
-    """
+    """What can leave connections in its backlog: any of Twisted's stream ports."""
 
     def stopReading(self) -> None:
         """Accept nothing for now."""

@@ -65,9 +65,7 @@ class _UNIXPort(unix.Port):
     _shouldShutdown = False
 
     def startListening(self: Any) -> None:
-        """
-        Do what is left of C{unix.Port.startListening}, in its words.
-        """
+        """Do what is left of C{unix.Port.startListening}, in its words."""
         _tcp._reservedFD.reserve()
         self.socket, self._preexistingSocket = self._preexistingSocket, None
         self.fileno = self.socket.fileno
@@ -82,7 +80,7 @@ class _UNIXPort(unix.Port):
         """
         Close the socket.
 
-        @param reason: Why.
+        @param reason: why.
         """
         _tcp.Port.connectionLost(self, reason)
 
@@ -104,18 +102,14 @@ class _UNIXDatagramPort(_unix.DatagramPort):  # type: ignore[misc]
         super().__init__(path, protocol, maxPacketSize=maxPacketSize, reactor=reactor)
 
     def _bindSocket(self) -> None:
-        """
-        Do what is left of it, in its words.
-        """
+        """Do what is left of it, in its words."""
         log.msg(f"{self.protocol.__class__} starting on {self.port!r}")
         self.socket, self.connected = self._adopted, 1
         self.fileno = self.socket.fileno
 
 
 class _Claim:
-    """
-    Some sockets that were given out, until the last port on them has stopped.
-    """
+    """Some sockets that were given out, until the last port on them has stopped."""
 
     def __init__(self, descriptors: tuple[Descriptor, ...], owner: Inherited | None) -> None:
         self.descriptors = descriptors
@@ -124,18 +118,14 @@ class _Claim:
         self._ports = 0
 
     def addPort(self) -> None:
-        """
-        @raise AdoptError: They were given back, and somebody else has one of them now.
-        """
+        """@raise AdoptError: they were given back, and somebody else has one of them now."""
         if not self._isHeld:
             self._owner.reclaim(self.descriptors)
             self._isHeld = True
         self._ports += 1
 
     def removePort(self) -> None:
-        """
-        Give them back, if nobody uses them any more.
-        """
+        """Give them back, if nobody uses them any more."""
         self._ports -= 1
         if self._ports == 0:
             self._owner.release(self.descriptors)
@@ -147,7 +137,7 @@ class AdoptedPort:
     """
     One listening port over one or more adopted sockets.
 
-    @ivar ports: While it listens, the C{IListeningPort} on each of them.
+    @ivar ports: while it listens, the C{IListeningPort} on each of them.
     """
 
     ports: tuple[Any, ...] = ()
@@ -155,10 +145,10 @@ class AdoptedPort:
 
     def __init__(self, claim: _Claim, adopt: Callable[[Descriptor], Any]) -> None:
         """
-        @param claim: The sockets. They stay open when the port stops, so that it can start again:
+        @param claim: the sockets. They stay open when the port stops, so that it can start again:
             to close them would turn no client away where systemd holds them too, and lose the
             socket where it does not, as under systemd-socket-activate.
-        @param adopt: Makes a port on a duplicate of each.
+        @param adopt: makes a port on a duplicate of each.
         """
         self._claim = claim
         self._adopt = adopt
@@ -167,7 +157,7 @@ class AdoptedPort:
         """
         Listen on every socket or, if one of them fails, on none.
 
-        @raise AdoptError: It had stopped, and somebody else listens there now.
+        @raise AdoptError: it had stopped, and somebody else listens there now.
         """
         self._claim.addPort()
         self._isStarted = True
@@ -184,7 +174,7 @@ class AdoptedPort:
         """
         Stop, and let others have the sockets then.
 
-        @return: Fires when every port has stopped.
+        @return: fires when every port has stopped.
         """
         ports, self.ports = self.ports, ()
         isStarted, self._isStarted = self._isStarted, False
@@ -203,8 +193,8 @@ class AdoptedPort:
 
     def getHost(self) -> IAddress:
         """
-        @return: The address of the first socket.
-        @raise RuntimeError: It does not listen.
+        @return: the address of the first socket.
+        @raise RuntimeError: it does not listen.
         """
         if not self.ports:
             raise RuntimeError(
@@ -220,7 +210,7 @@ class AdoptedEndpoint:
     """
     An endpoint that listens on adopted sockets.
 
-    @ivar descriptors: The sockets.
+    @ivar descriptors: the sockets.
     """
 
     def __init__(
@@ -230,9 +220,9 @@ class AdoptedEndpoint:
         owner: Inherited | None = None,
     ) -> None:
         """
-        @param reactor: Provides C{IReactorSocket} and C{IReactorFDSet}.
-        @param descriptors: What L{Inherited.claim} gave out.
-        @param owner: Who gave it out, and has it back when the last port has stopped; without it,
+        @param reactor: provides C{IReactorSocket} and C{IReactorFDSet}.
+        @param descriptors: what L{Inherited.claim} gave out.
+        @param owner: who gave it out, and has it back when the last port has stopped; without it,
             L{inherited}.
         """
         self._reactor = reactor
@@ -243,8 +233,8 @@ class AdoptedEndpoint:
         """
         Listen on every socket; again, if the port has stopped meanwhile.
 
-        @param protocolFactory: Makes a protocol for each connection.
-        @return: Fires with the L{AdoptedPort}; fails with an L{AdoptError} if somebody else was
+        @param protocolFactory: makes a protocol for each connection.
+        @return: fires with the L{AdoptedPort}; fails with an L{AdoptError} if somebody else was
             given one of the sockets meanwhile.
         """
 
@@ -266,7 +256,7 @@ class AdoptedDatagrams:
     """
     What an endpoint is for connections, for datagram sockets: INET, INET6 and UNIX.
 
-    @ivar descriptors: The sockets.
+    @ivar descriptors: the sockets.
     """
 
     def __init__(
@@ -276,9 +266,9 @@ class AdoptedDatagrams:
         owner: Inherited | None = None,
     ) -> None:
         """
-        @param reactor: Provides C{IReactorSocket} and C{IReactorFDSet}.
-        @param descriptors: What L{Inherited.claim} gave out for C{SOCK_DGRAM}.
-        @param owner: Who gave it out, and has it back when the last port has stopped; without it,
+        @param reactor: provides C{IReactorSocket} and C{IReactorFDSet}.
+        @param descriptors: what L{Inherited.claim} gave out for C{SOCK_DGRAM}.
+        @param owner: who gave it out, and has it back when the last port has stopped; without it,
             L{inherited}.
         """
         self._reactor = reactor
@@ -291,10 +281,10 @@ class AdoptedDatagrams:
         """
         Take datagrams from every socket.
 
-        @param makeProtocol: Makes a protocol for each socket, which answers through it.
-        @param maxPacketSize: Bytes that a datagram can have.
-        @return: A port that can be stopped, and then started again.
-        @raise AdoptError: Somebody else was given one of the sockets meanwhile.
+        @param makeProtocol: makes a protocol for each socket, which answers through it.
+        @param maxPacketSize: bytes that a datagram can have.
+        @return: a port that can be stopped, and then started again.
+        @raise AdoptError: somebody else was given one of the sockets meanwhile.
         """
 
         def adopt(descriptor: Descriptor) -> Any:
@@ -314,11 +304,11 @@ def adoptConnection(reactor: Any, number: int, factory: IProtocolFactory) -> Any
     """
     Serve a client whose connection was passed: by C{Accept=yes}, or by the store.
 
-    @param reactor: Provides C{IReactorSocket}.
-    @param number: The connection. It is closed: its end is the transport's to decide.
-    @param factory: Makes the protocol.
-    @return: The transport, or C{None} if the factory wants none.
-    @raise OSError: It is no connection any more, or never was one.
+    @param reactor: provides C{IReactorSocket}.
+    @param number: the connection. It is closed: its end is the transport's to decide.
+    @param factory: makes the protocol.
+    @return: the transport, or C{None} if the factory wants none.
+    @raise OSError: it is no connection any more, or never was one.
     """
     with socket.socket(fileno=number) as passed:
         passed.getpeername()
@@ -333,8 +323,8 @@ def detachConnection(transport: Any) -> int:
     What the transport has not sent by now stays behind. Its protocol hears of no more data, and
     that the connection is lost when somebody closes the transport, at last when the reactor stops.
 
-    @param transport: A TCP or UNIX connection, without TLS.
-    @return: A descriptor of the connection, to be stored and then closed.
+    @param transport: a TCP or UNIX connection, without TLS.
+    @return: a descriptor of the connection, to be stored and then closed.
     """
     transport.stopReading()
     transport.stopWriting()
@@ -358,11 +348,11 @@ class AdoptedParser:
         """
         Claim the sockets at once, so that a refusal comes before twistd forks.
 
-        @param reactor: Provides C{IReactorSocket} and C{IReactorFDSet}.
-        @param args: Nothing; one empty string where the description ends in a colon.
+        @param reactor: provides C{IReactorSocket} and C{IReactorFDSet}.
+        @param args: nothing; one empty string where the description ends in a colon.
         @param kwargs: C{name}, C{else}, or nothing.
-        @return: An endpoint with its sockets, or the other one.
-        @raise AdoptError: They cannot be adopted, or the description says more than that.
+        @return: an endpoint with its sockets, or the other one.
+        @raise AdoptError: they cannot be adopted, or the description says more than that.
         """
         if any(args) or kwargs.keys() - {"name", "else"}:
             given = ":".join(("adopted", *args, *map("=".join, kwargs.items())))

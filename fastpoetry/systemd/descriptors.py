@@ -50,9 +50,7 @@ class AdoptError(Exception):
     """
 
     def __init__(self, line: str) -> None:
-        """
-        @param line: The refusal. It stays one line, whatever the names in it hold.
-        """
+        """@param line: the refusal. It stays one line, whatever the names in it hold."""
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
 
 
@@ -64,8 +62,8 @@ class _AdoptExit(AdoptError, SystemExit):
 
 def refusal(line: str) -> AdoptError:
     """
-    @param line: What is refused, and why.
-    @return: The error to raise now; whether the reactor runs makes a difference.
+    @param line: what is refused, and why.
+    @return: the error to raise now; whether the reactor runs makes a difference.
     """
     # Looked up, not imported: that would install one.
     reactor = sys.modules.get("twisted.internet.reactor")
@@ -76,12 +74,12 @@ class Descriptor(NamedTuple):
     """
     A file descriptor as it was passed to this process.
 
-    @ivar number: The descriptor itself.
-    @ivar name: Its C{FileDescriptorName=} or C{FDNAME=}, or C{unknown}.
-    @ivar family: The address family of a socket; C{None} for anything else.
-    @ivar kind: The type of a socket, such as C{SOCK_STREAM}; C{None} for anything else.
-    @ivar listens: Whether it is a socket that accepts connections.
-    @ivar nature: What it is, for a person: C{AF_INET 127.0.0.1:17}, C{is a FIFO}.
+    @ivar number: the descriptor itself.
+    @ivar name: its C{FileDescriptorName=} or C{FDNAME=}, or C{unknown}.
+    @ivar family: the address family of a socket; C{None} for anything else.
+    @ivar kind: the type of a socket, such as C{SOCK_STREAM}; C{None} for anything else.
+    @ivar listens: whether it is a socket that accepts connections.
+    @ivar nature: what it is, for a person: C{AF_INET 127.0.0.1:17}, C{is a FIFO}.
     """
 
     number: int
@@ -94,9 +92,9 @@ class Descriptor(NamedTuple):
     @classmethod
     def examine(cls, number: int, name: str) -> Descriptor:
         """
-        @param number: An open descriptor.
-        @param name: The name that it was passed under.
-        @return: What the kernel says that it is, whatever anybody declared.
+        @param number: an open descriptor.
+        @param name: the name that it was passed under.
+        @return: what the kernel says that it is, whatever anybody declared.
         """
         mode = os.fstat(number).st_mode
         if not stat.S_ISSOCK(mode):
@@ -125,16 +123,14 @@ class Descriptor(NamedTuple):
     def serves(self, kind: int) -> bool:
         """
         @param kind: C{SOCK_STREAM} or C{SOCK_DGRAM}.
-        @return: Whether it is a socket of that kind to which clients come, and Twisted knows it.
+        @return: whether it is a socket of that kind to which clients come, and Twisted knows it.
         """
         isOpen = self.listens or kind == socket.SOCK_DGRAM
         return self.kind == kind and isOpen and self.family in _FAMILIES
 
     @property
     def isStray(self) -> bool:
-        """
-        Whether it is what a C{.socket} unit can pass and nothing of Twisted's can use.
-        """
+        """Whether it is what a C{.socket} unit can pass and nothing of Twisted's can use."""
         isPackets = self.listens and self.kind != socket.SOCK_STREAM
         return isPackets or self.nature in ("is a FIFO", "is a special file")
 
@@ -154,8 +150,8 @@ class Inherited:
     """
     The descriptors passed to this process, each of which is given out once, until it is released.
 
-    @ivar descriptors: All of them, in the order in which they were passed.
-    @ivar isNothing: Whether nobody has passed anything, not even to another process.
+    @ivar descriptors: all of them, in the order in which they were passed.
+    @ivar isNothing: whether nobody has passed anything, not even to another process.
     """
 
     def __init__(
@@ -167,8 +163,8 @@ class Inherited:
         """
         Read what sd_listen_fds(3) describes, and remove it so that no child process sees it.
 
-        @param environ: The environment that C{listenFds} reads and children inherit.
-        @param initial: The environment when the process began: C{twisted.internet.endpoints} takes
+        @param environ: the environment that C{listenFds} reads and children inherit.
+        @param initial: the environment when the process began: C{twisted.internet.endpoints} takes
             C{LISTEN_PID} and C{LISTEN_FDS} out of the other one as soon as it is imported.
         @param listenFds: C{systemd.daemon.listen_fds_with_names}, which also sets close-on-exec.
         """
@@ -190,9 +186,7 @@ class Inherited:
         self._given: set[Descriptor] = set()
 
     def _findTrouble(self, told: Mapping[str, str]) -> str:
-        """
-        @return: Why nothing may have been passed.
-        """
+        """@return: why nothing may have been passed."""
         ours = str(os.getpid())
         if self.isNothing:
             return _NOTHING
@@ -208,10 +202,10 @@ class Inherited:
         """
         Give out sockets to which clients come: which of two that serve one does is mere chance.
 
-        @param name: Whose; C{None} for all that are left.
+        @param name: whose; C{None} for all that are left.
         @param kind: C{SOCK_STREAM}, those that listen, or C{SOCK_DGRAM}.
-        @return: One or more. Others of that name stay for those that ask for them.
-        @raise AdoptError: There is none, or, where no name was asked for, something is among them
+        @return: one or more. Others of that name stay for those that ask for them.
+        @raise AdoptError: there is none, or, where no name was asked for, something is among them
             that nobody can adopt, like a FIFO: a program that is passed such things asks by name.
         """
         named = [each for each in self.descriptors if name in (None, each.name)]
@@ -238,8 +232,8 @@ class Inherited:
         """
         Give out whatever has a name: connections, memfds, sockets of all kinds.
 
-        @param name: Whose.
-        @return: Those that have not been given out; none, if there are none.
+        @param name: whose.
+        @return: those that have not been given out; none, if there are none.
         """
         free = tuple(
             each for each in self.descriptors if each.name == name and each not in self._given
@@ -251,7 +245,7 @@ class Inherited:
         """
         Take back what was given out, so that somebody else can have it.
 
-        @param descriptors: Which, still open.
+        @param descriptors: which, still open.
         """
         self._given.difference_update(descriptors)
 
@@ -259,8 +253,8 @@ class Inherited:
         """
         Give out again what was released.
 
-        @param descriptors: Which.
-        @raise AdoptError: Somebody else has one of them by now.
+        @param descriptors: which.
+        @raise AdoptError: somebody else has one of them by now.
         """
         for each in descriptors:
             if each in self._given:
@@ -269,9 +263,7 @@ class Inherited:
 
 
 def _ask(name: str | None) -> str:
-    """
-    @return: A claim as an endpoint description.
-    """
+    """@return: a claim as an endpoint description."""
     return "adopted" if name is None else f"adopted:name={name}"
 
 
@@ -282,9 +274,9 @@ def _show(variables: Mapping[str, str]) -> str:
 @cache
 def inherited() -> Inherited:
     """
-    @return: What was passed to this process. The first call reads it, and comes before any fork
+    @return: what was passed to this process. The first call reads it, and comes before any fork
         such as twistd's: descriptors survive that, but C{LISTEN_PID} goes on naming the parent.
-    @raise AdoptError: Something was passed, and systemd-python is missing.
+    @raise AdoptError: something was passed, and systemd-python is missing.
     """
     try:
         with open("/proc/self/environ", "rb") as file:

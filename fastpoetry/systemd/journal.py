@@ -40,17 +40,20 @@ __all__ = ["JournalHandler", "JournalObserver", "observer"]
 
 SOCKET = "/run/systemd/journal/socket"
 
-#: A longer value is cut. A whole record stays below the kernel's default for one datagram
-#: (net.core.wmem_default, 208 KiB) and within the 1024 fields beyond which journald ignores it.
 VALUE_BYTES = 64 * 1024
 RECORD_BYTES = 192 * 1024
 RECORD_FIELDS = 1000
+"""
+A longer value is cut. A whole record stays below the kernel's default for one datagram
+(net.core.wmem_default, 208 KiB) and within the 1024 fields beyond which journald ignores it.
+"""
 
-#: What may wait for a journald that stands still: some thousands of records, but less than the
-#: 10,000 in 30 s that it then takes from a service by default.
 BACKLOG_BYTES = 1024 * 1024
+"""
+What may wait for a journald that stands still: some thousands of records, but less than the 10,000
+in 30 s that it then takes from a service by default.
+"""
 
-#: Levels in syslog's numbers: Twisted's, and three that it lacks.
 _PRIORITIES = {
     "emergency": b"0",
     "alert": b"1",
@@ -61,47 +64,54 @@ _PRIORITIES = {
     "info": b"6",
     "debug": b"7",
 }
+"""Levels in syslog's numbers: Twisted's, and three that it lacks."""
 
-#: Levels that an event asks for by its key C{journal_priority}.
 _ASKED = frozenset(["emergency", "alert", "notice"])
+"""Levels that an event asks for by its key C{journal_priority}."""
 
-#: The lowest of C{logging}'s numbers for each.
 _LOGGING_LEVELS = ((50, "critical"), (40, "error"), (30, "warn"), (25, "notice"), (20, "info"))
+"""The lowest of C{logging}'s numbers for each."""
 
-#: What every C{logging.LogRecord} has; what else it has is the caller's C{extra}.
 _LOGGING_KEYS = frozenset(vars(logging.makeLogRecord({}))) | {"asctime", "message", "taskName"}
+"""What every C{logging.LogRecord} has; what else it has is the caller's C{extra}."""
 
-#: A record that takes the way through standard error is one line of journald's, LineMax= of
-#: journald.conf(5), whose rest would be another record.
 _LINE_BYTES = 48 * 1024 - 64
+"""
+A record that takes the way through standard error is one line of journald's, LineMax= of
+journald.conf(5), whose rest would be another record.
+"""
 
-#: The keys of an event by which Twisted's older log keeps its books; the newer one's begin with
-#: C{log_}.
 _LEGACY_KEYS = frozenset(
     ["failure", "format", "isError", "logLevel", "message", "system", "time", "why"]
 )
+"""
+The keys of an event by which Twisted's older log keeps its books; the newer one's begin with
+C{log_}.
+"""
 
-#: What only the observer says, in some records; no key of an event's is ever taken for it.
 _RESERVED_FIELDS = frozenset(["LOG_TIME", "JOURNAL_PRIORITY"])
+"""What only the observer says, in some records; no key of an event's is ever taken for it."""
 
 _FIELD_NAME = re.compile("[A-Z][A-Z0-9_]{0,63}")
 
-#: Characters that could act on a terminal, break a line or turn its direction, and that journalctl
-#: would show as C{[12B blob data]}.
 _ESCAPES = {
     code: ascii(chr(code))[1:-1]
     for codes in ((0, 9), (11, 32), (127, 160), (0x2028, 0x202F), (0x2066, 0x206A))
     for code in range(*codes)
 }
+"""
+Characters that could act on a terminal, break a line or turn its direction, and that journalctl
+would show as C{[12B blob data]}.
+"""
 
-#: The same for JSON, whose own escapes they then are.
 _JSON_ESCAPES = {code: f"\\u{code:04x}" for code in _ESCAPES}
+"""The same for JSON, whose own escapes they then are."""
 
-#: Seconds after which a thread is tried again where none could be made.
 _RETRY_SECONDS = 1.0
+"""Seconds after which a thread is tried again where none could be made."""
 
-#: Names and values, as they go into the journal.
 Record = Mapping[str, bytes]
+"""Names and values, as they go into the journal."""
 
 
 def fields(event: LogEvent, identifier: str) -> Record:
@@ -199,9 +209,7 @@ def streamLine(record: Record) -> bytes:
 
 
 def _shownTime(when: float) -> bytes:
-    """
-    @return: a time with the place's offset, by ISO 8601; now, for one that no calendar has.
-    """
+    """@return: a time with the place's offset, by ISO 8601; now, for one that no calendar has."""
     try:
         found = datetime.fromtimestamp(when, UTC)
     except (OverflowError, OSError, TypeError, ValueError):
@@ -250,9 +258,7 @@ def _withFailure(text: str, failure: Failure) -> str:
 
 
 def _before(error: BaseException, seen: set[int]) -> str:
-    """
-    @return: what an exception came of, oldest first; no more than leaves room for itself.
-    """
+    """@return: what an exception came of, oldest first; no more than leaves room for itself."""
     told: list[str] = []
     while sum(map(len, told)) < VALUE_BYTES // 4:
         earlier = error.__cause__
@@ -317,9 +323,7 @@ def _addException(record: dict[str, bytes], error: BaseException) -> None:
 
 
 def _addOwn(record: dict[str, bytes], event: Mapping[str, object]) -> None:
-    """
-    Add the event's own keys that have a value, as long as the record can be sent and stored.
-    """
+    """Add the event's own keys that have a value, as long as the record can be sent and stored."""
     size = sum(map(len, record.values()))
     for key, value in tuple(event.items()):  # Giving a value its text may change the event.
         name = _fieldName(key)
@@ -415,9 +419,7 @@ class JournalObserver:
         self.forget()
 
     def __call__(self, event: LogEvent) -> None:
-        """
-        Send an event; as with Twisted's own observers, one without text is no record.
-        """
+        """Send an event; as with Twisted's own observers, one without text is no record."""
         self.send(fields(event, self._identifier), event.get("log_time"))
 
     def log(self, entry: logging.LogRecord, text: str) -> None:
@@ -440,9 +442,7 @@ class JournalObserver:
             self._keep(record, time.time() if when is None else when)
 
     def flush(self, seconds: float = 1.0) -> None:
-        """
-        Wait until the backlog is empty, but no longer than so many seconds.
-        """
+        """Wait until the backlog is empty, but no longer than so many seconds."""
         with self._changed:
             if self._backlog:
                 self._startThread()
@@ -474,9 +474,7 @@ class JournalObserver:
         return True
 
     def _keep(self, record: Record, when: float) -> None:
-        """
-        Leave a record to the thread, or count it as dropped.
-        """
+        """Leave a record to the thread, or count it as dropped."""
         data = datagram({**record, "LOG_TIME": _shownTime(when)})
         text = self._line(record, when)
         with self._changed:
@@ -547,9 +545,7 @@ class JournalObserver:
         self._changed.notify_all()
 
     def _send(self, data: bytes, text: bytes, flags: int = 0) -> None:
-        """
-        Send one record, for however long that takes, or write it as text.
-        """
+        """Send one record, for however long that takes, or write it as text."""
         try:
             self._socket.sendto(data, flags, self._path)
         except OSError as error:

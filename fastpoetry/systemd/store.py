@@ -42,15 +42,11 @@ class HasFileno(Protocol):
     """A file or socket."""
 
     def fileno(self) -> int:
-        """
-        @return: its descriptor.
-        """
+        """@return: its descriptor."""
 
 
 class StoreError(Exception):
-    """
-    What is in the store is not what was asked for: one line that says why.
-    """
+    """What is in the store is not what was asked for: one line that says why."""
 
 
 class Store:
@@ -194,9 +190,7 @@ class Store:
             os.close(ours)
 
     def _tell(self, messages: Sequence[tuple[str, Sequence[int]]]) -> _Steps:
-        """
-        Send messages, and wait until systemd has read them and done what they say.
-        """
+        """Send messages, and wait until systemd has read them and done what they say."""
         try:
             manager = self._connect()
         except OSError as why:
@@ -236,9 +230,7 @@ class Store:
 
 
 def _checked(name: str) -> str:
-    """
-    @raise ValueError: systemd would drop the message.
-    """
+    """@raise ValueError: systemd would drop the message."""
     if not (name.isascii() and name.isprintable() and ":" not in name and 0 < len(name) < 256):
         raise ValueError(f"{name!r} is no name of a descriptor: ASCII without colons, up to 255")
     return name
@@ -279,9 +271,7 @@ def _isReady(number: int, seconds: float, event: int = select.POLLIN) -> bool:
 
 
 def _wait(steps: _Steps, seconds: float) -> None:
-    """
-    Take all steps.
-    """
+    """Take all steps."""
     deadline = monotonic() + seconds
     try:
         for number, event in steps:
@@ -296,9 +286,7 @@ def _late(seconds: float) -> StoreError:
 
 
 class _Drive:
-    """
-    Takes all steps while the reactor goes on.
-    """
+    """Takes all steps while the reactor goes on."""
 
     def __init__(self, reactor: Any, clock: Any, steps: Any, seconds: float) -> None:
         self._reactor = reactor
@@ -334,9 +322,7 @@ class _Drive:
 
 @implementer(IReadDescriptor, IWriteDescriptor)
 class _Waiting:
-    """
-    A descriptor in the reactor, for one event.
-    """
+    """A descriptor in the reactor, for one event."""
 
     def __init__(self, reactor: Any, number: int, event: int, ready: Callable[[], None]) -> None:
         self._reactor = reactor
@@ -345,38 +331,28 @@ class _Waiting:
         (reactor.addWriter if event == select.POLLOUT else reactor.addReader)(self)
 
     def stop(self) -> None:
-        """
-        Be out of the reactor.
-        """
+        """Be out of the reactor."""
         self._ready = None
         self._reactor.removeReader(self)
         self._reactor.removeWriter(self)
 
     def fileno(self) -> int:
-        """
-        @return: the descriptor.
-        """
+        """@return: the descriptor."""
         return self._number
 
     def logPrefix(self) -> str:
-        """
-        @return: what stands before text that is printed meanwhile.
-        """
+        """@return: what stands before text that is printed meanwhile."""
         return "-"
 
     def doRead(self) -> None:
-        """
-        It is ready.
-        """
+        """It is ready."""
         ready = self._ready
         if ready is not None:
             self.stop()
             ready()
 
     def doWrite(self) -> None:
-        """
-        It is ready.
-        """
+        """It is ready."""
         self.doRead()
 
     def connectionLost(self, reason: Failure) -> None:

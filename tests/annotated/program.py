@@ -30,9 +30,7 @@ from fastpoetry.systemd.store import Store
 
 
 class Table:
-    """
-    Something to serve.
-    """
+    """Something to serve."""
 
     def __init__(self) -> None:
         self.names: dict[str, str] = {}

@@ -27,8 +27,8 @@ Seen = dict[str, Any]
 
 _log = Logger()
 
-#: What a stranger could send to forge a record, a field, or a terminal's picture.
 HOSTILE = "\nPRIORITY=0\n\nMESSAGE=forged\nFORGED=1\n\x00\x1b[2J\r\x85\u2028\ud800{}%s"
+"""What a stranger could send to forge a record, a field, or a terminal's picture."""
 
 
 def levels(run: str) -> Seen:

@@ -37,34 +37,26 @@ class Step(NamedTuple):
 
 
 def readSections(page: Path) -> dict[str, str]:
-    """
-    The parts of a page, by their headings.
-    """
+    """The parts of a page, by their headings."""
     parts = re.split(r"^## (.*)\n", page.read_text("utf-8"), flags=re.M)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def readFiles(text: str) -> dict[str, str]:
-    """
-    The files that a text prints, by their paths.
-    """
+    """The files that a text prints, by their paths."""
     found = re.findall(r"^`(/\S+)`[^\n]*:\n\n```\w*\n(.*?)^```", text, re.M | re.S)
     return dict(found)
 
 
 def readSteps(text: str) -> list[Step]:
-    """
-    The commands that it prints, in order.
-    """
+    """The commands that it prints, in order."""
     blocks = re.findall(r"^```console\n(.*?)^```", text, re.M | re.S)
     steps = re.findall(r"^# (.*)\n((?:(?!# ).*\n)*)", "".join(blocks), re.M)
     return [Step(*step) for step in steps]
 
 
 def writeFiles(machine: Machine, text: str) -> None:
-    """
-    Write what a text prints, and have systemd read its units.
-    """
+    """Write what a text prints, and have systemd read its units."""
     for path, content in readFiles(text).items():
         file = machine.path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -73,9 +65,7 @@ def writeFiles(machine: Machine, text: str) -> None:
 
 
 def follow(machine: Machine, text: str) -> None:
-    """
-    Run each command, and see that what comes of it is what is printed.
-    """
+    """Run each command, and see that what comes of it is what is printed."""
     for command, printed in readSteps(text):
         machine.run("journalctl", "--sync")
         ran = machine.run("bash", "-c", command, check=False)
@@ -85,8 +75,6 @@ def follow(machine: Machine, text: str) -> None:
 
 
 def matches(seen: str, printed: str) -> bool:
-    """
-    Whether a command printed what the page says.
-    """
+    """Whether a command printed what the page says."""
     pattern = ".*".join(map(re.escape, printed.split("…")))
     return re.fullmatch(pattern, seen.replace("\r\n", "\n"), re.S) is not None

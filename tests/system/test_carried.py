@@ -135,9 +135,7 @@ def test_restarts(server: Machine) -> None:
 
 
 def test_upgrade(server: Machine, package: Path) -> None:
-    """
-    So they do over an upgrade of the package, here to the same version.
-    """
+    """So they do over an upgrade of the package, here to the same version."""
     poems = copies(server, text(0))
     files = [f"/root/{file.name}" for file in package.glob("*.deb")]
     for file in files:
@@ -296,9 +294,7 @@ def test_UNIX(server: Machine) -> None:
 
 
 def test_proxy(server: Machine) -> None:
-    """
-    A proxy's readers are carried too.
-    """
+    """A proxy's readers are carried too."""
     folder = server.path("/etc/fastpoetry/proxy")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "carried.env").write_text(f"UPSTREAM=unix:{SOCKET}\n")
@@ -313,9 +309,7 @@ def test_proxy(server: Machine) -> None:
 
 
 def test_cores(server: Machine) -> None:
-    """
-    Of several processes on one socket each carries its own readers.
-    """
+    """Of several processes on one socket each carries its own readers."""
     example = CLONE / "packaging/examples/cores/fastpoetry-ecstasy@.service"
     folder = server.path("/run/systemd/system")
     (folder / "fastpoetry-science@.service").write_text(example.read_text())

@@ -33,9 +33,7 @@ systemctl daemon-reload
 
 @pytest.fixture(scope="module")
 def equipped(release: str, package: Path, fromPip: Path) -> Iterator[Machine]:
-    """
-    A booted system with the package, Debian's programs, and what of them is from pip.
-    """
+    """A booted system with the package, Debian's programs, and what of them is from pip."""
     machine = startMachine(release, PROGRAMS, "equipped")
     with closing(machine):
         installPackage(machine, findPackage(package, "python3-fastpoetry"))
@@ -46,9 +44,7 @@ def equipped(release: str, package: Path, fromPip: Path) -> Iterator[Machine]:
 
 @pytest.fixture(scope="module")
 def fromPip(release: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """
-    What the page has pip install, for a release.
-    """
+    """What the page has pip install, for a release."""
     folder = tmp_path_factory.mktemp("pip")
     buildbot = {"bookworm": "3.7.0", "trixie": "4.2.1"}[release]
     page = re.sub(r"==\$\(.*\)", f"=={buildbot}", PAGE.read_text("utf-8"))
@@ -63,9 +59,7 @@ def fromPip(release: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("title", RECIPES)
 def test_recipe(equipped: Machine, title: str) -> None:
-    """
-    Whoever follows a recipe sees what it prints.
-    """
+    """Whoever follows a recipe sees what it prints."""
     text = RECIPES[title]
     writeFiles(equipped, text)
     files = [*readFiles(text)]
@@ -87,16 +81,12 @@ def test_recipe(equipped: Machine, title: str) -> None:
 
 
 def expectedErrors(text: str) -> list[str]:
-    """
-    The errors that a recipe itself provokes, and shows.
-    """
+    """The errors that a recipe itself provokes, and shows."""
     return re.findall(r"-p err.*\n(.*)\n", text)
 
 
 def test_table(equipped: Machine) -> None:
-    """
-    The versions in the table are those of the programs that ran.
-    """
+    """The versions in the table are those of the programs that ran."""
     column = {"Debian 12": 0, "Debian 13": 1}
     release = equipped.run("sh", "-c", ". /etc/os-release; echo Debian $VERSION_ID").stdout.strip()
     query = ("dpkg-query", "--show", "--showformat=${Version}")
