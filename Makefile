@@ -62,7 +62,8 @@ run: ready-to-run
 	@$(PYTHON) packaging/run $(TWISTD)
 
 # What tests look at the program with; those of the manual pages and the completion need the rest.
-TEST_PACKAGES = systemd netcat-openbsd iproute2 strace openssl jq groff mandoc bash-completion
+TEST_PACKAGES = systemd netcat-openbsd iproute2 strace openssl jq groff mandoc bash-completion \
+	libfaketime
 # The system tests make Debian roots and boot them. Without root they are skipped.
 ifeq ($(shell id -u),0)
 TEST_PACKAGES += systemd-container mmdebstrap lintian

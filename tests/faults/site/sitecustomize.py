@@ -19,7 +19,7 @@ def _read(name: str) -> str:
     try:
         with _open(os.path.join(_FOLDER, name)) as file:
             return file.read()
-    except FileNotFoundError:
+    except OSError:  # there is no such fault, or no descriptor to see it with
         return ""
 
 
@@ -29,6 +29,7 @@ def _waitWhile(name: str) -> None:
 
 
 _open, _sleep, _time, _timeNs = builtins.open, time.sleep, time.time, time.time_ns
+_accept: Any = socket.socket._accept  # type: ignore[attr-defined]
 _osOpen, _getaddrinfo, _start = os.open, socket.getaddrinfo, threading.Thread.start
 
 
@@ -57,10 +58,21 @@ def _startIfThereAre(thread: threading.Thread) -> None:
     _start(thread)
 
 
+def _acceptIfThereIsMemory(listening: socket.socket) -> Any:
+    if value := _read("accept"):
+        if value == "once":
+            os.unlink(os.path.join(_FOLDER, "accept"))
+        raise MemoryError("no memory for a connection")
+    return _accept(listening)
+
+
 time.time = _stepped
 time.time_ns = lambda: int(_stepped() * 1e9)
 os.open = _openWhenItMoves
 socket.getaddrinfo = _lookUp
 threading.Thread.start = _startIfThereAre  # type: ignore[assignment, method-assign]
+socket.socket._accept = _acceptIfThereIsMemory  # type: ignore[attr-defined]
+if _read("lowat"):
+    socket.TCP_NOTSENT_LOWAT = 9999  # type: ignore[misc]
 if _read("writer"):
     sys.executable = _read("writer")

@@ -1,0 +1,513 @@
+"""
+Each promise on every way in: TCP and UNIX by the fast port, TLS and PROXY headers by Twisted's own.
+
+Time, memory and descriptors are at fault inside the process, see L{sitecustomize} and prlimit(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import importlib.util
+import os
+import resource
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+from pathlib import Path
+from typing import Any
+from unittest import SkipTest
+
+from messages import FULL, GAVE_UP, IDLE, LOADED, SERVING, TURNED_AWAY
+
+from .server import (
+    KIBI,
+    MEBI,
+    Address,
+    FaultCase,
+    Server,
+    connect,
+    fetchMany,
+    makeText,
+    readAll,
+    resetNow,
+    run,
+    wait,
+)
+from .test_p8_still import MachineCase
+
+HEADER = b"PROXY TCP4 192.0.2.1 192.0.2.2 40000 10000\r\n"
+
+STEPS = (-600, 86_400, -86_400)
+"""Where a clock is set, from what it says."""
+
+
+def countSockets(server: Server) -> int:
+    """
+    How many sockets a server has.
+    """
+    count = 0
+    for each in Path(f"/proc/{server.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a timer comes and goes
+            count += os.readlink(each).startswith("socket:")
+    return count
+
+
+class WayCase(MachineCase):
+    """
+    One way in.
+
+    @ivar endpoint: its kind, on the socket that the test keeps.
+    @ivar family: of that socket.
+    @ivar short: how a connection ends that is given up on.
+    """
+
+    endpoint = "adopted"
+    family = socket.AF_INET
+    short = "reset"
+
+    def start(self, size: int, *options: str, **how: Any) -> tuple[Server, Address, bytes]:
+        """
+        Start a server of a poem of so many bytes, which serves by then.
+        """
+        self.address = self.listen(family=self.family)
+        poem = self.write(makeText(size))
+        server = self.serve(*options, endpoint=self.endpoint, **how)
+        server.waitFor(SERVING)
+        return server, self.address, poem
+
+    def startCold(self) -> Server:
+        """
+        Start a proxy that has no poem and will have none.
+        """
+        upstream = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(upstream.close)
+        self.address = self.listen(family=self.family)
+        arguments = [
+            *("fastpoetry-proxy", "--total-timeout=1"),
+            f"--upstream=tcp:host=127.0.0.1:port={upstream.getsockname()[1]}",
+            f"--listen={self.endpoint}:name=poem",
+        ]
+        return self.begin(arguments, self.listeners)
+
+    def begin(self, arguments: list[str], listeners: dict[str, socket.socket]) -> Server:
+        """
+        Start a server that serves by then.
+        """
+        server = Server(arguments, listeners, self.log, {})
+        self.addCleanup(server.close)
+        server.waitFor(SERVING)
+        return server
+
+    def enter(self, client: socket.socket) -> socket.socket:
+        """
+        Say what there is to say before a poem comes.
+        """
+        return client
+
+    def open(self, **how: Any) -> socket.socket:
+        """
+        Connect, and be let in.
+        """
+        client = connect(self.address, **how)
+        self.addCleanup(client.close)
+        return self.enter(client)
+
+
+class EveryWay:
+    """
+    What holds whichever way a reader comes in.
+    """
+
+    def test_clock(self: Any) -> None:
+        """
+        However the clock is set, who takes nothing is reset, who waits for the place is served, who
+        has left is closed, who is in mid-poem gets the rest, and systemd is told all the time.
+        """
+        with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as manager:
+            manager.bind(str(self.folder / "notify"))
+            manager.settimeout(60)
+            environ = {"NOTIFY_SOCKET": manager.getsockname(), "WATCHDOG_USEC": "600000"}
+            options = ("--stall-timeout=3", "--max-readers=3", "--drain-timeout=1")
+            server, _, poem = self.start(MEBI, *options, environ=environ)
+            while manager.recv(4096) != b"READY=1":
+                pass
+            sockets = countSockets(server)
+            for number, step in enumerate(STEPS, 1):
+                keen = self.open()
+                count = len(keen.recv(1000))
+                stalled = [self.open(receiveBuffer=KIBI) for _ in range(2)]
+                for each in stalled:
+                    self.assertTrue(each.recv(1))
+                self.step(step)
+                more, end = readAll(keen)
+                self.assertEqual((count + more, end), (len(poem), "end"))
+                keen.close()
+                newcomers = [connect(self.address) for _ in range(3)]
+                for each in newcomers:
+                    with self.enter(each) as reader:
+                        self.assertEqual(readAll(reader), (len(poem), "end"))
+                for record in server.waitFor(GAVE_UP, 2 * number):
+                    self.assertRegex(record["cause"], "^it took nothing for [0-9]{1,2} s$")
+                for each in stalled:
+                    count, end = readAll(each)
+                    self.assertEqual((count < len(poem) - 1, end), (True, self.short))
+                wait(lambda: countSockets(server) <= sockets, "everybody to be gone")
+                self.forget(manager)
+                for _ in range(3):
+                    while manager.recv(4096) != b"WATCHDOG=1":
+                        pass
+            stopped = self.open(receiveBuffer=KIBI)
+            self.assertTrue(stopped.recv(1))
+            server.send(signal.SIGTERM)
+            self.step(0)
+            self.assertEqual(server.wait(), -signal.SIGTERM)
+            manager.close()  # and with it the readers who were given to systemd
+            self.assertEqual(readAll(stopped)[1], self.short)
+            self.assertEqual(server.tracebacks(), [])
+
+    def step(self: Any, seconds: int) -> None:
+        """
+        Set the clock of the process.
+        """
+        self.fault("clock", seconds)
+
+    def forget(self: Any, manager: socket.socket) -> None:
+        """
+        Take what systemd was told so far.
+        """
+        manager.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                manager.recv(4096)
+        manager.settimeout(60)
+
+    def test_noPoem(self: Any) -> None:
+        """
+        Where there is no poem to be had, whoever waits is reset, and counted with a record.
+        """
+        server = self.startCold()
+        clients = [self.open() for _ in range(5)]
+        self.assertEqual([readAll(client) for client in clients], [(0, self.short)] * 5)
+        self.assertEqual(len(server.waitFor(TURNED_AWAY, 5)), 5)
+        self.assertEqual(server.end(), -signal.SIGTERM)
+        self.assertEqual(server.tracebacks(), [])
+
+    def test_noDescriptor(self: Any) -> None:
+        """
+        Where no descriptor is left, who comes waits in the backlog, and is served when there is.
+        """
+        server, _, poem = self.start(3003)
+        self.assertEqual(readAll(self.open()), (len(poem), "end"))
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (3, hard))
+        clients = [connect(self.address) for _ in range(5)]
+        server.waitFor(FULL)
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (hard, hard))
+        for client in clients:
+            with self.enter(client) as reader:
+                self.assertEqual(readAll(reader), (len(poem), "end"))
+        self.assertEqual(server.tracebacks(), [])
+
+    def test_noMemory(self: Any) -> None:
+        """
+        Where accepting fails as nobody expects, once or for a while, everybody is served
+        afterwards.
+        """
+        server, _, poem = self.start(3003)
+        for value, times in (("once", 1), ("yes", 3)):
+            before = len(server.tracebacks())
+            self.fault("accept", value)
+            clients = [connect(self.address) for _ in range(5)]
+            wait(lambda: len(server.tracebacks()) - before >= times, "failures")  # noqa: B023
+            if value != "once":
+                self.mend("accept")
+            for client in clients:
+                with self.enter(client) as reader:
+                    self.assertEqual(readAll(reader), (len(poem), "end"))
+        self.assertEqual(server.end(), -signal.SIGTERM)
+
+    def test_noLimitOfWhatWaits(self: Any) -> None:
+        """
+        Where the kernel cannot limit what waits in it, large poems are served all the same, and
+        that is told once.
+        """
+        self.fault("lowat")
+        server, _, poem = self.start(MEBI)
+        for _ in range(3):
+            self.assertEqual(readAll(self.open()), (len(poem), "end"))
+        self.assertEqual(server.end(), -signal.SIGTERM)
+        told = self.log.read_text().count("TCP_NOTSENT_LOWAT: ")
+        self.assertEqual(told, 0 if self.family == socket.AF_UNIX else 1)
+
+    def test_toldToEndAgain(self: Any) -> None:
+        """
+        Told to end again and again, a server finishes the poems under way, and has no traceback.
+        """
+        server, _, poem = self.start(8 * MEBI)
+        reader = self.open(receiveBuffer=64 * KIBI)
+        count = len(reader.recv(1000))
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            server.send(number)
+        more, end = readAll(reader)
+        self.assertEqual((count + more, end), (len(poem), "end"))
+        self.assertIn(server.wait(), (-signal.SIGTERM, -signal.SIGINT))
+        self.assertEqual(server.tracebacks(), [])
+
+
+class TCPTests(EveryWay, WayCase):
+    """
+    Plain TCP.
+    """
+
+    def test_idle(self: Any) -> None:
+        """
+        However the clock is set, a server that nobody uses ends when it is time.
+        """
+        for step in STEPS:
+            server, _, _ = self.start(3003, "--exit-idle-time=1")
+            self.step(step)
+            self.assertEqual(server.wait(), 0)
+            self.assertEqual(len(server.records(IDLE)), 1)
+            self.mend("clock")
+            self.log.unlink()
+            self.listeners.clear()
+
+    def test_dualStack(self) -> None:
+        """
+        An IPv4 client of an IPv6 socket is called as on any other.
+        """
+        listener = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+        self.addCleanup(listener.close)
+        self.listeners["poem"] = listener
+        self.address = ("127.0.0.1", listener.getsockname()[1])
+        self.write(makeText(3003))
+        for endpoint in ("adopted", "haproxy:adopted"):
+            server = self.serve(endpoint=endpoint)
+            client = self.open()
+            if endpoint != "adopted":
+                client.sendall(b"no header, but something else\r\n")
+            readAll(client)
+            host, port = client.getsockname()
+            wait(lambda: f'"{host}:{port}"' in self.log.read_text(), "its record")  # noqa: B023
+            server.end()
+
+
+class FaketimeTests(WayCase):
+    """
+    Plain TCP, with a clock that is set for all of the process, and not for Python alone.
+    """
+
+    test_clock = EveryWay.test_clock
+    test_idle = TCPTests.test_idle
+    forget = EveryWay.forget
+
+    def setUp(self) -> None:
+        super().setUp()
+        found = glob.glob("/usr/lib/*/faketime/libfaketime.so.1")
+        if not found:
+            raise SkipTest("there is no libfaketime")
+        self.preload = found[0]
+
+    def serve(self, *options: str, **how: Any) -> Server:
+        """
+        Start a server that has such a clock.
+        """
+        self.step(0)
+        how["environ"] = {
+            **how.get("environ", {}),
+            "LD_PRELOAD": self.preload,
+            "FAKETIME_TIMESTAMP_FILE": str(self.site / "faketime"),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+        return super().serve(*options, **how)
+
+    def step(self, seconds: int) -> None:
+        """
+        Set that clock.
+        """
+        self.fault("faketime", f"{seconds:+d}")
+
+    def mend(self, name: str) -> None:
+        """
+        Have no such fault any longer.
+        """
+        super().mend("faketime" if name == "clock" else name)
+
+
+class UNIXTests(EveryWay, WayCase):
+    """
+    UNIX sockets, which know no reset.
+    """
+
+    family = socket.AF_UNIX
+    short = "end"
+
+
+class HeaderTests(EveryWay, WayCase):
+    """
+    PROXY headers.
+    """
+
+    endpoint = "haproxy:adopted"
+
+    def enter(self, client: socket.socket) -> socket.socket:
+        """
+        Say who it is.
+        """
+        client.sendall(HEADER)
+        return client
+
+    def test_killedBefore(self) -> None:
+        """
+        Who has not begun to read when the server is killed gets a reset: with a header, half of one
+        and none.
+        """
+        server = self.startCold()
+        before = server.descriptors()
+        clients = self.hold(3, self.address)
+        clients[0].sendall(HEADER)
+        clients[1].sendall(HEADER[:9])
+        wait(lambda: server.descriptors() >= before + 3, "the clients")
+        server.end(signal.SIGKILL)
+        self.assertEqual([readAll(client) for client in clients], [(0, "reset")] * 3)
+
+    def test_leftInTheHeader(self) -> None:
+        """
+        Whoever leaves in the middle of a header has a record, whichever way.
+        """
+        server, _, _ = self.start(3003)
+        for number in range(10):
+            client = connect(self.address)
+            client.sendall(HEADER[: 8 + number])
+            resetNow(client)
+        for client in self.hold(10, self.address):
+            client.sendall(HEADER[:9])
+            client.shutdown(socket.SHUT_WR)
+            self.assertEqual(readAll(client), (0, "reset"))
+        causes = {record["cause"] for record in server.waitFor(TURNED_AWAY, 20)}
+        self.assertEqual(causes, {"it left in the middle of its PROXY header"})
+
+
+class TLSTests(EveryWay, WayCase):
+    """
+    TLS.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        if importlib.util.find_spec("OpenSSL") is None or shutil.which("openssl") is None:
+            raise SkipTest("there is no OpenSSL")
+        self.key, self.certificate = self.folder / "key.pem", self.folder / "certificate.pem"
+        subprocess.run(
+            [
+                *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=poems"),
+                *("-keyout", self.key, "-out", self.certificate),
+            ],
+            check=True,
+            capture_output=True,
+        )
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self.context.check_hostname = False
+        self.context.verify_mode = ssl.CERT_NONE
+
+    def listen(self, name: str = "poem", family: int = socket.AF_INET) -> Address:
+        """
+        Find a port that nobody has for now: TLS makes its own socket.
+        """
+        with socket.create_server(("127.0.0.1", 0)) as trial:
+            address: Address = trial.getsockname()
+        keys = f"privateKey={self.key}:certKey={self.certificate}"
+        self.where = f"--listen=ssl:{address[1]}:interface=127.0.0.1:{keys}"
+        return address
+
+    def arguments(self, *options: str, endpoint: str = "adopted") -> list[str]:
+        """
+        A command that serves the poem there.
+        """
+        return ["fastpoetry", *options, f"--poem={self.folder}/poem.txt", self.where]
+
+    def begin(self, arguments: list[str], listeners: dict[str, socket.socket]) -> Server:
+        """
+        Start a server there.
+        """
+        return super().begin([*arguments[:-1], self.where], listeners)
+
+    def enter(self, client: socket.socket) -> socket.socket:
+        """
+        Shake hands. An end without TLS's own is none.
+        """
+        wrapped = self.context.wrap_socket(client, suppress_ragged_eofs=False)
+        self.addCleanup(wrapped.close)
+        return wrapped
+
+    def test_killedBefore(self) -> None:
+        """
+        Who has not begun to read when the server is killed gets a reset: having shaken hands or
+        not.
+        """
+        server = self.startCold()
+        clients = [self.open(), connect(self.address)]
+        before = server.descriptors()
+        wait(lambda: server.descriptors() >= before, "the clients")
+        server.end(signal.SIGKILL)
+        self.assertEqual([readAll(client) for client in clients], [(0, "reset")] * 2)
+
+
+class ReserveTests(FaultCase):
+    """
+    Servers with many sockets and few descriptors.
+    """
+
+    def test_reload(self) -> None:
+        """
+        With 40 sockets and 256 descriptors 300 readers are all served, behind a PROXY header or
+        not, while every poem is read anew.
+        """
+        for endpoint, write in (("adopted", b""), ("haproxy:adopted", HEADER)):
+            addresses = [self.listen(f"poem{number}") for number in range(40)]
+            poem = makeText(MEBI)
+            for name in self.listeners:
+                self.write(poem, name)
+            server = self.serve(endpoint=endpoint, descriptors=256)
+            server.waitFor(LOADED, 40)
+            held = self.hold(240, addresses[1])
+            server.waitFor(FULL)
+            server.send(signal.SIGHUP)
+            server.waitFor(LOADED, 80)
+            for client in held:
+                client.close()
+            replies = run(fetchMany(300, addresses[0], poem, write=write))
+            self.assertAll("isExact", replies)
+            self.assertEqual(server.end(), -signal.SIGTERM)
+            self.assertEqual(server.tracebacks(), [])
+            self.log.unlink()
+            self.listeners.clear()
+
+
+class LeftoverTests(FaultCase):
+    """
+    What a killed server leaves.
+    """
+
+    def test_unixPath(self) -> None:
+        """
+        A UNIX path is taken over from one whose number is another's by now: process 1 is always
+        there, and in a container it is we.
+        """
+        path = self.folder / "poem.sock"
+        poem = self.write(makeText(3003))
+        for number in (1, 2):
+            arguments = ["fastpoetry", f"--poem={self.folder}/poem.txt", f"--listen=unix:{path}"]
+            server = Server(arguments, {}, self.log, {})
+            self.addCleanup(server.close)
+            server.waitFor(SERVING, number)
+            with connect(str(path)) as client:
+                self.assertEqual(readAll(client), (len(poem), "end"))
+            server.end(signal.SIGKILL)
+            lock = Path(f"{path}.lock")
+            lock.unlink()
+            lock.symlink_to("1")
