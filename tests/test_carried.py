@@ -59,6 +59,12 @@ class CarriedCase(SynchronousTestCase):
         os.write(number, text)
         return number
 
+    def dup(self, data: bytes) -> int:
+        """
+        @return: a descriptor of a file with some bytes, for somebody else to close.
+        """
+        return os.dup(self.memory(data))
+
     def pack(self) -> Any:
         """@return: what is carried, to be spoilt."""
         return json.loads(pack({self.reader: Progress(1.0, 2.0, 3)}, {LONG: self.file}))
@@ -69,10 +75,11 @@ class CarriedCase(SynchronousTestCase):
         # As systemd does it: the connection is another descriptor of the same socket.
         number = os.dup(self.reader.fileno())
         self.reader.close()
-        found = unpack(data, [self.file] if files is None else files, [number], self.door, 10.0)
-        for reader in found[0]:
+        others = [os.dup(each) for each in ([self.file] if files is None else files)]
+        found = unpack([self.dup(data), *others, number], self.door, 10.0)
+        for reader in found.readers:
             self.addCleanup(reader.close)
-        return found
+        return found.readers, [*found.faults]
 
     def assertReset(self, state: object, fault: str, files: list[int] | None = None) -> None:
         """Assert that a connection is reset of which that is said."""
@@ -153,9 +160,15 @@ class DistrustTests(CarriedCase):
 
     def test_noConnection(self) -> None:
         """What is no connection at all is closed."""
-        number = self.memory(b"no socket")
-        readers, faults = unpack(b"", [], [os.dup(number)], self.door, 10.0)
-        self.assertEqual((readers, len(faults)), ({}, 2))
+        with socket.socket() as number:
+            found = unpack([self.dup(b"{}"), number.detach()], self.door, 10.0)
+        self.assertEqual((found.readers, found.lost), ({}, 1))
+
+    def test_nothing(self) -> None:
+        """
+        Of nothing comes nothing but a fault.
+        """
+        self.assertEqual(unpack([], self.door, 10.0), ({}, 0, ["what was carried is damaged"]))
 
     @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists), st.data())
     def test_anything(self, junk: Any, data: st.DataObject) -> None:
@@ -170,9 +183,9 @@ class DistrustTests(CarriedCase):
         else:
             state[place] = junk
         encoded = json.dumps(state).encode()
-        readers, faults = unpack(encoded, [self.file], [], self.door, 10.0)
-        self.assertEqual(readers, {})
-        self.assertLessEqual(len(faults), 1)
+        found = unpack([self.dup(encoded), os.dup(self.file)], self.door, 10.0)
+        self.assertEqual((found.readers, found.lost), ({}, 0))
+        self.assertLessEqual(len(found.faults), 1)
 
 
 class SmallTests(CarriedCase):

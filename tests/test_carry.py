@@ -19,7 +19,7 @@ from fastpoetry.delivery.fastport import SocketReader
 from fastpoetry.delivery.ledger import Counts
 from fastpoetry.delivery.policy import Limits, Policy
 from fastpoetry.systemd.descriptors import Descriptor
-from fastpoetry.systemd.store import StoreError
+from fastpoetry.systemd.store import StoreError, pack
 
 UNDER_SYSTEMD = {"NOTIFY_SOCKET": "/run/systemd/notify"}
 
@@ -62,7 +62,7 @@ class CarryCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.store = FakeStore()
-        self.addCleanup(self.store.removeNow, *(".r", ".poem", ".state"), seconds=0)
+        self.addCleanup(self.store.removeNow, ".carried", seconds=0)
         self.begin()
 
     def begin(self, environ: Mapping[str, str] = UNDER_SYSTEMD) -> None:
@@ -150,10 +150,13 @@ class CarryTests(CarryCase):
         self.assertEqual([*self.policy._sending.values()], [before])
 
     def test_noState(self) -> None:
-        """Of whom nothing is known, is reset and counted, with a record that says why."""
+        """
+        Of whom nothing is known, is reset and counted, with a record that says why.
+        """
         client = self.connect()
-        self.stop()
-        self.store.removeNow(".state", seconds=0)
+        packed = pack([self.reader])
+        self.addCleanup(os.close, packed)
+        self.store.putNow({".carried": [packed]}, poll=False, seconds=0)
         self.reader.close()
         with capturedLogs() as events:
             self.begin()
@@ -191,7 +194,7 @@ class CarryTests(CarryCase):
         self.policy.remove(other)
         self.reactor.advance(0.05)
         self.successResultOf(stopped)
-        self.assertEqual(len(self.store.held[".r"]), 1)
+        self.assertEqual(len(self.store.held[".carried"]), 1)
         self.assertTrue(client.recv(1))
 
     def test_cutShort(self) -> None:
@@ -202,7 +205,7 @@ class CarryTests(CarryCase):
         stopped = self.stop()
         self.reactor.advance(20)
         self.successResultOf(stopped)
-        self.assertEqual((other.did, len(self.store.held[".r"])), (["reset"], 1))
+        self.assertEqual((other.did, len(self.store.held[".carried"])), (["reset"], 1))
 
     def test_noSystemd(self) -> None:
         """Outside systemd there is no store, and nobody is carried."""

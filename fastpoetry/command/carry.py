@@ -9,29 +9,25 @@ closes what it holds then, which to a reader in mid-poem is a reset.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from twisted.application.service import Service
 from twisted.logger import Logger
 
-from fastpoetry.delivery.carried import mayCarry, pack, pick, unpack
+from fastpoetry.delivery.carried import mayCarry, pick
+from fastpoetry.delivery.carried import pack as packState
+from fastpoetry.delivery.carried import unpack as unpackReaders
 from fastpoetry.delivery.policy import Policy
 from fastpoetry.delivery.readers import Progress, Reader
-from fastpoetry.poem import Poem
-from fastpoetry.systemd.store import Store, StoreError, makeMemory, readMemory
+from fastpoetry.systemd.store import Store, StoreError, makeMemory, pack, unpack
 
-_READER, _POEM, _STATE = ".r", ".poem", ".state"
-"""
-Names in the store that no C{FileDescriptorName=} of a poem can be; the first is short, since all
-names together are one variable of the environment, and of no more than 128 KiB (execve(2)).
-"""
-
-_MOST_STATE_BYTES = 64 * 1024 * 1024
+_NAME = ".carried"
+"""In the store, where no C{FileDescriptorName=} of a poem can be like it."""
 
 _STORE_SECONDS = 2.0
-"""How long a stop waits for systemd to have them all: 1,000 took some milliseconds."""
+"""How long a stop waits for systemd to have them: as one descriptor, some milliseconds."""
 
 
 class CarryService(Service):
@@ -67,11 +63,9 @@ class CarryService(Service):
         super().startService()
         if "NOTIFY_SOCKET" not in self._environ:
             return
-        states = self._store.take(_STATE)
-        files = [each.number for each in self._store.take(_POEM)]
-        connections = [each.number for each in self._store.take(_READER)]
-        if states or files or connections:
-            self._takeUp([each.number for each in states], files, connections)
+        packed = [each.number for each in self._store.take(_NAME)]
+        if packed:
+            self._takeUp(packed)
         self.policy.carrier = self
 
     @property
@@ -103,27 +97,22 @@ class CarryService(Service):
 
     def _put(self, readers: Mapping[Any, Progress]) -> None:
         """
-        Have the store hold readers, their poems and what is to be known of them, in this order: who
-        comes without is no reader to the next process.
+        Have the store hold readers, their poems and what is to be known of them, as one descriptor:
+        all or none.
 
         @raise StoreError: if it does not.
         @raise OSError: if there is no memory or descriptor for that.
         """
-        poems: dict[Poem, int] = {}
-        state = None
-        try:
-            for poem in {reader.poem for reader in readers}:
-                poems[poem] = makeMemory(poem.text)
-            state = makeMemory(pack(readers, poems))
-            descriptors: dict[str, Iterable[Any]] = {
-                _READER: readers.keys(),
-                _POEM: poems.values(),
-                _STATE: [state],
-            }
-            self._store.putNow(descriptors, poll=False, seconds=_STORE_SECONDS)
-        finally:
-            for number in [*poems.values(), *([] if state is None else [state])]:
-                os.close(number)
+        with ExitStack() as stack:
+
+            def keep(number: int) -> int:
+                stack.callback(os.close, number)
+                return number
+
+            poems = {poem: keep(makeMemory(poem.text)) for poem in {each.poem for each in readers}}
+            state = keep(makeMemory(packState(readers, poems)))
+            packed = keep(pack([state, *poems.values(), *readers]))
+            self._store.putNow({_NAME: [packed]}, poll=False, seconds=_STORE_SECONDS)
 
     def _takeBack(self, readers: Mapping[Any, Progress], why: Exception) -> None:
         """Go on sending to readers, of whom the store has some at the most."""
@@ -138,31 +127,27 @@ class CarryService(Service):
         for reader in readers:
             self.reactor.addWriter(reader)
 
-    def _takeUp(self, states: list[int], files: list[int], connections: list[int]) -> None:
+    def _takeUp(self, packed: list[int]) -> None:
         """Go on where the process before us was, as far as that can be believed."""
         # First of all, or a crash would leave to the next what we have changed.
         self._clear()
-        data = b""
-        with suppress(OSError, ValueError):
-            (state,) = states
-            data = readMemory(state, _MOST_STATE_BYTES)
-        readers, faults = unpack(data, files, connections, self, self.policy.seconds())
-        for number in [*states, *files]:
-            os.close(number)
+        numbers = [number for each in packed for number in unpack(each)]
+        for each in packed:
+            os.close(each)
+        readers, lost, faults = unpackReaders(numbers, self, self.policy.seconds())
         for reader, progress in readers.items():
             self.policy.resume(reader, progress)
             self.reactor.addWriter(reader)
         self.carriedReaders = len(readers)
-        lost = len(connections) - len(readers)
         self.policy.ledger.lost(lost)
         self._tell(lost, faults)
 
     def _clear(self) -> None:
         """Have the store let go of all that is ours."""
         with suppress(StoreError):
-            self._store.removeNow(_STATE, _POEM, _READER, seconds=_STORE_SECONDS)
+            self._store.removeNow(_NAME, seconds=_STORE_SECONDS)
 
-    def _tell(self, lost: int, faults: list[str]) -> None:
+    def _tell(self, lost: int, faults: Sequence[str]) -> None:
         """One record, with the numbers."""
         if not faults:
             self._log.info(

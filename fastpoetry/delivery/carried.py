@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterable, Mapping
+import stat
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastpoetry.delivery.addresses import Address
 from fastpoetry.delivery.fastport import Door, SocketReader
@@ -27,6 +28,20 @@ VERSION = 1
 
 class CarryError(Exception):
     """What was carried cannot be taken up: one line."""
+
+
+class TakenUp(NamedTuple):
+    """
+    What was found of what a process left.
+
+    @ivar readers: with their progress.
+    @ivar lost: how many connections could not be taken up, and were reset.
+    @ivar faults: why; empty if there is nothing to say.
+    """
+
+    readers: dict[SocketReader, Progress]
+    lost: int
+    faults: Sequence[str]
 
 
 def mayCarry(reader: Reader) -> bool:
@@ -65,27 +80,30 @@ def pack(readers: Mapping[SocketReader, Progress], poems: Mapping[Poem, int]) ->
     return json.dumps(state).encode()
 
 
-def unpack(
-    data: bytes, files: Iterable[int], connections: Iterable[int], door: Door, now: float
-) -> tuple[dict[SocketReader, Progress], list[str]]:
+def unpack(numbers: Iterable[int], door: Door, now: float) -> TakenUp:
     """
-    The readers that were carried; connections that are none are reset.
+    The readers that were carried; a connection that is none is reset.
 
-    @param data: what L{pack} has made, or anything else.
-    @param files: descriptors of files, which stay open.
-    @param connections: descriptors, which are the readers' from now on, or closed.
+    @param numbers: descriptors, which are ours from now on: of a file with what L{pack} has made,
+        of the files with the poems, of the connections. Or of anything else.
     @param door: what the readers are looked after by.
     @param now: the clock's seconds, which is the same clock in both processes.
-    @return: the readers with their progress, and why others could not be taken up.
     """
+    files: list[int] = []
+    connections: list[int] = []
+    for number in numbers:
+        isSocket = stat.S_ISSOCK(os.fstat(number).st_mode)
+        (connections if isSocket else files).append(number)
     faults: list[str] = []
     readers: dict[SocketReader, Progress] = {}
     told: dict[int, list[Any]] = {}
     poems: list[Poem | None] = []
     try:
-        poems, told = _read(data, {_identify(file): file for file in files})
-    except CarryError as why:
+        poems, told = _read(_readFile(files[0]) if files else b"", files[1:])
+    except (CarryError, OSError) as why:
         faults.append(str(why))
+    for number in files:
+        os.close(number)
     for number in connections:
         try:
             reader, progress = _takeUp(number, told.get(_identify(number)), poems, now)
@@ -95,7 +113,7 @@ def unpack(
         else:
             reader.door = door
             readers[reader] = progress
-    return readers, faults
+    return TakenUp(readers, len(connections) - len(readers), faults)
 
 
 def _identify(number: int) -> int:
@@ -103,12 +121,13 @@ def _identify(number: int) -> int:
     return os.fstat(number).st_ino
 
 
-def _read(data: bytes, files: Mapping[int, int]) -> tuple[list[Poem | None], dict[int, list[Any]]]:
+def _read(data: bytes, numbers: Iterable[int]) -> tuple[list[Poem | None], dict[int, list[Any]]]:
     """
     The poems, and what is said of each connection.
 
     @raise CarryError: if this is not what L{pack} has made.
     """
+    files = {_identify(number): number for number in numbers}
     try:
         state = json.loads(data)
         version = state["version"]
@@ -127,13 +146,24 @@ def _readPoem(
     number = files.get(identity)
     if number is None or not isinstance(name, str) or not isinstance(origin, str):
         return None
-    with suppress(OSError):
-        if os.fstat(number).st_size <= MAX_POEM_BYTES:
-            with os.fdopen(os.dup(number), "rb") as file:
-                file.seek(0)
-                poem = Poem(name, file.read(), origin)
-            return poem if poem.digest == digest else None
+    with suppress(OSError, CarryError):
+        poem = Poem(name, _readFile(number), origin)
+        return poem if poem.digest == digest else None
     return None
+
+
+def _readFile(number: int) -> bytes:
+    """
+    All of an open file, wherever others have read.
+
+    @raise CarryError: if it is longer than any that was left here.
+    @raise OSError: if it cannot be read.
+    """
+    if os.fstat(number).st_size > MAX_POEM_BYTES:
+        raise CarryError("what was carried is too long")
+    with os.fdopen(os.dup(number), "rb") as file:
+        file.seek(0)
+        return file.read()
 
 
 def _takeUp(

@@ -264,7 +264,7 @@ def test_full(server: Machine) -> None:
     """Where the store cannot have them all, they are waited for instead."""
     folder = server.path(f"/run/systemd/system/{SERVICE}.d")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "store.conf").write_text("[Service]\nFileDescriptorStoreMax=3\n")
+    (folder / "store.conf").write_text("[Service]\nFileDescriptorStoreMax=1\n")
     server.systemctl("daemon-reload")
     server.systemctl("restart", SERVICE)
     with holding(server, "slow=5", *copies(server, text(0))) as held:
