@@ -353,7 +353,7 @@ class UnitPageTests(SynchronousTestCase):
     def test_files(self) -> None:
         """The paths in the page are those of the units."""
         files = [path.replace("NAME", "%i") for path in self.page.entries("FILES")]
-        self.assertIn(f"\nEnvironmentFile={files[0]}\n", self.service)
+        self.assertIn(f"\nEnvironmentFile=-{files[0]}\n", self.service)
         self.assertEqual(files[0], f"{PROXY_FOLDER}/%i.env")
         self.assertIn(f"\nListenStream={files[1]}\n", self.socket)
         self.assertIn(f"\nCacheDirectory={files[2].removeprefix('/var/cache/')}\n", self.service)

@@ -113,6 +113,18 @@ def test_name(machine: Machine, setEdge: Set, name: str) -> None:
     assert not machine.path(f"/run/fastpoetry-proxy/{name}.sock").exists()
 
 
+def test_fileGone(machine: Machine, setEdge: Set) -> None:
+    """
+    A proxy whose file goes away while its socket listens fails like one that refuses its file; it
+    is not tried again by itself.
+    """
+    machine.systemctl("start", f"{EDGE}.socket")
+    machine.path("/etc/fastpoetry/proxy/edge.env").unlink()
+    assert machine.run("systemctl", "restart", EDGE, check=False).returncode != 0
+    assert machine.show(EDGE, "Result") == "exit-code"
+    assert machine.show(EDGE, "NRestarts") == "0"
+
+
 def test_noCacheFolder(machine: Machine, setEdge: Set) -> None:
     """
     A proxy whose folder for copies cannot be had fails for all to see, is not tried again by
