@@ -5,10 +5,11 @@ Tests of the proxy's units, before a server of the same machine.
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
-from messages import FETCHED
+from messages import FAILED, FETCHED
 
 from system.conftest import SOURCE, UNITS
 from system.machine import Machine, waitFor
@@ -226,15 +227,64 @@ def test_options(edge: Machine, setEdge: Set) -> None:
 
 def test_noUpstream(machine: Machine, setEdge: Set) -> None:
     """
-    A file that names no upstream is refused in one line, and the socket goes on listening.
+    A file that names no upstream is refused in one line that names the file and has the right form,
+    and the socket goes on listening.
     """
-    setEdge(UPSTREAM="poems.example")
-    assert machine.run("systemctl", "start", EDGE, check=False).returncode != 0
-    records = machine.journal("--boot", f"--unit={EDGE}", "--grep=^fastpoetry: ")
-    said = "fastpoetry: --upstream poems.example: not a Twisted client endpoint: "
-    assert records[-1]["MESSAGE"].startswith(said)
-    assert records[-1]["SYSLOG_IDENTIFIER"] == "fastpoetry"
-    assert machine.show(f"{EDGE}.socket", "ActiveState") == "active"
+    for upstream, why in {
+        "poems.example": "not a Twisted client endpoint: ",
+        "tcp:host=poems.example": "port '' is none from 1 to 65535; ",
+        "": "names no upstream; ",
+    }.items():
+        setEdge(UPSTREAM=upstream)
+        assert machine.run("systemctl", "start", EDGE, check=False).returncode != 0
+        records = machine.journal("--boot", f"--unit={EDGE}", "--grep=^fastpoetry: ")
+        line = records[-1]["MESSAGE"]
+        assert line.startswith(f"fastpoetry: --upstream {upstream}: {why}")
+        form = "the right form is tcp:host=poems.example:port=10000"
+        assert line.endswith(f"{form} (UPSTREAM= in /etc/fastpoetry/proxy/edge.env)")
+        assert records[-1]["SYSLOG_IDENTIFIER"] == "fastpoetry"
+        assert machine.show(f"{EDGE}.socket", "ActiveState") == "active"
+        machine.systemctl("reset-failed", EDGE)
+
+
+@pytest.fixture
+def silent(machine: Machine) -> Iterator[None]:
+    """
+    A resolver that takes questions and answers none.
+    """
+    listening = "import socket; s = socket.socket(type=socket.SOCK_DGRAM)\n"
+    listening += "s.bind(('127.0.0.1', 53)); print(flush=True); input()"
+    command = machine.command("python3", "-c", listening)
+    resolver = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    settings = machine.path("/etc/resolv.conf")
+    before = settings.read_bytes() if settings.exists() else None
+    settings.write_text("nameserver 127.0.0.1\noptions timeout:30 attempts:5\n")
+    try:
+        assert resolver.stdout is not None
+        resolver.stdout.readline()
+        yield
+    finally:
+        resolver.kill()
+        resolver.communicate()
+        settings.unlink() if before is None else settings.write_bytes(before)
+
+
+def test_silentResolver(machine: Machine, setEdge: Set, silent: None) -> None:
+    """
+    A resolver that does not answer holds up no stop: systemd does not have to kill.
+    """
+    setEdge(UPSTREAM="tcp:host=poems.example:port=10000", OPTIONS="--connect-timeout=0.5")
+    machine.systemctl("start", EDGE)
+    reader = subprocess.Popen(machine.command("nc", "-d", "-U", SOCKET), stdin=subprocess.DEVNULL)
+    try:
+        waitFor(lambda: readJournal(machine, f"MESSAGE_ID={FAILED}"), "an outage")
+        (record,) = readJournal(machine, f"MESSAGE_ID={FAILED}")
+        assert record["CAUSE"] == "upstream took too long"
+        machine.systemctl("stop", EDGE)
+    finally:
+        reader.kill()
+        reader.communicate()
+    assert machine.show(EDGE, "Result") == "success"
 
 
 def test_verify(machine: Machine, setEdge: Set) -> None:
