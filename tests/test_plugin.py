@@ -249,7 +249,7 @@ class HouseTests(SynchronousTestCase):
         """
         The README leads through all of them, file by file and folder by folder.
         """
-        readme = (PACKAGE.parent / "README.md").read_text("utf-8")
+        readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
         rows = re.findall(r"(?m)^\| `(\w+)(?:\.py|/)` \|", readme)
         self.assertEqual(set(rows), set(self.house))
         self.assertEqual(rows[:4], ["tap", "listen", "service", "protocol"])
