@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
-from typing import IO, Any
+from typing import IO
 
 import pytest
-from messages import CARRIED, CARRIED_PART
+from messages import CARRIED, CARRIED_PART, NOT_CARRIED
 
 from system.conftest import CLONE, SOURCE
 from system.machine import Machine, waitFor
@@ -270,17 +270,12 @@ def test_full(server: Machine) -> None:
     with holding(server, "slow=5", *copies(server, text(0))) as held:
         restart = subprocess.Popen(server.command("systemctl", "restart", SERVICE))
         waitFor(
-            lambda: any("cannot be carried over" in each["MESSAGE"] for each in records(server)),
+            lambda: starts(server, NOT_CARRIED),
             "the record",
         )
         held.hurry()
         assert restart.wait(60) == 0
     assert held.outcomes() == {"whole": 5}
-
-
-def records(machine: Machine) -> list[dict[str, Any]]:
-    """@return: what the service logged."""
-    return list(machine.journal("SYSLOG_IDENTIFIER=fastpoetry"))
 
 
 def test_UNIX(server: Machine) -> None:
