@@ -175,7 +175,7 @@ def test_testNotRoot(fresh: Machine) -> None:
     fresh.run("sh", "-c", f"useradd --create-home anybody && cp -a {HOME} /home/anybody/clone")
     fresh.run("chown", "-R", "anybody", "/home/anybody/clone")
     tests = "tests/test_instance.py tests/system/test_units.py"
-    typed = f"make --directory=clone test TESTS='{tests}'"
+    typed = f"make --no-print-directory --directory=clone test TESTS='{tests}'"
     ran = fresh.run("runuser", "--login", "anybody", "--command", typed, seconds=_SETUP_SECONDS)
     assert " passed" in ran.stdout.splitlines()[-1]
     assert "starting machines needs root" in ran.stdout
