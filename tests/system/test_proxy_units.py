@@ -319,7 +319,8 @@ def test_write(machine: Machine, setEdge: Set) -> None:
     )
     machine.systemctl("daemon-reload")
     machine.systemctl("start", EDGE)
-    said = machine.journal("--boot", f"_SYSTEMD_UNIT={EDGE}.service", "_COMM=python3")
+    run = machine.show(EDGE, "InvocationID")  # reloads before have something to say, too
+    said = machine.journal("--boot", f"_SYSTEMD_INVOCATION_ID={run}", "_COMM=python3")
     assert [record["MESSAGE"] for record in said] == ["/var/cache/private/fastpoetry-proxy/edge"]
     kept = machine.path("/var/cache/private/fastpoetry-proxy/edge")
     assert kept.stat().st_mode & 0o777 == 0o700
