@@ -32,7 +32,12 @@ _MOST = 253
 """Descriptors that one message can carry: SCM_MAX_FD of unix(7)."""
 
 _PROBE = "store-probe"
-"""What is in the store for a moment, to see whether anything gets in."""
+
+_DROPPED_SECONDS = 0.03
+"""
+How long systemd may still hold what it has dropped: 257 was seen to close it a moment after its
+answer to BARRIER=1, on a busy machine.
+"""
 
 _Steps = Iterator[tuple[int, int]]
 """What is done without blocking: a descriptor, and the event of poll(2) to wait for, in between."""
@@ -179,7 +184,7 @@ class Store:
                 yield from self._tell([*messages, (f"FDSTORE=1\nFDNAME={_PROBE}", [theirs])])
             finally:
                 os.close(theirs)
-            if _isReady(ours, 0):  # hung up: nobody has the other end
+            if _isReady(ours, _DROPPED_SECONDS):  # hung up: nobody has the other end
                 size = "" if self.size is None else f" of {self.size}"
                 raise StoreError(
                     f"the descriptor store{size} has no room for it all, or there is none: "
