@@ -29,7 +29,7 @@ _START = (
 _RESTARTS = 20
 _STARTS = 4
 """
-How many starts a reader may wait for, at most: it was 1.5 on two quiet cores, and what goes on at
+How many starts a reader may wait for, at most: one and a drain on a quiet machine; what goes on at
 the same time does not slow all down alike.
 """
 
