@@ -137,6 +137,7 @@ class Kernel:
         self.memory = MemoryReactorClock()
         self.now = 1000.0
         self.set: dict[int, float] = {}
+        self.timesSet = 0
         self.closed: list[int] = []
         self.refuses = False
         case.patch(module, "_create", self._create)
@@ -150,6 +151,7 @@ class Kernel:
         return 1000 + len(self.closed)
 
     def _set(self, number: int, nanoseconds: int) -> None:
+        self.timesSet += 1
         self.set[number] = self.now + nanoseconds / 1e9
 
     def pass_(self, seconds: float) -> None:
@@ -157,8 +159,7 @@ class Kernel:
         self.now += seconds
         for reader in list(self.memory.readers):
             due = self.set.get(reader.fileno())
-            if due is not None and due <= self.now:
-                del self.set[reader.fileno()]
+            if due is not None and due <= self.now:  # and stays so until it is set
                 reader.doRead()
 
 
@@ -212,6 +213,20 @@ class CallTests(SynchronousTestCase):
         self.assertEqual(self.called, [])
         self.kernel.pass_(0.001)
         self.assertEqual(self.called, ["inner"])
+
+    def test_again(self) -> None:
+        """What is due at each turn of the reactor sets the kernel's timer only once."""
+
+        def again(left: int) -> None:
+            self.called.append(left)
+            if left:
+                self.clock.callLater(0, again, left - 1)
+
+        again(3)
+        for _ in range(5):
+            self.kernel.pass_(0.001)
+        self.assertEqual((self.called, self.kernel.timesSet), ([3, 2, 1, 0], 1))
+        self.assertTrue(self.isClean())
 
     def test_cancel(self) -> None:
         """A cancelled call is not made, and the others are."""

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any
@@ -177,10 +178,15 @@ class _Timer:
         self._due = due
         self._lost = lost
         self._number = _create()
+        self._isDue = False
 
     def set(self, seconds: float) -> None:
         """Be due in so many seconds, and not before: a time that has come already is forgotten."""
-        _set(self._number, max(1, round(seconds * 1e9)))
+        # One that is due at once stays so by itself, since nobody reads it: what there is to do at
+        # each turn of a busy reactor costs no system call, which in a virtual machine is dear.
+        if seconds > 0 or not self._isDue:
+            self._isDue = False
+            _set(self._number, max(1, round(seconds * 1e9)))
         self._reactor.addReader(self)
 
     def pause(self) -> None:
@@ -200,6 +206,7 @@ class _Timer:
 
     def doRead(self) -> None:
         """The time has come. Nothing is read: the clock sets the timer anew, or closes it."""
+        self._isDue = True
         self._due()
 
     def connectionLost(self, reason: Failure) -> None:
@@ -240,12 +247,18 @@ else:
         specification = (c_long * 4)(0, 0, *divmod(nanoseconds, 10**9))
         _checked("timerfd_settime", number, 0, specification, None)
 
-    def _checked(function: str, *args: Any) -> int:
+    @cache
+    def _libc() -> Any:
         # Imported when it is needed: 1 to 2 ms, unless Twisted's TLS has it already. It makes no
         # callbacks, which MemoryDenyWriteExecute= would forbid.
-        from ctypes import CDLL, get_errno
+        from ctypes import CDLL
 
-        result: int = getattr(CDLL(None, use_errno=True), function)(*args)
+        return CDLL(None, use_errno=True)
+
+    def _checked(function: str, *args: Any) -> int:
+        from ctypes import get_errno
+
+        result: int = getattr(_libc(), function)(*args)
         if result < 0:
             number = get_errno()
             raise OSError(number, os.strerror(number))
