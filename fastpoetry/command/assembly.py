@@ -135,9 +135,7 @@ def _makeBlock(source: Source, places: list[_Place], policy: Policy, reactor: An
 
 
 def _isInJournal(environ: Mapping[str, str]) -> bool:
-    """
-    Whether this is a unit of ours, whose records are in the journal under the name of them all.
-    """
+    """Whether this is a unit of ours, whose records are in the journal under their common name."""
     return "JOURNAL_STREAM" in environ and environ.get("SYSLOG_IDENTIFIER") == "fastpoetry"
 
 

@@ -65,8 +65,9 @@ def asServer(options: Options) -> Iterator[None]:
 
 class Preflight(ExitStack):
     """
-    Tries endpoints out, and until it is closed holds their ports, so that one asked for twice is
-    found too.
+    Tries endpoints out.
+
+    Until it is closed it holds their ports, so that one that is asked for twice is found too.
     """
 
     def check(self, endpoint: IStreamServerEndpoint) -> None:

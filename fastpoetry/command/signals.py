@@ -14,8 +14,10 @@ from typing import Any
 
 def ignoreHangup() -> None:
     """
-    Have SIGHUP do nothing until there is somebody to reload: it ends a program that has not said
-    what it wants of it, and whoever sends it wants what is read now anyway.
+    Have SIGHUP do nothing until there is somebody to reload.
+
+    It ends a program that has not said what it wants of it, and whoever sends it wants what is read
+    now anyway.
     """
     if getsignal(SIGHUP) == SIG_DFL:
         signal(SIGHUP, SIG_IGN)

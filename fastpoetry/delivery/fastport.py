@@ -232,8 +232,9 @@ class BorrowedPort:
 
     def startListening(self) -> None:
         """
-        Accept, in the place of the port that was there before; from now on, connections are born
-        with a reset for their end.
+        Accept, in the place of the port that was there before.
+
+        From now on, connections are born with a reset for their end.
         """
         setLinger(self._socket, RESET_ON_CLOSE)
         self._isListening = True
@@ -293,8 +294,9 @@ class BorrowedPort:
 
     def doRead(self) -> None:
         """
-        Have the other port accept, one at a time: by itself it takes a hundred, and closes those
-        that it has no descriptor for.
+        Have the other port accept, one at a time.
+
+        By itself it takes a hundred, and closes those that it has no descriptor for.
         """
         for _ in range(_BATCH):
             self.policy.pauseIfFull()

@@ -114,15 +114,14 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         self._refuse("no PROXY header came")
 
     def drain(self) -> None:
-        """
-        Wait no longer than a moment: a balancer sends its header at once, but we may be quicker.
-        """
+        """Wait a moment at most: a balancer sends its header at once, but we may be quicker."""
         self.setTimeout(min(LINGER_SECONDS, self.policy.limits.drainSeconds))
 
     def readConnectionLost(self) -> None:
         """
-        The client has closed its side, through the balancer; with no header at all, this was the
-        balancer's own check.
+        The client has closed its side, through the balancer.
+
+        With no header at all, this was the balancer's own check.
         """
         if self._hasBegun:
             IHalfCloseableProtocol(self.wrappedProtocol).readConnectionLost()

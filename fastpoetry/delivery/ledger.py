@@ -113,9 +113,7 @@ class Ledger:
             )
 
     def lost(self, readers: int) -> None:
-        """
-        Clients in mid-poem were reset that another process had left to us, without a record each.
-        """
+        """Clients in mid-poem, left to us by another process, were reset without a record each."""
         self.counts.gaveUp += readers
         self._told.gaveUp += readers
 

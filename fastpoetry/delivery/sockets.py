@@ -42,8 +42,10 @@ _log = Logger()
 
 def isOver(connection: socket.SocketType) -> bool:
     """
-    Whether both ends of a TCP connection are closed and acknowledged, or one has reset it: closing
-    it then loses and resets nothing, whatever its options say (__tcp_close in net/ipv4/tcp.c).
+    Whether both ends of a TCP connection are closed and acknowledged, or one has reset it.
+
+    Closing it then loses and resets nothing, whatever its options say (__tcp_close in
+    net/ipv4/tcp.c).
     """
     if connection.family == socket.AF_UNIX:
         return False
@@ -64,8 +66,9 @@ def countUnacknowledged(connection: socket.SocketType) -> int:
 
 def countSent(connection: socket.SocketType) -> int | None:
     """
-    How many bytes were ever handed to the system for a connection that is not shut down, as the
-    kernel counts them (tcpi_bytes_acked in linux/tcp.h); of a UNIX socket it does not say.
+    How many bytes were ever handed to the system for a connection that is not shut down.
+
+    The kernel counts them (tcpi_bytes_acked in linux/tcp.h); of a UNIX socket it does not say.
     """
     if connection.family == socket.AF_UNIX:
         return None
@@ -76,8 +79,9 @@ def countSent(connection: socket.SocketType) -> int | None:
 
 def limitUnsent(connection: socket.SocketType) -> None:
     """
-    Keep a large poem that its reader does not take from filling the machine's memory; where the
-    system does not know how, serve without that.
+    Keep a large poem that its reader does not take from filling the machine's memory.
+
+    Where the system does not know how, serve without that.
     """
     if connection.family == socket.AF_UNIX:  # there, net.core.wmem_default is the limit
         return

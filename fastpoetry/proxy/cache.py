@@ -149,9 +149,7 @@ class Keeper:
         return loaded.addErrback(self._fail)
 
     def save(self, copy: Copy) -> None:
-        """
-        Have a copy replaced by a later one, which itself may be replaced before it is written.
-        """
+        """Have a copy replaced by a later one, of which only the last is sure to be written."""
         self._next = copy
         if not self._isSaving:
             self._saveNext()

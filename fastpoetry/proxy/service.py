@@ -178,8 +178,9 @@ class PoetryProxyService(service.Service):
 
     def _settle(self) -> None:
         """
-        Derive from the facts what is served and whether to fetch, and come back when time alone
-        will change it.
+        Derive from the facts what is served and whether to fetch.
+
+        It comes back when time alone will change that.
         """
         now = self._reactor.seconds()
         freshness, fetchedAt = self._freshness, self._fetchedAt

@@ -102,8 +102,9 @@ def _parseTCP(words: list[str], reactor: Any) -> HostnameEndpoint:
 
 class _UntimedReactor:
     """
-    A reactor whose connections are made however long that takes: the time for it would be taken
-    from the reactor's own clock, which can be set.
+    A reactor whose connections are made however long that takes.
+
+    The time for it would be taken from the reactor's own clock, which can be set.
     """
 
     def __init__(self, reactor: Any) -> None:

@@ -86,9 +86,7 @@ class _UNIXPort(unix.Port):
 
 
 class _UNIXDatagramPort(_unix.DatagramPort):  # type: ignore[misc]
-    """
-    A UNIX datagram port on a socket that is somebody else's, which Twisted does not know (#6594).
-    """
+    """A UNIX datagram port on somebody else's socket, which Twisted does not know (#6594)."""
 
     def __init__(self, reactor: Any, number: int, protocol: Any, maxPacketSize: int) -> None:
         """
@@ -337,9 +335,11 @@ def detachConnection(transport: Any) -> int:
 @implementer(IPlugin, IStreamServerEndpointStringParser)
 class AdoptedParser:
     """
-    The endpoint descriptions C{adopted:}, every listening socket that was passed and not yet given
-    out, and C{adopted:name=NAME}, those of that C{FileDescriptorName=}; with C{else=ENDPOINT},
-    where nobody passes anything, another endpoint.
+    The endpoint descriptions C{adopted:} and C{adopted:name=NAME}.
+
+    The first is every listening socket that was passed and not yet given out, the second those of
+    that C{FileDescriptorName=}. With C{else=ENDPOINT} it is another endpoint where nobody passes
+    anything.
     """
 
     prefix = "adopted"

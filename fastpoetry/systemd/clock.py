@@ -97,9 +97,7 @@ class MonotonicClock:
         return call.time != due or call not in self._pending
 
     def _run(self) -> None:
-        """
-        Call all that is due by now; what gets due meanwhile waits for the reactor's next turn.
-        """
+        """Call all that is due by now; what gets due meanwhile has the reactor's next turn."""
         self._armed = None
         last = (self.seconds(), next(self._counter))
         while self._heap and self._heap[0] < last:

@@ -23,9 +23,7 @@ _NAME = "systemd"
 
 
 class Options(usage.Options):
-    """
-    The other command, and its options.
-    """
+    """The other command, and its options."""
 
     synopsis = "COMMAND [options of that command]"
     longdesc = (
@@ -49,9 +47,7 @@ class Options(usage.Options):
             )
 
     def __missing__(self, key: str) -> Any:
-        """
-        Say what twistd was told, to a command that asks its parent.
-        """
+        """Say what twistd was told, to a command that asks its parent."""
         parent: Any = self.parent
         if parent is None:
             raise KeyError(key)

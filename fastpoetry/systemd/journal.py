@@ -453,8 +453,10 @@ class JournalObserver:
 
     def forget(self) -> None:
         """
-        Begin with no backlog and no thread: a forked child has no thread, its lock may be held for
-        ever, and the records that wait are its parent's to send.
+        Begin with no backlog and no thread.
+
+        A forked child has no thread, its lock may be held for ever, and the records that wait are
+        its parent's to send.
         """
         self._backlog: deque[tuple[bytes, bytes]] = deque()
         self._waitingBytes = 0
@@ -583,8 +585,9 @@ class JournalObserver:
 
     def _write(self, text: bytes) -> None:
         """
-        Write to the fallback past its buffer, whose lock a thread must not hold when the
-        interpreter ends.
+        Write to the fallback past its buffer.
+
+        A thread must not hold the buffer's lock when the interpreter ends.
         """
         try:
             if self._fallback is not None:

@@ -15,9 +15,7 @@ from twisted.logger import Logger
 
 
 class Manager:
-    """
-    The service manager, told without ever waiting for it.
-    """
+    """The service manager, told without ever waiting for it."""
 
     _log = Logger()
     _complained = False
@@ -52,16 +50,12 @@ class Manager:
         return True
 
     def declare(self, message: str) -> None:
-        """
-        Send what must arrive, after all that was declared before; if there is no room, later.
-        """
+        """Send what must arrive, after all that was declared before: if there is no room, later."""
         self._undeclared.append(message)
         self.catchUp()
 
     def catchUp(self) -> None:
-        """
-        Send what there was no room for.
-        """
+        """Send what there was no room for."""
         while self._undeclared and self.offer(self._undeclared[0]):
             self._undeclared.popleft()
 

@@ -35,15 +35,14 @@ _EXTEND_BY = 15
 
 
 class NotReady(Exception):
-    """
-    Something that belongs to the program has not started: one line that says what.
-    """
+    """Something that belongs to the program has not started: one line that says what."""
 
 
 class ReloadError(Exception):
     """
-    A reload that failed and has said so: its line is for who asked for the reload, and no record is
-    made of it.
+    A reload that failed and has said so.
+
+    Its line is for who asked for the reload, and no record is made of it.
     """
 
 
@@ -57,9 +56,7 @@ class StartingService(MultiService):
     started: Deferred[Any] | None = None
 
     def startService(self) -> None:
-        """
-        Start all services.
-        """
+        """Start all services."""
         Service.startService(self)
         # What is raised here ends the program as it does in a MultiService.
         starting = [_asDeferred(service.startService()) for service in self]
@@ -207,9 +204,7 @@ class NotifyService(Service):
             self._handlers.setdefault(number, before)
 
     def _stopOnce(self, number: int) -> None:
-        """
-        Have the reactor stop at the first of two signals; of the second it would make a traceback.
-        """
+        """Have the reactor stop at the first of two signals: the second would make a traceback."""
         stop = getsignal(number)
         if getattr(stop, "__self__", None) is self._reactor and callable(stop):
 
@@ -221,9 +216,7 @@ class NotifyService(Service):
             self._handle(number, handler)
 
     def _begin(self, token: object) -> None:
-        """
-        The reactor runs.
-        """
+        """The reactor runs."""
         if token is not self._token:
             return  # stopped before
         for number in (SIGTERM, SIGINT):
@@ -247,9 +240,7 @@ class NotifyService(Service):
         ready.addCallbacks(lambda _: self._ready(token, extending), self._startFailed)
 
     def _findStarting(self) -> Iterator[Deferred[Any]]:
-        """
-        What has to end before the program is ready.
-        """
+        """What has to end before the program is ready."""
         hook = self._readyHook() if callable(self._readyHook) else self._readyHook
         if hook is not None:
             yield _asDeferred(hook)
@@ -291,9 +282,7 @@ class NotifyService(Service):
         return loop
 
     def _extend(self) -> LoopingCall | None:
-        """
-        Ask for time, over and over, until it is used up.
-        """
+        """Ask for time, over and over, until it is used up."""
         if self._manager is None:
             return None
         manager, until = self._manager, self._clock.seconds() + self._extendSeconds
@@ -447,8 +436,9 @@ def _watch(other: Deferred[Any]) -> Deferred[Any]:
 
 def _findListening(service: Any) -> Iterator[Deferred[Any]]:
     """
-    What the program's endpoint services wait for, which they tell nobody: that they cannot listen
-    is a record, and the program goes on, deaf.
+    What the program's endpoint services wait for, which they tell nobody.
+
+    That they cannot listen is a record, and the program goes on, deaf.
     """
     if isinstance(service, StreamServerEndpointService):
         waiting = service._waitingForPort
@@ -464,9 +454,7 @@ def _checkPort(port: Any, endpoint: object) -> None:
 
 
 def failAtExit() -> None:
-    """
-    Have this process end with status 1 when it ends: twistd has no way to say so.
-    """
+    """Have this process end with status 1 when it ends: twistd has no way to say so."""
 
     def end() -> None:
         atexit.unregister(end)

@@ -72,15 +72,11 @@ class ReloadPort:
         self.resume()
 
     def resume(self) -> None:
-        """
-        Look again for who asks.
-        """
+        """Look again for who asks."""
         self._reactor.addReader(self)
 
     def close(self) -> None:
-        """
-        Let nobody ask any more.
-        """
+        """Let nobody ask any more."""
         self._reactor.removeReader(self)
         self._socket.close()
 
@@ -97,9 +93,7 @@ class ReloadPort:
         return "-"
 
     def doRead(self) -> None:
-        """
-        Somebody asks.
-        """
+        """Somebody asks."""
         try:
             client, _ = self._socket.accept()
         except OSError:

@@ -254,9 +254,7 @@ def _send(manager: socket.socket, state: str, numbers: Sequence[int]) -> _Steps:
 
 
 def _barrier(manager: socket.socket) -> _Steps:
-    """
-    Wait until systemd has done all that it was told before: then it closes what comes with this.
-    """
+    """Wait until systemd has done all that it was told before: it closes what comes with this."""
     ours, theirs = os.pipe2(os.O_CLOEXEC)
     try:
         try:
