@@ -20,6 +20,9 @@ from fastpoetry.command.tls import isPlain
 TLS = ("OpenSSL", "cryptography", "service_identity", "twisted.internet.ssl")
 """What nobody is to load who has no use for it. Python's own ssl comes with asyncio."""
 
+NEEDLESS = (*TLS, "twisted.application.internet", "automat", "prometheus_client")
+"""What a poem does not need."""
+
 # twistd, with a logger that writes down what is loaded once the server listens.
 _SPYING = """
 import os, sys
@@ -87,12 +90,12 @@ class ProcessTests(SynchronousTestCase):
         """Start a twistd that says what it has loaded."""
         return self.place.begin(sys.executable, "-c", _SPYING, *arguments)
 
-    def findTLS(self, process: subprocess.Popen[str]) -> Sequence[str]:
-        """What a process that says so has loaded of L{TLS}."""
+    def findLoaded(self, process: subprocess.Popen[str], among: Sequence[str]) -> Sequence[str]:
+        """What a process that says so has loaded, among some modules."""
         file = self.place.folder / "loaded"
         waitUntil(lambda: process.poll() is not None or file.exists(), "a server that listens")
         loaded = waitUntil(file.read_text, "what is loaded").split()
-        return [name for name in TLS if name in loaded]
+        return [name for name in among if name in loaded]
 
     def test_server(self) -> None:
         """A server of plain sockets loads none of it, and serves."""
@@ -100,14 +103,14 @@ class ProcessTests(SynchronousTestCase):
             *("fastpoetry", "--poem", "poetry/ecstasy.txt", "--listen", f"tcp:{self.port}"),
             *("--listen", "unix:socket", "--listen", "haproxy:unix:proxied"),
         )
-        self.assertEqual(self.findTLS(process), [])
+        self.assertEqual(self.findLoaded(process, NEEDLESS), [])
         poem = (ROOT / "poetry" / "ecstasy.txt").read_bytes()
         self.assertEqual(fetchFrom(process, ("127.0.0.1", self.port)), poem)
 
     def test_proxy(self) -> None:
         """Nor does a proxy whose upstream is a plain socket."""
         process = self.begin("fastpoetry-proxy", "--upstream", "unix:none", "--port", "0")
-        self.assertEqual(self.findTLS(process), [])
+        self.assertEqual(self.findLoaded(process, TLS), [])
 
     def test_upstream(self) -> None:
         """A proxy with one upstream behind TLS loads it."""
@@ -115,7 +118,7 @@ class ProcessTests(SynchronousTestCase):
             *("fastpoetry-proxy", "--upstream", "unix:none", "--listen", "unix:socket"),
             *("--upstream", f"tls:poems:{self.port}", "--listen", "unix:other"),
         )
-        self.assertEqual(self.findTLS(process), list(TLS))
+        self.assertEqual(self.findLoaded(process, TLS), list(TLS))
 
     @skipUnless(shutil.which("openssl"), "no openssl")
     def test_works(self) -> None:
@@ -131,7 +134,7 @@ class ProcessTests(SynchronousTestCase):
             *("fastpoetry", "--poem", "poetry/ecstasy.txt", "--listen", "unix:socket"),
             *("--poem", "poetry/science.txt", "--listen", secure),
         )
-        self.assertEqual(self.findTLS(process), list(TLS))
+        self.assertEqual(self.findLoaded(process, TLS), list(TLS))
         fetchFrom(process, str(self.place.folder / "socket"))
         context = ssl.create_default_context(cafile=certificate)
         context.check_hostname = False

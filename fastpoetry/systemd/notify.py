@@ -17,7 +17,6 @@ from contextlib import suppress
 from signal import SIG_DFL, SIGHUP, SIGINT, SIGTERM, getsignal, signal
 from typing import Any
 
-from twisted.application.internet import StreamServerEndpointService
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred, FirstError, gatherResults, maybeDeferred
 from twisted.internet.task import LoopingCall
@@ -440,7 +439,9 @@ def _findListening(service: Any) -> Iterator[Deferred[Any]]:
 
     That they cannot listen is a record, and the program goes on, deaf.
     """
-    if isinstance(service, StreamServerEndpointService):
+    # Where nobody has imported its module, no service is one of them, and 0.3 MiB are saved.
+    internet: Any = sys.modules.get("twisted.application.internet")
+    if internet and isinstance(service, internet.StreamServerEndpointService):
         waiting = service._waitingForPort
         if waiting is not None:
             yield _watch(waiting).addCallback(_checkPort, service.endpoint)
