@@ -203,10 +203,9 @@ class AdoptedPort:
         return address
 
 
-@implementer(IStreamServerEndpoint)
-class AdoptedEndpoint:
+class _Claimant:
     """
-    An endpoint that listens on adopted sockets.
+    Who listens on sockets that were given out.
 
     @ivar descriptors: the sockets.
     """
@@ -219,13 +218,18 @@ class AdoptedEndpoint:
     ) -> None:
         """
         @param reactor: provides C{IReactorSocket} and C{IReactorFDSet}.
-        @param descriptors: what L{Inherited.claim} gave out.
+        @param descriptors: what L{Inherited.claim} gave out, of the kind that we are for.
         @param owner: who gave it out, and has it back when the last port has stopped; without it,
             L{inherited}.
         """
         self._reactor = reactor
         self._claim = _Claim(descriptors, owner)
         self.descriptors = descriptors
+
+
+@implementer(IStreamServerEndpoint)
+class AdoptedEndpoint(_Claimant):
+    """An endpoint that listens on adopted sockets."""
 
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
         """
@@ -250,28 +254,8 @@ class AdoptedEndpoint:
         return execute(port.startListening).addCallback(lambda _: port)
 
 
-class AdoptedDatagrams:
-    """
-    What an endpoint is for connections, for datagram sockets: INET, INET6 and UNIX.
-
-    @ivar descriptors: the sockets.
-    """
-
-    def __init__(
-        self,
-        reactor: Any,
-        descriptors: tuple[Descriptor, ...],
-        owner: Inherited | None = None,
-    ) -> None:
-        """
-        @param reactor: provides C{IReactorSocket} and C{IReactorFDSet}.
-        @param descriptors: what L{Inherited.claim} gave out for C{SOCK_DGRAM}.
-        @param owner: who gave it out, and has it back when the last port has stopped; without it,
-            L{inherited}.
-        """
-        self._reactor = reactor
-        self._claim = _Claim(descriptors, owner)
-        self.descriptors = descriptors
+class AdoptedDatagrams(_Claimant):
+    """What an endpoint is for connections, for datagram sockets: INET, INET6 and UNIX."""
 
     def listen(
         self, makeProtocol: Callable[[], DatagramProtocol], maxPacketSize: int = 8192

@@ -526,3 +526,12 @@ class FaultCase(SynchronousTestCase):
     def assertAll(self, quality: str, replies: Iterable[Reply]) -> None:
         """Assert that every reply C{isExact}, or C{isHonest}; show the ones that are not."""
         self.assertEqual([each for each in replies if not getattr(each, quality)][:5], [])
+
+    def assertKillResets(self, server: Server, clients: list[socket.socket], poem: bytes) -> None:
+        """Kill a server half-way through a poem; assert that every client of it gets a reset."""
+        for client in clients:
+            self.assertTrue(client.recv(1000))
+        server.end(signal.SIGKILL)
+        for count, end in map(readAll, clients):
+            self.assertLess(count, len(poem))
+            self.assertEqual(end, "reset")

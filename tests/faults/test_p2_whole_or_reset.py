@@ -38,24 +38,14 @@ class KillTests(FaultCase):
         server = self.serve()
         self.assertAll("isExact", [run(fetch(address, poem))])
         clients = self.hold(20, address)
-        for client in clients:
-            self.assertTrue(client.recv(1000))
-        server.end(signal.SIGKILL)
-        for count, end in map(readAll, clients):
-            self.assertLess(count, len(poem))
-            self.assertEqual(end, "reset")
+        self.assertKillResets(server, clients, poem)
 
     def test_killedHalfWayFromTheBacklog(self) -> None:
         """So do those who connected while no server ran, to a socket that nobody had prepared."""
         address, poem = self.listen(), self.write(makeText(16 * MEBI))
         clients = self.hold(20, address)
         server = self.serve()
-        for client in clients:
-            self.assertTrue(client.recv(1000))
-        server.end(signal.SIGKILL)
-        for count, end in map(readAll, clients):
-            self.assertLess(count, len(poem))
-            self.assertEqual(end, "reset")
+        self.assertKillResets(server, clients, poem)
 
     def test_killedHalfWayFromTheBacklogOfARestart(self) -> None:
         """So do those who connected between two servers."""
@@ -65,12 +55,7 @@ class KillTests(FaultCase):
         first.end()
         clients = self.hold(20, address)
         server = self.serve()
-        for client in clients:
-            self.assertTrue(client.recv(1000))
-        server.end(signal.SIGKILL)
-        for count, end in map(readAll, clients):
-            self.assertLess(count, len(poem))
-            self.assertEqual(end, "reset")
+        self.assertKillResets(server, clients, poem)
 
     def test_killedAfterTheLastByte(self) -> None:
         """

@@ -72,12 +72,7 @@ class ProxiedTests(FaultCase):
         """Readers half-way through when the server is killed get a reset."""
         server, address, poem = self.begin(16 * MEBI)
         clients = self.arrive(20, address)
-        for client in clients:
-            self.assertTrue(client.recv(1000))
-        server.end(signal.SIGKILL)
-        for count, end in map(readAll, clients):
-            self.assertLess(count, len(poem))
-            self.assertEqual(end, "reset")
+        self.assertKillResets(server, clients, poem)
 
     def test_stoppedReaders(self) -> None:
         """500 clients that take nothing are reset at the deadline, and cost little until then."""
