@@ -369,9 +369,7 @@ def _grown(after: Sample, before: Sample) -> Sample:
 
 
 def _measureHeld(bench: Bench, server: Server, readers: int) -> Sample:
-    """
-    Measure beside readers that are held: with the smallest buffer, and above the least rate.
-    """
+    """Measure beside readers that are held: with the smallest buffer, and above the least rate."""
     bench.settle(server)
     before = _memory(server)
     with holding(server.where, readers, "-b", "1", "-p", "100"):

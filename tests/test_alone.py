@@ -1,6 +1,4 @@
-"""
-Tests that what is for any program serves one without any poetry, whatever it lacks.
-"""
+"""Tests that what is for any program serves one without any poetry, whatever it lacks."""
 
 from __future__ import annotations
 
@@ -94,14 +92,10 @@ def run(
 
 
 class ImportTests(SynchronousTestCase):
-    """
-    What comes along.
-    """
+    """What comes along."""
 
     def test_alone(self) -> None:
-        """
-        Importing a module brings in what it needs of this package, and installs no reactor.
-        """
+        """Importing a module brings in what it needs of this package, and installs no reactor."""
         for module, others in MODULES.items():
             names = [f"fastpoetry.systemd.{each}" for each in [*others, module]]
             said = run(IMPORT.format(module=names[-1]))
@@ -109,17 +103,13 @@ class ImportTests(SynchronousTestCase):
             self.assertEqual(said, (0, f"{ours}\nFalse\n", ""))
 
     def test_plugin(self) -> None:
-        """
-        Nor does the drop-in, which every twistd on the machine imports.
-        """
+        """Nor does the drop-in, which every twistd on the machine imports."""
         _, said, _ = run(IMPORT.format(module="twisted.plugins.fastpoetry_plugin"))
         self.assertEqual(said, "\nFalse\n")
 
 
 class AdoptedTests(SynchronousTestCase):
-    """
-    Somebody else's C{twistd web}, with sockets that are not what it wants.
-    """
+    """Somebody else's C{twistd web}, with sockets that are not what it wants."""
 
     def refusal(self, endpoint: str, *passed: socket.socket, names: str = "") -> str:
         """
@@ -150,9 +140,7 @@ class AdoptedTests(SynchronousTestCase):
         return made
 
     def test_nothing(self) -> None:
-        """
-        Without a socket it says who passes one.
-        """
+        """Without a socket it says who passes one."""
         self.assertEqual(
             self.refusal("adopted:"),
             "adopted: no descriptor was passed: "
@@ -160,9 +148,7 @@ class AdoptedTests(SynchronousTestCase):
         )
 
     def test_otherName(self) -> None:
-        """
-        Without the name that it wants it says which there are.
-        """
+        """Without the name that it wants it says which there are."""
         made = self.socket()
         port = made.getsockname()[1]
         self.assertEqual(
@@ -172,9 +158,7 @@ class AdoptedTests(SynchronousTestCase):
         )
 
     def test_otherKind(self) -> None:
-        """
-        Of what cannot be listened on it says what that is.
-        """
+        """Of what cannot be listened on it says what that is."""
         made = self.socket(socket.SOCK_DGRAM)
         port = made.getsockname()[1]
         self.assertEqual(
@@ -185,14 +169,10 @@ class AdoptedTests(SynchronousTestCase):
 
 
 class JournalTests(SynchronousTestCase):
-    """
-    A program on a machine without a journal.
-    """
+    """A program on a machine without a journal."""
 
     def test_nothing(self) -> None:
-        """
-        It says so once on stderr, and writes its records there.
-        """
+        """It says so once on stderr, and writes its records there."""
         status, said, complaint = run(JOURNAL)
         self.assertEqual((status, said), (0, ""))
         self.assertEqual(
@@ -208,22 +188,16 @@ class JournalTests(SynchronousTestCase):
 
 
 class NotifyTests(SynchronousTestCase):
-    """
-    A program that systemd did not start.
-    """
+    """A program that systemd did not start."""
 
     def test_nothing(self) -> None:
-        """
-        It says nothing; SIGHUP reloads all the same.
-        """
+        """It says nothing; SIGHUP reloads all the same."""
         status, said, complaint = run(NOTIFY)
         self.assertEqual((status, complaint), (0, ""))
         self.assertNotIn("fastpoetry", said)
 
     def test_nobodyThere(self) -> None:
-        """
-        Where nobody listens it says so once, and goes on.
-        """
+        """Where nobody listens it says so once, and goes on."""
         status, said, complaint = run(NOTIFY, NOTIFY_SOCKET="/nonexistent/socket")
         self.assertEqual((status, complaint), (0, ""))
         ours = [line for line in said.splitlines() if "fastpoetry" in line]
@@ -236,8 +210,6 @@ class NotifyTests(SynchronousTestCase):
         )
 
     def test_noWatchdog(self) -> None:
-        """
-        A watchdog's time that is none is no time.
-        """
+        """A watchdog's time that is none is no time."""
         status, _, complaint = run(NOTIFY, NOTIFY_SOCKET="@nobody", WATCHDOG_USEC="soon")
         self.assertEqual((status, complaint), (0, ""))

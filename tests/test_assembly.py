@@ -263,9 +263,7 @@ class NotifyTests(AssemblyCase):
         self.successResultOf(reloaded)
 
     def test_reloadFails(self) -> None:
-        """
-        One that fails ends no other; the whole has then failed, with what was said.
-        """
+        """One that fails ends no other; the whole has then failed, with what was said."""
         notify = self.notify("--ode", "a", "--port", "1", "--ode", "b", "--port", "2")
         reloaded = notify.reload()
         self.odes[0].reloading[0].errback(ValueError("is empty"))

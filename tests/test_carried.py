@@ -165,9 +165,7 @@ class DistrustTests(CarriedCase):
         self.assertEqual((found.readers, found.lost), ({}, 1))
 
     def test_nothing(self) -> None:
-        """
-        Of nothing comes nothing but a fault.
-        """
+        """Of nothing comes nothing but a fault."""
         self.assertEqual(unpack([], self.door, 10.0), ({}, 0, ["what was carried is damaged"]))
 
     @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists), st.data())

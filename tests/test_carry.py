@@ -150,9 +150,7 @@ class CarryTests(CarryCase):
         self.assertEqual([*self.policy._sending.values()], [before])
 
     def test_noState(self) -> None:
-        """
-        Of whom nothing is known, is reset and counted, with a record that says why.
-        """
+        """Of whom nothing is known, is reset and counted, with a record that says why."""
         client = self.connect()
         packed = pack([self.reader])
         self.addCleanup(os.close, packed)

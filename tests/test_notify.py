@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.systemd.notify}, against a real datagram socket in systemd's place.
-"""
+"""Tests for L{fastpoetry.systemd.notify}, against a real datagram socket in systemd's place."""
 
 from __future__ import annotations
 
@@ -30,9 +28,7 @@ from fastpoetry.systemd.notify import NotifyService
 
 @implementer(IReactorFromThreads)
 class Reactor(MemoryReactorClock):
-    """
-    A reactor in memory to which signal handlers can speak.
-    """
+    """A reactor in memory to which signal handlers can speak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,40 +36,30 @@ class Reactor(MemoryReactorClock):
         self._fromThread: list[Callable[[], object]] = []
 
     def callWhenRunning(self, callable: Callable[..., object], *args: Any, **kw: Any) -> None:
-        """
-        Call at once if the reactor runs, which Twisted's own fake of 22.4 does not.
-        """
+        """Call at once if the reactor runs, which Twisted's own fake of 22.4 does not."""
         if self.hasRun:
             callable(*args, **kw)
         else:
             self.whenRunningHooks.append((callable, args, kw))
 
     def callFromThread(self, callable: Callable[..., object], *args: Any, **kw: Any) -> None:
-        """
-        Remember the call for the next turn of the reactor.
-        """
+        """Remember the call for the next turn of the reactor."""
         self._fromThread.append(lambda: callable(*args, **kw))
 
     def turn(self) -> None:
-        """
-        Make the calls that signal handlers asked for.
-        """
+        """Make the calls that signal handlers asked for."""
         calls, self._fromThread = self._fromThread, []
         for call in calls:
             call()
 
     def shutDown(self, phase: str = "after") -> None:
-        """
-        Call what was to be called in that phase of the shutdown.
-        """
+        """Call what was to be called in that phase of the shutdown."""
         for f, args, kw in self.triggers.get(phase, {}).get("shutdown", []):
             f(*args, **kw)
 
 
 class Systemd:
-    """
-    The reading end of C{NOTIFY_SOCKET}.
-    """
+    """The reading end of C{NOTIFY_SOCKET}."""
 
     def __init__(self, address: str) -> None:
         self.environ = {"NOTIFY_SOCKET": address}
@@ -94,9 +80,7 @@ class Systemd:
                 return datagrams
 
     def fill(self) -> None:
-        """
-        Have others take all the room there is, each as much as one sender may.
-        """
+        """Have others take all the room there is, each as much as one sender may."""
         while self._fillSome():
             pass
 
@@ -113,9 +97,7 @@ class Systemd:
 
 
 class NotifyCase(SynchronousTestCase):
-    """
-    A reactor, a systemd, and services between them.
-    """
+    """A reactor, a systemd, and services between them."""
 
     def setUp(self) -> None:
         folder = TemporaryDirectory()
@@ -156,44 +138,32 @@ class NotifyCase(SynchronousTestCase):
         return service
 
     def stop(self, service: NotifyService) -> None:
-        """
-        Stop a service because the program ends.
-        """
+        """Stop a service because the program ends."""
         self.reactor.shutDown("before")
         service.stopService()
 
     def hangUp(self) -> None:
-        """
-        Do what SIGHUP and the reactor's next turn do.
-        """
+        """Do what SIGHUP and the reactor's next turn do."""
         self.handlers[signal.SIGHUP](signal.SIGHUP, None)
         self.reactor.turn()
 
 
 class ReadyTests(NotifyCase):
-    """
-    Readiness.
-    """
+    """Readiness."""
 
     def test_fake(self) -> None:
-        """
-        The reactor of these tests offers to signal handlers what a real one does.
-        """
+        """The reactor of these tests offers to signal handlers what a real one does."""
         verifyObject(IReactorFromThreads, self.reactor)
 
     def test_running(self) -> None:
-        """
-        READY is said when the reactor runs, not when the service starts.
-        """
+        """READY is said when the reactor runs, not when the service starts."""
         self.service().startService()
         before = self.systemd.heard()
         self.reactor.run()
         self.assertEqual((before, self.systemd.heard()), ([], ["READY=1"]))
 
     def test_failedStart(self) -> None:
-        """
-        READY is never said where another service fails to start.
-        """
+        """READY is never said where another service fails to start."""
 
         class Broken(Service):
             def startService(self) -> None:
@@ -207,9 +177,7 @@ class ReadyTests(NotifyCase):
         self.assertEqual(self.systemd.heard(), [])
 
     def test_addedLater(self) -> None:
-        """
-        READY is said at once where the service is added to a program that runs.
-        """
+        """READY is said at once where the service is added to a program that runs."""
         services = MultiService()
         services.startService()
         self.reactor.run()
@@ -228,9 +196,7 @@ class ReadyTests(NotifyCase):
         self.assertEqual(systemd.heard(), ["READY=1"])
 
     def test_outsideSystemd(self) -> None:
-        """
-        Outside systemd no status is asked for and no timer runs, from start to stop.
-        """
+        """Outside systemd no status is asked for and no timer runs, from start to stop."""
         environs: list[dict[str, str]] = [{}, {"NOTIFY_SOCKET": "", "WATCHDOG_USEC": "3000000"}]
         for environ in environs:
             service = NotifyService(
@@ -243,22 +209,16 @@ class ReadyTests(NotifyCase):
 
 
 class StatusTests(NotifyCase):
-    """
-    The status.
-    """
+    """The status."""
 
     def test_beforeReady(self) -> None:
-        """
-        Whoever sees that the program is ready sees its status.
-        """
+        """Whoever sees that the program is ready sees its status."""
         self.service(status=lambda: "Serving ecstasy").startService()
         self.reactor.run()
         self.assertEqual(self.systemd.heard(), ["STATUS=Serving ecstasy", "READY=1"])
 
     def test_changes(self) -> None:
-        """
-        The status is told a second later, and only if it has changed.
-        """
+        """The status is told a second later, and only if it has changed."""
         poems = ["0 poems"]
         self.started(status=lambda: poems[-1])
         heard = []
@@ -270,9 +230,7 @@ class StatusTests(NotifyCase):
 
     @given(st.text(st.characters()) | st.text("\n\r\0\x1b\x85\u2028\ud800=🦉", min_size=1500))
     def test_hostile(self, text: str) -> None:
-        """
-        Whatever the status holds comes as one printable line, which systemd will not drop.
-        """
+        """Whatever the status holds comes as one printable line, which systemd will not drop."""
         reactor = Reactor()
         service = NotifyService(
             reactor, status=lambda: text, clock=reactor, environ=self.systemd.environ
@@ -290,9 +248,7 @@ class StatusTests(NotifyCase):
             self.assertLessEqual(len(line.encode()), 4096)
 
     def test_failure(self) -> None:
-        """
-        A status that cannot be told is logged once and keeps nothing else from being told.
-        """
+        """A status that cannot be told is logged once and keeps nothing else from being told."""
         self.service(status=lambda: str(1 // 0), WATCHDOG_USEC="3000000").startService()
         self.reactor.run()
         self.reactor.pump([0.5] * 4)
@@ -301,32 +257,24 @@ class StatusTests(NotifyCase):
 
 
 class ReloadTests(NotifyCase):
-    """
-    SIGHUP.
-    """
+    """SIGHUP."""
 
     def setUp(self) -> None:
         super().setUp()
         self.reloads: list[Deferred[None]] = []
 
     def slowly(self) -> Deferred[None]:
-        """
-        Reload for as long as the test wants.
-        """
+        """Reload for as long as the test wants."""
         self.reloads.append(Deferred())
         return self.reloads[-1]
 
     def test_withoutHook(self) -> None:
-        """
-        Where there is nothing to reload, SIGHUP is left alone.
-        """
+        """Where there is nothing to reload, SIGHUP is left alone."""
         self.started()
         self.assertEqual(self.handlers, {})
 
     def test_outsideSystemd(self) -> None:
-        """
-        SIGHUP reloads outside systemd as well.
-        """
+        """SIGHUP reloads outside systemd as well."""
         self.started(reload=self.slowly, NOTIFY_SOCKET="")
         self.hangUp()
         self.assertEqual(len(self.reloads), 1)
@@ -334,9 +282,7 @@ class ReloadTests(NotifyCase):
         self.assertEqual(self.systemd.heard(), [])
 
     def test_inTheReactor(self) -> None:
-        """
-        The signal handler leaves everything to the reactor.
-        """
+        """The signal handler leaves everything to the reactor."""
         self.started(reload=self.slowly)
         self.handlers[signal.SIGHUP](signal.SIGHUP, None)
         self.assertEqual((self.reloads, self.systemd.heard()), ([], []))
@@ -361,9 +307,7 @@ class ReloadTests(NotifyCase):
         self.assertEqual(self.systemd.heard(), ["STATUS=Serving fascination", "READY=1"])
 
     def test_coroutine(self) -> None:
-        """
-        What reloads may be an C{async def}.
-        """
+        """What reloads may be an C{async def}."""
 
         async def reload() -> None:
             await self.slowly()
@@ -375,9 +319,7 @@ class ReloadTests(NotifyCase):
         self.assertEqual(self.systemd.heard(), ["READY=1"])
 
     def test_failedAtOnce(self) -> None:
-        """
-        A reload that raises is logged once, and the program is READY as before.
-        """
+        """A reload that raises is logged once, and the program is READY as before."""
 
         def reload() -> None:
             raise LookupError
@@ -388,9 +330,7 @@ class ReloadTests(NotifyCase):
         self.assertEqual(len(self.flushLoggedErrors(LookupError)), 1)
 
     def test_failedLater(self) -> None:
-        """
-        A reload that fails in the end is logged once, and another can follow.
-        """
+        """A reload that fails in the end is logged once, and another can follow."""
         self.started(reload=self.slowly)
         for _ in range(2):
             self.hangUp()
@@ -414,9 +354,7 @@ class ReloadTests(NotifyCase):
         self.assertEqual((len(self.reloads), self.systemd.heard()), (2, ["READY=1"]))
 
     def test_stopping(self) -> None:
-        """
-        A SIGHUP while the program stops does nothing.
-        """
+        """A SIGHUP while the program stops does nothing."""
         service = self.started(reload=self.slowly)
         self.stop(service)
         self.hangUp()
@@ -436,14 +374,10 @@ class ReloadTests(NotifyCase):
 
 
 class StopTests(NotifyCase):
-    """
-    The stop.
-    """
+    """The stop."""
 
     def test_first(self) -> None:
-        """
-        STOPPING is said before any other service begins to stop.
-        """
+        """STOPPING is said before any other service begins to stop."""
         heard = []
 
         class Other(Service):
@@ -461,9 +395,7 @@ class StopTests(NotifyCase):
         self.assertEqual(heard, ["STOPPING=1"])
 
     def test_goesOn(self) -> None:
-        """
-        While the program drains, its status and its signs of life go on.
-        """
+        """While the program drains, its status and its signs of life go on."""
         readers = ["1 reader", "2 readers", "3 readers"]
         service = self.started(status=readers.pop, WATCHDOG_USEC="3000000")
         self.stop(service)
@@ -472,9 +404,7 @@ class StopTests(NotifyCase):
         self.assertEqual(sorted(self.systemd.heard()), ["STATUS=2 readers", "WATCHDOG=1"])
 
     def test_closed(self) -> None:
-        """
-        After the shutdown no descriptor of ours is left.
-        """
+        """After the shutdown no descriptor of ours is left."""
         before = os.listdir("/proc/self/fd")
         self.stop(self.started())
         during = os.listdir("/proc/self/fd")
@@ -484,9 +414,7 @@ class StopTests(NotifyCase):
 
 
 class WatchdogTests(NotifyCase):
-    """
-    The watchdog.
-    """
+    """The watchdog."""
 
     def pings(self, **environ: str) -> list[str]:
         """
@@ -497,41 +425,29 @@ class WatchdogTests(NotifyCase):
         return self.systemd.heard()
 
     def test_third(self) -> None:
-        """
-        A sign of life is given three times in the time that systemd waits for one.
-        """
+        """A sign of life is given three times in the time that systemd waits for one."""
         self.assertEqual(self.pings(WATCHDOG_USEC="6000000"), ["WATCHDOG=1"] * 5)
 
     def test_ours(self) -> None:
-        """
-        A watchdog for this process is heeded.
-        """
+        """A watchdog for this process is heeded."""
         pings = self.pings(WATCHDOG_USEC="6000000", WATCHDOG_PID=str(os.getpid()))
         self.assertEqual(len(pings), 5)
 
     def test_others(self) -> None:
-        """
-        A watchdog for another process is none of ours.
-        """
+        """A watchdog for another process is none of ours."""
         self.assertEqual(self.pings(WATCHDOG_USEC="6000000", WATCHDOG_PID="1"), [])
 
     def test_nonsense(self) -> None:
-        """
-        A time that is none is no watchdog.
-        """
+        """A time that is none is no watchdog."""
         for time_ in ("", "0", "-1", "six", "6e6", "9" * 400, "9" * 5000):
             self.assertEqual((time_, self.pings(WATCHDOG_USEC=time_)), (time_, []))
 
 
 class ManagerTests(NotifyCase):
-    """
-    A manager that does not read, or is not there.
-    """
+    """A manager that does not read, or is not there."""
 
     def test_full(self) -> None:
-        """
-        States for which there is no room come later, all of them and in order.
-        """
+        """States for which there is no room come later, all of them and in order."""
         self.systemd.fill()
         service = self.service(status=lambda: "Serving", reload=lambda: None)
         service.startService()
@@ -546,9 +462,7 @@ class ManagerTests(NotifyCase):
         self.assertEqual(heard, ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"])
 
     def test_nobody(self) -> None:
-        """
-        Where nobody listens, one warning says so and the program goes on.
-        """
+        """Where nobody listens, one warning says so and the program goes on."""
         service = self.service(status=lambda: "Serving", NOTIFY_SOCKET="@nobody\n{here}")
         with capturedLogs() as events:
             service.startService()
@@ -559,9 +473,7 @@ class ManagerTests(NotifyCase):
         self.assertEqual(events[0]["cause"], "Connection refused")
 
     def test_impossible(self) -> None:
-        """
-        An address that cannot be is as good as nobody.
-        """
+        """An address that cannot be is as good as nobody."""
         for address in ("@" * 200, "vsock:2:1", "notify", "/"):
             with capturedLogs() as events:
                 self.service(NOTIFY_SOCKET=address).startService()
@@ -623,9 +535,7 @@ reactor.run()
 
 
 class ProcessTests(NotifyCase):
-    """
-    A real program.
-    """
+    """A real program."""
 
     def python(self, program: str, **variables: str) -> str:
         """
@@ -640,9 +550,7 @@ class ProcessTests(NotifyCase):
         return done.stdout
 
     def test_signals(self) -> None:
-        """
-        SIGHUP reloads a running program and leaves one that is draining alone.
-        """
+        """SIGHUP reloads a running program and leaves one that is draining alone."""
         self.assertEqual(self.python(PROGRAM).split(), ["reloaded", "drained"])
         heard = [message.split("\n")[0] for message in self.systemd.heard()]
         self.assertEqual(heard, ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"])
@@ -661,9 +569,7 @@ class ProcessTests(NotifyCase):
             self.assertIn("WATCHDOG=1", heard)
 
     def test_alone(self) -> None:
-        """
-        The module stands alone: importing it brings in nothing of poetry and no reactor.
-        """
+        """The module stands alone: importing it brings in nothing of poetry and no reactor."""
         program = "import sys, fastpoetry.systemd.notify; print(*sys.modules)"
         modules = self.python(program).split()
         ours = [module for module in modules if module.split(".")[0] == "fastpoetry"]

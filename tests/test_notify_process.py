@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.systemd.notify} and L{fastpoetry.systemd.reload} in processes.
-"""
+"""Tests for L{fastpoetry.systemd.notify} and L{fastpoetry.systemd.reload} in processes."""
 
 from __future__ import annotations
 
@@ -95,9 +93,7 @@ reactor.run()
 
 
 class ProcessTests(NotifyCase):
-    """
-    Real programs.
-    """
+    """Real programs."""
 
     def start(self, command: Sequence[str], **variables: str) -> subprocess.CompletedProcess[str]:
         """
@@ -111,17 +107,13 @@ class ProcessTests(NotifyCase):
         )
 
     def test_failedStart(self) -> None:
-        """
-        A start that fails ends the program with status 1, after all that comes at an end.
-        """
+        """A start that fails ends the program with status 1, after all that comes at an end."""
         done = self.start(["-c", FAILING])
         self.assertEqual((done.returncode, done.stdout.split()), (1, ["tidied", "flushed"]))
         self.assertEqual(self.systemd.heard(), [])
 
     def test_signals(self) -> None:
-        """
-        However often a program is told to end, it drains once, and there is no traceback.
-        """
+        """However often a program is told to end, it drains once, and there is no traceback."""
         for number in ("signal.SIGTERM", "signal.SIGINT"):
             done = self.start(["-c", SIGNALS.replace("NUMBER", number)])
             self.assertEqual(done.stdout, "drained\n")
@@ -130,16 +122,12 @@ class ProcessTests(NotifyCase):
             self.assertEqual(self.systemd.heard(), ["READY=1", "STOPPING=1"])
 
     def test_early(self) -> None:
-        """
-        A SIGHUP before the start does not kill, and reloads after it.
-        """
+        """A SIGHUP before the start does not kill, and reloads after it."""
         done = self.start(["-c", EARLY])
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "reloaded\n", ""))
 
     def test_reloads(self) -> None:
-        """
-        Who asks for a reload hears what came of it.
-        """
+        """Who asks for a reload hears what came of it."""
         done = self.start(["-c", RELOADING], INVOCATION_ID="7")
         self.assertEqual(
             done.stdout.splitlines(),
@@ -151,9 +139,7 @@ class ProcessTests(NotifyCase):
         )
 
     def test_nobodyReloads(self) -> None:
-        """
-        Where nobody can be asked, one line says why.
-        """
+        """Where nobody can be asked, one line says why."""
         command = ["-m", "fastpoetry.systemd.reload"]
         without = self.start(command)
         other = self.start(command, MAINPID="1", INVOCATION_ID="none")

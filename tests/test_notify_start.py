@@ -26,9 +26,7 @@ reactor: Any = _reactor
 
 
 class Endpoint:
-    """
-    Listens when the test says so.
-    """
+    """Listens when the test says so."""
 
     def __init__(self, listening: Deferred[Any]) -> None:
         self._listening = listening
@@ -37,32 +35,24 @@ class Endpoint:
         return "<endpoint>"
 
     def listen(self, factory: object) -> Deferred[Any]:
-        """
-        Wait for the test.
-        """
+        """Wait for the test."""
         return self._listening
 
 
 class Slow(Service):
-    """
-    Starts when the test says so.
-    """
+    """Starts when the test says so."""
 
     def __init__(self, started: Any) -> None:
         self._started = started
 
     def startService(self) -> Any:
-        """
-        Return what the test has.
-        """
+        """Return what the test has."""
         super().startService()
         return self._started
 
 
 class ReadyTests(NotifyCase):
-    """
-    What is waited for before READY.
-    """
+    """What is waited for before READY."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -70,9 +60,7 @@ class ReadyTests(NotifyCase):
         self.patch(notify, "failAtExit", lambda: self.exits.append(1))
 
     def begin(self, *others: Service, ready: Any = None, parent: Any = None) -> None:
-        """
-        Start services, and one that notifies after them.
-        """
+        """Start services, and one that notifies after them."""
         parent = parent or MultiService()
         for other in others:
             other.setServiceParent(parent)
@@ -91,9 +79,7 @@ class ReadyTests(NotifyCase):
         return self.systemd.heard()
 
     def test_deferred(self) -> None:
-        """
-        READY waits for a Deferred, and leaves its result to others.
-        """
+        """READY waits for a Deferred, and leaves its result to others."""
         ready: Deferred[str] = Deferred()
         self.begin(ready=ready)
         self.assertEqual(self.systemd.heard(), [])
@@ -117,24 +103,18 @@ class ReadyTests(NotifyCase):
         self.assertEqual(self.systemd.heard(), ["READY=1"])
 
     def test_atOnce(self) -> None:
-        """
-        A function that returns nothing is not waited for.
-        """
+        """A function that returns nothing is not waited for."""
         self.begin(ready=lambda: None)
         self.assertEqual(self.systemd.heard(), ["READY=1"])
 
     def test_fails(self) -> None:
-        """
-        What fails is a record, a stop and an exit that is not 0; READY is never said.
-        """
+        """What fails is a record, a stop and an exit that is not 0; READY is never said."""
         self.begin(ready=fail(LookupError()))
         self.assertEqual(self.failed(), [])
         self.assertEqual(len(self.flushLoggedErrors(LookupError)), 1)
 
     def test_raises(self) -> None:
-        """
-        So is what raises.
-        """
+        """So is what raises."""
 
         def broken() -> None:
             raise LookupError
@@ -144,9 +124,7 @@ class ReadyTests(NotifyCase):
         self.assertEqual(len(self.flushLoggedErrors(LookupError)), 1)
 
     def test_endpoint(self) -> None:
-        """
-        READY waits for every endpoint service of the program to listen.
-        """
+        """READY waits for every endpoint service of the program to listen."""
         listening: Deferred[Any] = Deferred()
         inner = MultiService()
         StreamServerEndpointService(Endpoint(listening), Factory()).setServiceParent(inner)
@@ -168,9 +146,7 @@ class ReadyTests(NotifyCase):
         self.assertEqual(str(error.value), "it does not listen on <endpoint>")
 
     def test_parent(self) -> None:
-        """
-        READY waits for services whose start takes time, if their parent lets one know.
-        """
+        """READY waits for services whose start takes time, if their parent lets one know."""
         slow: Deferred[None] = Deferred()
         self.begin(Slow(slow), Slow(succeed(None)), parent=StartingService())
         self.assertEqual(self.systemd.heard(), [])
@@ -178,17 +154,13 @@ class ReadyTests(NotifyCase):
         self.assertEqual(self.systemd.heard(), ["READY=1"])
 
     def test_parentFails(self) -> None:
-        """
-        A start that fails later ends the program.
-        """
+        """A start that fails later ends the program."""
         self.begin(Slow(fail(LookupError())), parent=StartingService())
         self.assertEqual(self.failed(), [])
         self.assertEqual(len(self.flushLoggedErrors(LookupError)), 1)
 
     def test_extended(self) -> None:
-        """
-        A start that takes long asks for time, as long as it may.
-        """
+        """A start that takes long asks for time, as long as it may."""
         ready: Deferred[None] = Deferred()
         self.begin(ready=ready)
         self.reactor.pump([1] * 4)
@@ -205,9 +177,7 @@ class ReadyTests(NotifyCase):
         self.assertEqual(self.systemd.heard(), [])
 
     def test_stopExtended(self) -> None:
-        """
-        So does a stop.
-        """
+        """So does a stop."""
         service = self.started()
         self.stop(service)
         self.reactor.pump([1] * 10)
@@ -216,9 +186,7 @@ class ReadyTests(NotifyCase):
         )
 
     def test_stoppedMeanwhile(self) -> None:
-        """
-        A program that is stopped before it was ready never is, and that is no failure.
-        """
+        """A program that is stopped before it was ready never is, and that is no failure."""
         ready: Deferred[None] = Deferred()
         parent = MultiService()
         self.begin(ready=ready, parent=parent)
@@ -229,14 +197,10 @@ class ReadyTests(NotifyCase):
 
 
 class AgainTests(NotifyCase):
-    """
-    A service that is stopped and started while the program goes on.
-    """
+    """A service that is stopped and started while the program goes on."""
 
     def test_again(self) -> None:
-        """
-        Started again it is as new: ready once, and one set of signs of life.
-        """
+        """Started again it is as new: ready once, and one set of signs of life."""
         service = self.started(status=lambda: "fine", WATCHDOG_USEC="3000000")
         for _ in range(3):
             service.stopService()
@@ -247,9 +211,7 @@ class AgainTests(NotifyCase):
         self.assertEqual(self.systemd.heard(), ["WATCHDOG=1"])
 
     def test_clean(self) -> None:
-        """
-        Stopped, it leaves no timer, no descriptor and no handler of a signal.
-        """
+        """Stopped, it leaves no timer, no descriptor and no handler of a signal."""
         before = os.listdir("/proc/self/fd")
         handler = signal.getsignal(signal.SIGHUP)
         service = self.started(reload=lambda: None, WATCHDOG_USEC="3000000", INVOCATION_ID="1")
@@ -260,9 +222,7 @@ class AgainTests(NotifyCase):
         self.assertEqual(self.handlers[signal.SIGHUP], handler)
 
     def test_notBegun(self) -> None:
-        """
-        Stopped before the reactor runs, it does nothing then.
-        """
+        """Stopped before the reactor runs, it does nothing then."""
         service = self.service()
         service.startService()
         service.stopService()
@@ -271,9 +231,7 @@ class AgainTests(NotifyCase):
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_thread(self) -> None:
-        """
-        In a thread that may set no handler it says so, and goes on.
-        """
+        """In a thread that may set no handler it says so, and goes on."""
 
         def start() -> None:
             NotifyService(
@@ -289,21 +247,15 @@ class AgainTests(NotifyCase):
 
 
 class TellTests(NotifyCase):
-    """
-    Any other field.
-    """
+    """Any other field."""
 
     def test_fields(self) -> None:
-        """
-        Fields are told in one message, each on one line.
-        """
+        """Fields are told in one message, each on one line."""
         self.started().tell(ERRNO=2, X_TEXT="a\nREADY=0")
         self.assertEqual(self.systemd.heard(), ["ERRNO=2\nX_TEXT=a READY=0"])
 
     def test_nobody(self) -> None:
-        """
-        Outside systemd, and when it has stopped, nobody is told.
-        """
+        """Outside systemd, and when it has stopped, nobody is told."""
         NotifyService(self.reactor, clock=self.reactor, environ={}).tell(ERRNO=2)
         service = self.started()
         service.stopService()
@@ -313,14 +265,10 @@ class TellTests(NotifyCase):
 
 
 class TrialTests(TestCase):
-    """
-    A user's test with the real reactor, which is clean afterwards.
-    """
+    """A user's test with the real reactor, which is clean afterwards."""
 
     async def startAndStop(self, environ: dict[str, str]) -> None:
-        """
-        Start a service, give it a turn, and stop it.
-        """
+        """Start a service, give it a turn, and stop it."""
         service = NotifyService(
             reactor, status=lambda: "fine", reload=lambda: None, environ=environ
         )
@@ -329,14 +277,10 @@ class TrialTests(TestCase):
         service.stopService()
 
     def test_outside(self) -> Deferred[None]:
-        """
-        Outside systemd.
-        """
+        """Outside systemd."""
         return Deferred.fromCoroutine(self.startAndStop({}))
 
     def test_under(self) -> Deferred[None]:
-        """
-        Under systemd.
-        """
+        """Under systemd."""
         environ = {"NOTIFY_SOCKET": "@nobody", "WATCHDOG_USEC": "3000000", "INVOCATION_ID": "1"}
         return Deferred.fromCoroutine(self.startAndStop(environ))

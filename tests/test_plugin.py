@@ -1,6 +1,4 @@
-"""
-Tests for the twistd drop-in, which must cost nothing, and for which module may know which.
-"""
+"""Tests for the twistd drop-in, which must cost nothing, and for which module may know which."""
 
 from __future__ import annotations
 
@@ -50,9 +48,7 @@ of ours. What is named last is kept out besides, be it ours or another's.
 
 
 class PluginTests(SynchronousTestCase):
-    """
-    Tests for the drop-in.
-    """
+    """Tests for the drop-in."""
 
     def setUp(self) -> None:
         self.plugin: Any = import_module("twisted.plugins.fastpoetry_plugin")
@@ -81,9 +77,7 @@ class PluginTests(SynchronousTestCase):
         self.assertEqual((done.stdout, done.stderr), ("", ""))
 
     def test_command(self) -> None:
-        """
-        The command C{fastpoetry} is that of L{tap}.
-        """
+        """The command C{fastpoetry} is that of L{tap}."""
         maker = self.plugin.fastpoetry
         verifyObject(IPlugin, maker)
         verifyObject(IServiceMaker, maker)
@@ -103,9 +97,7 @@ class PluginTests(SynchronousTestCase):
         self.assertGreater(gc.get_freeze_count(), 1000)
 
     def test_proxyCommand(self) -> None:
-        """
-        The command C{fastpoetry-proxy} is that of L{proxytap}.
-        """
+        """The command C{fastpoetry-proxy} is that of L{proxytap}."""
         maker = self.plugin.proxy
         verifyObject(IPlugin, maker)
         verifyObject(IServiceMaker, maker)
@@ -114,9 +106,7 @@ class PluginTests(SynchronousTestCase):
         self.assertEqual(self.made(maker, proxytap), proxytap.Options())
 
     def test_endpoint(self) -> None:
-        """
-        The endpoint C{adopted:} is that of L{fastpoetry.systemd.adopted}.
-        """
+        """The endpoint C{adopted:} is that of L{fastpoetry.systemd.adopted}."""
         parser = self.plugin.adopted
         verifyObject(IPlugin, parser)
         verifyObject(IStreamServerEndpointStringParser, parser)
@@ -152,14 +142,10 @@ def imported(source: str) -> Iterator[tuple[str, bool]]:
 
 
 class ImportedTests(SynchronousTestCase):
-    """
-    Tests for L{imported}, on which the others build.
-    """
+    """Tests for L{imported}, on which the others build."""
 
     def test_all(self) -> None:
-        """
-        Every way to import is found, wherever it is.
-        """
+        """Every way to import is found, wherever it is."""
         found = imported(
             "import os.path\n"
             "from fastpoetry import tap\n"
@@ -217,9 +203,7 @@ def isWithin(name: str, outer: str) -> bool:
 
 
 class HouseTests(SynchronousTestCase):
-    """
-    Tests for the arrows between modules.
-    """
+    """Tests for the arrows between modules."""
 
     def setUp(self) -> None:
         self.house = readHouse(HOUSE)
@@ -240,24 +224,18 @@ class HouseTests(SynchronousTestCase):
         return {other for other in self.modules for name in names if isWithin(name, other)}
 
     def test_everybody(self) -> None:
-        """
-        Each module has a floor, and the table names nobody who is not there.
-        """
+        """Each module has a floor, and the table names nobody who is not there."""
         self.assertEqual({name.split(".")[0] for name in self.modules}, set(self.house))
 
     def test_readme(self) -> None:
-        """
-        The README leads through all of them, file by file and folder by folder.
-        """
+        """The README leads through all of them, file by file and folder by folder."""
         readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
         rows = re.findall(r"(?m)^\| `(\w+)(?:\.py|/)` \|", readme)
         self.assertEqual(set(rows), set(self.house))
         self.assertEqual(rows[:4], ["tap", "listen", "service", "protocol"])
 
     def test_down(self) -> None:
-        """
-        Arrows point down, or to a neighbour in the same folder.
-        """
+        """Arrows point down, or to a neighbour in the same folder."""
         for module in self.modules:
             place = module.split(".")[0]
             for other in self.arrows(module):
@@ -267,15 +245,11 @@ class HouseTests(SynchronousTestCase):
                     self.assertLess(low, high, f"{module} imports {other}")
 
     def test_noCircle(self) -> None:
-        """
-        No module knows, be it through others, one that knows it.
-        """
+        """No module knows, be it through others, one that knows it."""
         TopologicalSorter({each: self.arrows(each) for each in self.modules}).prepare()
 
     def test_excluded(self) -> None:
-        """
-        What a floor must not know it does not import.
-        """
+        """What a floor must not know it does not import."""
         for module, names in self.modules.items():
             for outer in self.house[module.split(".")[0]].excluded:
                 outers = (outer, f"fastpoetry.{outer}")

@@ -93,9 +93,7 @@ def _isPrivate(name: str) -> bool:
 
 
 class NamedTests(SynchronousTestCase):
-    """
-    Tests for where private parts are named.
-    """
+    """Tests for where private parts are named."""
 
     def setUp(self) -> None:
         self.sources = {
@@ -104,9 +102,7 @@ class NamedTests(SynchronousTestCase):
         }
 
     def test_find(self) -> None:
-        """
-        Every way to say one is found.
-        """
+        """Every way to say one is found."""
         found = findPrivate(
             "import a._b, c\n"
             "from _d.e import f\n"
@@ -117,40 +113,30 @@ class NamedTests(SynchronousTestCase):
         self.assertEqual(sorted(found), ["_d.e", "_n", "_r", "a._b", "g._h"])
 
     def test_known(self) -> None:
-        """
-        No module relies on a private part that is not among those that are tested here.
-        """
+        """No module relies on a private part that is not among those that are tested here."""
         for module, source in self.sources.items():
             for name in findPrivate(source):
                 self.assertEqual(NAMED.get(name), module, f"{name} is not {module}'s to know")
 
     def test_used(self) -> None:
-        """
-        What is tested here is relied on.
-        """
+        """What is tested here is relied on."""
         for name, module in NAMED.items():
             self.assertIn(name.rpartition(".")[2], self.sources[module])
 
 
 class Keeper(Protocol):
-    """
-    A protocol that remembers what was done with it.
-    """
+    """A protocol that remembers what was done with it."""
 
     def __init__(self) -> None:
         self.received: list[bytes] = []
 
     def dataReceived(self, data: bytes) -> None:
-        """
-        Remember it.
-        """
+        """Remember it."""
         self.received.append(data)
 
 
 class KeeperFactory(Factory):
-    """
-    A factory that remembers its protocols.
-    """
+    """A factory that remembers its protocols."""
 
     noisy = False
 
@@ -158,17 +144,13 @@ class KeeperFactory(Factory):
         self.made: list[Keeper] = []
 
     def buildProtocol(self, addr: object) -> Keeper:
-        """
-        Make one more.
-        """
+        """Make one more."""
         self.made.append(Keeper())
         return self.made[-1]
 
 
 class SocketTests(SynchronousTestCase):
-    """
-    Tests for Python's sockets, and for Twisted's ports and transports on real ones.
-    """
+    """Tests for Python's sockets, and for Twisted's ports and transports on real ones."""
 
     def setUp(self) -> None:
         self.reactor = Reactor()
@@ -282,9 +264,7 @@ class SocketTests(SynchronousTestCase):
 
 
 class UNIXPortTests(SynchronousTestCase):
-    """
-    Tests for what L{fastpoetry.systemd.adopted} does in the place of a UNIX port.
-    """
+    """Tests for what L{fastpoetry.systemd.adopted} does in the place of a UNIX port."""
 
     def setUp(self) -> None:
         self.path = os.path.join(makeFolder(self), "s")
@@ -311,16 +291,12 @@ class UNIXPortTests(SynchronousTestCase):
         self.assertNotEqual(own.fileno(), self.listening.fileno())
 
     def test_logPrefix(self) -> None:
-        """
-        A port says how its factory is called in the log.
-        """
+        """A port says how its factory is called in the log."""
         self.addCleanup(self.port._preexistingSocket.close)
         self.assertEqual(self.port._getLogPrefix(self.factory), "KeeperFactory")
 
     def test_shouldShutdown(self) -> None:
-        """
-        C{_shouldShutdown} says whether a port ends its socket for everybody else who has it.
-        """
+        """C{_shouldShutdown} says whether a port ends its socket for everybody else who has it."""
         self.assertIs(unix.Port._shouldShutdown, True)
         for shouldShutdown in (False, True):
             unixPort: Any = unix.Port
@@ -336,9 +312,7 @@ class UNIXPortTests(SynchronousTestCase):
         self.port._preexistingSocket.close()
 
     def test_reservedFD(self) -> None:
-        """
-        Twisted keeps one descriptor for the case that there is none left, once it is told to.
-        """
+        """Twisted keeps one descriptor for the case that there is none left, once it is told to."""
         self.addCleanup(self.port._preexistingSocket.close)
         reserved: Any = tcp._reservedFD
         reserved.reserve()
@@ -351,9 +325,7 @@ class UNIXPortTests(SynchronousTestCase):
 
 
 class EndpointTests(SynchronousTestCase):
-    """
-    Tests for what L{fastpoetry.command.preflight} looks into.
-    """
+    """Tests for what L{fastpoetry.command.preflight} looks into."""
 
     def endpoint(self, description: str) -> Any:
         """
@@ -362,9 +334,7 @@ class EndpointTests(SynchronousTestCase):
         return serverFromString(Reactor(), description)
 
     def test_port(self) -> None:
-        """
-        Endpoints on TCP have their port and their interface.
-        """
+        """Endpoints on TCP have their port and their interface."""
         for endpoint in (
             self.endpoint("tcp:17:interface=127.0.0.1"),
             self.endpoint("tcp6:17:interface=127.0.0.1"),
@@ -373,24 +343,18 @@ class EndpointTests(SynchronousTestCase):
             self.assertEqual((endpoint._port, endpoint._interface), (17, "127.0.0.1"))
 
     def test_address(self) -> None:
-        """
-        Those on UNIX sockets have their path.
-        """
+        """Those on UNIX sockets have their path."""
         self.assertEqual(self.endpoint("unix:/run/x")._address, "/run/x")
 
     def test_wrapped(self) -> None:
-        """
-        Those behind a PROXY header have what they wrap.
-        """
+        """Those behind a PROXY header have what they wrap."""
         endpoint = self.endpoint("haproxy:tcp:17")
         self.assertIsInstance(endpoint, _WrapperServerEndpoint)
         self.assertEqual(endpoint._wrappedEndpoint._port, 17)
 
 
 class HAProxyTests(SynchronousTestCase):
-    """
-    Tests for what L{fastpoetry.delivery.haproxy} adds to.
-    """
+    """Tests for what L{fastpoetry.delivery.haproxy} adds to."""
 
     def setUp(self) -> None:
         self.keepers = KeeperFactory()
@@ -402,16 +366,12 @@ class HAProxyTests(SynchronousTestCase):
         self.wrapper.makeConnection(self.transport)
 
     def test_beginnings(self) -> None:
-        """
-        The parsers say how the headers of both versions begin.
-        """
+        """The parsers say how the headers of both versions begin."""
         self.assertEqual(V1Parser.PROXYSTR, b"PROXY")
         self.assertEqual(V2Parser.PREFIX, b"\r\n\r\n\0\r\nQUIT\n")
 
     def test_wrapping(self) -> None:
-        """
-        The factory has the one that it wraps, and says what makes its protocols.
-        """
+        """The factory has the one that it wraps, and says what makes its protocols."""
         self.assertIs(self.factory.wrappedFactory, self.keepers)
         self.assertIs(self.factory.protocol, HAProxyProtocolWrapper)
         self.assertEqual(list(self.factory.protocols), [self.wrapper])
@@ -430,9 +390,7 @@ class HAProxyTests(SynchronousTestCase):
         self.assertEqual(self.wrapper.getPeer(), IPv4Address("TCP", "192.0.2.7", 40000))
 
     def test_noHeader(self) -> None:
-        """
-        What is no header ends the connection.
-        """
+        """What is no header ends the connection."""
         self.wrapper.dataReceived(b"GET / HTTP/1.0\r\n\r\n")
         self.assertIsNone(self.wrapper._proxyInfo)
         self.assertTrue(self.wrapper.disconnecting)
@@ -440,9 +398,7 @@ class HAProxyTests(SynchronousTestCase):
 
 
 class StartTests(SynchronousTestCase):
-    """
-    Tests for what tells whether a program has started, and for what ends it if it has not.
-    """
+    """Tests for what tells whether a program has started, and for what ends it if it has not."""
 
     def test_listening(self) -> None:
         """
@@ -457,9 +413,7 @@ class StartTests(SynchronousTestCase):
         self.flushLoggedErrors(OSError)
 
     def test_exit(self) -> None:
-        """
-        What is registered for the exit can be run before.
-        """
+        """What is registered for the exit can be run before."""
         code = (
             "import atexit, os\n"
             "atexit.register(print, 'others', flush=True)\n"
@@ -471,15 +425,11 @@ class StartTests(SynchronousTestCase):
 
 
 class Endpoint:
-    """
-    Listens as it is told.
-    """
+    """Listens as it is told."""
 
     def __init__(self, listening: Deferred[Any]) -> None:
         self._listening = listening
 
     def listen(self, factory: object) -> Deferred[Any]:
-        """
-        Do so.
-        """
+        """Do so."""
         return self._listening

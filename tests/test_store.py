@@ -52,21 +52,15 @@ class Systemd:
         case.addCleanup(self._close)
 
     def start(self) -> None:
-        """
-        Read what is told from now on.
-        """
+        """Read what is told from now on."""
         self._thread.start()
 
     def names(self) -> list[str]:
-        """
-        What it holds, without our own way of seeing whether it does.
-        """
+        """What it holds, without our own way of seeing whether it does."""
         return [name for name, _, _ in self.held]
 
     def number(self, name: str) -> int:
-        """
-        A descriptor that it holds.
-        """
+        """A descriptor that it holds."""
         return next(number for each, number, _ in self.held if each == name)
 
     def _run(self) -> None:
@@ -103,9 +97,7 @@ class Systemd:
 
 
 class NowTests(Passing, SynchronousTestCase):
-    """
-    What waits for systemd.
-    """
+    """What waits for systemd."""
 
     def setUp(self) -> None:
         self.before = set(os.listdir("/proc/self/fd"))
@@ -127,9 +119,7 @@ class NowTests(Passing, SynchronousTestCase):
         return number
 
     def test_put(self) -> None:
-        """
-        What is put is held under its names, and nothing of ours besides.
-        """
+        """What is put is held under its names, and nothing of ours besides."""
         store = self.store()
         listening = self.listening()
         store.putNow({"state": [self.memory("now")], "extra": [listening, self.memory("")]})
@@ -138,26 +128,20 @@ class NowTests(Passing, SynchronousTestCase):
         self.assertEqual({poll for _, _, poll in self.systemd.held}, {True})
 
     def test_notPolled(self) -> None:
-        """
-        What is not to be polled is put so.
-        """
+        """What is not to be polled is put so."""
         store = self.store()
         store.putNow({"a": [self.memory("")]}, poll=False)
         self.assertEqual([poll for _, _, poll in self.systemd.held], [False])
 
     def test_many(self) -> None:
-        """
-        As many descriptors as one likes can have a name, though one message carries 253.
-        """
+        """As many descriptors as one likes can have a name, though one message carries 253."""
         store = self.store(1000)
         one = self.memory("")
         store.putNow({"a": [one] * 600})
         self.assertEqual(self.systemd.names(), ["a"] * 600)
 
     def test_nothing(self) -> None:
-        """
-        Where nothing is put nobody is asked.
-        """
+        """Where nothing is put nobody is asked."""
         Store(environ={}).putNow({})
         Store(environ={}).putNow({"a": []})
 
@@ -172,34 +156,26 @@ class NowTests(Passing, SynchronousTestCase):
             self.assertNotIn("store-probe", self.systemd.names())
 
     def test_fullAsTold(self) -> None:
-        """
-        Where systemd says how many there is room for, the error does as well.
-        """
+        """Where systemd says how many there is room for, the error does as well."""
         store = self.store(1, FDSTORE="1")
         self.assertEqual(store.size, 1)
         why = self.assertRaises(StoreError, store.putNow, {"a": [self.memory("")]})
         self.assertIn("store of 1 has", str(why))
 
     def test_size(self) -> None:
-        """
-        A size that is none is not known.
-        """
+        """A size that is none is not known."""
         sizes = [Store(environ={"FDSTORE": text}).size for text in ("", "x", "-1", "7")]
         self.assertEqual([*sizes, Store(environ={}).size], [None, None, None, 7, None])
 
     def test_remove(self) -> None:
-        """
-        What is removed is held no more, whether it was or not, and the rest is.
-        """
+        """What is removed is held no more, whether it was or not, and the rest is."""
         store = self.store()
         store.putNow({"a": [self.memory("")] * 2, "b": [self.memory("")]})
         store.removeNow("a", "c")
         self.assertEqual(self.systemd.names(), ["b"])
 
     def test_noSystemd(self) -> None:
-        """
-        Outside systemd, or where nobody is at the address, one line says so.
-        """
+        """Outside systemd, or where nobody is at the address, one line says so."""
         for address, said in (
             ("", "NOTIFY_SOCKET is not set"),
             ("vsock:2:1", "'vsock:2:1', which carries none"),
@@ -214,9 +190,7 @@ class NowTests(Passing, SynchronousTestCase):
                 self.assertIn(said, str(why))
 
     def test_names(self) -> None:
-        """
-        A name that systemd would not take is refused.
-        """
+        """A name that systemd would not take is refused."""
         for name in ("", "a:b", "a\nFDPOLL=0", "ä", "a" * 256):
             self.assertRaises(ValueError, Store(environ={}).putNow, {name: [0]})
             self.assertRaises(ValueError, Store(environ={}).removeNow, name)
@@ -234,9 +208,7 @@ class NowTests(Passing, SynchronousTestCase):
             self.assertIn("has not read what it was told for 0 s", str(why))
 
     def test_clean(self) -> None:
-        """
-        However it ends, it leaves no descriptor.
-        """
+        """However it ends, it leaves no descriptor."""
         self.test_standsStill()
         self.test_full()
         self.test_noSystemd()
@@ -244,9 +216,7 @@ class NowTests(Passing, SynchronousTestCase):
         self.assertEqual(set(os.listdir("/proc/self/fd")), self.before)
 
     def test_take(self) -> None:
-        """
-        What was passed under a name is taken, once.
-        """
+        """What was passed under a name is taken, once."""
         found = inherit((self.listening(), "web"), (self.listening(), "extra"))
         store = Store(environ={}, passed=lambda: found)
         self.assertEqual([each.name for each in store.take("extra")], ["extra"])
@@ -255,14 +225,10 @@ class NowTests(Passing, SynchronousTestCase):
 
 
 class ReactorTests(Passing, TestCase):
-    """
-    What the reactor does meanwhile.
-    """
+    """What the reactor does meanwhile."""
 
     def test_put(self) -> Deferred[Any]:
-        """
-        Several things are put and removed at a time, with as many messages as it takes.
-        """
+        """Several things are put and removed at a time, with as many messages as it takes."""
         systemd = Systemd(self, 2000)
         systemd.start()
         store = Store(reactor, environ=systemd.environ)
@@ -285,18 +251,14 @@ class ReactorTests(Passing, TestCase):
         return Deferred.fromCoroutine(put())
 
     def test_full(self) -> Deferred[Any]:
-        """
-        What does not fit is an error.
-        """
+        """What does not fit is an error."""
         systemd = Systemd(self, 1)
         systemd.start()
         store = Store(reactor, environ=systemd.environ)
         return self.assertFailure(store.put({"a": [0]}), StoreError)
 
     def test_standsStill(self) -> None:
-        """
-        A systemd that does not read is waited for until it is time, and then nothing is left.
-        """
+        """A systemd that does not read is waited for until it is time, and then nothing is left."""
         before = os.listdir("/proc/self/fd")
         clock = Clock()
         systemd = Systemd(self, 1)
@@ -309,18 +271,14 @@ class ReactorTests(Passing, TestCase):
         self.assertEqual(clock.getDelayedCalls(), [])
 
     def test_cancelled(self) -> None:
-        """
-        Who waits no more cancels it.
-        """
+        """Who waits no more cancels it."""
         systemd = Systemd(self, 1)
         waiting = Store(reactor, environ=systemd.environ).put({"a": [0]})
         waiting.cancel()
         self.failureResultOf(waiting, CancelledError)
 
     def test_settle(self) -> Deferred[Any]:
-        """
-        What is told without an answer has been read, after a wait for that.
-        """
+        """What is told without an answer has been read, after a wait for that."""
         systemd = Systemd(self, 1)
         systemd.start()
         service = NotifyService(reactor, environ=systemd.environ)
@@ -331,22 +289,16 @@ class ReactorTests(Passing, TestCase):
         return settled.addCallback(lambda _: self.assertIn("ERRNO=2", systemd.messages))
 
     def test_noSystemd(self) -> None:
-        """
-        Outside systemd it fails at once.
-        """
+        """Outside systemd it fails at once."""
         self.failureResultOf(Store(reactor, environ={}).put({"a": [0]}), StoreError)
 
 
 class MemoryTests(SynchronousTestCase):
-    """
-    A program's state.
-    """
+    """A program's state."""
 
     @given(st.binary(max_size=100))
     def test_state(self, data: bytes) -> None:
-        """
-        What was written is read, each time from the beginning.
-        """
+        """What was written is read, each time from the beginning."""
         number = makeMemory(data)
         try:
             os.lseek(number, 1, os.SEEK_SET)
@@ -357,17 +309,13 @@ class MemoryTests(SynchronousTestCase):
             os.close(number)
 
     def test_bounded(self) -> None:
-        """
-        More than was allowed for is refused.
-        """
+        """More than was allowed for is refused."""
         number = makeMemory(b"1234")
         self.addCleanup(os.close, number)
         self.assertRaises(ValueError, readMemory, number, 3)
 
     def test_sealed(self) -> None:
-        """
-        Nobody can change it.
-        """
+        """Nobody can change it."""
         number = makeMemory(b"1234")
         self.addCleanup(os.close, number)
         self.assertRaises(OSError, os.pwrite, number, b"5", 0)
@@ -375,9 +323,7 @@ class MemoryTests(SynchronousTestCase):
 
 
 class PackTests(SynchronousTestCase):
-    """
-    Many descriptors in one.
-    """
+    """Many descriptors in one."""
 
     def setUp(self) -> None:
         self.before = set(os.listdir("/proc/self/fd"))
@@ -406,17 +352,13 @@ class PackTests(SynchronousTestCase):
             os.close(number)
 
     def test_nothing(self) -> None:
-        """
-        Nothing can be packed, too.
-        """
+        """Nothing can be packed, too."""
         packed = pack([])
         self.addCleanup(os.close, packed)
         self.assertEqual(unpack(packed), [])
 
     def test_otherThings(self) -> None:
-        """
-        Nothing is in what nobody has packed.
-        """
+        """Nothing is in what nobody has packed."""
         ours, theirs = socket.socketpair()
         for made in (ours, theirs):
             self.addCleanup(made.close)
@@ -424,9 +366,7 @@ class PackTests(SynchronousTestCase):
             self.assertEqual([unpack(file.fileno()), unpack(ours.fileno())], [[], []])
 
     def test_closed(self) -> None:
-        """
-        Who closes it closes what is in it: a client sees the end.
-        """
+        """Who closes it closes what is in it: a client sees the end."""
         ours, theirs = socket.socketpair()
         self.addCleanup(theirs.close)
         packed = pack([ours])
@@ -437,9 +377,7 @@ class PackTests(SynchronousTestCase):
         self.assertEqual(theirs.recv(1), b"")
 
     def test_noRoom(self) -> None:
-        """
-        Where this process has too many open, the first ones come out and the rest is closed.
-        """
+        """Where this process has too many open, the first ones come out and the rest is closed."""
         packed = pack(self.memories(600))
         self.addCleanup(os.close, packed)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

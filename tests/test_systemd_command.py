@@ -1,6 +1,4 @@
-"""
-Tests for L{fastpoetry.systemd.command}, with somebody else's commands.
-"""
+"""Tests for L{fastpoetry.systemd.command}, with somebody else's commands."""
 
 from __future__ import annotations
 
@@ -24,63 +22,47 @@ from fastpoetry.systemd.notify import NotifyService
 
 
 class OtherOptions(usage.Options):
-    """
-    Options of another command.
-    """
+    """Options of another command."""
 
     optParameters = [["port", "p", 17, "A port.", int]]
     optFlags = [["loud", "l", "Loudly."]]
 
 
 class OtherService(Service):
-    """
-    What it makes.
-    """
+    """What it makes."""
 
     def __init__(self, options: OtherOptions) -> None:
         self.options = options
 
     def reload(self) -> None:
-        """
-        Reload.
-        """
+        """Reload."""
 
     def status(self) -> str:
-        """
-        Say how it is.
-        """
+        """Say how it is."""
         return "well"
 
 
 @implementer(IPlugin, IServiceMaker)
 class Other:
-    """
-    Another command.
-    """
+    """Another command."""
 
     tapname = "other"
     description = "Something else."
     options = OtherOptions
 
     def makeService(self, options: Any) -> OtherService:
-        """
-        Make it.
-        """
+        """Make it."""
         return OtherService(options)
 
 
 class CommandTests(SynchronousTestCase):
-    """
-    In this process.
-    """
+    """In this process."""
 
     def setUp(self) -> None:
         self.patch(command, "getPlugins", self.plugins)
 
     def plugins(self, interface: Any) -> Iterator[Any]:
-        """
-        There is the other command, and this one.
-        """
+        """There is the other command, and this one."""
         yield Other()
         yield import_module("twisted.plugins.fastpoetry_plugin").systemd
 
@@ -93,9 +75,7 @@ class CommandTests(SynchronousTestCase):
         return options
 
     def test_plugin(self) -> None:
-        """
-        The command is that of the drop-in.
-        """
+        """The command is that of the drop-in."""
         maker = import_module("twisted.plugins.fastpoetry_plugin").systemd
         verifyObject(IServiceMaker, maker)
         self.assertEqual(maker.tapname, "systemd")
@@ -103,31 +83,23 @@ class CommandTests(SynchronousTestCase):
         self.assertIs(maker.makeService, makeService)
 
     def test_options(self) -> None:
-        """
-        The other command's options are parsed by itself, whatever they are called.
-        """
+        """The other command's options are parsed by itself, whatever they are called."""
         options: Any = self.parse("other", "--port", "18", "-l")
         self.assertEqual(options.subOptions, {"port": 18, "loud": 1})
 
     def test_parent(self) -> None:
-        """
-        What the other command asks its parent, twistd answers.
-        """
+        """What the other command asks its parent, twistd answers."""
         options: Any = self.parse("other")
         self.assertRaises(KeyError, lambda: options.subOptions.parent["logfile"])
         options.parent = {"logfile": "-"}
         self.assertEqual(options.subOptions.parent["logfile"], "-")
 
     def test_itself(self) -> None:
-        """
-        It does not run itself.
-        """
+        """It does not run itself."""
         self.assertRaises(usage.UsageError, self.parse, "systemd", "other")
 
     def test_nothing(self) -> None:
-        """
-        Without a command there is one line that says how it is used.
-        """
+        """Without a command there is one line that says how it is used."""
         why = self.assertRaises(SystemExit, self.parse)
         self.assertTrue(str(why).startswith("systemd: which command? twistd systemd COMMAND"))
 
@@ -144,9 +116,7 @@ class CommandTests(SynchronousTestCase):
 
 
 class ProcessTests(SynchronousTestCase):
-    """
-    C{twistd systemd web}.
-    """
+    """C{twistd systemd web}."""
 
     def setUp(self) -> None:
         self.place = Workplace(self)
@@ -154,17 +124,13 @@ class ProcessTests(SynchronousTestCase):
         self.addCleanup(self.systemd.close)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """
-        Start twistd under our systemd.
-        """
+        """Start twistd under our systemd."""
         environ = [f"{key}={value}" for key, value in self.systemd.environ.items()]
         options = ("--nodaemon", "--pidfile=", "--reactor=poll")
         return self.place.begin("env", *environ, *findTwistd(), *options, "systemd", *arguments)
 
     def test_ready(self) -> None:
-        """
-        It is ready when it listens, and says what it is.
-        """
+        """It is ready when it listens, and says what it is."""
         process = self.start("web", "--listen=tcp:0:interface=127.0.0.1", "--path=.")
         heard: list[str] = []
 
@@ -180,18 +146,14 @@ class ProcessTests(SynchronousTestCase):
         self.assertNotIn("Traceback", output + errors)
 
     def test_help(self) -> None:
-        """
-        Its help has the commands, and theirs is their own.
-        """
+        """Its help has the commands, and theirs is their own."""
         for arguments, said in ((("--help",), "web"), (("web", "--help"), "--listen=")):
             output, errors = self.start(*arguments).communicate(timeout=30)
             self.assertIn(said, output)
             self.assertEqual(errors, "")
 
     def test_nothing(self) -> None:
-        """
-        Without a command it ends with one line and status 1.
-        """
+        """Without a command it ends with one line and status 1."""
         process = self.start()
         output, errors = process.communicate(timeout=30)
         self.assertEqual((process.returncode, output, errors.count("\n")), (1, "", 1))

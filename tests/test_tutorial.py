@@ -72,16 +72,12 @@ class Step(NamedTuple):
 
 
 def readFiles() -> dict[str, str]:
-    """
-    The files that the guide prints, by their names.
-    """
+    """The files that the guide prints, by their names."""
     return dict(re.findall(r"^`(\S+)`:\n\n```python\n(.*?)^```", GUIDE, re.M | re.S))
 
 
 def readSteps() -> list[Step]:
-    """
-    The commands that it prints, in order.
-    """
+    """The commands that it prints, in order."""
     blocks = re.findall(r"^( *)```console\n(.*?)^\1```", GUIDE, re.M | re.S)
     text = "".join(dedent(block) for _, block in blocks)
     text = text.replace("\n> ", "\0")  # the lines of one command
@@ -90,9 +86,7 @@ def readSteps() -> list[Step]:
 
 
 class CloneCase(SynchronousTestCase):
-    """
-    A clone, and a twistd on the path.
-    """
+    """A clone, and a twistd on the path."""
 
     def setUp(self) -> None:
         self.place = Workplace(self)
@@ -110,9 +104,7 @@ class CloneCase(SynchronousTestCase):
 
 @skipUnless(shutil.which("netcat"), "no netcat")
 class GuideTests(CloneCase):
-    """
-    Somebody who types.
-    """
+    """Somebody who types."""
 
     def type(self, step: Step) -> None:
         """
@@ -132,9 +124,7 @@ class GuideTests(CloneCase):
             waitUntil(lambda: not self.place.findProcesses(), f"the end after {step.command}")
 
     def test_guide(self) -> None:
-        """
-        Whoever types what the guide prints sees what it prints.
-        """
+        """Whoever types what the guide prints sees what it prints."""
         steps = readSteps()
         self.assertGreater(len(steps), 30)
         with ownNetwork():
@@ -143,14 +133,10 @@ class GuideTests(CloneCase):
 
 
 class DeploymentTests(CloneCase):
-    """
-    The text's own deployment, beyond what the guide does with it.
-    """
+    """The text's own deployment, beyond what the guide does with it."""
 
     def test_foreground(self) -> None:
-        """
-        It runs in the foreground as well, and logs there.
-        """
+        """It runs in the foreground as well, and logs there."""
         with ownNetwork():
             command = (*findTwistd(), "--nodaemon", "--pidfile=", "--python", "poem.tac")
             twistd = self.place.begin(*command)
@@ -192,15 +178,11 @@ class Client(Protocol):
         self.ended: Deferred[bytes] = Deferred()
 
     def dataReceived(self, data: bytes) -> None:
-        """
-        Keep a piece of the poem.
-        """
+        """Keep a piece of the poem."""
         self._poem += data
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """
-        That was all.
-        """
+        """That was all."""
         if reason.check(ConnectionDone):
             self.ended.callback(self._poem)
         else:
@@ -225,9 +207,7 @@ class RealReactorTests(TestCase):
         self.factory = PoetryFactory(self.service)
 
     def listen(self, endpoint: Any) -> PoetryListener:
-        """
-        Start a listener of ours.
-        """
+        """Start a listener of ours."""
         listener = PoetryListener(endpoint, self.factory, self.reactor)
         listener.setServiceParent(self.top)
         self.start()
@@ -240,23 +220,17 @@ class RealReactorTests(TestCase):
         return listener.addresses
 
     def start(self) -> None:
-        """
-        Start as twistd does.
-        """
+        """Start as twistd does."""
         self.top.privilegedStartService()
         self.top.startService()
 
     async def stop(self) -> None:
-        """
-        Stop, and see that nothing is left.
-        """
+        """Stop, and see that nothing is left."""
         await self.top.stopService()
         self.assertNothingLeft()
 
     def assertNothingLeft(self) -> None:
-        """
-        See that the reactor has nothing but what it needs itself.
-        """
+        """See that the reactor has nothing but what it needs itself."""
         self.assertEqual(self.reactor.removeAll(), [])
 
     async def fetch(self, endpoint: IStreamClientEndpoint) -> bytes:
@@ -274,9 +248,7 @@ class RealReactorTests(TestCase):
 
     @awaited
     async def test_poem(self) -> None:
-        """
-        A client of a port with our factory gets the poem.
-        """
+        """A client of a port with our factory gets the poem."""
         self.start()
         port = self.reactor.listenTCP(0, self.factory, interface="127.0.0.1")
         self.assertEqual(await self.fetch(self.tcp(port.getHost().port)), self.poem.read_bytes())
@@ -285,9 +257,7 @@ class RealReactorTests(TestCase):
 
     @awaited
     async def test_nobodyThere(self) -> None:
-        """
-        Where the port is closed again, a client is refused.
-        """
+        """Where the port is closed again, a client is refused."""
         self.start()
         port = self.reactor.listenTCP(0, self.factory, interface="127.0.0.1")
         number = port.getHost().port
@@ -298,9 +268,7 @@ class RealReactorTests(TestCase):
 
     @awaited
     async def test_TCPServer(self) -> None:
-        """
-        So it is with the text's services.
-        """
+        """So it is with the text's services."""
         number = findFreePort()
         TCPServer(number, self.factory, interface="127.0.0.1").setServiceParent(self.top)
         self.start()
@@ -310,9 +278,7 @@ class RealReactorTests(TestCase):
 
     @awaited
     async def test_listener(self) -> None:
-        """
-        A listener of ours says where it listens, and lets go of it when it stops.
-        """
+        """A listener of ours says where it listens, and lets go of it when it stops."""
         listener = self.listen(TCP4ServerEndpoint(self.reactor, 0, interface="127.0.0.1"))
         (address,) = self.addressesOf(listener)
         self.assertEqual(await self.fetch(self.tcp(address.port)), self.poem.read_bytes())
@@ -323,9 +289,7 @@ class RealReactorTests(TestCase):
 
     @awaited
     async def test_UNIX(self) -> None:
-        """
-        So it does on a UNIX socket.
-        """
+        """So it does on a UNIX socket."""
         path = f"{self.folder}/s"
         self.listen(UNIXServerEndpoint(self.reactor, path))
         poem = await self.fetch(UNIXClientEndpoint(self.reactor, path))
@@ -335,9 +299,7 @@ class RealReactorTests(TestCase):
 
     @awaited
     async def test_underWay(self) -> None:
-        """
-        A stop of it waits for who is in the middle of a poem.
-        """
+        """A stop of it waits for who is in the middle of a poem."""
         self.poem.write_bytes(LONG.text)
         listener = self.listen(TCP4ServerEndpoint(self.reactor, 0, interface="127.0.0.1"))
         (address,) = self.addressesOf(listener)
@@ -350,9 +312,7 @@ class RealReactorTests(TestCase):
 
     @awaited
     async def test_again(self) -> None:
-        """
-        What was stopped can be started again.
-        """
+        """What was stopped can be started again."""
         listener = self.listen(TCP4ServerEndpoint(self.reactor, 0, interface="127.0.0.1"))
         for _ in range(2):
             (address,) = self.addressesOf(listener)

@@ -1,6 +1,4 @@
-"""
-Tests of what is public: its names, its annotations in somebody else's program, its pages.
-"""
+"""Tests of what is public: its names, its annotations in somebody else's program, its pages."""
 
 from __future__ import annotations
 
@@ -25,14 +23,10 @@ MODULES = [
 
 
 class NamesTests(SynchronousTestCase):
-    """
-    Tests for what a version number promises something of.
-    """
+    """Tests for what a version number promises something of."""
 
     def test_all(self) -> None:
-        """
-        Each public module says which names are, and has them, with a docstring each.
-        """
+        """Each public module says which names are, and has them, with a docstring each."""
         for name in MODULES:
             module = import_module(name)
             for public in module.__all__:
@@ -40,9 +34,7 @@ class NamesTests(SynchronousTestCase):
                 self.assertFalse(public.startswith("_"))
 
     def test_guide(self) -> None:
-        """
-        The guide names each of those modules.
-        """
+        """The guide names each of those modules."""
         text = (ROOT / "docs/twisted-under-systemd.md").read_text("utf-8")
         _, _, promise = text.partition("## What you can build on")
         for name in MODULES:
@@ -50,14 +42,10 @@ class NamesTests(SynchronousTestCase):
 
 
 class TypesTests(SynchronousTestCase):
-    """
-    Tests for the annotations of what is public.
-    """
+    """Tests for the annotations of what is public."""
 
     def check(self, tool: str, *arguments: str) -> None:
-        """
-        Check with a tool of C{make check}, beside the program.
-        """
+        """Check with a tool of C{make check}, beside the program."""
         command = shutil.which(tool, path=os.path.dirname(sys.executable))
         if command is None:
             raise SkipTest(f"{tool} is not installed; make check installs it")
@@ -73,21 +61,15 @@ class TypesTests(SynchronousTestCase):
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
 
     def test_mypy(self) -> None:
-        """
-        mypy, as strict as can be, needs its one line for zope.interface.
-        """
+        """mypy, as strict as can be, needs its one line for zope.interface."""
         self.check("mypy", "--config-file=mypy.ini", f"--cache-dir={os.devnull}", "program.py")
 
     def test_pyright(self) -> None:
-        """
-        pyright has no plugin, and needs none.
-        """
+        """pyright has no plugin, and needs none."""
         self.check("basedpyright", f"--pythonpath={sys.executable}", "--project=.")
 
     def test_pages(self) -> None:
-        """
-        The pages of the API can be built without a warning.
-        """
+        """The pages of the API can be built without a warning."""
         quiet = ("--quiet", "--warnings-as-errors", "--docformat=epytext")
         where = (f"--project-base-dir={ROOT}", f"--html-output={makeFolder(self)}")
         self.check("pydoctor", *quiet, *where, str(ROOT / "fastpoetry"))

@@ -1,6 +1,4 @@
-"""
-Tests for C{packaging/tac/poetry-udp.tac}, under a real twistd and with real clients.
-"""
+"""Tests for C{packaging/tac/poetry-udp.tac}, under a real twistd and with real clients."""
 
 from __future__ import annotations
 
@@ -32,14 +30,10 @@ POEM = (ROOT / "poetry/ecstasy.txt").read_bytes()
 
 
 class TacTests(SynchronousTestCase):
-    """
-    One poem, by TCP and by UDP.
-    """
+    """One poem, by TCP and by UDP."""
 
     def setUp(self) -> None:
-        """
-        Lay out a clone with the poems.
-        """
+        """Lay out a clone with the poems."""
         self.place = Workplace(self)
         self.poem = self.place.folder / "poetry/ecstasy.txt"
         self.tac = self.place.folder / "packaging/tac/poetry-udp.tac"
@@ -48,9 +42,7 @@ class TacTests(SynchronousTestCase):
 
     @contextmanager
     def serve(self) -> Iterator[socket.socket]:
-        """
-        Run twistd, and connect to it by UDP.
-        """
+        """Run twistd, and connect to it by UDP."""
         with ownNetwork():
             command = ("--nodaemon", "--pidfile=", "--python", str(self.tac))
             twistd = self.place.begin(*findTwistd(), *command)
@@ -74,9 +66,7 @@ class TacTests(SynchronousTestCase):
             return client.recv(65536)
 
     def test_firstLines(self) -> None:
-        """
-        A datagram is answered with as many of the poem's lines as 512 bytes have room for.
-        """
+        """A datagram is answered with as many of the poem's lines as 512 bytes have room for."""
         answer = self.ask(POEM)
         self.assertTrue(POEM.startswith(answer) and answer.endswith(b"\n"))
         following = POEM[len(answer) :].split(b"\n")[0] + b"\n"
@@ -84,32 +74,24 @@ class TacTests(SynchronousTestCase):
         self.assertGreater(len(answer + following), 512)
 
     def test_short(self) -> None:
-        """
-        A poem that has room is sent whole.
-        """
+        """A poem that has room is sent whole."""
         poem = b"x" * 63 + b"\n"
         self.assertEqual(self.ask(poem * 8), poem * 8)
 
     def test_longLine(self) -> None:
-        """
-        Of a line that has no room there is the beginning.
-        """
+        """Of a line that has no room there is the beginning."""
         self.assertEqual(self.ask(b"x" * 1000), b"x" * 512)
 
     @skipUnless(shutil.which("nc"), "no nc")
     def test_netcat(self) -> None:
-        """
-        Whoever has netcat can read it.
-        """
+        """Whoever has netcat can read it."""
         with self.serve():
             status, output, _ = self.place.run("sh", "-c", "echo | nc -u -w 1 127.0.0.1 10000")
         self.assertEqual(status, 0)
         self.assertTrue(POEM.startswith(output.encode()) and len(output) > 400)
 
     def test_taken(self) -> None:
-        """
-        A port that is taken is refused in one line.
-        """
+        """A port that is taken is refused in one line."""
         with ownNetwork(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
             taken.bind(ADDRESS)
             ended = self.place.run(*findTwistd(), "--python", str(self.tac))
@@ -118,27 +100,21 @@ class TacTests(SynchronousTestCase):
 
 
 class Transport:
-    """
-    Where answers go.
-    """
+    """Where answers go."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[bytes, Address]] = []
         self.fault: OSError | None = None
 
     def write(self, datagram: bytes, address: Address) -> None:
-        """
-        Keep the answer, or fail.
-        """
+        """Keep the answer, or fail."""
         if self.fault is not None:
             raise self.fault
         self.sent.append((datagram, address))
 
 
 class DatagramTests(SynchronousTestCase):
-    """
-    Tests for what the deployment does with datagrams, at a time that the test sets.
-    """
+    """Tests for what the deployment does with datagrams, at a time that the test sets."""
 
     def setUp(self) -> None:
         service = PoetryService(ROOT / "poetry/ecstasy.txt")
@@ -161,9 +137,7 @@ class DatagramTests(SynchronousTestCase):
         return len(self.transport.sent) - before
 
     def test_noAmplifier(self) -> None:
-        """
-        Of a flood few are answered, until the next second.
-        """
+        """Of a flood few are answered, until the next second."""
         self.assertEqual(self.flood(), 20)
         self.now = 0.9
         self.assertEqual(self.flood(), 0)
@@ -171,16 +145,12 @@ class DatagramTests(SynchronousTestCase):
         self.assertEqual(self.flood(), 20)
 
     def test_sender(self) -> None:
-        """
-        Who has asked is answered, and nobody else.
-        """
+        """Who has asked is answered, and nobody else."""
         self.protocol.datagramReceived(b"", CLIENT)
         self.assertEqual([address for _, address in self.transport.sent], [CLIENT])
 
     def test_lost(self) -> None:
-        """
-        An answer that cannot be sent is lost, and that is all.
-        """
+        """An answer that cannot be sent is lost, and that is all."""
         self.transport.fault = PermissionError(1, "Operation not permitted")
         self.protocol.datagramReceived(b"", CLIENT)
         self.transport.fault = None

@@ -45,9 +45,7 @@ STEPS = (-600, 86_400, -86_400)
 
 
 def countSockets(server: Server) -> int:
-    """
-    How many sockets a server has.
-    """
+    """How many sockets a server has."""
     count = 0
     for each in Path(f"/proc/{server.pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # a timer comes and goes
@@ -69,9 +67,7 @@ class WayCase(MachineCase):
     short = "reset"
 
     def start(self, size: int, *options: str, **how: Any) -> tuple[Server, Address, bytes]:
-        """
-        Start a server of a poem of so many bytes, which serves by then.
-        """
+        """Start a server of a poem of so many bytes, which serves by then."""
         self.address = self.listen(family=self.family)
         poem = self.write(makeText(size))
         server = self.serve(*options, endpoint=self.endpoint, **how)
@@ -79,9 +75,7 @@ class WayCase(MachineCase):
         return server, self.address, poem
 
     def startCold(self) -> Server:
-        """
-        Start a proxy that has no poem and will have none.
-        """
+        """Start a proxy that has no poem and will have none."""
         upstream = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(upstream.close)
         self.address = self.listen(family=self.family)
@@ -93,33 +87,25 @@ class WayCase(MachineCase):
         return self.begin(arguments, self.listeners)
 
     def begin(self, arguments: list[str], listeners: dict[str, socket.socket]) -> Server:
-        """
-        Start a server that serves by then.
-        """
+        """Start a server that serves by then."""
         server = Server(arguments, listeners, self.log, {})
         self.addCleanup(server.close)
         server.waitFor(SERVING)
         return server
 
     def enter(self, client: socket.socket) -> socket.socket:
-        """
-        Say what there is to say before a poem comes.
-        """
+        """Say what there is to say before a poem comes."""
         return client
 
     def open(self, **how: Any) -> socket.socket:
-        """
-        Connect, and be let in.
-        """
+        """Connect, and be let in."""
         client = connect(self.address, **how)
         self.addCleanup(client.close)
         return self.enter(client)
 
 
 class EveryWay:
-    """
-    What holds whichever way a reader comes in.
-    """
+    """What holds whichever way a reader comes in."""
 
     def test_clock(self: Any) -> None:
         """
@@ -169,15 +155,11 @@ class EveryWay:
             self.assertEqual(server.tracebacks(), [])
 
     def step(self: Any, seconds: int) -> None:
-        """
-        Set the clock of the process.
-        """
+        """Set the clock of the process."""
         self.fault("clock", seconds)
 
     def forget(self: Any, manager: socket.socket) -> None:
-        """
-        Take what systemd was told so far.
-        """
+        """Take what systemd was told so far."""
         manager.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -185,9 +167,7 @@ class EveryWay:
         manager.settimeout(60)
 
     def test_noPoem(self: Any) -> None:
-        """
-        Where there is no poem to be had, whoever waits is reset, and counted with a record.
-        """
+        """Where there is no poem to be had, whoever waits is reset, and counted with a record."""
         server = self.startCold()
         clients = [self.open() for _ in range(5)]
         self.assertEqual([readAll(client) for client in clients], [(0, self.short)] * 5)
@@ -258,14 +238,10 @@ class EveryWay:
 
 
 class TCPTests(EveryWay, WayCase):
-    """
-    Plain TCP.
-    """
+    """Plain TCP."""
 
     def test_idle(self: Any) -> None:
-        """
-        However the clock is set, a server that nobody uses ends when it is time.
-        """
+        """However the clock is set, a server that nobody uses ends when it is time."""
         for step in STEPS:
             server, _, _ = self.start(3003, "--exit-idle-time=1")
             self.step(step)
@@ -276,9 +252,7 @@ class TCPTests(EveryWay, WayCase):
             self.listeners.clear()
 
     def test_dualStack(self) -> None:
-        """
-        An IPv4 client of an IPv6 socket is called as on any other.
-        """
+        """An IPv4 client of an IPv6 socket is called as on any other."""
         listener = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
         self.addCleanup(listener.close)
         self.listeners["poem"] = listener
@@ -296,9 +270,7 @@ class TCPTests(EveryWay, WayCase):
 
 
 class FaketimeTests(WayCase):
-    """
-    Plain TCP, with a clock that is set for all of the process, and not for Python alone.
-    """
+    """Plain TCP, with a clock that is set for all of the process, and not for Python alone."""
 
     test_clock = EveryWay.test_clock
     test_idle = TCPTests.test_idle
@@ -312,9 +284,7 @@ class FaketimeTests(WayCase):
         self.preload = found[0]
 
     def serve(self, *options: str, **how: Any) -> Server:
-        """
-        Start a server that has such a clock.
-        """
+        """Start a server that has such a clock."""
         self.step(0)
         how["environ"] = {
             **how.get("environ", {}),
@@ -326,38 +296,28 @@ class FaketimeTests(WayCase):
         return super().serve(*options, **how)
 
     def step(self, seconds: int) -> None:
-        """
-        Set that clock.
-        """
+        """Set that clock."""
         self.fault("faketime", f"{seconds:+d}")
 
     def mend(self, name: str) -> None:
-        """
-        Have no such fault any longer.
-        """
+        """Have no such fault any longer."""
         super().mend("faketime" if name == "clock" else name)
 
 
 class UNIXTests(EveryWay, WayCase):
-    """
-    UNIX sockets, which know no reset.
-    """
+    """UNIX sockets, which know no reset."""
 
     family = socket.AF_UNIX
     short = "end"
 
 
 class HeaderTests(EveryWay, WayCase):
-    """
-    PROXY headers.
-    """
+    """PROXY headers."""
 
     endpoint = "haproxy:adopted"
 
     def enter(self, client: socket.socket) -> socket.socket:
-        """
-        Say who it is.
-        """
+        """Say who it is."""
         client.sendall(HEADER)
         return client
 
@@ -376,9 +336,7 @@ class HeaderTests(EveryWay, WayCase):
         self.assertEqual([readAll(client) for client in clients], [(0, "reset")] * 3)
 
     def test_leftInTheHeader(self) -> None:
-        """
-        Whoever leaves in the middle of a header has a record, whichever way.
-        """
+        """Whoever leaves in the middle of a header has a record, whichever way."""
         server, _, _ = self.start(3003)
         for number in range(10):
             client = connect(self.address)
@@ -393,9 +351,7 @@ class HeaderTests(EveryWay, WayCase):
 
 
 class TLSTests(EveryWay, WayCase):
-    """
-    TLS.
-    """
+    """TLS."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -415,9 +371,7 @@ class TLSTests(EveryWay, WayCase):
         self.context.verify_mode = ssl.CERT_NONE
 
     def listen(self, name: str = "poem", family: int = socket.AF_INET) -> Address:
-        """
-        Find a port that nobody has for now: TLS makes its own socket.
-        """
+        """Find a port that nobody has for now: TLS makes its own socket."""
         with socket.create_server(("127.0.0.1", 0)) as trial:
             address: Address = trial.getsockname()
         keys = f"privateKey={self.key}:certKey={self.certificate}"
@@ -425,15 +379,11 @@ class TLSTests(EveryWay, WayCase):
         return address
 
     def arguments(self, *options: str, endpoint: str = "adopted") -> list[str]:
-        """
-        A command that serves the poem there.
-        """
+        """A command that serves the poem there."""
         return ["fastpoetry", *options, f"--poem={self.folder}/poem.txt", self.where]
 
     def begin(self, arguments: list[str], listeners: dict[str, socket.socket]) -> Server:
-        """
-        Start a server there.
-        """
+        """Start a server there."""
         return super().begin([*arguments[:-1], self.where], listeners)
 
     def enter(self, client: socket.socket) -> socket.socket:
@@ -458,9 +408,7 @@ class TLSTests(EveryWay, WayCase):
 
 
 class ReserveTests(FaultCase):
-    """
-    Servers with many sockets and few descriptors.
-    """
+    """Servers with many sockets and few descriptors."""
 
     def test_reload(self) -> None:
         """
@@ -489,9 +437,7 @@ class ReserveTests(FaultCase):
 
 
 class LeftoverTests(FaultCase):
-    """
-    What a killed server leaves.
-    """
+    """What a killed server leaves."""
 
     def test_unixPath(self) -> None:
         """

@@ -40,9 +40,7 @@ journalctl --quiet --rotate --vacuum-files=1
 
 @pytest.fixture(scope="module")
 def guided(release: str, package: Path) -> Iterator[Machine]:
-    """
-    A booted system with the package installed, and a curl.
-    """
+    """A booted system with the package installed, and a curl."""
     machine = startMachine(release, PROGRAMS, "guided")
     with closing(machine):
         installPackage(machine, findPackage(package, "python3-fastpoetry"))
@@ -51,33 +49,25 @@ def guided(release: str, package: Path) -> Iterator[Machine]:
 
 @pytest.fixture
 def machine(guided: Machine) -> Iterator[Machine]:
-    """
-    That system with the files of the guide, and nothing of it running.
-    """
+    """That system with the files of the guide, and nothing of it running."""
     writeFiles(guided, TEXT)
     yield guided
     guided.run("sh", "-c", _TIDY)
 
 
 def get(machine: Machine, *options: str) -> str:
-    """
-    What curl makes of a request.
-    """
+    """What curl makes of a request."""
     return machine.run("curl", "--silent", "--show-error", "--max-time", "20", *options).stdout
 
 
 def test_guide(machine: Machine) -> None:
-    """
-    Whoever types what the guide prints sees what it prints.
-    """
+    """Whoever types what the guide prints sees what it prints."""
     assert len(readSteps(TEXT)) > 15
     follow(machine, TEXT)
 
 
 def test_sixLines(machine: Machine) -> None:
-    """
-    The smallest unit has six lines, and can be started by hand as well.
-    """
+    """The smallest unit has six lines, and can be started by hand as well."""
     assert len(readFiles(TEXT)["/etc/systemd/system/web.service"].splitlines()) == 6
     machine.systemctl("start", "web.service")
     listing = get(machine, "http://127.0.0.1:8080/")
@@ -87,9 +77,7 @@ def test_sixLines(machine: Machine) -> None:
 
 
 def test_quiet(machine: Machine) -> None:
-    """
-    Once started, neither complains of anything.
-    """
+    """Once started, neither complains of anything."""
     machine.run("sh", "-c", "PYTHONPATH=/opt/signpost twistd3 --help")
     machine.systemctl("start", "web.service", "signpost.service")
     get(machine, "http://127.0.0.1:8080/", "http://127.0.0.1:8081/wiki")
@@ -125,9 +113,7 @@ def test_record(machine: Machine) -> None:
 
 
 def test_reload(machine: Machine) -> None:
-    """
-    When C{systemctl reload} comes back, the same process has the new table.
-    """
+    """When C{systemctl reload} comes back, the same process has the new table."""
     machine.systemctl("start", "signpost.service")
     process = machine.show("signpost.service", "MainPID")
     for number in range(5):
@@ -161,9 +147,7 @@ def test_refusal(machine: Machine) -> None:
 
 
 def test_watchdog(machine: Machine) -> None:
-    """
-    An application that hangs tells where, and is restarted; who connects meanwhile is served.
-    """
+    """An application that hangs tells where, and is restarted; who connects meanwhile is served."""
     dropIn = machine.path("/run/systemd/system/signpost.service.d/quick.conf")
     dropIn.parent.mkdir(parents=True)
     dropIn.write_text(_QUICK)
@@ -177,9 +161,7 @@ def test_watchdog(machine: Machine) -> None:
 
 
 def test_stop(machine: Machine) -> None:
-    """
-    A stop is a clean one; the socket's takes the service along.
-    """
+    """A stop is a clean one; the socket's takes the service along."""
     machine.systemctl("start", "signpost.service")
     machine.systemctl("stop", "signpost.socket")
     assert machine.show("signpost.service", "ActiveState") == "inactive"

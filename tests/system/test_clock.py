@@ -30,9 +30,7 @@ time.time = lambda: real() + struct.unpack("d", offset[:8])[0]
 
 @pytest.fixture
 def stepped(machine: Machine) -> Machine:
-    """
-    A machine whose service has a clock that can be set, and a watchdog of three seconds.
-    """
+    """A machine whose service has a clock that can be set, and a watchdog of three seconds."""
     folder = machine.path(FOLDER)
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(_FAKE)
@@ -48,9 +46,7 @@ def stepped(machine: Machine) -> Machine:
 
 
 def setClock(machine: Machine, seconds: float) -> None:
-    """
-    Set the clock of the service, by so much off the true time.
-    """
+    """Set the clock of the service, by so much off the true time."""
     path = machine.path(f"{FOLDER}/offset")
     if not path.exists():
         path.write_bytes(bytes(8))

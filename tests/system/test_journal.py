@@ -32,9 +32,7 @@ def probe(machine: Machine, name: str) -> tuple[dict[str, Any], list[dict[str, s
 
 
 def test_levels(machine: Machine) -> None:
-    """
-    Each of Twisted's levels, new and old, has its priority, and each event is one record.
-    """
+    """Each of Twisted's levels, new and old, has its priority, and each event is one record."""
     _, records = probe(machine, "levels")
     found = {record["STEP"]: (record["PRIORITY"], record["LOG_LEVEL"]) for record in records}
     assert len(records) == 7
@@ -50,9 +48,7 @@ def test_levels(machine: Machine) -> None:
 
 
 def test_failures(machine: Machine) -> None:
-    """
-    A failure is one record, with its traceback and the place where it was raised.
-    """
+    """A failure is one record, with its traceback and the place where it was raised."""
     _, records = probe(machine, "failures")
     assert [record["STEP"] for record in records] == ["0", "1"]
     for record in records:
@@ -78,9 +74,7 @@ def test_stream(machine: Machine) -> None:
 
 
 def test_hostile(machine: Machine) -> None:
-    """
-    Hostile text, in whatever place, makes no second record and no field.
-    """
+    """Hostile text, in whatever place, makes no second record and no field."""
     _, records = probe(machine, "hostile")
     assert len(records) == 1
     assert records[0]["PRIORITY"] == "6"
@@ -102,17 +96,13 @@ def test_standsStill(machine: Machine) -> None:
 
 
 def test_restarted(machine: Machine) -> None:
-    """
-    The journal gone for a moment costs no record: those meanwhile are on standard error.
-    """
+    """The journal gone for a moment costs no record: those meanwhile are on standard error."""
     _, records = probe(machine, "gone")
     assert [record["STEP"] for record in records] == ["1", "3"]
 
 
 def test_servesOn(machine: Machine) -> None:
-    """
-    The server serves while journald stands still, and its records come when it goes on.
-    """
+    """The server serves while journald stands still, and its records come when it goes on."""
     machine.systemctl("start", "fastpoetry@ecstasy")
     journald = machine.show("systemd-journald", "MainPID")
     machine.run("sh", "-c", f"kill -STOP {journald}")

@@ -1,6 +1,4 @@
-"""
-Tests of the Debian package: what is in it, and what it does when it comes and goes.
-"""
+"""Tests of the Debian package: what is in it, and what it does when it comes and goes."""
 
 from __future__ import annotations
 
@@ -106,18 +104,14 @@ systemctl daemon-reload
 
 @pytest.fixture(scope="session")
 def bare(release: str) -> Iterator[Machine]:
-    """
-    A booted system with what the package depends on, for all tests of a release.
-    """
+    """A booted system with what the package depends on, for all tests of a release."""
     with closing(startMachine(release, _PACKAGES, "package")) as machine:
         yield machine
 
 
 @pytest.fixture
 def fresh(bare: Machine) -> Iterator[Machine]:
-    """
-    That system without the package, as if it had never been there.
-    """
+    """That system without the package, as if it had never been there."""
     bare.run("dpkg", "--purge", "fastpoetry", "python3-fastpoetry")
     yield bare
     tidy(bare)
@@ -125,9 +119,7 @@ def fresh(bare: Machine) -> Iterator[Machine]:
 
 @pytest.fixture
 def installed(bare: Machine, package: Path) -> Iterator[Machine]:
-    """
-    That system with the package, nothing of which runs.
-    """
+    """That system with the package, nothing of which runs."""
     if not isInstalled(bare):
         installPackage(bare, package)
     yield bare
@@ -136,9 +128,7 @@ def installed(bare: Machine, package: Path) -> Iterator[Machine]:
 
 @pytest.fixture
 def newer(package: Path, tmp_path: Path) -> Path:
-    """
-    The packages as the next version, whose files are newer than the cache of plugins.
-    """
+    """The packages as the next version, whose files are newer than the cache of plugins."""
     # A package has whole seconds only, and none of the future.
     now = math.ceil(time.time())
     for name in ("fastpoetry", "python3-fastpoetry"):
@@ -156,9 +146,7 @@ def newer(package: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def single(package: Path, tmp_path: Path) -> Path:
-    """
-    What is in the packages as the one that there was before 1.1.0.
-    """
+    """What is in the packages as the one that there was before 1.1.0."""
     tree = tmp_path / "single"
     run("dpkg-deb", "--raw-extract", findPackage(package, "python3-fastpoetry"), tree)
     run("dpkg-deb", "--extract", findPackage(package), tree)
@@ -169,26 +157,20 @@ def single(package: Path, tmp_path: Path) -> Path:
 
 
 def tidy(machine: Machine) -> None:
-    """
-    Stop everything, remove what an administrator added, and see that nothing ever complained.
-    """
+    """Stop everything, remove what an administrator added, and see that nothing ever complained."""
     machine.run("sh", "-c", _TIDY)
     complaints = ("journalctl", "--quiet", "--grep=Unable to write to plugin cache")
     assert machine.run(*complaints, check=False).stdout == ""
 
 
 def isInstalled(machine: Machine) -> bool:
-    """
-    Whether the package is there, and not merely its configuration.
-    """
+    """Whether the package is there, and not merely its configuration."""
     status = machine.run("dpkg-query", "-Wf${db:Status-Status}", "fastpoetry", check=False)
     return status.stdout == "installed"
 
 
 def listContents(package: Path) -> set[str]:
-    """
-    The files of a package, with the units where every release has them.
-    """
+    """The files of a package, with the units where every release has them."""
     lines = run("dpkg-deb", "--contents", package).splitlines()
     return {line.split()[5].removeprefix(".").replace("/usr/lib/", "/lib/") for line in lines}
 
@@ -207,25 +189,19 @@ def listFiles(root: Path) -> dict[str, bytes]:
 
 
 def run(*command: str | Path) -> str:
-    """
-    Run a command out here, and return what it printed.
-    """
+    """Run a command out here, and return what it printed."""
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def listListeners(machine: Machine) -> list[str]:
-    """
-    The TCP ports somebody listens on.
-    """
+    """The TCP ports somebody listens on."""
     lines = machine.run("cat", "/proc/net/tcp", "/proc/net/tcp6").stdout.splitlines()
     fields = [line.split() for line in lines]
     return [field[1] for field in fields if field[3] == "0A"]
 
 
 def readInstallation() -> list[str]:
-    """
-    What the README's section on installing says to type, block by block.
-    """
+    """What the README's section on installing says to type, block by block."""
     section = (CLONE / "README.md").read_text().partition("\n## Install it\n")[2]
     return re.findall(r"^```\n(.*?)^```", section.partition("\n## ")[0], re.M | re.S)
 
@@ -294,9 +270,7 @@ def test_sameAsInstalled(package: Path, tmp_path: Path) -> None:
 
 
 def test_version(package: Path) -> None:
-    """
-    The packages have the version of the program, which was released when both changelogs say.
-    """
+    """The packages have the version of the program, which was released when both changelogs say."""
     for each in package.glob("*.deb"):
         assert run("dpkg-deb", "--field", each, "Version").strip() == __version__
     ours = (CLONE / "CHANGELOG.md").read_text()
@@ -320,9 +294,7 @@ def test_dependencies(package: Path) -> None:
 
 
 def test_reproducible(built: Path, tmp_path: Path) -> None:
-    """
-    Whoever builds it again, elsewhere and with other habits, gets the same files.
-    """
+    """Whoever builds it again, elsewhere and with other habits, gets the same files."""
     umask = os.umask(0o077)
     try:
         again = buildPackage(tmp_path, TZ="Pacific/Kiritimati", LC_ALL="C", LANG="C")
@@ -335,9 +307,7 @@ def test_reproducible(built: Path, tmp_path: Path) -> None:
 
 
 def test_lintian(built: Path) -> None:
-    """
-    lintian has nothing to say of the package and of its source, as picky as it can be.
-    """
+    """lintian has nothing to say of the package and of its source, as picky as it can be."""
     (changes,) = (built.parent / "deb").glob("*.changes")
     assert findings(run("lintian", *_LINTIAN, changes)) == []
 
@@ -353,9 +323,7 @@ def test_build(builder: Machine, build: subprocess.Popen[str]) -> None:
 
 
 def test_lintianElsewhere(builder: Machine, built: Path) -> None:
-    """
-    What was built here has no finding on the other release either.
-    """
+    """What was built here has no finding on the other release either."""
     folder = builder.path("/tmp/elsewhere")
     folder.mkdir()
     for file in (*(built.parent / "deb").glob("*.*"),):
@@ -364,9 +332,7 @@ def test_lintianElsewhere(builder: Machine, built: Path) -> None:
 
 
 def lint(machine: Machine, changes: str) -> list[str]:
-    """
-    What lintian says of a build.
-    """
+    """What lintian says of a build."""
     command = f"lintian {' '.join(_LINTIAN)} {changes}"
     return findings(machine.run("sh", "-c", command, check=False, seconds=120).stdout)
 
@@ -385,9 +351,7 @@ def findings(said: str) -> list[str]:
 
 
 def test_install(fresh: Machine, package: Path) -> None:
-    """
-    Installing lists the commands, and enables nothing, starts nothing and opens no port.
-    """
+    """Installing lists the commands, and enables nothing, starts nothing and opens no port."""
     listeners = listListeners(fresh)
     said = installPackage(fresh, package)
     assert "warning" not in said.lower()
@@ -467,9 +431,7 @@ def test_firstBoot(release: str, package: Path) -> None:
 
 
 def test_libraryAlone(fresh: Machine, package: Path) -> None:
-    """
-    Whoever installs the modules alone has the twistd commands and no unit.
-    """
+    """Whoever installs the modules alone has the twistd commands and no unit."""
     installPackage(fresh, findPackage(package, "python3-fastpoetry"))
     typed = ("runuser", "-unobody", "--", "twistd3", "fastpoetry", "--help")
     assert "--poem" in fresh.run(*typed).stdout
@@ -478,24 +440,18 @@ def test_libraryAlone(fresh: Machine, package: Path) -> None:
 
 
 def test_start(installed: Machine) -> None:
-    """
-    One command starts an instance, and another fetches its poem.
-    """
+    """One command starts an instance, and another fetches its poem."""
     installed.systemctl("start", "fastpoetry@ecstasy")
     assert installed.fetch(*_ECSTASY) == (CLONE / "poetry/ecstasy.txt").read_bytes()
 
 
 def test_help(installed: Machine) -> None:
-    """
-    C{systemctl help} finds the manual page.
-    """
+    """C{systemctl help} finds the manual page."""
     assert "fastpoetry@.socket" in installed.systemctl("help", "fastpoetry@ecstasy")
 
 
 def test_autopkgtest(installed: Machine, built: Path) -> None:
-    """
-    The tests that the package brings pass, as autopkgtest runs them: the first as nobody.
-    """
+    """The tests that the package brings pass, as autopkgtest runs them: the first as nobody."""
     tree = installed.path("/tmp/tree")
     shutil.copytree(built.parent / "deb/fastpoetry", tree, dirs_exist_ok=True)
     # This machine is the isolated container that one of the tests asks for.
@@ -526,9 +482,7 @@ def test_upgradeFromOne(fresh: Machine, single: Path, package: Path) -> None:
 
 
 def upgrade(installed: Machine, packages: Path) -> None:
-    """
-    Upgrade a machine where everything runs, while readers read, and look at what that did.
-    """
+    """Upgrade a machine where everything runs, while readers read, and look at what that did."""
 
     def see() -> tuple[set[str], set[str], list[str]]:
         units = installed.systemctl("list-units", "--plain", "--no-legend", "fastpoetry*")
@@ -552,9 +506,7 @@ def upgrade(installed: Machine, packages: Path) -> None:
 
 
 def test_remove(installed: Machine) -> None:
-    """
-    Removal stops everything: no unit, no socket and no command is left.
-    """
+    """Removal stops everything: no unit, no socket and no command is left."""
     startEverything(installed)
     runApt(installed, "remove", "fastpoetry", "python3-fastpoetry")
     assert listUnits(installed) == ""

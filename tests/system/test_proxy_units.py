@@ -1,6 +1,4 @@
-"""
-Tests of the proxy's units, before a server of the same machine.
-"""
+"""Tests of the proxy's units, before a server of the same machine."""
 
 from __future__ import annotations
 
@@ -42,9 +40,7 @@ Set = Callable[..., None]
 
 @pytest.fixture
 def setEdge(machine: Machine) -> Iterator[Set]:
-    """
-    Writes the file of the proxy C{edge}.
-    """
+    """Writes the file of the proxy C{edge}."""
 
     def write(**settings: str) -> None:
         lines = "".join(f"{key}={value}\n" for key, value in settings.items())
@@ -65,24 +61,18 @@ def edge(machine: Machine, setEdge: Set) -> Machine:
 
 
 def read(poem: str) -> bytes:
-    """
-    A poem as it is shipped.
-    """
+    """A poem as it is shipped."""
     return (UNITS.parent.parent / f"poetry/{poem}.txt").read_bytes()
 
 
 def readJournal(machine: Machine, *matches: str) -> list[dict[str, str]]:
-    """
-    Records of the proxy that runs now.
-    """
+    """Records of the proxy that runs now."""
     invocation = machine.show(EDGE, "InvocationID")
     return machine.journal(f"_SYSTEMD_INVOCATION_ID={invocation}", *matches)
 
 
 def test_chain(edge: Machine) -> None:
-    """
-    The first connection starts the proxy, whose own starts its upstream, and gets the poem.
-    """
+    """The first connection starts the proxy, whose own starts its upstream, and gets the poem."""
     for unit in (EDGE, "fastpoetry@ecstasy"):
         assert edge.show(f"{unit}.service", "ActiveState") == "inactive"
     assert edge.fetch("-U", SOCKET) == read("ecstasy")
@@ -91,9 +81,7 @@ def test_chain(edge: Machine) -> None:
 
 
 def test_start(machine: Machine, setEdge: Set) -> None:
-    """
-    Starting the service starts its socket, and asks nobody for a poem yet.
-    """
+    """Starting the service starts its socket, and asks nobody for a poem yet."""
     machine.systemctl("start", EDGE)
     assert machine.show(f"{EDGE}.socket", "ActiveState") == "active"
     assert not readJournal(machine, f"UPSTREAM={UPSTREAM}")
@@ -144,9 +132,7 @@ def test_noCacheFolder(machine: Machine, setEdge: Set) -> None:
 
 
 def test_journal(edge: Machine) -> None:
-    """
-    A fetch is one record, with what there is to know in fields of their own.
-    """
+    """A fetch is one record, with what there is to know in fields of their own."""
     edge.fetch("-U", SOCKET)
     edge.fetch("-U", SOCKET)
     (record,) = readJournal(edge, f"UPSTREAM={UPSTREAM}")
@@ -180,9 +166,7 @@ def test_outage(edge: Machine) -> None:
 
 
 def test_restart(edge: Machine) -> None:
-    """
-    A proxy that is restarted while its upstream is down serves the copy it has kept.
-    """
+    """A proxy that is restarted while its upstream is down serves the copy it has kept."""
     edge.fetch("-U", SOCKET)
     kept = edge.path("/var/cache/private/fastpoetry-proxy/edge")
     waitFor(lambda: list(kept.glob("*.poem")), "the copy")
@@ -191,9 +175,7 @@ def test_restart(edge: Machine) -> None:
 
 
 def test_reload(edge: Machine) -> None:
-    """
-    When C{systemctl reload} returns, the same process serves what the upstream has now.
-    """
+    """When C{systemctl reload} returns, the same process serves what the upstream has now."""
     edge.fetch("-U", SOCKET)
     process = edge.show(EDGE, "MainPID")
     for poem in ("old\n", "new\n") * 3:
@@ -205,9 +187,7 @@ def test_reload(edge: Machine) -> None:
 
 
 def test_upstreams(edge: Machine, setEdge: Set) -> None:
-    """
-    From inside the sandbox an upstream is found by its name, and on a UNIX socket.
-    """
+    """From inside the sandbox an upstream is found by its name, and on a UNIX socket."""
     for upstream in ("tcp:host=localhost:port=10000", "unix:path=/run/fastpoetry/ecstasy.sock"):
         setEdge(UPSTREAM=upstream)
         edge.systemctl("restart", EDGE)
@@ -215,9 +195,7 @@ def test_upstreams(edge: Machine, setEdge: Set) -> None:
 
 
 def test_options(edge: Machine, setEdge: Set) -> None:
-    """
-    The file may have more options of the command.
-    """
+    """The file may have more options of the command."""
     edge.systemctl("start", "fastpoetry@ecstasy")
     setEdge(UPSTREAM=UPSTREAM, OPTIONS=f"--max-age=5 --expect-sha256={'0' * 64} --total-timeout=3")
     assert edge.fetch("-U", SOCKET) == b""
@@ -249,9 +227,7 @@ def test_noUpstream(machine: Machine, setEdge: Set) -> None:
 
 @pytest.fixture
 def silent(machine: Machine) -> Iterator[None]:
-    """
-    A resolver that takes questions and answers none.
-    """
+    """A resolver that takes questions and answers none."""
     listening = "import socket; s = socket.socket(type=socket.SOCK_DGRAM)\n"
     listening += "s.bind(('127.0.0.1', 53)); print(flush=True); input()"
     command = machine.command("python3", "-c", listening)
@@ -270,9 +246,7 @@ def silent(machine: Machine) -> Iterator[None]:
 
 
 def test_silentResolver(machine: Machine, setEdge: Set, silent: None) -> None:
-    """
-    A resolver that does not answer holds up no stop: systemd does not have to kill.
-    """
+    """A resolver that does not answer holds up no stop: systemd does not have to kill."""
     setEdge(UPSTREAM="tcp:host=poems.example:port=10000", OPTIONS="--connect-timeout=0.5")
     machine.systemctl("start", EDGE)
     reader = subprocess.Popen(machine.command("nc", "-d", "-U", SOCKET), stdin=subprocess.DEVNULL)
@@ -288,9 +262,7 @@ def test_silentResolver(machine: Machine, setEdge: Set, silent: None) -> None:
 
 
 def test_verify(machine: Machine, setEdge: Set) -> None:
-    """
-    C{systemd-analyze verify} has nothing to say.
-    """
+    """C{systemd-analyze verify} has nothing to say."""
     units = (f"{EDGE}.service", f"{EDGE}.socket", f"fastpoetry-pause@{EDGE}.service")
     verified = machine.run("systemd-analyze", "verify", "--man=no", *units)
     assert verified.stdout + verified.stderr == ""

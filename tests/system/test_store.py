@@ -1,6 +1,4 @@
-"""
-Tests of C{fastpoetry.systemd.store} with the store of a real systemd, in a unit of its own.
-"""
+"""Tests of C{fastpoetry.systemd.store} with the store of a real systemd, in a unit of its own."""
 
 from __future__ import annotations
 
@@ -83,9 +81,7 @@ signal.pause()
 
 
 class Keep:
-    """
-    The unit.
-    """
+    """The unit."""
 
     def __init__(self, machine: Machine, most: int) -> None:
         self.machine = machine
@@ -100,9 +96,7 @@ class Keep:
         machine.systemctl("daemon-reload")
 
     def found(self) -> dict[str, Any]:
-        """
-        What the next process found.
-        """
+        """What the next process found."""
         self._starts += 1
         records = waitFor(
             lambda: self.machine.journal("--identifier=keep", "_COMM=python3")[self._starts - 1 :],
@@ -112,15 +106,11 @@ class Keep:
         return found
 
     def held(self) -> int:
-        """
-        How many descriptors systemd says that it holds.
-        """
+        """How many descriptors systemd says that it holds."""
         return int(self.machine.show("keep.service", "NFileDescriptorStore"))
 
     def close(self) -> None:
-        """
-        Leave nothing.
-        """
+        """Leave nothing."""
         self.machine.run("systemctl", "stop", "keep.socket", "keep.service", check=False)
         self.machine.run("sh", "-c", "rm /run/systemd/system/keep.* /usr/local/lib/keep.py")
         self.machine.systemctl("daemon-reload")
@@ -128,9 +118,7 @@ class Keep:
 
 @pytest.fixture
 def keep(machine: Machine, request: pytest.FixtureRequest) -> Any:
-    """
-    The unit with room for as much as the mark says, else for all.
-    """
+    """The unit with room for as much as the mark says, else for all."""
     made = Keep(machine, getattr(request, "param", 6))
     yield made
     made.close()
@@ -166,9 +154,7 @@ def test_kept(keep: Keep) -> None:
 
 
 def test_stopped(keep: Keep) -> None:
-    """
-    After a stop nothing is kept.
-    """
+    """After a stop nothing is kept."""
     machine = keep.machine
     machine.systemctl("start", "keep.service")
     keep.found()
@@ -180,8 +166,6 @@ def test_stopped(keep: Keep) -> None:
 
 @pytest.mark.parametrize("keep", [0, 5], indirect=True)
 def test_noRoom(keep: Keep) -> None:
-    """
-    Where the unit has no store, or a place too few, the program hears it.
-    """
+    """Where the unit has no store, or a place too few, the program hears it."""
     keep.machine.systemctl("start", "keep.service")
     assert "FileDescriptorStoreMax=" in keep.found()["why"]
