@@ -17,7 +17,7 @@ MODULES = {
     "adopted": ["descriptors"],
     "clock": [],
     "descriptors": [],
-    "journal": [],
+    "journal": ["records"],
     "manager": [],
     "notify": ["clock", "manager"],
     "reload": [],

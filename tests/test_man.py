@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from fastpoetry.poem import DEFAULT_POETRY_PATH
-from fastpoetry.systemd.journal import fields
+from fastpoetry.systemd.records import fields
 from fastpoetry.tap import Options
 
 ROOT = Path(__file__).resolve().parent.parent
