@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import os
 import shutil
 import subprocess
@@ -16,9 +18,9 @@ from twisted.trial.unittest import SynchronousTestCase
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / "tests/annotated"
 
-
 MODULES = [
-    f"fastpoetry.systemd.{name}" for name in ("adopted", "clock", "descriptors", "journal", "store")
+    f"fastpoetry.systemd.{name}"
+    for name in ("adopted", "clock", "descriptors", "journal", "notify", "store")
 ]
 
 
@@ -39,6 +41,53 @@ class NamesTests(SynchronousTestCase):
         _, _, promise = text.partition("## What you can build on")
         for name in MODULES:
             self.assertIn(f".{name.rpartition('.')[2]}`", promise)
+
+
+class UsesTests(SynchronousTestCase):
+    """Tests that the annotated program leaves out nothing that is public."""
+
+    def setUp(self) -> None:
+        nodes = list(ast.walk(ast.parse((PROGRAM / "program.py").read_text("utf-8"))))
+        self.names = {node.id for node in nodes if isinstance(node, ast.Name)}
+        self.members = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        self.keywords = {node.arg for node in nodes if isinstance(node, ast.keyword)}
+        self.public = {
+            name: getattr(import_module(module), name)
+            for module in MODULES
+            for name in import_module(module).__all__
+        }
+
+    def test_names(self) -> None:
+        """It uses every name."""
+        self.assertEqual(self.public.keys() - self.names, set())
+
+    def test_members(self) -> None:
+        """It uses everything that a class has."""
+        members = {
+            f"{name}.{member}"
+            for name, found in self.public.items()
+            if inspect.isclass(found)
+            for member in vars(found)
+            if not member.startswith("_") and member not in self.members
+        }
+        self.assertEqual(members, set())
+
+    def test_keywords(self) -> None:
+        """It uses every argument that goes by name alone."""
+        functions = [*self.public.values()]
+        for found in filter(inspect.isclass, self.public.values()):
+            functions += [
+                member
+                for name, member in vars(found).items()
+                if name == "__init__" or not name.startswith("_")
+            ]
+        keywords = {
+            f"{function.__qualname__}({each.name}=)"
+            for function in filter(inspect.isfunction, functions)
+            for each in inspect.signature(function).parameters.values()
+            if each.kind is each.KEYWORD_ONLY and each.name not in self.keywords
+        }
+        self.assertEqual(keywords, set())
 
 
 class TypesTests(SynchronousTestCase):
@@ -66,6 +115,7 @@ class TypesTests(SynchronousTestCase):
 
     def test_pyright(self) -> None:
         """pyright has no plugin, and needs none."""
+        # The same checker with its program in it, which pyright fetches from npm at its first run.
         self.check("basedpyright", f"--pythonpath={sys.executable}", "--project=.")
 
     def test_pages(self) -> None:

@@ -263,6 +263,7 @@ else:
         return result
 
 
+@implementer(IReactorTime)
 class MonotonicReactor:
     """
     A reactor with a clock in place of its own, for code of Twisted's that takes both from one
@@ -281,7 +282,7 @@ class MonotonicReactor:
         self.seconds = clock.seconds
         self.callLater = clock.callLater
         self.getDelayedCalls = clock.getDelayedCalls
-        directlyProvides(self, providedBy(reactor), IReactorTime)
+        directlyProvides(self, providedBy(reactor))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)

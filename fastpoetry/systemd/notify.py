@@ -54,6 +54,9 @@ class StartingService(MultiService):
 
     started: Deferred[Any] | None = None
 
+    def __init__(self) -> None:
+        super().__init__()  # is not annotated
+
     def startService(self) -> None:
         """Start all services."""
         Service.startService(self)
