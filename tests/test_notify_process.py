@@ -20,6 +20,22 @@ reactor.run()
 print("tidied")
 """
 
+STOPPING = """
+import os, signal, sys
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.logger import globalLogBeginner, textFileLogObserver
+from fastpoetry.systemd.notify import NotifyService
+globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.__stderr__)], redirectStandardIO=False)
+ready = Deferred()
+NotifyService(reactor, ready=ready).startService()
+def end():
+    STOP
+    END
+reactor.callWhenRunning(end)
+reactor.run()
+"""
+
 SIGNALS = """
 import os, signal
 from twisted.application.service import MultiService, Service
@@ -96,9 +112,7 @@ class ProcessTests(NotifyCase):
     """Real programs."""
 
     def start(self, command: Sequence[str], **variables: str) -> subprocess.CompletedProcess[str]:
-        """
-        @return: how a Python command under our systemd ended.
-        """
+        """@return: how a Python command under our systemd ended."""
         path = os.pathsep.join(filter(None, sys.path))
         environ = {**os.environ, **self.systemd.environ, "PYTHONPATH": path, **variables}
         environ.pop("PYTHONUNBUFFERED", None)
@@ -110,6 +124,25 @@ class ProcessTests(NotifyCase):
         """A start that fails ends the program with status 1, after all that comes at an end."""
         done = self.start(["-c", FAILING])
         self.assertEqual((done.returncode, done.stdout.split()), (1, ["tidied", "flushed"]))
+        self.assertEqual(self.systemd.heard(), [])
+
+    def test_stopsItself(self) -> None:
+        """So does one that stops the reactor and ends, as Buildbot's does, or fails after all."""
+        program = STOPPING.replace("STOP", "reactor.stop()")
+        for end, error in (
+            ("ready.callback(None)", "NotReady: it was stopped by itself before it was ready"),
+            ("ready.errback(LookupError())", "LookupError: "),
+        ):
+            done = self.start(["-c", program.replace("END", end)])
+            self.assertEqual((done.returncode, done.stderr.count("Traceback")), (1, 1))
+            self.assertIn(error, done.stderr)
+            self.assertEqual(self.systemd.heard(), [])
+
+    def test_signalled(self) -> None:
+        """A start that ends after SIGTERM is no failure, and nobody is told of it."""
+        program = STOPPING.replace("STOP", "os.kill(os.getpid(), signal.SIGTERM)")
+        done = self.start(["-c", program.replace("END", "ready.callback(None)")])
+        self.assertEqual((done.returncode, done.stderr.count("Traceback")), (0, 0))
         self.assertEqual(self.systemd.heard(), [])
 
     def test_signals(self) -> None:

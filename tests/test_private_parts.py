@@ -30,6 +30,7 @@ from twisted.internet.endpoints import (
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.selectreactor import SelectReactor
 from twisted.protocols.haproxy._v1parser import V1Parser
 from twisted.protocols.haproxy._v2parser import V2Parser
 from twisted.protocols.haproxy._wrapper import HAProxyProtocolWrapper, HAProxyWrappingFactory
@@ -53,6 +54,7 @@ NAMED = {
     "_preexistingSocket": "systemd/adopted.py",
     "_reservedFD": "systemd/adopted.py",
     "_waitingForPort": "systemd/notify.py",
+    "_stopped": "systemd/notify.py",
     "_run_exitfuncs": "systemd/notify.py",
     "twisted.internet.endpoints._WrapperServerEndpoint": "command/preflight.py",
     "_wrappedEndpoint": "command/preflight.py",
@@ -160,17 +162,13 @@ class SocketTests(SynchronousTestCase):
         self.listening.setblocking(False)
 
     def connect(self) -> socket.socket:
-        """
-        @return: a client.
-        """
+        """@return: a client."""
         client = socket.create_connection(self.listening.getsockname())
         self.addCleanup(client.close)
         return client
 
     def listen(self) -> Any:
-        """
-        @return: a port of Twisted's on that socket.
-        """
+        """@return: a port of Twisted's on that socket."""
         number = self.listening.fileno()
         port: Any = tcp.Port._fromListeningDescriptor(
             self.reactor, number, socket.AF_INET, self.factory
@@ -180,9 +178,7 @@ class SocketTests(SynchronousTestCase):
         return port
 
     def transport(self) -> tuple[Any, socket.socket]:
-        """
-        @return: a transport of Twisted's, and the client at its other end.
-        """
+        """@return: a transport of Twisted's, and the client at its other end."""
         port, client = self.listen(), self.connect()
         port.doRead()
         (keeper,) = self.factory.made
@@ -328,9 +324,7 @@ class EndpointTests(SynchronousTestCase):
     """Tests for what L{fastpoetry.command.preflight} looks into."""
 
     def endpoint(self, description: str) -> Any:
-        """
-        @return: what Twisted makes of it.
-        """
+        """@return: what Twisted makes of it."""
         return serverFromString(Reactor(), description)
 
     def test_port(self) -> None:
@@ -411,6 +405,20 @@ class StartTests(SynchronousTestCase):
             service.privilegedStartService()
             self.assertEqual(self.successResultOf(service._waitingForPort), port)
         self.flushLoggedErrors(OSError)
+
+    def test_stopped(self) -> None:
+        """A reactor knows at once that it was told to stop."""
+        reactor: Any = SelectReactor()
+        seen: list[bool] = []
+
+        def stop() -> None:
+            seen.append(reactor._stopped)
+            reactor.stop()
+            seen.append(reactor._stopped)
+
+        reactor.callWhenRunning(stop)
+        reactor.run(installSignalHandlers=False)
+        self.assertEqual(seen, [False, True])
 
     def test_exit(self) -> None:
         """What is registered for the exit can be run before."""

@@ -254,12 +254,17 @@ class NotifyService(Service):
         yield from _findListening(root)
 
     def _ready(self, token: object, extending: LoopingCall | None) -> None:
-        if token is self._token:
-            if extending is not None:
-                self._loops.remove(extending)
-                extending.stop()
-                self._tellStatus()
-            self.tell(READY=1)
+        if token is not self._token or self._signalled:
+            return  # because the program stops
+        if _isStopping(self._reactor):
+            # A start can fail so as well: Buildbot's logs why, stops the reactor, and has ended.
+            self._startFailed(Failure(NotReady("it was stopped by itself before it was ready")))
+            return
+        if extending is not None:
+            self._loops.remove(extending)
+            extending.stop()
+            self._tellStatus()
+        self.tell(READY=1)
 
     def _startFailed(self, failure: Failure) -> None:
         if self._token is None:
@@ -272,7 +277,8 @@ class NotifyService(Service):
             message_id="8aa43ead993c4d9b81c5d916b5ae3cef",
         )
         failAtExit()
-        self._reactor.stop()
+        if not _isStopping(self._reactor):
+            self._reactor.stop()
 
     def _every(
         self, seconds: float, f: Callable[..., object], *args: object, now: bool
@@ -455,6 +461,11 @@ def _findListening(service: Any) -> Iterator[Deferred[Any]]:
 def _checkPort(port: Any, endpoint: object) -> None:
     if port is None:
         raise NotReady(f"it does not listen on {endpoint!r}")
+
+
+def _isStopping(reactor: Any) -> bool:
+    """@return: whether a running reactor was told to stop, at which it finishes its turn."""
+    return getattr(reactor, "_stopped", False) is True
 
 
 def failAtExit() -> None:
