@@ -82,7 +82,8 @@ def test_recipe(equipped: Machine, title: str) -> None:
 
 def expectedErrors(text: str) -> list[str]:
     """The errors that a recipe itself provokes, and shows."""
-    return re.findall(r"-p err.*\n(.*)\n", text)
+    shown = [step.printed for step in readSteps(text) if " -p err " in step.command]
+    return "".join(shown).splitlines()
 
 
 def test_table(equipped: Machine) -> None:
