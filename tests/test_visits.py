@@ -137,8 +137,8 @@ class RoundTests(SynchronousTestCase):
 
     def test_faulty(self) -> None:
         """
-        One whose visit fails is given up, and keeps none from theirs: not who came with it, who is
-        visited the next time, and not who came later.
+        One whose visit fails is given up, and keeps none from theirs: the others are visited the
+        next time.
         """
         faulty, beside = self.come(2)
         (later,) = self.come()
@@ -150,6 +150,6 @@ class RoundTests(SynchronousTestCase):
 
         self.round._visit = visit
         self.assertRaises(MemoryError, self.clock.advance, 1)
-        self.assertEqual(self.kept, [beside])
+        self.assertEqual(self.kept, [beside, later])
         self.clock.pump([0.5] * 4)
         self.assertEqual({id(each) for _, each in self.visited}, {id(beside), id(later)})

@@ -227,6 +227,7 @@ class BorrowedPort:
         """
         self._port = port
         self._socket: socket.socket = port.socket
+        self.fileno = self._socket.fileno  # which the reactor asks for at each turn
         self.policy = policy
         self.reactor = reactor
 
@@ -265,10 +266,6 @@ class BorrowedPort:
     def stopReading(self) -> None:
         """Leave what comes in the backlog."""
         self.reactor.removeReader(self)
-
-    def fileno(self) -> int:
-        """The listening descriptor, for the reactor."""
-        return self._socket.fileno()
 
     def logPrefix(self) -> str:
         """What legacy log records call us."""

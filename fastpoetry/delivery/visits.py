@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from math import inf
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
@@ -55,10 +56,7 @@ class Round:
 
     def visitAll(self) -> None:
         """Visit everybody now, due or not."""
-        now = self._clock.seconds()
-        for _ in range(len(self._queue)):  # and not those who are kept in this very queue
-            if self._queue:  # a visit may have been the last, and stopped this
-                self._visitNext(now)
+        self._visitEach(self._take(inf, self.waiting), self._clock.seconds())
 
     def stop(self) -> None:
         """Visit nobody any more."""
@@ -72,17 +70,21 @@ class Round:
         """Visit who is due, and come back for the next."""
         self._timer = None
         now = self._clock.seconds()
-        visits = 0
         try:
-            while self._queue and self._queue[0][0] <= now and visits < _MOST_AT_ONCE:
-                visits += self._visitNext(now)
+            self._visitEach(self._take(now, _MOST_AT_ONCE), now)
         finally:  # whatever is wrong with one reader, the others have deadlines too
             self._comeBack(now)
 
-    def _visitNext(self, now: float) -> int:
-        """Visit those who came together; how many they are."""
-        _, readers = self._queue.popleft()
-        self.waiting -= len(readers)
+    def _take(self, until: float, most: int) -> list[Reader]:
+        """Take who is due by then out of the queue: up to so many, and who came with them."""
+        taken: list[Reader] = []
+        while self._queue and self._queue[0][0] <= until and len(taken) < most:
+            taken += self._queue.popleft()[1]
+        self.waiting -= len(taken)
+        return taken
+
+    def _visitEach(self, readers: list[Reader], now: float) -> None:
+        """Visit some, and keep those who are still to be looked after."""
         kept = []
         rest = iter(readers)
         try:
@@ -92,7 +94,6 @@ class Round:
         finally:
             kept += rest
             self._keep(kept, now)
-        return len(readers)
 
     def _comeBack(self, now: float) -> None:
         """Time the next visit, if there is one to make and nobody has done so meanwhile."""
