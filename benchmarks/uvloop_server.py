@@ -18,9 +18,7 @@ class PoetryProtocol(asyncio.Protocol):
     """Sends the poem and closes."""
 
     def __init__(self, poem: bytes) -> None:
-        """
-        @param poem: the whole of it.
-        """
+        """@param poem: the whole of it."""
         self._poem = poem
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -129,9 +129,7 @@ class AdoptedTests(SynchronousTestCase):
         return line
 
     def socket(self, kind: int = socket.SOCK_STREAM) -> socket.socket:
-        """
-        @return: a bound socket, which a stream socket listens on.
-        """
+        """@return: a bound socket, which a stream socket listens on."""
         made = socket.socket(socket.AF_INET, kind)
         self.addCleanup(made.close)
         made.bind(("127.0.0.1", 0))

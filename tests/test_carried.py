@@ -60,9 +60,7 @@ class CarriedCase(SynchronousTestCase):
         return number
 
     def dup(self, data: bytes) -> int:
-        """
-        @return: a descriptor of a file with some bytes, for somebody else to close.
-        """
+        """@return: a descriptor of a file with some bytes, for somebody else to close."""
         return os.dup(self.memory(data))
 
     def pack(self) -> Any:

@@ -69,9 +69,7 @@ class Systemd:
         self.close = self._socket.close
 
     def heard(self) -> list[str]:
-        """
-        @return: the datagrams that have come since the last time.
-        """
+        """@return: the datagrams that have come since the last time."""
         datagrams = []
         while True:
             try:
@@ -128,9 +126,7 @@ class NotifyCase(SynchronousTestCase):
         )
 
     def started(self, **settings: Any) -> NotifyService:
-        """
-        @return: a service that has said READY, to a systemd that has heard it.
-        """
+        """@return: a service that has said READY, to a systemd that has heard it."""
         service = self.service(**settings)
         service.startService()
         self.reactor.run()
@@ -417,9 +413,7 @@ class WatchdogTests(NotifyCase):
     """The watchdog."""
 
     def pings(self, **environ: str) -> list[str]:
-        """
-        @return: what is heard in 10 seconds.
-        """
+        """@return: what is heard in 10 seconds."""
         self.started(**environ)
         self.reactor.pump([0.1] * 101)
         return self.systemd.heard()

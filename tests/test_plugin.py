@@ -184,9 +184,7 @@ class Floor(NamedTuple):
 
 
 def readHouse(table: str) -> dict[str, Floor]:
-    """
-    @return: the floor of each file and folder.
-    """
+    """@return: the floor of each file and folder."""
     floors = {}
     for line in table.strip().splitlines()[1:]:
         number, where, excluded = line.split("|")
@@ -196,9 +194,7 @@ def readHouse(table: str) -> dict[str, Floor]:
 
 
 def isWithin(name: str, outer: str) -> bool:
-    """
-    @return: whether a dotted name is another, or in it.
-    """
+    """@return: whether a dotted name is another, or in it."""
     return name == outer or name.startswith(f"{outer}.")
 
 
@@ -217,9 +213,7 @@ class HouseTests(SynchronousTestCase):
         }
 
     def arrows(self, module: str) -> set[str]:
-        """
-        @return: which other modules of ours a module imports.
-        """
+        """@return: which other modules of ours a module imports."""
         names = [name.removeprefix("fastpoetry.") for name in self.modules[module]]
         return {other for other in self.modules for name in names if isWithin(name, other)}
 

@@ -38,9 +38,7 @@ class Systemd:
     """
 
     def __init__(self, case: SynchronousTestCase, most: int) -> None:
-        """
-        @param most: C{FileDescriptorStoreMax=}.
-        """
+        """@param most: C{FileDescriptorStoreMax=}."""
         path = str(Path(makeFolder(case), "notify"))
         self.environ = {"NOTIFY_SOCKET": path}
         self.held: list[tuple[str, int, bool]] = []
@@ -103,17 +101,13 @@ class NowTests(Passing, SynchronousTestCase):
         self.before = set(os.listdir("/proc/self/fd"))
 
     def store(self, most: int = 10, **variables: str) -> Store:
-        """
-        @return: the store of a systemd that holds so many.
-        """
+        """@return: the store of a systemd that holds so many."""
         self.systemd = Systemd(self, most)
         self.systemd.start()
         return Store(environ={**self.systemd.environ, **variables})
 
     def memory(self, text: str) -> int:
-        """
-        @return: a memfd.
-        """
+        """@return: a memfd."""
         number = makeMemory(text.encode())
         self.addCleanup(os.close, number)
         return number
@@ -329,9 +323,7 @@ class PackTests(SynchronousTestCase):
         self.before = set(os.listdir("/proc/self/fd"))
 
     def memories(self, count: int) -> list[int]:
-        """
-        @return: memfds with their numbers in them.
-        """
+        """@return: memfds with their numbers in them."""
         made = [makeMemory(str(n).encode()) for n in range(count)]
         for number in made:
             self.addCleanup(os.close, number)

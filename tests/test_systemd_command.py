@@ -67,9 +67,7 @@ class CommandTests(SynchronousTestCase):
         yield import_module("twisted.plugins.fastpoetry_plugin").systemd
 
     def parse(self, *arguments: str) -> Options:
-        """
-        @return: parsed.
-        """
+        """@return: parsed."""
         options = Options()
         options.parseOptions(arguments)
         return options

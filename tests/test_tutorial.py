@@ -64,9 +64,7 @@ class Step(NamedTuple):
     printed: str
 
     def isAsPrinted(self, seen: str) -> bool:
-        """
-        @return: whether the command printed what the guide says.
-        """
+        """@return: whether the command printed what the guide says."""
         pattern = ".*".join(map(re.escape, self.printed.split("…")))
         return re.fullmatch(pattern, seen) is not None
 
@@ -214,9 +212,7 @@ class RealReactorTests(TestCase):
         return listener
 
     def addressesOf(self, listener: PoetryListener) -> tuple[Any, ...]:
-        """
-        @return: where a listener listens, be it TCP or UNIX.
-        """
+        """@return: where a listener listens, be it TCP or UNIX."""
         return listener.addresses
 
     def start(self) -> None:
@@ -234,16 +230,12 @@ class RealReactorTests(TestCase):
         self.assertEqual(self.reactor.removeAll(), [])
 
     async def fetch(self, endpoint: IStreamClientEndpoint) -> bytes:
-        """
-        @return: what a client gets.
-        """
+        """@return: what a client gets."""
         client: Client = await connectProtocol(endpoint, Client())
         return await client.ended
 
     def tcp(self, port: int) -> IStreamClientEndpoint:
-        """
-        @return: where to connect.
-        """
+        """@return: where to connect."""
         return TCP4ClientEndpoint(self.reactor, "127.0.0.1", port)
 
     @awaited

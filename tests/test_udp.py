@@ -57,9 +57,7 @@ class TacTests(SynchronousTestCase):
         self.assertNotIn("Traceback", self.log)
 
     def ask(self, poem: bytes) -> bytes:
-        """
-        @return: the answer to a datagram, where this is the poem.
-        """
+        """@return: the answer to a datagram, where this is the poem."""
         self.poem.write_bytes(poem)
         with self.serve() as client:
             client.send(b"whatever\n")
@@ -128,9 +126,7 @@ class DatagramTests(SynchronousTestCase):
         self.protocol.transport = self.transport
 
     def flood(self) -> int:
-        """
-        @return: how many of many datagrams are answered.
-        """
+        """@return: how many of many datagrams are answered."""
         before = len(self.transport.sent)
         for _ in range(1000):
             self.protocol.datagramReceived(b"", CLIENT)

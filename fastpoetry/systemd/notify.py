@@ -374,9 +374,7 @@ class NotifyService(Service):
             waiter.callback("the program stops")
 
     async def _reloadOnce(self) -> str:
-        """
-        @return: why it failed, or nothing.
-        """
+        """@return: why it failed, or nothing."""
         try:
             ending = self._hook and self._hook()
             if ending is not None:
@@ -410,9 +408,7 @@ class NotifyService(Service):
 
 
 def _asDeferred(awaited: Any) -> Deferred[Any]:
-    """
-    @param awaited: a Deferred, which keeps its result, a coroutine, or anything else.
-    """
+    """@param awaited: a Deferred, which keeps its result, a coroutine, or anything else."""
     if isinstance(awaited, Deferred):
         return _watch(awaited)
     if isinstance(awaited, Awaitable):

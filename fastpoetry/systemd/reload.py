@@ -81,15 +81,11 @@ class ReloadPort:
         self._socket.close()
 
     def fileno(self) -> int:
-        """
-        @return: the descriptor.
-        """
+        """@return: the descriptor."""
         return self._socket.fileno()
 
     def logPrefix(self) -> str:
-        """
-        @return: what stands before text that a reload prints.
-        """
+        """@return: what stands before text that a reload prints."""
         return "-"
 
     def doRead(self) -> None:
@@ -122,16 +118,12 @@ class ReloadPort:
 
 
 def _address(pid: int, environ: Mapping[str, str]) -> str:
-    """
-    @return: an abstract name, one for each start of each unit.
-    """
+    """@return: an abstract name, one for each start of each unit."""
     return f"\0fastpoetry/reload/{environ.get('INVOCATION_ID', '')}/{pid}"
 
 
 def _readCredentials(peer: Any) -> tuple[int, int, int]:
-    """
-    @return: the process, user and group at the other end, as they were when it began.
-    """
+    """@return: the process, user and group at the other end, as they were when it began."""
     found = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     process, user, group = _CREDENTIALS.unpack(found)
     return process, user, group

@@ -77,7 +77,5 @@ def test_step(stepped: Machine, seconds: int) -> None:
 
 
 def countDescriptors(machine: Machine, pid: str) -> int:
-    """
-    @return: how many descriptors a process has.
-    """
+    """@return: how many descriptors a process has."""
     return len(machine.run("ls", str(Path("/proc") / pid / "fd")).stdout.split())
