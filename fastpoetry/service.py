@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from random import choice
 from typing import Any
 
@@ -19,7 +20,7 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
 from fastpoetry.poem import Loaded, Poem, PoemAt, PoemError, Selection
-from fastpoetry.threads import ThreadError, callAside
+from fastpoetry.threads import ThreadError, callApart, callAside
 
 _MOST_NAMED = 10
 """Files that one record names; of more it says how many there are."""
@@ -92,14 +93,15 @@ class PoetryService(service.Service):
 
         @raise PoemError: if there is nothing to serve.
         """
-        self._keep(self._selection.load())
+        self._keep(callApart(self._selection.load))
         super().startService()
 
     def reload(self) -> Deferred[None]:
         """
         Look every poem up again; where that fails, the old ones stay and one record says why.
 
-        The files are read in a thread, so that a slow disk holds up neither a reader nor a stop.
+        The files are read by a process of its own, so that a disk which does not answer holds up
+        neither a reader nor a stop.
 
         @return: fires when the poems are replaced; fails with C{PoemError} when they stay.
         """
@@ -110,7 +112,7 @@ class PoetryService(service.Service):
         if reactor is None:
             from twisted.internet import reactor
         try:
-            loaded = await callAside(reactor, self._selection.load)
+            loaded = await callAside(reactor, partial(callApart, self._selection.load))
         except (PoemError, ThreadError) as why:
             since = self._seconds() if self._failed is None else self._failed[0]
             self._failed = since, str(why)

@@ -11,6 +11,7 @@ from twisted.application.service import MultiService
 from fastpoetry.command.options import Block, CommandOptions, refuse
 from fastpoetry.poem import DEFAULT_POETRY_PATH, Anthology, PoemAt, PoemError, PoemNamed, Selection
 from fastpoetry.service import PoetryService
+from fastpoetry.threads import ThreadError, callApart
 
 _ANTHOLOGY = "--anthology"
 
@@ -92,8 +93,8 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
     def makeSource(block: Block) -> PoetryService:
         try:
             with asServer(options):
-                block.what.load()  # again in startService, beneath twistd's --chroot
-        except PoemError as why:
+                callApart(block.what.load)  # again in startService, beneath twistd's --chroot
+        except (PoemError, ThreadError) as why:
             refuse(f"{block.asked}: {why}")
         return PoetryService(block.what, reactor)
 

@@ -16,7 +16,7 @@ from select import select
 from shutil import rmtree
 from tempfile import mkdtemp
 from typing import Any, TypeVar
-from unittest import SkipTest
+from unittest import SkipTest, mock
 
 from twisted.application.service import MultiService, Service
 from twisted.internet.address import IPv4Address
@@ -91,8 +91,9 @@ class Threads:
     """
 
     def __init__(self, case: SynchronousTestCase) -> None:
-        """@param case: during which there are no real ones."""
+        """@param case: during which there are no real ones, and no processes of our own."""
         case.patch(threads, "startDaemon", self)
+        case.patch(os, "fork", mock.Mock(side_effect=BlockingIOError))
         self.why: threads.ThreadError | None = None
         self._work: list[Callable[[], None]] = []
 

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -21,7 +22,7 @@ from twisted.python.failure import Failure
 
 from fastpoetry.poem import MAX_POEM_BYTES, OPEN_FLAGS, Poem, findFault
 from fastpoetry.proxy import save
-from fastpoetry.threads import ThreadError, callAside
+from fastpoetry.threads import ThreadError, callApart, callAside
 
 _TIME = re.compile(rb"([0-9]+\.[0-9]{3})\n")
 
@@ -142,7 +143,9 @@ class Keeper:
         @return: fires with it, if there is one and it can be used.
         """
         try:
-            loaded: Deferred[Copy | None] = callAside(self._reactor, self._file.load)
+            loaded: Deferred[Copy | None] = callAside(
+                self._reactor, partial(callApart, self._file.load)
+            )
         except ThreadError as why:
             self.tell(why)
             return succeed(None)

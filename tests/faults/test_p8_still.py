@@ -123,6 +123,38 @@ class PoemTests(MachineCase):
             self.assertGets(self.old)
         self.assertEnds(server)
 
+    @skipUnless(os.geteuid() == 0 and os.path.exists("/dev/fuse"), "only root mounts, by FUSE")
+    def test_stuck(self) -> None:
+        """
+        All that is so on a real file system that answers nobody, where nothing that reads can be
+        ended even by SIGKILL; and a start that waits for it can be called off.
+        """
+        disk, shown = self.folder / "disk", self.folder / "shown.txt"
+        disk.mkdir()
+        (self.folder / "poem.txt").rename(shown)
+        mount = [sys.executable, str(Path(__file__).with_name("stuck.py")), str(shown), str(disk)]
+        system = subprocess.Popen(mount, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.addCleanup(system.communicate)
+        self.addCleanup(subprocess.run, ["umount", "--lazy", str(disk)])
+        assert system.stdout is not None
+        if system.stdout.readline() != b"mounted\n":
+            raise SkipTest("no file system of our own")
+        (self.folder / "poem.txt").symlink_to(disk / shown.name)
+        try:
+            server = self.serve()
+            self.assertGets(self.old)
+            system.send_signal(signal.SIGUSR1)
+            server.send(signal.SIGHUP)
+            self.assertEqual(system.stdout.readline(), b"asked\n")
+            for _ in range(100):
+                self.assertGets(self.old)
+            self.assertEnds(server)
+            server = self.serve()
+            self.assertEqual(system.stdout.readline(), b"asked\n")
+            self.assertEqual(server.end(), -signal.SIGTERM)
+        finally:
+            system.kill()  # and with it what waits for the disk
+
     def test_threads(self) -> None:
         """Where no thread can be had a reload says so in one line, and the next one works again."""
         server = self.serve()
@@ -370,7 +402,7 @@ class CopyTests(MachineCase, ProxyCase):
         wait(lambda: self.copy.exists() and self.copy.read_bytes().endswith(NEW), "a copy")
         self.mend("stuck")
         self.assertEnds(server)
-        wait(lambda: "writer.sh" not in commands(), "the writer's end")
+        wait(lambda: str(self.copy) not in commands(), "the writer's end")
         self.assertTrue(self.copy.read_bytes().endswith(NEW))
         self.assertEqual([*self.cache.iterdir()], [self.copy])
 
