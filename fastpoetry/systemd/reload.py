@@ -14,6 +14,7 @@ import struct
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from signal import SIGTERM, signal
 from typing import Any
 
 __all__ = ["ReloadPort", "main"]
@@ -130,4 +131,6 @@ def _readCredentials(peer: Any) -> tuple[int, int, int]:
 
 
 if __name__ == "__main__":
+    # systemd stops the service meanwhile: to be ended by the signal would be a failure of that.
+    signal(SIGTERM, lambda *_: sys.exit(0))
     sys.exit(main())

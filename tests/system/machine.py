@@ -189,6 +189,11 @@ class Machine:
                 self._container.wait(_HALT_SECONDS)
                 return
 
+    @property
+    def leader(self) -> int:
+        """Its first process, by the number that it has out here."""
+        return self._leader
+
     def path(self, inside: str) -> Path:
         """
         A file of the machine, as this side can reach it.
