@@ -148,6 +148,13 @@ class FailureTests(ProxyCase):
             "upstream broke off after 3 bytes", self.connected(b"new", ConnectionLost())
         )
 
+    def test_distrusted(self) -> None:
+        """One that is ended for another reason, as for its certificate, has that in its cause."""
+        self.assertKept(
+            "upstream broke off after 0 bytes: no trust",
+            self.connected(b"", ValueError("no trust")),
+        )
+
     def test_empty(self) -> None:
         """Nothing and a clean end is no poem."""
         self.assertKept("upstream sent nothing and closed", self.connected(b"", None))

@@ -108,7 +108,9 @@ class _Upstream(Protocol, TimeoutMixin):
         """A clean end is the end of the poem; all others are failures."""
         self.setTimeout(None)
         if not reason.check(error.ConnectionDone):
-            self._end(f"upstream broke off after {self._size} bytes")
+            # Of TLS it may be a certificate that is not trusted, or another's.
+            why = "" if reason.check(error.ConnectionLost) else f": {reason.getErrorMessage()}"
+            self._end(f"upstream broke off after {self._size} bytes{why}")
         elif not self._size:
             self._end("upstream sent nothing and closed")
         elif not self.whole.called:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from messages import FAILED, FETCHED
@@ -192,6 +193,29 @@ def test_upstreams(edge: Machine, setEdge: Set) -> None:
         setEdge(UPSTREAM=upstream)
         edge.systemctl("restart", EDGE)
         assert edge.fetch("-U", SOCKET) == read("ecstasy")
+
+
+def test_tls(edge: Machine, setEdge: Set, tmp_path: Path) -> None:
+    """
+    So is one behind TLS whose certificate is trusted; of one that is not the status says so.
+    """
+    key, certificate = tmp_path / "key.pem", tmp_path / "trusted.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
+    make += ["-addext", "subjectAltName=DNS:localhost", "-days", "2"]
+    subprocess.run([*make, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    edge.run("install", "-d", "/srv/trust")
+    for file, inside in ((key, "/root/key.pem"), (certificate, "/srv/trust/trusted.pem")):
+        edge.path(inside).write_bytes(file.read_bytes())
+    secure = "ssl:10443:privateKey=/root/key.pem:certKey=/srv/trust/trusted.pem"
+    server = ("twistd3", "--nodaemon", "--pidfile=", "fastpoetry", "--poem=science")
+    run = ("systemd-run", "--quiet", "--unit=fastpoetry-tls", "--service-type=notify")
+    edge.run(*run, *server, f"--listen={secure}")
+    setEdge(UPSTREAM="tls:localhost:10443:trustRoots=/srv/trust")
+    assert edge.fetch("-U", SOCKET) == read("science")
+    setEdge(UPSTREAM="tls:localhost:10443", OPTIONS="--total-timeout=3")
+    edge.systemctl("restart", EDGE)
+    assert edge.fetch("-U", SOCKET) == b""
+    assert "certificate verify failed" in edge.show(EDGE, "StatusText")
 
 
 def test_options(edge: Machine, setEdge: Set) -> None:
