@@ -11,7 +11,7 @@ from fakes import makeFolder, write
 from twisted.trial.unittest import SynchronousTestCase
 
 from fastpoetry.command.instance import findPoem, findProxy
-from fastpoetry.poem import PoemError
+from fastpoetry.poem import DEFAULT_POETRY_PATH, PoemError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -47,6 +47,12 @@ class PoemTests(SynchronousTestCase):
         self.assertIn("'a.b' is no name of a poem", self.refusal("a.b"))
         self.assertIn("did you mean ecstasy?", self.refusal("ecstasy.txt"))
 
+    def test_wrongOption(self) -> None:
+        """An option that is wrong is left to the service, which says so."""
+        for options in (["--poetry-path"], ["--poetry-path="], ["--nonsense"], ["x"]):
+            why = str(self.assertRaises(PoemError, findPoem, "none", options))
+            self.assertIn(f"no poem none in {DEFAULT_POETRY_PATH}; ", why)
+
     def test_process(self) -> None:
         """
         As systemd runs it, it exits with 1 and one line where there is no journal; and says nothing
@@ -75,14 +81,19 @@ class ProxyTests(SynchronousTestCase):
     """Names of proxies."""
 
     def test_file(self) -> None:
-        """A proxy has a file; without it the refusal says which, and the nearest there is."""
+        """
+        A proxy has a file, be it a link that leads nowhere; without it the refusal says which, and
+        the nearest there is.
+        """
         folder = makeFolder(self)
         write(folder, "edge.env")
         write(folder, "notes")
-        findProxy("edge", folder)
+        os.symlink("gone", os.path.join(folder, "link.env"))
+        for name in ("edge", "link"):
+            findProxy(name, folder)
         why = str(self.assertRaises(PoemError, findProxy, "edg", folder))
         self.assertIn(f"no {folder}/edg.env", why)
-        self.assertTrue(why.endswith("; there is edge; did you mean edge?"), why)
+        self.assertTrue(why.endswith("; there is edge, link; did you mean edge?"), why)
 
     def test_noFolder(self) -> None:
         """Where nobody has set up a proxy yet, there is none."""

@@ -494,10 +494,11 @@ class CatalogTests(SynchronousTestCase):
 
     def test_complete(self) -> None:
         """Every kind of event that the code logs has one entry, and no other has."""
+        pattern = re.compile(r"""\bmessage_id"?[=:]\s*"([^"]+)""", re.IGNORECASE)
         logged = [
             name
             for module in ROOT.glob("fastpoetry/**/*.py")
-            for name in re.findall(r"""\bmessage_id"?[=:]\s*"([^"]+)""", module.read_text("utf-8"))
+            for name in pattern.findall(module.read_text("utf-8"))
         ]
         entries = re.findall(r"^-- (.*)$", self.catalog, re.MULTILINE)
         self.assertEqual(sorted(entries), sorted(set(logged)))

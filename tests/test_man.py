@@ -84,6 +84,11 @@ def _unescape(text: str) -> str:
     return text
 
 
+_OF_ALL = ("message_id", "priority", "syslog_identifier")
+_LEVELS = {"failure": "critical", "send": "error"}
+"""Of what is called otherwise: C{send} is the journal's own, where there is no Twisted."""
+
+
 class Record(NamedTuple):
     """
     A kind of record.
@@ -103,7 +108,7 @@ def recordsOf(source: str) -> Iterator[tuple[str, Record]]:
     """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
-            keys = {str(each.arg): each.value for each in node.keywords}
+            keys = {str(each.arg).lower(): each.value for each in node.keywords}
             level = getattr(node.func, "attr", "")
         elif isinstance(node, ast.Dict):
             pairs = zip(node.keys, node.values, strict=True)
@@ -112,10 +117,10 @@ def recordsOf(source: str) -> Iterator[tuple[str, Record]]:
         else:
             continue
         if "message_id" in keys:
-            own = [key for key in keys if key != "message_id" and not key.startswith("log_")]
+            own = [key for key in keys if key not in _OF_ALL and not key.startswith("log_")]
             names = frozenset(key.upper() for key in own)
             literal = ast.literal_eval(keys["message_id"])
-            yield literal, Record("critical" if level == "failure" else level, names)
+            yield literal, Record(_LEVELS.get(level, level), names)
 
 
 def allRecords() -> dict[str, Record]:

@@ -7,6 +7,7 @@ that can be done before twistd becomes a daemon.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -180,7 +181,13 @@ def _check(asked: str, endpoint: IStreamServerEndpoint, preflight: Preflight) ->
     try:
         preflight.check(endpoint)
     except (OSError, TypeError, UnicodeError) as why:  # the latter two from a name that is none
-        refuse(f"{asked}: {getattr(why, 'strerror', None) or why}")
+        isBarred = isinstance(why, OSError) and why.errno == errno.EAFNOSUPPORT
+        hint = (
+            "; a unit opens no port, its .socket does"
+            if isBarred and _isInJournal(os.environ)
+            else ""
+        )
+        refuse(f"{asked}: {getattr(why, 'strerror', None) or why}{hint}")
 
 
 def _parsePlace(description: str, reactor: Any) -> _Place:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from fastpoetry.poem import DEFAULT_POETRY_PATH, PoemError, PoemNamed, listNames
 
@@ -25,11 +26,12 @@ def findPoem(name: str, options: Sequence[str]) -> None:
     """
     path = DEFAULT_POETRY_PATH
     if options:
-        from argparse import ArgumentParser
+        from argparse import ArgumentError, ArgumentParser
 
-        parser = ArgumentParser(add_help=False)
-        parser.add_argument("--poetry-path", default=path)
-        path = parser.parse_known_args(options)[0].poetry_path
+        parser = ArgumentParser(add_help=False, exit_on_error=False)
+        parser.add_argument("--poetry-path")
+        with suppress(ArgumentError):  # what is wrong with an option is for the service to say
+            path = parser.parse_known_args(options)[0].poetry_path or path
     PoemNamed(name, [folder for folder in path.split(":") if folder]).find()
 
 
@@ -39,7 +41,7 @@ def findProxy(name: str, folder: str = PROXY_FOLDER) -> None:
 
     @raise PoemError: if there is none of that name.
     """
-    if not os.path.exists(f"{folder}/{name}.env"):
+    if not os.path.lexists(f"{folder}/{name}.env"):
         entries = os.listdir(folder) if os.path.isdir(folder) else []
         there = [each.removesuffix(".env") for each in entries if each.endswith(".env")]
         raise PoemError(
@@ -71,7 +73,13 @@ def main(unit: str, name: str, *options: str) -> None:
         # journalctl and systemctl status show it with both units; for the service's own name they
         # trust root alone (systemd.journal-fields(7)).
         of = f"{unit}@{name}.service"
-        journal.send(line, PRIORITY=3, SYSLOG_IDENTIFIER="fastpoetry", OBJECT_SYSTEMD_UNIT=of)
+        journal.send(
+            line,
+            MESSAGE_ID="b83c73a7a3594e89a9dbc2e1756b7d16",
+            PRIORITY=3,
+            SYSLOG_IDENTIFIER="fastpoetry",
+            OBJECT_SYSTEMD_UNIT=of,
+        )
         raise SystemExit(1) from None
 
 

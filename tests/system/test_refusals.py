@@ -53,6 +53,8 @@ def test_name(machine: Machine, name: str) -> None:
     if name == "ecstacy":
         assert "no poem ecstacy in /etc/fastpoetry/poetry:/usr/share/fastpoetry/poetry; " in status
         assert "did you mean ecstasy?" in status
+        shown = machine.run("journalctl", "-xe", "--boot").stdout
+        assert f"Subject: Nothing is there for {service} to serve" in shown
     waitFor(lambda: listLeft(machine) == {socket}, "the last trace of it to go")
     assert socket in machine.systemctl("--failed", "--plain", "--no-legend")
     assert not machine.path(f"/run/fastpoetry/{name}.sock").exists()
@@ -64,6 +66,15 @@ def test_nameNotAllowed(machine: Machine) -> None:
     assert machine.run("systemctl", "start", "fastpoetry@a.b", check=False).returncode != 0
     assert machine.journal("--boot", "--unit=fastpoetry@a.b", "--grep=is no name of a poem")
     waitFor(lambda: listLeft(machine) == {"fastpoetry@a.b.socket"}, "the rest of it to go")
+
+
+def test_portOption(machine: Machine) -> None:
+    """A port among the options, which the sandbox forbids, is refused with whose it is to open."""
+    machine.path("/etc/fastpoetry/fastpoetry@ecstasy.env").write_text("OPTIONS=--listen=tcp:1\n")
+    assert machine.run("systemctl", "start", "fastpoetry@ecstasy", check=False).returncode != 0
+    status = machine.run("systemctl", "status", "fastpoetry@ecstasy", check=False).stdout
+    assert "fastpoetry: --listen tcp:1: Address family not supported by protocol" in status
+    assert "; a unit opens no port, its .socket does" in status
 
 
 def test_enabledGone(machine: Machine) -> None:
