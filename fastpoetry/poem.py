@@ -29,6 +29,9 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 
 _SUFFIX = ".txt"
 
+_MOST_NAMES = 20
+"""How many to list for a person, whose line it is."""
+
 _TICK_NANOSECONDS = 20_000_000
 """
 Two changes of a file that are further apart have different times.
@@ -177,7 +180,8 @@ def listNames(name: str, there: Iterable[str]) -> str:
     names = sorted(there)
     near = get_close_matches(name, names, n=1)
     meant = f"; did you mean {near[0]}?" if near else ""
-    return f"there is {', '.join(names) or 'none at all'}{meant}"
+    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
+    return f"there is {', '.join(names[:_MOST_NAMES]) or 'none at all'}{more}{meant}"
 
 
 class Anthology(NamedTuple):

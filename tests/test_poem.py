@@ -344,6 +344,15 @@ class PoemNamedTests(FolderCase):
             "there is ecstasy, science; did you mean ecstasy?",
         )
 
+    def test_many(self) -> None:
+        """Of very many it lists some, counts the others, and has the nearest all the same."""
+        for number in range(1, 1001):
+            self.write(f"{number:04}-ode.txt")
+        refusal = self.refusal(PoemNamed("0512-od", [self.folder]))
+        self.assertTrue(
+            refusal.endswith(", 0020-ode and 980 more; did you mean 0512-ode?"), refusal
+        )
+
     def test_nothingNear(self) -> None:
         """Where nothing is near, nothing is said to be."""
         self.write("ecstasy.txt")
