@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import sys
 from collections.abc import Sequence
 
 from hypothesis import given
@@ -200,9 +201,10 @@ class RefusalTests(OptionsCase):
 
     def test_unknown(self) -> None:
         """An option that does not exist is named; the help is pointed to, not printed."""
+        self.patch(sys, "argv", ["/usr/bin/twistd3", "odes", "--ode", "x", "--prot", "17"])
         self.assertEqual(
-            self.refusal("--ode", "x", "--prot", "17"),
-            "option --prot not recognized; twistd odes --help says what there is",
+            self.refusal(*sys.argv[2:]),
+            "option --prot not recognized; twistd3 odes --help says what there is",
         )
 
     def test_noValue(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
@@ -98,8 +99,9 @@ class CommandTests(SynchronousTestCase):
 
     def test_nothing(self) -> None:
         """Without a command there is one line that says how it is used."""
+        self.patch(sys, "argv", ["/usr/bin/twistd3", "systemd"])
         why = self.assertRaises(SystemExit, self.parse)
-        self.assertTrue(str(why).startswith("systemd: which command? twistd systemd COMMAND"))
+        self.assertTrue(str(why).startswith("systemd: which command? twistd3 systemd COMMAND"))
 
     def test_service(self) -> None:
         """

@@ -9,7 +9,9 @@ with 0.
 from __future__ import annotations
 
 import math
+import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -271,7 +273,8 @@ class CommandOptions(usage.Options):
         try:
             super().parseOptions(options)
         except usage.UsageError as why:
-            refuse(f"{why}; twistd {self.command} --help says what there is")
+            twistd = os.path.basename(sys.argv[0])  # Debian calls it twistd3
+            refuse(f"{why}; {twistd} {self.command} --help says what there is")
 
     def postOptions(self) -> None:
         """

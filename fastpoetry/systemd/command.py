@@ -7,6 +7,8 @@ signs of life, a status and, if its service has a C{reload}, that.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -60,9 +62,10 @@ class Options(usage.Options):
         @raise SystemExit: there is none.
         """
         if self.subCommand is None:
+            twistd = os.path.basename(sys.argv[0])  # Debian calls it twistd3
             raise SystemExit(
-                "systemd: which command? twistd systemd COMMAND [options of that command]; "
-                "twistd systemd --help has all"
+                f"systemd: which command? {twistd} systemd COMMAND [options of that command]; "
+                f"{twistd} systemd --help has all"
             )
 
 
