@@ -36,9 +36,7 @@ class Options(usage.Options):
 
     @property
     def subCommands(self) -> Iterator[tuple[str, None, Callable[[], Any], str]]:
-        """
-        The commands of twistd, but for this one. Looking at them imports none.
-        """
+        """The commands of twistd, but for this one. Looking at them imports none."""
         self.makers = {each.tapname: each for each in getPlugins(IServiceMaker)}
         for name in sorted(self.makers.keys() - {_NAME}):
             yield (

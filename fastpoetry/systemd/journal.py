@@ -108,7 +108,7 @@ class JournalObserver:
         @param record: the record.
         @param when: when it was logged, in seconds since the epoch; C{None} for now.
         """
-        if record["MESSAGE"] and (self._backlog or not self._sentAtOnce(datagram(record))):
+        if record["MESSAGE"] and (self._backlog or not self._trySend(datagram(record))):
             self._keep(record, time.time() if when is None else when)
 
     def flush(self, seconds: float = 1.0) -> None:
@@ -135,10 +135,8 @@ class JournalObserver:
         self._thread: Thread | None = None
         self._retrying = False
 
-    def _sentAtOnce(self, data: bytes) -> bool:
-        """
-        @return: whether the kernel took the record; why it did not is for the thread to find out.
-        """
+    def _trySend(self, data: bytes) -> bool:
+        """@return: whether the kernel took it; why it did not is for the thread to find out."""
         try:
             self._socket.sendto(data, MSG_DONTWAIT, self._path)
         except OSError:

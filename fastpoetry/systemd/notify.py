@@ -132,9 +132,7 @@ class NotifyService(Service):
             self._handle(SIGHUP, self._hungUp)
 
     def startService(self) -> None:
-        """
-        Say READY once the reactor runs and all has started. From now on SIGHUP reloads.
-        """
+        """Say READY once the reactor runs and all has started. From now on SIGHUP reloads."""
         super().startService()
         if self._hook is not None:
             # Outside systemd too, and to the end, when the program has clients to see off.

@@ -260,9 +260,7 @@ def _alone(error: BaseException, seen: set[int]) -> str:
 
 
 def _after(error: BaseException, seen: set[int]) -> str:
-    """
-    @return: an exception's notes, and the members of a group, each with all that belongs to it.
-    """
+    """@return: an exception's notes, and the members of a group, each with all that is its."""
     notes = getattr(error, "__notes__", [])
     told = [f"{safe_str(note)}\n" for note in (notes if isinstance(notes, list) else [notes])]
     members = error.exceptions if isinstance(error, BaseExceptionGroup) else ()

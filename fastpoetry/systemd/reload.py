@@ -49,9 +49,7 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
 
 
 class ReloadPort:
-    """
-    Lets the unit's user and root ask for reloads: C{IReadDescriptor}, without Twisted in this file.
-    """
+    """Lets the unit's user and root ask for reloads: C{IReadDescriptor}, without Twisted here."""
 
     def __init__(self, reactor: Any, reload: Callable[[], Any], environ: Mapping[str, str]) -> None:
         """

@@ -1,6 +1,4 @@
-"""
-What twistd and Twisted's endpoints find of fastpoetry: names only, so that looking costs nothing.
-"""
+"""What twistd and Twisted's endpoints find of fastpoetry: names only, so that it costs nothing."""
 
 import gc
 from typing import Any
@@ -13,16 +11,12 @@ from zope.interface import implementer
 
 @implementer(IPlugin, IStreamServerEndpointStringParser)
 class _AdoptedParser:
-    """
-    The endpoint C{adopted:}, imported when it is first asked for.
-    """
+    """The endpoint C{adopted:}, imported when it is first asked for."""
 
     prefix = "adopted"
 
     def parseStreamServer(self, reactor: Any, *args: str, **kwargs: str) -> IStreamServerEndpoint:
-        """
-        @see: L{fastpoetry.systemd.adopted.AdoptedParser}
-        """
+        """@see: L{fastpoetry.systemd.adopted.AdoptedParser}"""
         from fastpoetry.systemd.adopted import AdoptedParser
 
         return AdoptedParser().parseStreamServer(reactor, *args, **kwargs)
@@ -30,14 +24,14 @@ class _AdoptedParser:
 
 class _Command(ServiceMaker):
     """
-    A command whose process is its own: twistd runs one and nothing else, so that no TLS need be
-    there for others, and nobody else's garbage is kept.
+    A command whose process is its own.
+
+    twistd runs one and nothing else, so that no TLS need be there for others, and nobody else's
+    garbage is kept.
     """
 
     def makeService(self, options: Any) -> IService:
-        """
-        @see: C{makeService} of the command's module, which is for any program.
-        """
+        """@see: C{makeService} of the command's module, which is for any program."""
         from fastpoetry.command.tls import importTwisted
 
         importTwisted(options.endpoints)
