@@ -182,7 +182,8 @@ class ParserTests(Passing, SynchronousTestCase):
         with self.assertRaises(AdoptError) as caught:
             self.parse("b")
         self.assertEqual(
-            str(caught.exception), "adopted:b: takes name=NAME, else=ENDPOINT or nothing"
+            str(caught.exception),
+            r"adopted:b: takes name=NAME, else=ENDPOINT (a colon as \:), or nothing",
         )
 
     def test_otherArgument(self) -> None:
@@ -191,7 +192,8 @@ class ParserTests(Passing, SynchronousTestCase):
             self.parse(name="b", backlog="5\n")
         self.assertEqual(
             str(caught.exception),
-            r"adopted:name=b:backlog=5\n: takes name=NAME, else=ENDPOINT or nothing",
+            r"adopted:name=b:backlog=5\n: "
+            r"takes name=NAME, else=ENDPOINT (a colon as \:), or nothing",
         )
 
 
@@ -333,6 +335,21 @@ class PortTests(Passing, TestCase):
             port.startListening()
             self.assertEqual([await self.fetch(each) for each in passed], [b"hello"] * 2)
             await port.stopListening()
+
+        return Deferred.fromCoroutine(serve())
+
+    def test_startedTwice(self) -> Deferred[None]:
+        """A port that listens already goes on, and gives back what it has when it stops."""
+
+        async def serve() -> None:
+            found = inherit((self.listening(), "a"))
+            endpoint = AdoptedEndpoint(self.reactor, found.claim("a"), found)
+            port: Any = await endpoint.listen(self.factory)
+            before = port.ports
+            port.startListening()
+            self.assertEqual(port.ports, before)
+            await port.stopListening()
+            self.assertEqual(len(found.claim("a")), 1)
 
         return Deferred.fromCoroutine(serve())
 

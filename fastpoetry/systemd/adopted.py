@@ -153,10 +153,12 @@ class AdoptedPort:
 
     def startListening(self) -> None:
         """
-        Listen on every socket or, if one of them fails, on none.
+        Listen on every socket or, if one of them fails, on none; go on, if it listens already.
 
         @raise AdoptError: it had stopped, and somebody else listens there now.
         """
+        if self._isStarted:
+            return
         self._claim.addPort()
         self._isStarted = True
         try:
@@ -340,7 +342,7 @@ class AdoptedParser:
         """
         if any(args) or kwargs.keys() - {"name", "else"}:
             given = ":".join(("adopted", *args, *map("=".join, kwargs.items())))
-            raise refusal(f"{given}: takes name=NAME, else=ENDPOINT or nothing")
+            raise refusal(rf"{given}: takes name=NAME, else=ENDPOINT (a colon as \:), or nothing")
         found = inherited()
         if found.isNothing and "else" in kwargs:
             # Here, for it takes variables out of the environment when it is imported.
