@@ -269,6 +269,12 @@ class ReloadTests(NotifyCase):
         self.started()
         self.assertEqual(self.handlers, {})
 
+    def test_anything(self) -> None:
+        """What a reload returns that cannot be waited for is no failure."""
+        self.started(reload=lambda: True)
+        self.hangUp()
+        self.assertEqual(self.systemd.heard()[1:], ["READY=1"])
+
     def test_outsideSystemd(self) -> None:
         """SIGHUP reloads outside systemd as well."""
         self.started(reload=self.slowly, NOTIFY_SOCKET="")

@@ -159,6 +159,64 @@ class ReadyTests(NotifyCase):
         self.assertEqual(self.failed(), [])
         self.assertEqual(len(self.flushLoggedErrors(LookupError)), 1)
 
+    def test_nested(self) -> None:
+        """READY waits for such a parent wherever in the program it is."""
+        slow: Deferred[None] = Deferred()
+        inner, middle = StartingService(), MultiService()
+        Slow(slow).setServiceParent(inner)
+        inner.setServiceParent(middle)
+        self.begin(middle)
+        self.assertEqual(self.systemd.heard(), [])
+        slow.errback(LookupError())
+        self.assertEqual(self.failed(), [])
+        self.assertEqual(len(self.flushLoggedErrors(LookupError)), 1)
+
+    def test_whileRunning(self) -> None:
+        """READY waits as well where the reactor runs already, or the parent is started again."""
+        slow: Deferred[None] = Deferred()
+        parent = StartingService()
+        self.reactor.run()
+        self.begin(Slow(slow), parent=parent)
+        self.assertEqual(self.systemd.heard(), [])
+        slow.callback(None)
+        self.assertEqual(self.systemd.heard(), ["READY=1"])
+        again: Deferred[None] = Deferred()
+        next(iter(parent))._started = again
+        parent.stopService()
+        parent.startService()
+        self.assertEqual(self.systemd.heard(), ["STOPPING=1"])
+        again.callback(None)
+        self.assertEqual(self.systemd.heard(), ["READY=1"])
+
+    def test_addedLater(self) -> None:
+        """What is added to such a parent after the start is started, a coroutine as well, once."""
+        starts: list[str] = []
+
+        class Late(Service):
+            def privilegedStartService(self) -> None:
+                starts.append("privileged")
+
+            async def startService(self) -> None:
+                starts.append("started")
+
+        parent = StartingService()
+        self.begin(parent=parent)
+        Late().setServiceParent(parent)
+        self.assertEqual((starts, parent.running), (["privileged", "started"], 1))
+
+    def test_addedBefore(self) -> None:
+        """What is added to it before is not started yet."""
+        started = Slow(None)
+        started.setServiceParent(StartingService())
+        self.assertFalse(started.running)
+
+    def test_strangers(self) -> None:
+        """Services that keep something of their own under C{services} are left alone."""
+        stranger: Any = Service()
+        stranger.services = 5
+        self.begin(stranger)
+        self.assertEqual(self.systemd.heard(), ["READY=1"])
+
     def test_extended(self) -> None:
         """A start that takes long asks for time, as long as it may."""
         ready: Deferred[None] = Deferred()

@@ -17,7 +17,7 @@ from contextlib import suppress
 from signal import SIG_DFL, SIGHUP, SIGINT, SIGTERM, getsignal, signal
 from typing import Any
 
-from twisted.application.service import MultiService, Service
+from twisted.application.service import IServiceCollection, MultiService, Service
 from twisted.internet.defer import Deferred, FirstError, gatherResults, maybeDeferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -60,9 +60,26 @@ class StartingService(MultiService):
     def startService(self) -> None:
         """Start all services."""
         Service.startService(self)
+        # Before they start: where the reactor runs already, one of them may ask at once.
+        self.started = Deferred()
         # What is raised here ends the program as it does in a MultiService.
         starting = [_asDeferred(service.startService()) for service in self]
-        self.started = gatherResults(starting, consumeErrors=True)
+        gatherResults(starting, consumeErrors=True).chainDeferred(self.started)
+
+    def addService(self, service: Any) -> None:
+        """
+        Add a service. One that is added after the start is started, and nobody waits for it.
+
+        @param service: it. That its start fails later is a record.
+        """
+        isRunning, self.running = self.running, 0
+        try:
+            super().addService(service)
+        finally:
+            self.running = isRunning
+        if isRunning:
+            service.privilegedStartService()
+            _asDeferred(service.startService())
 
 
 class NotifyService(Service):
@@ -73,8 +90,8 @@ class NotifyService(Service):
     of them have started; one that fails ends twistd before. They stop in the reverse order, so that
     STOPPING is said before any of them begins to.
 
-    What starts later is waited for: C{ready}, every C{StreamServerEndpointService} of the program,
-    and a parent that is a L{StartingService}. If it fails, that is a record and the end of the
+    What starts later is waited for: C{ready}, and every C{StreamServerEndpointService} and
+    L{StartingService} of the program. If it fails, that is a record and the end of the
     program, with exit status 1. Until then, and while the program stops, systemd is asked for more
     time than the unit allows, for as long as it goes on and up to a bound.
     """
@@ -247,9 +264,7 @@ class NotifyService(Service):
         root: Any = self
         while root.parent is not None:
             root = root.parent
-            if isinstance(root, StartingService) and root.started is not None:
-                yield _watch(root.started)
-        yield from _findListening(root)
+        yield from _findWaiting(root)
 
     def _ready(self, token: object, extending: LoopingCall | None) -> None:
         if token is not self._token or self._signalled:
@@ -374,9 +389,8 @@ class NotifyService(Service):
     async def _reloadOnce(self) -> str:
         """@return: why it failed, or nothing."""
         try:
-            ending = self._hook and self._hook()
-            if ending is not None:
-                await ending
+            # Somebody else's method may return anything.
+            await _asDeferred(self._hook and self._hook())
         except Exception as why:
             cause: BaseException | None = why
             while isinstance(cause, FirstError):
@@ -436,20 +450,23 @@ def _watch(other: Deferred[Any]) -> Deferred[Any]:
     return watching
 
 
-def _findListening(service: Any) -> Iterator[Deferred[Any]]:
+def _findWaiting(service: Any) -> Iterator[Deferred[Any]]:
     """
-    What the program's endpoint services wait for, which they tell nobody.
+    What the program's services wait for.
 
-    That they cannot listen is a record, and the program goes on, deaf.
+    Its endpoint services tell nobody: that they cannot listen is a record, and it goes on, deaf.
     """
+    if isinstance(service, StartingService) and service.started is not None:
+        yield _watch(service.started)
     # Where nobody has imported its module, no service is one of them, and 0.3 MiB are saved.
     internet: Any = sys.modules.get("twisted.application.internet")
     if internet and isinstance(service, internet.StreamServerEndpointService):
         waiting = service._waitingForPort
         if waiting is not None:
             yield _watch(waiting).addCallback(_checkPort, service.endpoint)
-    for child in getattr(service, "services", None) or ():
-        yield from _findListening(child)
+    if IServiceCollection.providedBy(service):
+        for child in service:
+            yield from _findWaiting(child)
 
 
 def _checkPort(port: Any, endpoint: object) -> None:

@@ -150,13 +150,12 @@ def start(reactor: Any) -> NotifyService:
         setHandler=signal.signal,
     )
     services = StartingService()
-    child: Any = notify  # Twisted has not annotated what comes next
-    child.setServiceParent(services)
+    services.addService(notify)
     services.startService()
     if services.started is not None:
         services.started.addCallback(print)
     loop = LoopingCall(notify.tell, EXTEND_TIMEOUT_USEC=5_000_000)
-    both: Any = MonotonicReactor(reactor, clock)  # as above
+    both: Any = MonotonicReactor(reactor, clock)  # pyright knows nothing of zope.interface
     loop.clock = both
     clock.callLater(1, print, f"whatever the wall says: {clock.seconds()}")
     assert clock.getDelayedCalls()
