@@ -83,13 +83,17 @@ class VisitTests(PolicyCase):
         self.assertEqual(self.policy.readers, 2)
 
     def test_aFaultyOneOfThem(self) -> None:
-        """One of them that cannot be asked does not keep the others from being asked."""
+        """
+        One of them that cannot be asked does not keep the others from being asked, and is asked
+        again.
+        """
         readers = [FakeReader(self.policy) for _ in range(3)]
         self.policy.addServed([*readers], self.clock.seconds())
-        self.patch(readers[0], "closeAfterClient", lambda: 1 // 0)
+        patch = self.patch(readers[0], "closeAfterClient", lambda: 1 // 0)
         with contextlib.suppress(ZeroDivisionError):
             self.clock.advance(0.1)
-        for reader in readers[1:]:
+        patch.restore()
+        for reader in readers:
             reader.closed = True
         self.clock.advance(1)
         self.assertEqual(self.policy.readers, 0)

@@ -85,14 +85,16 @@ class Round:
 
     def _visitEach(self, readers: list[Reader], now: float) -> None:
         """Visit some, and keep those who are still to be looked after."""
-        kept = []
+        kept: list[Reader] = []
         rest = iter(readers)
         try:
             for reader in rest:
                 if self._visit(reader):
                     kept.append(reader)
+        except BaseException:
+            kept += [*rest, reader]  # the next time, it is the last
+            raise
         finally:
-            kept += rest
             self._keep(kept, now)
 
     def _comeBack(self, now: float) -> None:
