@@ -13,6 +13,7 @@ import socket
 import struct
 from resource import RLIMIT_NOFILE, getrlimit, setrlimit
 from typing import Any
+from unittest import mock
 
 from fakes import LONG, POEM, FakePort, countDescriptors, receiveAll, said
 from ports import PortCase, lingerOf
@@ -273,6 +274,19 @@ class ExhaustionTests(PortCase):
         client = self.connect()
         self.assertEqual(self.reactor.fetch(client), POEM.text)
 
+    def test_startFails(self) -> None:
+        """One who cannot be served, as nobody expects, is reset, counted, and not held."""
+        port = self.listen()
+        for method in ("isTooMany", "begin"):
+            before = countDescriptors()
+            client = self.connect()
+            sends = mock.patch.object(SocketReader, "_send", return_value=False)
+            with sends, mock.patch.object(self.policy, method, side_effect=MemoryError):
+                self.assertRaises(MemoryError, port.doRead)
+            self.assertRaises(ConnectionResetError, receiveAll, client)
+            self.assertEqual(countDescriptors(), before + 1)
+        self.assertEqual((self.policy.readers, self.policy.ledger.counts), (0, Counts(gaveUp=2)))
+
     def test_descriptors(self) -> None:
         """Where there really are no more descriptors, nobody is lost who waits."""
         self.listen()
@@ -372,6 +386,19 @@ class WaitTests(PortCase):
         self.connect()
         self.reactor.turn()
         self.assertEqual(len(self.source.waiting), 1)
+
+    def test_failsForMany(self) -> None:
+        """However many have waited, all are reset by and by, and none waits once more."""
+        self.listen(None)
+        clients = [self.connect() for _ in range(200)]
+        self.port.doRead()
+        self.source.giveUp()
+        for waits in (0, 0, 0, 0, 1):
+            self.assertEqual(len(self.source.waiting), waits)
+            self.port.doRead()
+        for client in clients:
+            self.assertRaises(ConnectionResetError, receiveAll, client)
+        self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=200))
 
     def test_failsForTheOldBacklog(self) -> None:
         """Who came before the port listened is reset too."""

@@ -325,6 +325,7 @@ class FastPort(BorrowedPort):
         self._source = source
         self._family = self._socket.family
         self._hasOldBacklog = True
+        self._isRefusing = False
         self._wasShort = False
         self._waiting: Deferred[Poem] | None = None
 
@@ -364,20 +365,27 @@ class FastPort(BorrowedPort):
                 return
             poem = self._source.poem
             if poem is None:
-                self._waitForPoem()
+                if self._isRefusing:
+                    self._resetSome()
+                else:
+                    self._waitForPoem()
                 return
             try:
                 reader = self._accept(poem)
             except BlockingIOError:
-                self._hasOldBacklog = False
+                self._hasOldBacklog = self._isRefusing = False
                 return
             except OSError as why:
                 if why.errno in _EXHAUSTED:
                     policy.pause(why.strerror or str(why))
                     return
                 continue  # it was the client's connection that failed (accept(2), Error handling)
-            if reader.start(now):
-                served.append(reader)
+            try:
+                if reader.start(now):
+                    served.append(reader)
+            except BaseException:  # nobody else would close it
+                policy.giveUp(reader, "serving it failed")
+                raise
 
     def _accept(self, poem: Poem) -> SocketReader:
         """
@@ -419,13 +427,19 @@ class FastPort(BorrowedPort):
         self.policy.removeWaitingPort(self)
         if failure.check(CancelledError):  # by our own stop, which leaves them in the backlog
             return
+        self._isRefusing = True
+        try:
+            self._resetSome()
+        finally:
+            self.startReading()
+
+    def _resetSome(self) -> None:
+        """Reset who has waited; we come back for the rest of them at once, until nobody is left."""
         try:
             for _ in range(_BATCH):
                 connection, address = self._socket.accept()
                 setLinger(connection, RESET_ON_CLOSE)
                 connection.close()
                 self.policy.ledger.turnedAway(address, "there is no poem yet")
-        except OSError:  # there is nobody left, or we come back for them at once
-            pass
-        finally:
-            self.startReading()
+        except OSError:
+            self._isRefusing = False

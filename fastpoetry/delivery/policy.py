@@ -211,6 +211,14 @@ class Policy:
             self.ledger.left(reader.poem, reader.address, progress.takenBytes)
         self._forget(reader)
 
+    def giveUp(self, reader: Reader, cause: str) -> None:
+        """Reset a reader whose poem is not sent whole, whether it has begun or not."""
+        progress = self._sending.get(reader)
+        reader.reset()
+        self._forget(reader)
+        takenBytes = progress.takenBytes if progress else 0
+        self.ledger.gaveUp(reader.poem, reader.address, takenBytes, cause)
+
     def turnAway(self, address: Address) -> None:
         """Count a connection that was reset because L{isTooMany}."""
         most = self.limits.maxReadersPerSource
