@@ -7,6 +7,7 @@ import resource
 import sys
 from hashlib import sha256
 from subprocess import run
+from unittest import mock
 
 from fakes import Reactor, Threads, asNobody, makeFolder, records, said, write
 from hypothesis import given
@@ -319,6 +320,13 @@ class KeeperTests(CopyCase):
         self.file.path = file
         self.assertEqual(self.said(), [])
         self.assertEqual(self.file.load(), self.copy(b"2"))
+
+    def test_failsOtherwise(self) -> None:
+        """Whatever keeps it from being written is said, and does not keep the next."""
+        self.patch(self.file, "save", mock.Mock(side_effect=MemoryError))
+        for _ in range(2):
+            self.keeper.save(self.copy())
+            self.assertEqual(self.said(), ["the copy on disk cannot be used: MemoryError()"])
 
     def test_slow(self) -> None:
         """One that takes its time has one warning that says for how long."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from functools import partial
 from typing import Any
+from unittest import mock
 
 from fakes import Reactor, Threads
 from hypothesis import given
@@ -273,6 +275,19 @@ class ResolverTests(SynchronousTestCase):
         self.threads.why = ThreadError("no thread can be had: none is left")
         self.assertRaises(ThreadError, self.resolver.resolveHostName, FakeReceiver(), "poems")
         self.threads.why = None
+        receiver = self.look("poems")
+        self.threads.work()
+        self.assertEqual(len(receiver.found or ()), 2)
+
+    def test_failsOtherwise(self) -> None:
+        """Whatever kept a name from being looked up, it is looked up again the next time."""
+        names = self.resolver._getaddrinfo
+        for why in (OSError(errno.EMFILE, "Too many open files"), MemoryError()):
+            self.resolver._getaddrinfo = mock.Mock(side_effect=why)
+            receiver = self.look("poems")
+            self.threads.work()
+            self.assertEqual(receiver.found, [])
+        self.resolver._getaddrinfo = names
         receiver = self.look("poems")
         self.threads.work()
         self.assertEqual(len(receiver.found or ()), 2)

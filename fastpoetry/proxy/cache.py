@@ -198,8 +198,7 @@ class Keeper:
         self._saveNext()
 
     def _fail(self, failure: Failure) -> None:
-        failure.trap(CopyError)
-        self.tell(failure.value)
+        self.tell(failure.getErrorMessage() or repr(failure.value))
 
     def _tellSlow(self) -> None:
         self.tell(f"{self._file.path}: has not been written for {_LONG_SECONDS:g} s")

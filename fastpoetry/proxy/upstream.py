@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
-from socket import AF_INET6, SOCK_STREAM, gaierror, getaddrinfo
+from socket import AF_INET6, SOCK_STREAM, getaddrinfo
 from typing import Any
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
@@ -188,8 +188,9 @@ class Resolver:
         if not waiters:
             look = partial(self._getaddrinfo, name, port, type=SOCK_STREAM)
             found = callAside(self._reactor, look)
-            # Who waits is told of no error, but that there are no addresses.
-            found.addErrback(lambda failure: failure.trap(gaierror, UnicodeError) and [])
+            # Who waits is told of no error, but that there are no addresses. Not only a gaierror
+            # comes, but whatever kept the C library from asking (EAI_SYSTEM).
+            found.addErrback(lambda _: [])
             found.addCallback(self._end, key)
         waiters.append(Deferred())
         return waiters[-1]
