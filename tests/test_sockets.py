@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from typing import Any
+from unittest import mock
 
 from fakes import SECONDS, FakeTLS, FakeTransport, receiveAll, said
 from twisted.internet.protocol import Factory, Protocol
@@ -128,11 +129,49 @@ class UnacknowledgedTests(SocketCase):
 
 
 class Unable(socket.socket):
-    """A socket of a kernel that does not know how to limit what waits in it."""
+    """A socket of a kernel, or in a sandbox, that knows no option."""
 
     def setsockopt(self, *option: Any) -> None:
-        """Know no option."""
+        """Know none that can be set."""
         raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+
+    def getsockopt(self, *option: Any) -> Any:
+        """Know none that can be asked for."""
+        raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+
+
+class UnableTests(SocketCase):
+    """Tests for a kernel, or a sandbox, that refuses what we ask of it."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        sockets._tellWithout.cache_clear()
+        self.addCleanup(sockets._tellWithout.cache_clear)
+
+    def test_linger(self) -> None:
+        """Where nothing can be said about a close one record says so, and all goes on."""
+        with capturedLogs() as events:
+            for _ in range(3):
+                with Unable() as unable:
+                    setLinger(unable, RESET_ON_CLOSE)
+        (text,) = said(events)
+        self.assertIn("SO_LINGER: Protocol not available", text)
+
+    def test_closed(self) -> None:
+        """That a socket is closed is an error all the same."""
+        self.server.close()
+        self.assertRaises(OSError, setLinger, self.server, RESET_ON_CLOSE)
+
+    def test_over(self) -> None:
+        """A connection of which nothing is known may go on."""
+        with Unable() as unable:
+            self.assertFalse(isOver(unable))
+
+    def test_unacknowledged(self) -> None:
+        """Where it cannot be known what is under way, nothing is."""
+        self.patch(sockets, "ioctl", mock.Mock(side_effect=OSError(errno.EPERM, "no")))
+        self.server.sendall(b"x")
+        self.assertEqual(countUnacknowledged(self.server), 0)
 
 
 class UnsentTests(SocketCase):
@@ -140,8 +179,8 @@ class UnsentTests(SocketCase):
 
     def setUp(self) -> None:
         super().setUp()
-        sockets._tellUnlimited.cache_clear()
-        self.addCleanup(sockets._tellUnlimited.cache_clear)
+        sockets._tellWithout.cache_clear()
+        self.addCleanup(sockets._tellWithout.cache_clear)
 
     def test_limit(self) -> None:
         """A socket takes no more than so much that is not sent yet."""

@@ -7,6 +7,7 @@ the fast port and for Twisted's transports alike.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -37,6 +38,9 @@ _BYTES_ACKED = 120
 _TCP_CLOSE = b"\7"
 """A state of connections (include/net/tcp_states.h), in the first byte of C{TCP_INFO}."""
 
+_REFUSED = (errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.ENOSYS)
+"""How a kernel or a sandbox says that there is no such option."""
+
 _log = Logger()
 
 
@@ -49,7 +53,10 @@ def isOver(connection: socket.SocketType) -> bool:
     """
     if connection.family == socket.AF_UNIX:
         return False
-    return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _TCP_CLOSE
+    try:
+        return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _TCP_CLOSE
+    except OSError:  # a kernel or a sandbox does not say
+        return False
 
 
 def countUnacknowledged(connection: socket.SocketType) -> int:
@@ -60,7 +67,11 @@ def countUnacknowledged(connection: socket.SocketType) -> int:
     """
     if connection.family == socket.AF_UNIX:
         return 0
-    count: int = struct.unpack("i", ioctl(connection.fileno(), TIOCOUTQ, b"\0\0\0\0"))[0]
+    try:
+        answer = ioctl(connection.fileno(), TIOCOUTQ, b"\0\0\0\0")
+    except OSError:  # it does not say: what was sent is as good as taken
+        return 0
+    count: int = struct.unpack("i", answer)[0]
     return count
 
 
@@ -90,17 +101,23 @@ def limitUnsent(connection: socket.SocketType) -> None:
     except OSError as why:
         # A reset in the backlog is no fault of the option's: sending finds it out.
         if why.errno is not None:
-            _tellUnlimited(why.errno)
+            _tellWithout("TCP_NOTSENT_LOWAT", why.errno)
 
 
 def setLinger(connection: socket.SocketType, linger: bytes) -> None:
     """
     Set what a close means, for a listening socket's future connections too (inet_csk_clone_lock).
 
-    A UNIX socket knows no reset.
+    A UNIX socket knows no reset. Where the system does not know how, serve without that.
     """
-    if connection.family != socket.AF_UNIX:
+    if connection.family == socket.AF_UNIX:
+        return
+    try:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    except OSError as why:
+        if why.errno not in _REFUSED:
+            raise
+        _tellWithout("SO_LINGER", why.errno)
 
 
 def lowestTransport(transport: Any) -> Any:
@@ -117,11 +134,10 @@ def socketOf(transport: Any) -> socket.socket | None:
 
 
 @cache
-def _tellUnlimited(number: int) -> None:
-    """Say, once a process, that the kernel does not limit what waits in it."""
+def _tellWithout(option: str, number: int) -> None:
+    """Say, once a process, what the kernel or a sandbox does not let us ask for."""
     _log.warn(
-        "readers of large poems are served without a limit on what waits in the kernel: "
-        "TCP_NOTSENT_LOWAT: {cause}",
-        cause=os.strerror(number),
+        "poems are served without an option of sockets that is refused: {cause}",
+        cause=f"{option}: {os.strerror(number)}",
         message_id="c1f0c6f6f9a34d8f9d5ab9f8b3a6e2d7",
     )
