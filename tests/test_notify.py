@@ -213,6 +213,13 @@ class StatusTests(NotifyCase):
         self.reactor.run()
         self.assertEqual(self.systemd.heard(), ["STATUS=Serving ecstasy", "READY=1"])
 
+    def test_anything(self) -> None:
+        """A status that is no text is told as text."""
+        number: Any = 5
+        self.service(status=lambda: number).startService()
+        self.reactor.run()
+        self.assertEqual(self.systemd.heard(), ["STATUS=5", "READY=1"])
+
     def test_changes(self) -> None:
         """The status is told a second later, and only if it has changed."""
         poems = ["0 poems"]

@@ -114,6 +114,27 @@ class CommandTests(SynchronousTestCase):
         self.assertEqual(other.options["port"], 18)
         self.addCleanup(notify.stopService)  # has SIGHUP by now
 
+    def test_othersMethods(self) -> None:
+        """What is called C{status} or C{reload} and is no such method is left alone."""
+
+        class Odd(Service):
+            status = "up"
+
+            def reload(self, configuration: object) -> None:
+                self.configuration = configuration
+
+        seen: list[dict[str, Any]] = []
+
+        def notify(reactor: object, **hooks: Any) -> Service:
+            seen.append(hooks)
+            return Service()
+
+        self.patch(Other, "makeService", lambda *_: Odd())
+        self.patch(command, "NotifyService", notify)
+        makeService(self.parse("other"))
+        self.assertIsNone(seen[0]["reload"])
+        self.assertEqual(seen[0]["status"](), "other: Something else.")
+
 
 class ProcessTests(SynchronousTestCase):
     """C{twistd systemd web}."""

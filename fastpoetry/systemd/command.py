@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from twisted.application.service import IService, IServiceMaker, MultiService
@@ -91,7 +92,17 @@ def makeService(options: Options) -> MultiService:
 
     NotifyService(
         reactor,
-        status=getattr(provided, "status", describe),
-        reload=getattr(provided, "reload", None),
+        status=_findMethod(provided, "status") or describe,
+        reload=_findMethod(provided, "reload"),
     ).setServiceParent(services)
     return services
+
+
+def _findMethod(service: Any, name: str) -> Callable[[], Any] | None:
+    """@return: a method that needs no argument; what else is called so may mean another thing."""
+    method = getattr(service, name, None)
+    try:
+        signature(method).bind()  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return method

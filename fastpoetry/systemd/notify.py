@@ -389,8 +389,9 @@ class NotifyService(Service):
     async def _reloadOnce(self) -> str:
         """@return: why it failed, or nothing."""
         try:
-            # Somebody else's method may return anything.
-            await _asDeferred(self._hook and self._hook())
+            ending: object = self._hook and self._hook()
+            if isinstance(ending, Awaitable):  # somebody else's method may return anything
+                await ending
         except Exception as why:
             cause: BaseException | None = why
             while isinstance(cause, FirstError):
@@ -407,7 +408,7 @@ class NotifyService(Service):
         if self._manager is None or self._status is None:
             return
         try:
-            status = _oneLine(self._status())
+            status = _oneLine(str(self._status()))
         except Exception:
             self._status = None
             self._log.failure(
