@@ -413,6 +413,16 @@ class JournalHandlerTests(SynchronousTestCase):
         self.assertTrue(text.startswith("%d of %d ('x',): "))
         self.assertIn("ZeroDivisionError: by nothing", text)
 
+    def test_odd(self) -> None:
+        """An entry or a formatter of an odd kind raises nothing in the program that logs."""
+        self.patch(logging, "raiseExceptions", False)
+        self.handler.handle(logging.makeLogRecord({"msg": "x", "levelno": "high"}))
+        formatter: Any = logging.Formatter()
+        formatter.format = lambda record: None
+        self.handler.setFormatter(formatter)
+        self.logger.error("x")
+        self.assertTrue(self.journald.idle())
+
     def test_formatter(self) -> None:
         """The handler's formatter makes the text."""
         self.handler.setFormatter(logging.Formatter("%(levelname)s! %(message)s"))

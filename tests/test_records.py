@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections import UserDict
+from collections.abc import Iterator
 from errno import ENOENT
 from itertools import pairwise
 from socket import gaierror
@@ -264,6 +266,18 @@ class FieldsTests(SynchronousTestCase):
         self.assertEqual(found["KEYS"], b"{(1,): 2}")
         self.assertEqual(found["NAN"], b"[nan]")
         self.assertEqual(found["PLACE"], b"Place(x=1)")
+
+    def test_raisingMapping(self) -> None:
+        """A mapping of somebody's own may raise anything, and is text then."""
+
+        class Odd(UserDict[str, int]):
+            def __iter__(self) -> Iterator[str]:
+                raise SystemExit
+
+            def __repr__(self) -> str:
+                return "odd"
+
+        self.assertEqual(mapped(log_format="x", value=Odd(a=1))["VALUE"], b"odd")
 
     def test_streamLine(self) -> None:
         """

@@ -301,16 +301,22 @@ class JournalHandler(logging.Handler):
         Send an entry as one record: its text by the handler's formatter, which adds the traceback,
         and its C{extra} as fields.
 
-        @param record: the entry. One that cannot be formatted is sent with what it was made of.
+        @param record: the entry. One that cannot be formatted is sent with what it was made of; one
+            that is not as C{logging} makes them is C{logging}'s own C{handleError}'s.
         """
         try:
-            text = self.format(record)
+            self._journal.log(record, self._format(record))
+        except Exception:
+            self.handleError(record)
+
+    def _format(self, record: logging.LogRecord) -> str:
+        try:
+            return self.format(record)
         except Exception as error:
             plain = copy(record)
             plain.msg = f"{safe_str(record.msg)} {safe_str(record.args)}: {safe_str(error)}"
             plain.args = ()
-            text = logging.Formatter().format(plain)
-        self._journal.log(record, text)
+            return logging.Formatter().format(plain)
 
 
 def observer(environ: Mapping[str, str] = os.environ, path: str = SOCKET) -> JournalObserver:

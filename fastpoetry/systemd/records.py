@@ -341,7 +341,7 @@ def _json(value: object) -> str | None:
     try:
         plain = dict(value) if isinstance(value, Mapping) else value
         return json.dumps(plain, ensure_ascii=False, allow_nan=False, default=safe_str)
-    except Exception:
+    except BaseException:  # a value's own code can raise anything
         return None
 
 
