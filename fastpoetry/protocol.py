@@ -33,6 +33,7 @@ from fastpoetry.delivery.sockets import (
     countUnacknowledged,
     limitUnsent,
     lowestTransport,
+    orReset,
     setLinger,
     socketOf,
 )
@@ -67,6 +68,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
     _clientHasEnded = False
     _waiting: Deferred[Any] | None = None
 
+    @orReset
     def connectionMade(self) -> None:
         """Begin to send, as soon as there is a poem and the client has shaken hands."""
         self.address = addressOf(self.transport.getPeer())
@@ -82,6 +84,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         else:
             self._awaitPoem()
 
+    @orReset
     def handshakeCompleted(self) -> None:
         """TLS is there; what is written before that passes for sent, and is not."""
         self.setTimeout(None)
@@ -113,14 +116,15 @@ class PoetryProtocol(Protocol, TimeoutMixin):
     def _begin(self, poem: Poem) -> None:
         """Begin to send, unless others of the same source are enough."""
         policy = self._policy
-        self._isArriving = False
         if policy.isTooMany(self.address):
+            self._isArriving = False
             policy.turnAway(self.address)
             policy.removeArrival(self)
             self.transport.abortConnection()
             return
         self.poem = poem
         policy.begin(self, policy.seconds())
+        self._isArriving = False
         policy.removeArrival(self)  # at last: a stop may wait for nobody else
         if self._socket is not None:
             limitUnsent(self._socket)
@@ -146,6 +150,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         else:
             self.setTimeout(min(LINGER_SECONDS, self._policy.limits.drainSeconds))
 
+    @orReset
     def resumeProducing(self) -> None:
         """The transport has passed on what it had: write the next piece, or end."""
         piece = self.poem.text[self._sentBytes : self._sentBytes + _PIECE_BYTES]
@@ -173,6 +178,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
             self._endArrival(f"it left, and {self._awaited}")
         if self._waiting is not None:
             self._waiting.cancel()
+        self._policy.removeArrival(self)
         self._policy.remove(self)
 
     def closeAfterClient(self) -> bool:

@@ -177,6 +177,14 @@ class RefusalTests(ProxiedCase):
         self.assertEqual(self.receive(*pieces), expected)
         self.assertEqual((self.sent, self.did[-1]), (b"", "abortConnection"))
 
+    def test_fails(self) -> None:
+        """One that fails as nobody expects is reset too."""
+        transport = self.connect()
+        self.patch(self.wrapper, "_read", lambda _: 1 // 0)
+        self.wrapper.dataReceived(b"PROXY TCP4 192.0.2.9 192.0.2.2 1 2\r\n")
+        self.assertEqual(transport.did, ["abortConnection"])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
     def test_noHeader(self) -> None:
         """Something else is refused at once, however short."""
         self.assertRefused(b"\n")

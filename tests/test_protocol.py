@@ -123,6 +123,28 @@ class InterfaceTests(ProtocolCase):
 class SendTests(ProtocolCase):
     """Tests for a poem on its way."""
 
+    def test_fails(self) -> None:
+        """
+        One whose serving fails as nobody expects is reset: Twisted would shut it down, and that
+        looks like an end.
+        """
+        self.patch(self.policy, "isTooMany", lambda _: 1 // 0)
+        self.assertEqual(self.connect().did, ["abortConnection"])
+        self.protocol.connectionLost()
+        self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=1))
+        self.assertEqual(self.policy.readers, 0)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_failsHalfWay(self) -> None:
+        """So is one in mid-poem, and it is counted when it is closed."""
+        transport = self.connect()
+        self.patch(transport, "write", lambda _: 1 // 0)
+        transport.producer.resumeProducing()
+        self.assertEqual(transport.did, ["abortConnection"])
+        self.protocol.connectionLost()
+        self.assertEqual(self.policy.ledger.counts, Counts(left=1))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
     def test_everything(self) -> None:
         """The whole poem is sent, then the sending half is closed."""
         transport = self.connect()

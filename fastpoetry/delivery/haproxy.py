@@ -25,6 +25,7 @@ from fastpoetry.delivery.sockets import (
     END_ON_CLOSE,
     RESET_ON_CLOSE,
     lowestTransport,
+    orReset,
     setLinger,
     socketOf,
 )
@@ -69,6 +70,7 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         """What the timeout is made with."""
         return self.policy.clock.callLater(period, func)
 
+    @orReset
     def dataReceived(self, data: bytes) -> None:
         """Read the header; what comes after it is of no interest to poetry."""
         if self._hasBegun or self.disconnecting:

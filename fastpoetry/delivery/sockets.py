@@ -11,13 +11,15 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Callable
 from fcntl import ioctl
-from functools import cache
+from functools import cache, wraps
 from termios import TIOCOUTQ
 from typing import Any
 
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
+from twisted.python import log
 
 MOST_UNSENT_BYTES = 128 * 1024
 """
@@ -118,6 +120,23 @@ def setLinger(connection: socket.SocketType, linger: bytes) -> None:
         if why.errno not in _REFUSED:
             raise
         _tellWithout("SO_LINGER", why.errno)
+
+
+def orReset(method: Callable[..., None]) -> Callable[..., None]:
+    """
+    Have what a transport calls of a protocol's reset the connection where it fails as nobody
+    expects. Twisted shuts such a one down, which looks like the end of a poem.
+    """
+
+    @wraps(method)
+    def call(self: Any, *args: Any) -> None:
+        try:
+            method(self, *args)
+        except Exception:
+            log.err()
+            self.transport.abortConnection()
+
+    return call
 
 
 def lowestTransport(transport: Any) -> Any:
