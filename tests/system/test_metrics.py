@@ -100,6 +100,21 @@ def test_boot(metered: Machine) -> None:
     assert "\nfastpoetry_poems_total 0.0\n" in get(metered)
 
 
+def test_notAsked(metered: Machine) -> None:
+    """
+    A socket whose service is not told to answer there is refused with what is missing; the poem is
+    served all the same.
+    """
+    setUp(metered)
+    metered.systemctl("stop", "fastpoetry*.socket")
+    metered.path(ENVIRONMENT).write_text("OPTIONS=--journal-budget=0\n")
+    assert metered.run("systemctl", "start", SOCKET, check=False).returncode != 0
+    said = [record["MESSAGE"] for record in metered.journal("--boot", f"--unit={SOCKET}")]
+    assert f"fastpoetry: no --metrics=adopted:name=metrics in OPTIONS= of {ENVIRONMENT}" in said
+    metered.systemctl("start", "fastpoetry@ecstasy")
+    assert metered.fetch("127.0.0.1", "10000")
+
+
 def test_missing(metered: Machine) -> None:
     """Without the package that it takes the service says so in one line, and ends."""
     setUp(metered)
