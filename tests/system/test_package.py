@@ -508,6 +508,7 @@ def upgrade(installed: Machine, packages: Path) -> None:
 def test_remove(installed: Machine) -> None:
     """Removal stops everything: no unit, no socket and no command is left."""
     startEverything(installed)
+    installed.run("systemctl", "start", "fastpoetry@typo", check=False)
     runApt(installed, "remove", "fastpoetry", "python3-fastpoetry")
     assert listUnits(installed) == ""
     assert listListeners(installed) == []
