@@ -84,7 +84,7 @@ def test_limits() -> None:
     assert int(unit["LimitNOFILE"]) >= limits.maxReaders + 100
     assert float(unit["TimeoutStopSec"]) >= limits.drainSeconds + 5
     program, stopped = 50 * 1024**2, 320 * 1024
-    most = program + 2 * MAX_POEM_BYTES + limits.maxReaders * stopped
+    most = program + 3 * MAX_POEM_BYTES + limits.maxReaders * stopped
     assert int(unit["MemoryMax"].removesuffix("G")) * 1024**3 >= most
 
 
