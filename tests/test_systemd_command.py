@@ -114,6 +114,15 @@ class CommandTests(SynchronousTestCase):
         self.assertEqual(other.options["port"], 18)
         self.addCleanup(notify.stopService)  # has SIGHUP by now
 
+    def test_talksItself(self) -> None:
+        """A command that talks with systemd by itself is not talked over."""
+        inner, middle = MultiService(), MultiService()
+        notify: Any = NotifyService(None, clock=self)
+        notify.setServiceParent(inner)
+        inner.setServiceParent(middle)
+        self.patch(Other, "makeService", lambda *_: middle)
+        self.assertEqual(list(makeService(self.parse("other"))), [middle])
+
     def test_othersMethods(self) -> None:
         """What is called C{status} or C{reload} and is no such method is left alone."""
 
@@ -125,12 +134,12 @@ class CommandTests(SynchronousTestCase):
 
         seen: list[dict[str, Any]] = []
 
-        def notify(reactor: object, **hooks: Any) -> Service:
-            seen.append(hooks)
-            return Service()
+        class Notify(Service):
+            def __init__(self, reactor: object, **hooks: Any) -> None:
+                seen.append(hooks)
 
         self.patch(Other, "makeService", lambda *_: Odd())
-        self.patch(command, "NotifyService", notify)
+        self.patch(command, "NotifyService", Notify)
         makeService(self.parse("other"))
         self.assertIsNone(seen[0]["reload"])
         self.assertEqual(seen[0]["status"](), "other: Something else.")

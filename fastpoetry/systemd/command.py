@@ -14,7 +14,7 @@ from functools import partial
 from inspect import signature
 from typing import Any
 
-from twisted.application.service import IService, IServiceMaker, MultiService
+from twisted.application.service import IService, IServiceCollection, IServiceMaker, MultiService
 from twisted.plugin import getPlugins
 from twisted.python import usage
 
@@ -77,7 +77,7 @@ def makeService(options: Options) -> MultiService:
     Make the other command's service, and what talks with systemd.
 
     @param options: parsed.
-    @return: both.
+    @return: both; the first alone, if it talks with systemd by itself.
     """
     from twisted.internet import reactor
 
@@ -85,6 +85,8 @@ def makeService(options: Options) -> MultiService:
     service: Any = maker.makeService(options.subOptions)
     services = StartingService()
     service.setServiceParent(services)
+    if _isTalking(service):
+        return services
     provided: Any = IService(service)
 
     def describe() -> str:
@@ -96,6 +98,12 @@ def makeService(options: Options) -> MultiService:
         reload=_findMethod(provided, "reload"),
     ).setServiceParent(services)
     return services
+
+
+def _isTalking(service: Any) -> bool:
+    if IServiceCollection.providedBy(service):
+        return any(map(_isTalking, service))
+    return isinstance(service, NotifyService)
 
 
 def _findMethod(service: Any, name: str) -> Callable[[], Any] | None:
