@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from itertools import pairwise
+from unittest import mock
 
 from fakes import FakeReader, said
 from policies import WHOLE, PolicyCase
@@ -276,6 +277,22 @@ class DrainTests(PolicyCase):
         self.wait(1)
         self.assertEqual([each.did for each in readers], [["reset"], ["reset"]])
         self.successResultOf(drained)
+
+    def test_cutShortFails(self) -> None:
+        """Who cannot even be reset, and what arrives for ever, keeps no stop from its end."""
+        for come in (
+            self.sending,
+            lambda: self.lingering(WHOLE - 1),
+            lambda: self.policy.addArrival(mock.Mock()),
+        ):
+            come()
+            drained = self.policy.drain()
+            with mock.patch.object(self.policy, "_giveUp", side_effect=MemoryError):
+                with contextlib.suppress(MemoryError):
+                    self.wait(20)
+                self.wait(1)
+            self.successResultOf(drained)
+            self.assertEqual((self.policy.readers, self.clock.getDelayedCalls()), (0, []))
 
     def test_cutShortIsTold(self) -> None:
         """Who is cut short is counted, with the cause."""

@@ -289,8 +289,19 @@ class Policy:
         """Carry over who can be, and reset who cannot: a stop has waited long enough."""
         self._carryOver()
         cause = f"the server stops, and has waited {self.limits.drainSeconds:g} s"
-        for reader in [*self._sending, *self._lingering]:
-            self._giveUp(reader, cause)
+        try:
+            for reader in [*self._sending, *self._lingering]:
+                self._giveUp(reader, cause)
+        finally:
+            if self._drain is not None:  # who arrives is given up now, too
+                self.clock.callLater(0, self._abandon)
+
+    def _abandon(self) -> None:
+        """Have a stop end for which somebody is left whom not even a reset has ended."""
+        self._soon.stop()
+        for known in (self._arriving, self._sending, self._lingering):
+            known.clear()
+        self._seeWhoIsLeft()
 
     def _settle(self) -> None:
         """Nobody is left, and nobody will come: run no timer, and leave nothing untold."""
