@@ -196,9 +196,7 @@ def test_upstreams(edge: Machine, setEdge: Set) -> None:
 
 
 def test_tls(edge: Machine, setEdge: Set, tmp_path: Path) -> None:
-    """
-    So is one behind TLS whose certificate is trusted; of one that is not the status says so.
-    """
+    """So is one behind TLS whose certificate is trusted; of one that is not the status says so."""
     key, certificate = tmp_path / "key.pem", tmp_path / "trusted.pem"
     make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
     make += ["-addext", "subjectAltName=DNS:localhost", "-days", "2"]
