@@ -89,11 +89,11 @@ class PoetryService(service.Service):
 
     def startService(self) -> None:
         """
-        Load the poems.
+        Load the poems, and wait for it: the commands have had them read before, apart.
 
         @raise PoemError: if there is nothing to serve.
         """
-        self._keep(callApart(self._selection.load))
+        self._keep(self._selection.load())
         super().startService()
 
     def reload(self) -> Deferred[None]:
