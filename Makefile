@@ -61,9 +61,10 @@ endif
 run: ready-to-run
 	@$(PYTHON) packaging/run $(TWISTD)
 
-# What tests look at the program with; those of the manual pages and the completion need the rest.
+# What tests look at the program with; those of the manual pages and the completion need the rest, and
+# GLib's reactor is in none of pip's packages.
 TEST_PACKAGES = systemd netcat-openbsd iproute2 strace openssl jq groff mandoc bash-completion \
-	libfaketime
+	faketime python3-gi python3-twisted
 # The system tests make Debian roots and boot them. Without root they are skipped.
 ifeq ($(shell id -u),0)
 TEST_PACKAGES += systemd-container mmdebstrap lintian
