@@ -287,7 +287,7 @@ class DrainTests(PolicyCase):
         ):
             come()
             drained = self.policy.drain()
-            with mock.patch.object(self.policy, "_giveUp", side_effect=MemoryError):
+            with mock.patch.object(self.policy, "giveUp", side_effect=MemoryError):
                 with contextlib.suppress(MemoryError):
                     self.wait(20)
                 self.wait(1)

@@ -140,13 +140,17 @@ class Unable(socket.socket):
         raise OSError(errno.ENOPROTOOPT, "Protocol not available")
 
 
-class UnableTests(SocketCase):
-    """Tests for a kernel, or a sandbox, that refuses what we ask of it."""
+class TellingCase(SocketCase):
+    """What is told once a process is told once a test."""
 
     def setUp(self) -> None:
         super().setUp()
         sockets._tellWithout.cache_clear()
         self.addCleanup(sockets._tellWithout.cache_clear)
+
+
+class UnableTests(TellingCase):
+    """Tests for a kernel, or a sandbox, that refuses what we ask of it."""
 
     def test_linger(self) -> None:
         """Where nothing can be said about a close one record says so, and all goes on."""
@@ -174,13 +178,8 @@ class UnableTests(SocketCase):
         self.assertEqual(countUnacknowledged(self.server), 0)
 
 
-class UnsentTests(SocketCase):
+class UnsentTests(TellingCase):
     """Tests for L{limitUnsent}."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        sockets._tellWithout.cache_clear()
-        self.addCleanup(sockets._tellWithout.cache_clear)
 
     def test_limit(self) -> None:
         """A socket takes no more than so much that is not sent yet."""

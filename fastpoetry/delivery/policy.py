@@ -212,12 +212,21 @@ class Policy:
         self._forget(reader)
 
     def giveUp(self, reader: Reader, cause: str) -> None:
-        """Reset a reader whose poem is not sent whole, whether it has begun or not."""
-        progress = self._sending.get(reader)
+        """
+        Reset a reader, whether its poem has begun or not. One that lingers was counted when its
+        poem went to the system, so that it has no record; the source that has too many of them has
+        one now and then.
+        """
         reader.reset()
-        self._forget(reader)
-        takenBytes = progress.takenBytes if progress else 0
-        self.ledger.gaveUp(reader.poem, reader.address, takenBytes, cause)
+        try:
+            if lingering := self._lingering.get(reader):
+                self._tellLingering(reader, lingering, cause)
+            else:
+                sending = self._sending.get(reader)
+                taken = sending.takenBytes if sending else 0
+                self.ledger.gaveUp(reader.poem, reader.address, taken, cause)
+        finally:
+            self._forget(reader)
 
     def turnAway(self, address: Address) -> None:
         """Count a connection that was reset because L{isTooMany}."""
@@ -291,7 +300,7 @@ class Policy:
         cause = f"the server stops, and has waited {self.limits.drainSeconds:g} s"
         try:
             for reader in [*self._sending, *self._lingering]:
-                self._giveUp(reader, cause)
+                self.giveUp(reader, cause)
         finally:
             if self._drain is not None:  # who arrives is given up now, too
                 self.clock.callLater(0, self._abandon)
@@ -376,7 +385,7 @@ class Policy:
         if lingering and hasAll:
             return True
         if cause := self.limits.faultOf(progress, now) or self._countCrowd(reader):
-            self._giveUp(reader, cause)
+            self.giveUp(reader, cause)
             return False
         return True
 
@@ -405,20 +414,13 @@ class Policy:
         self._quota.add(reader)
         return ""
 
-    def _giveUp(self, reader: Reader, cause: str) -> None:
-        """
-        Reset a reader. One that lingers was counted when its poem went to the system, so that it
-        has no record; the source that has too many of them has one now and then.
-        """
-        if progress := self._sending.get(reader):
-            self.ledger.gaveUp(reader.poem, reader.address, progress.takenBytes, cause)
-        elif self._quiet.takeTurn("lingering"):
+    def _tellLingering(self, reader: Reader, progress: Progress, cause: str) -> None:
+        """Tell now and then of a reader that does not take what is with the system for it."""
+        if self._quiet.takeTurn("lingering"):
             self._log.warn(
                 "gave up on {peer}, who does not take the last {bytes} bytes: {cause}",
                 peer=formatPeer(reader.address),
-                bytes=len(reader.poem.text) - self._lingering[reader].takenBytes,
+                bytes=len(reader.poem.text) - progress.takenBytes,
                 cause=cause,
                 message_id="8661237894b24e009d5b2e4ed36bd13c",
             )
-        reader.reset()
-        self._forget(reader)
