@@ -209,6 +209,10 @@ class FakeListener:
     def setsockopt(self, *option: object) -> None:
         """Have another option."""
 
+    def getsockopt(self, *option: object) -> Any:
+        """Know of no option."""
+        raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
+
     def getsockname(self) -> Any:
         """Where it listens."""
         return ("127.0.0.1", 1)

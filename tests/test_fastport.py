@@ -31,6 +31,7 @@ from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
+from fastpoetry.delivery import fastport
 from fastpoetry.delivery.addresses import Address
 from fastpoetry.delivery.fastport import SocketReader
 from fastpoetry.delivery.ledger import Counts
@@ -135,6 +136,15 @@ class ServeTests(PortCase):
         while self.policy.readers < 100:
             self.reactor.turn()
         self.assertEqual([receiveAll(each) for each in clients], [POEM.text] * 100)
+
+    def test_wrongCount(self) -> None:
+        """A system that counts nobody in the backlog though somebody is there has all served."""
+        self.patch(fastport, "countWaiting", lambda listening: 0)
+        self.listen()
+        clients = [self.connect() for _ in range(3)]
+        for _ in clients:
+            self.reactor.turn()
+        self.assertEqual([receiveAll(each) for each in clients], [POEM.text] * 3)
 
     def test_nobody(self) -> None:
         """It does not wait where nobody has come."""

@@ -19,6 +19,7 @@ from fastpoetry.delivery.sockets import (
     MOST_UNSENT_BYTES,
     RESET_ON_CLOSE,
     countUnacknowledged,
+    countWaiting,
     isOver,
     limitUnsent,
     lowestTransport,
@@ -102,6 +103,28 @@ class OverTests(SocketCase):
         """Of a UNIX socket that cannot be told."""
         self.unixClient.close()
         self.assertFalse(isOver(self.unix))
+
+
+class WaitingTests(SocketCase):
+    """Tests for L{countWaiting}."""
+
+    def test_backlog(self) -> None:
+        """It is who has connected and was not accepted yet."""
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            self.assertEqual(countWaiting(listening), 0)
+            for _ in range(2):
+                client = socket.create_connection(listening.getsockname(), SECONDS)
+                self.addCleanup(client.close)
+            self.assertEqual(countWaiting(listening), 2)
+            listening.accept()[0].close()
+            self.assertEqual(countWaiting(listening), 1)
+
+    def test_unknown(self) -> None:
+        """Where the system does not say, an accept is to find out: on UNIX sockets, for one."""
+        self.assertEqual(countWaiting(self.unix), 1)
+        self.assertEqual(countWaiting(self.server), 1)
+        with Unable() as unable:
+            self.assertEqual(countWaiting(unable), 1)
 
 
 class UnacknowledgedTests(SocketCase):

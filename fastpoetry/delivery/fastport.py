@@ -32,6 +32,7 @@ from fastpoetry.delivery.sockets import (
     MOST_UNSENT_BYTES,
     RESET_ON_CLOSE,
     countUnacknowledged,
+    countWaiting,
     isOver,
     limitUnsent,
     setLinger,
@@ -359,7 +360,12 @@ class FastPort(BorrowedPort):
         policy.pauseIfFull()
         if self._wasShort:
             self._wasShort = self._isShort()
+        waiting = 1  # or more: the reactor says so
         for _ in range(min(_BATCH, policy.room)):
+            if not (waiting or (waiting := countWaiting(self._socket))):
+                self._hasOldBacklog = self._isRefusing = False
+                return
+            waiting -= 1
             if self._wasShort:
                 policy.pause(_SHORT)
                 return
