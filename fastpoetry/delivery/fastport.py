@@ -362,7 +362,8 @@ class FastPort(BorrowedPort):
             self._wasShort = self._isShort()
         waiting = 1  # or more: the reactor says so
         for _ in range(min(_BATCH, policy.room)):
-            if not (waiting or (waiting := countWaiting(self._socket))):
+            waiting = waiting or countWaiting(self._socket)
+            if not waiting:
                 self._hasOldBacklog = self._isRefusing = False
                 return
             waiting -= 1
