@@ -96,7 +96,7 @@ class Bench:
                 found[name].append(measure())
         return {name: medians(samples) for name, samples in found.items()}
 
-    def settle(self, server: Server) -> None:
+    def waitUntilIdle(self, server: Server) -> None:
         """Return when a server has nothing to do any more."""
         spent = [-1.0]
 

@@ -187,10 +187,10 @@ def stopped(bench: Bench) -> Row:
     with _serving(bench, ("fastpoetry",), size=16 * MEBIBYTE, options=_MANY) as servers:
         server = servers["fastpoetry"]
         bench.measure(server, readers=FEW)
-        bench.settle(server)
+        bench.waitUntilIdle(server)
         before = _memory(server)
         with holding(server.where, 1_000):
-            bench.settle(server)
+            bench.waitUntilIdle(server)
             sample = _grown(_memory(server), before)
     bars = [Bar("resident MiB more", sample["residentMiB"], most=20.0)]
     return Row(
@@ -370,7 +370,7 @@ def _grown(after: Sample, before: Sample) -> Sample:
 
 def _measureHeld(bench: Bench, server: Server, readers: int) -> Sample:
     """Measure beside readers that are held: with the smallest buffer, and above the least rate."""
-    bench.settle(server)
+    bench.waitUntilIdle(server)
     before = _memory(server)
     with holding(server.where, readers, "-b", "1", "-p", "100"):
         time.sleep(1.0)
@@ -387,7 +387,7 @@ def _measureStart(bench: Bench, name: str, words: Sequence[str]) -> Sample:
         machine.waitUntil(lambda: isListening(where), "systemd-socket-activate")
         server = Server(name, where, [process.pid])
         told = bench.measure(server, "-n", "1", readers=1)
-        bench.settle(server)
+        bench.waitUntilIdle(server)
         return {"milliseconds": told["maxus"] / 1000, "residentMiB": _memory(server)["residentMiB"]}
 
 

@@ -119,7 +119,9 @@ class TreeTests(AssemblyCase):
         """Without a port it is port 10000 of localhost, which nobody is asked for."""
         service = self.start("--ode", "a")
         verifyObject(IService, service)
-        self.assertEqual(tree(service), [["Ode", "PoetryListener"], "CarryService", "FakeNotify"])
+        self.assertEqual(
+            tree(service), [["Ode", "PoetryListener"], "HandOverService", "FakeNotify"]
+        )
         self.assertEqual(self.listening(), [(10000, "127.0.0.1")])
 
     def test_anyPort(self) -> None:
@@ -149,7 +151,7 @@ class TreeTests(AssemblyCase):
             [
                 ["Ode", "PoetryListener"],
                 ["Ode", "PoetryListener", "PoetryListener"],
-                "CarryService",
+                "HandOverService",
                 "FakeNotify",
             ],
         )
@@ -192,7 +194,7 @@ class TreeTests(AssemblyCase):
         """If it was asked for, the program ends when nobody has been there for so long."""
         service = self.start("--ode", "a", "--exit-idle-time", "7")
         block = ["Ode", "PoetryListener"]
-        self.assertEqual(tree(service), [block, "IdleService", "CarryService", "FakeNotify"])
+        self.assertEqual(tree(service), [block, "IdleService", "HandOverService", "FakeNotify"])
         self.reactor.advance(6.9)
         self.assertFalse(self.reactor.hasStopped)
         self.reactor.advance(0.1)
@@ -289,7 +291,7 @@ class MetricsTests(AssemblyCase):
             [
                 ["Ode", "PoetryListener"],
                 "StreamServerEndpointService",
-                "CarryService",
+                "HandOverService",
                 "FakeNotify",
             ],
         )

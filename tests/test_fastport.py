@@ -396,7 +396,7 @@ class EconomyTests(PortCase):
     def arrive(self, reader: FakeReader, address: Address = "") -> bool:
         """Have a reader come whose connection nobody is at the other end of, and start."""
         reader.poem, reader.address = POEM, address
-        reader.door, reader.sentBytes = self.listen(), 0
+        reader.home, reader.sentBytes = self.listen()._home, 0
         return reader.start(0.0)
 
     def test_noCopies(self) -> None:

@@ -227,7 +227,7 @@ class CloseTests(LedgerCase):
         ledger = self.ledger(0)
         ledger.sent([TO_HERE])
         with capturedLogs() as events:
-            ledger.settle()
+            ledger.flush()
         self.assertEqual([each["poems"] for each in events], [1])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
@@ -235,8 +235,8 @@ class CloseTests(LedgerCase):
         """Without connections the end has no record; a second end neither."""
         ledger = self.ledger(0)
         with capturedLogs() as events:
-            ledger.settle()
-            ledger.settle()
+            ledger.flush()
+            ledger.flush()
         self.assertEqual(events, [])
 
 
@@ -260,7 +260,7 @@ class SumTests(SynchronousTestCase):
         """Whatever happens, single records and summaries together are exactly the counts."""
         with capturedLogs() as events:
             ledger = self.tell(budget, story)
-            ledger.settle()
+            ledger.flush()
         told = Counts()
         for event in events:
             kind = event["message_id"]
@@ -298,5 +298,5 @@ class SumTests(SynchronousTestCase):
             elif name == "gaveUp":
                 ledger.gaveUp(POEM, HERE, 1, "cause")
             else:
-                ledger.settle()
+                ledger.flush()
         return ledger

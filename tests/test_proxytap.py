@@ -158,7 +158,7 @@ class ServiceTests(ProxyTapCase):
         """Each block is a proxy and a listener."""
         service = self.make("--upstream", UPSTREAM, "-p0", "--upstream", UPSTREAM)
         verifyObject(IService, service)
-        *blocks, _carry, _notify = service
+        *blocks, _handOver, _notify = service
         parts = [[type(part).__name__ for part in block] for block in blocks]
         self.assertEqual(parts, [["PoetryProxyService", "PoetryListener"]] * 2)
 

@@ -215,7 +215,7 @@ class ServiceTests(TapCase):
         service = self.start("--port", "10000", "--poem", self.ecstasy)
         verifyObject(IService, service)
         block = ["PoetryService", "PoetryListener"]
-        self.assertEqual(tree(service), [block, "CarryService", "FakeNotify"])
+        self.assertEqual(tree(service), [block, "HandOverService", "FakeNotify"])
         self.assertEqual(self.poems(), ["ecstasy"])
 
     def test_blocks(self) -> None:

@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
 from twisted.internet.interfaces import IReactorTime, IStreamServerEndpoint
 
-from fastpoetry.command.carry import CarryService
+from fastpoetry.command.handover import HandOverService
 from fastpoetry.command.idle import IdleService
 from fastpoetry.command.options import Block, CommandOptions, refuse
 from fastpoetry.command.preflight import Preflight
@@ -87,8 +87,8 @@ def assemble(
         idle = IdleService(clock, seconds, lambda: policy.idleSeconds, reactor.stop)
         idle.setServiceParent(root)
 
-    carry = CarryService(Store(reactor, clock=clock), policy, reactor)
-    carry.setServiceParent(root)
+    handOver = HandOverService(Store(reactor, clock=clock), policy, reactor)
+    handOver.setServiceParent(root)
 
     def status() -> str:
         served = ", ".join(source.description for source in sources)
@@ -96,7 +96,7 @@ def assemble(
         readers = policy.readers
         return (
             f"Serving {served}: {sent:,} {'poem' if sent == 1 else 'poems'} sent, "
-            f"{readers:,} {'reader' if readers == 1 else 'readers'}{carry.description}"
+            f"{readers:,} {'reader' if readers == 1 else 'readers'}{handOver.description}"
         )
 
     def reloadSource(source: Source) -> Deferred[None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 from twisted.internet import tcp
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
@@ -64,12 +64,12 @@ _discarded = bytearray(65536)
 """What clients write is read into the same place and never looked at."""
 
 
-class Door(Protocol):
+class Home(NamedTuple):
     """
-    What a reader came in by, and is looked after by as long as it is here.
+    What serves a reader.
 
-    @ivar policy: the rules it is under.
-    @ivar reactor: says when there is room for more of its poem.
+    @ivar policy: the rules for it.
+    @ivar reactor: says when the socket takes more of its poem.
     """
 
     policy: Policy
@@ -88,15 +88,15 @@ class SocketReader(socket.SocketType):
 
     @ivar poem: what it is sent.
     @ivar address: whose it is.
-    @ivar door: what it came in by.
+    @ivar home: what serves it.
     @ivar sentBytes: how much of the poem the system has.
     """
 
-    __slots__ = ("address", "door", "poem", "sentBytes")
+    __slots__ = ("address", "home", "poem", "sentBytes")
 
     poem: Poem
     address: Address
-    door: Door
+    home: Home
     sentBytes: int
 
     def logPrefix(self) -> str:
@@ -116,15 +116,15 @@ class SocketReader(socket.SocketType):
             if self._send():
                 return True
         except OSError:  # reset while it was in the backlog
-            self.door.policy.ledger.left(self.poem, self.address, 0)
+            self.home.policy.ledger.left(self.poem, self.address, 0)
             self.close()
             return False
-        if self.door.policy.isTooMany(self.address):
-            self.door.policy.turnAway(self.address)
+        if self.home.policy.isTooMany(self.address):
+            self.home.policy.turnAway(self.address)
             self.close()
         else:
-            self.door.policy.begin(self, now)
-            self.door.reactor.addWriter(self)
+            self.home.policy.begin(self, now)
+            self.home.reactor.addWriter(self)
         return False
 
     def doWrite(self) -> Failure | None:
@@ -136,8 +136,8 @@ class SocketReader(socket.SocketType):
         try:
             if self._send():
                 setLinger(self, END_ON_CLOSE)
-                self.door.reactor.removeWriter(self)
-                self.door.policy.finish(self)
+                self.home.reactor.removeWriter(self)
+                self.home.policy.finish(self)
         except OSError as why:
             return Failure(why)
         return None
@@ -184,13 +184,13 @@ class SocketReader(socket.SocketType):
     def reset(self) -> None:
         """Close a connection short of its end, with a reset (on a UNIX socket there is none)."""
         setLinger(self, RESET_ON_CLOSE)
-        self.door.reactor.removeWriter(self)
+        self.home.reactor.removeWriter(self)
         self.close()
 
     def connectionLost(self, reason: Failure) -> None:
         """The client went away while its poem was under way, as the reactor found out."""
         self.close()
-        self.door.policy.remove(self)
+        self.home.policy.remove(self)
 
     def _send(self) -> bool:
         """
@@ -324,6 +324,7 @@ class FastPort(BorrowedPort):
         """
         super().__init__(port, policy, reactor)
         self._source = source
+        self._home = Home(policy, reactor)
         self._family = self._socket.family
         self._hasOldBacklog = True
         self._isRefusing = False
@@ -409,7 +410,7 @@ class FastPort(BorrowedPort):
             os.close(descriptor)
             raise
         reader.poem, reader.address = poem, address
-        reader.door, reader.sentBytes = self, 0
+        reader.home, reader.sentBytes = self._home, 0
         if self._hasOldBacklog:  # from before startListening, so it inherited nothing
             setLinger(reader, RESET_ON_CLOSE)
         return reader

@@ -129,7 +129,7 @@ class Ledger:
                 message_id="4c40f64984b04c188433d02c24c4950e",
             )
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Tell what is still untold, and run no timer until the next reader."""
         if self._second is not None:
             self._second.cancel()

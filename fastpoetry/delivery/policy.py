@@ -20,7 +20,7 @@ from fastpoetry.delivery.gate import Gate
 from fastpoetry.delivery.ledger import Ledger
 from fastpoetry.delivery.quiet import Quiet
 from fastpoetry.delivery.quota import Quota
-from fastpoetry.delivery.readers import Arrival, Carrier, Pausable, Progress, Reader
+from fastpoetry.delivery.readers import Arrival, HandOver, Pausable, Progress, Reader
 from fastpoetry.delivery.visits import Round
 
 LINGER_SECONDS = 2.0
@@ -87,7 +87,7 @@ class Policy:
         kept from readers: the lowest free one is given out first (open(2)), so that it tells how
         many are in use, by whomever.
     @ivar clock: times the deadlines.
-    @ivar carrier: takes readers in mid-poem over to the next process, if anything does.
+    @ivar handOver: hands readers in mid-poem over to the next process, if there is one.
     """
 
     _log = Logger()
@@ -96,7 +96,7 @@ class Policy:
         """@param clock: one that nobody sets, see L{fastpoetry.systemd.clock}."""
         self.limits = limits
         self.ledger = Ledger(clock, limits.journalBudgetPerSecond)
-        self.carrier: Carrier | None = None
+        self.handOver: HandOver | None = None
         self.clock = clock
         self._soon = Round(clock, _SOON_SECONDS, self._visitSoon, self._keepLingering)
         self._later = Round(clock, _LATER_SECONDS, self._visit, self._visitLater)
@@ -259,12 +259,12 @@ class Policy:
         Let the poems under way end, and then everybody go.
 
         Who has everything with the kernel is left to it after a moment; who is in mid-poem, to the
-        next process, if there is a L{carrier} that can.
+        next process, if L{handOver} can.
 
         @return: fires when nobody is connected any more, at the latest after C{drainSeconds}.
         """
         if not self.readers:
-            self._settle()
+            self._rest()
             return succeed(None)
         if self._drain is None:
             self._drain = Drain(
@@ -278,25 +278,25 @@ class Policy:
         return self._drain.wait()
 
     def _lookWhoCanGo(self) -> None:
-        """Close who has everything; when only such are left who can be carried over, do that."""
+        """Close who has everything; once every reader left can be handed over, do that."""
         self._visitWhoLingers()
-        carrier = self.carrier
-        if self._drain is None or not self._drain.isPastGrace or carrier is None:
+        handOver = self.handOver
+        if self._drain is None or not self._drain.isPastGrace or handOver is None:
             return
-        if self.readers == len(self._sending) and all(map(carrier.mayCarry, self._sending)):
-            self._carryOver()
+        if self.readers == len(self._sending) and all(map(handOver.mayHandOver, self._sending)):
+            self._handOverSending()
 
-    def _carryOver(self) -> None:
-        """Leave who is in mid-poem to the next process, as far as it will have them."""
-        if self.carrier is not None and self._sending:
-            for reader in self.carrier.carry(self._sending):
+    def _handOverSending(self) -> None:
+        """Hand the readers in mid-poem over, those that can be."""
+        if self.handOver is not None and self._sending:
+            for reader in self.handOver.handOver(self._sending):
                 del self._sending[reader]
                 self._quota.remove(reader)
             self._seeWhoIsLeft()
 
     def _cutShort(self) -> None:
-        """Carry over who can be, and reset who cannot: a stop has waited long enough."""
-        self._carryOver()
+        """Hand readers over, and reset those that cannot be: a stop has waited long enough."""
+        self._handOverSending()
         cause = f"the server stops, and has waited {self.limits.drainSeconds:g} s"
         try:
             for reader in [*self._sending, *self._lingering]:
@@ -312,12 +312,12 @@ class Policy:
             known.clear()
         self._seeWhoIsLeft()
 
-    def _settle(self) -> None:
+    def _rest(self) -> None:
         """Nobody is left, and nobody will come: run no timer, and leave nothing untold."""
         self._gate.open()
         self._soon.stop()
         self._later.stop()
-        self.ledger.settle()
+        self.ledger.flush()
 
     def _seeWhoIsLeft(self) -> None:
         """Somebody has gone: there is room for another, or nobody is left."""
@@ -326,7 +326,7 @@ class Policy:
             self._emptySince = self.clock.seconds()
             if self._drain is not None:
                 drain, self._drain = self._drain, None
-                self._settle()
+                self._rest()
                 drain.end()
 
     def _forget(self, reader: Reader) -> None:

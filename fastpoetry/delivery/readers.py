@@ -92,17 +92,17 @@ class Progress:
     takenBytes: int = 0
 
 
-class Carrier(Protocol):
-    """What takes readers in mid-poem over to the process that comes after this one."""
+class HandOver(Protocol):
+    """What hands readers in mid-poem over to the next process."""
 
-    def mayCarry(self, reader: Reader) -> bool:
-        """Whether a reader is of the kind that can be taken over."""
+    def mayHandOver(self, reader: Reader) -> bool:
+        """Whether a reader is of the kind that can be handed over."""
 
-    def carry(self, readers: Mapping[Reader, Progress]) -> Collection[Reader]:
+    def handOver(self, readers: Mapping[Reader, Progress]) -> Collection[Reader]:
         """
-        Take over who can be, at once.
+        Hand over the readers that can be, at once.
 
-        @return: who was: they are sent nothing any more, and their connections stay open.
+        @return: those that were. They are sent nothing any more; their connections stay open.
         """
 
 

@@ -78,7 +78,7 @@ class PoetryProxyService(service.Service):
         self._waiters: list[Deferred[Poem]] = []
         self._reloads: list[Deferred[None]] = []
         self._isDropped = False
-        self._settling: IDelayedCall | None = None
+        self._updating: IDelayedCall | None = None
         self._served: Poem | None = None
         self._isDue = False
 
@@ -127,7 +127,7 @@ class PoetryProxyService(service.Service):
         if self._keeper is not None:
             self._notBefore += _LOAD_SECONDS
             self._keeper.load().addCallback(self._begin)
-        self._settle()
+        self._update()
 
     def stopService(self) -> Deferred[None] | None:
         """
@@ -139,9 +139,9 @@ class PoetryProxyService(service.Service):
         self._isDue = False
         if self._fetch is not None:
             self._fetch.cancel()
-        if self._settling is not None:
-            self._settling.cancel()
-            self._settling = None
+        if self._updating is not None:
+            self._updating.cancel()
+            self._updating = None
         for waiter in list(self._waiters):
             waiter.cancel()
         return None if self._keeper is None else self._keeper.finish()
@@ -157,7 +157,7 @@ class PoetryProxyService(service.Service):
         self._isDropped = True
         if self._outage is not None:
             self._outage.hurry()
-        self._settle()
+        self._update()
         return done
 
     def _begin(self, copy: Copy | None) -> None:
@@ -170,13 +170,13 @@ class PoetryProxyService(service.Service):
             age = max(0.0, self._wallSeconds() - copy.fetchedAt)
             self._poem, self._fetchedAt = copy.poem, self._reactor.seconds() - age
         if self.running:
-            self._settle()
+            self._update()
 
     def _isExpected(self, poem: Poem) -> bool:
         """Whether a poem may be the upstream's."""
         return self._expectedDigest in (None, poem.digest)
 
-    def _settle(self) -> None:
+    def _update(self) -> None:
         """
         Derive from the facts what is served and whether to fetch.
 
@@ -197,10 +197,10 @@ class PoetryProxyService(service.Service):
             changes += [staleAt, revalidateUntil, errorUntil]
         self._served = self._poem if isUsable else None
         self._isDue = not isFresh and self._fetch is None and now >= nextAttempt
-        if self._settling is not None and self._settling.active():
-            self._settling.cancel()
+        if self._updating is not None and self._updating.active():
+            self._updating.cancel()
         later = [when for when in changes if when > now]
-        self._settling = self._reactor.callLater(min(later) - now, self._settle) if later else None
+        self._updating = self._reactor.callLater(min(later) - now, self._update) if later else None
         if self._served is not None:
             self._give(self._served)
         if self._isDue and (self._waiters or self._reloads):
@@ -268,6 +268,6 @@ class PoetryProxyService(service.Service):
         if not self._isDropped:  # otherwise they were asked for since, and another fetch follows
             reloads, self._reloads = self._reloads, []
         if self.running:
-            self._settle()
+            self._update()
         for reload in reloads:
             reload.callback(None if why is None else Failure(why))

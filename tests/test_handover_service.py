@@ -1,4 +1,4 @@
-"""Tests for L{fastpoetry.command.carry}, with a store in memory."""
+"""Tests for L{fastpoetry.command.handover}, with a store in memory."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fakes import LONG, FakeReader, Reactor, receiveAll, records
-from messages import CARRIED
+from messages import TOOK_OVER
 from twisted.application.service import IService
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from fastpoetry.command.carry import CarryService
-from fastpoetry.delivery.fastport import SocketReader
+from fastpoetry.command.handover import HandOverService
+from fastpoetry.delivery.fastport import Home, SocketReader
 from fastpoetry.delivery.ledger import Counts
 from fastpoetry.delivery.policy import Limits, Policy
 from fastpoetry.systemd.descriptors import Descriptor
@@ -57,12 +57,12 @@ class FakeStore:
                 os.close(number)
 
 
-class CarryCase(SynchronousTestCase):
+class HandOverCase(SynchronousTestCase):
     """A process that stops and one that starts, and a client in the middle of a poem."""
 
     def setUp(self) -> None:
         self.store = FakeStore()
-        self.addCleanup(self.store.removeNow, ".carried", seconds=0)
+        self.addCleanup(self.store.removeNow, ".handover", seconds=0)
         self.begin()
 
     def begin(self, environ: Mapping[str, str] = UNDER_SYSTEMD) -> None:
@@ -70,8 +70,8 @@ class CarryCase(SynchronousTestCase):
         self.reactor = Reactor()
         self.policy = Policy(Limits(), self.reactor)
         store: Any = self.store
-        self.carry = CarryService(store, self.policy, self.reactor, environ)
-        self.carry.startService()
+        self.service = HandOverService(store, self.policy, self.reactor, environ)
+        self.service.startService()
 
     def connect(self) -> socket.socket:
         """@return: a client that has begun to read."""
@@ -82,7 +82,7 @@ class CarryCase(SynchronousTestCase):
         connection, address = listening.accept()
         reader = SocketReader(connection.family, socket.SOCK_STREAM, 0, connection.detach())
         reader.poem, reader.address, reader.sentBytes = LONG, address, 0
-        reader.door = self.carry
+        reader.home = Home(self.policy, self.reactor)
         self.reader = reader
         self.assertFalse(reader.start(self.policy.seconds()))
         return client
@@ -100,14 +100,14 @@ class CarryCase(SynchronousTestCase):
         return drained
 
 
-class CarryTests(CarryCase):
+class HandOverTests(HandOverCase):
     """Tests for what becomes of readers."""
 
     def test_interface(self) -> None:
         """It is a service."""
-        verifyObject(IService, self.carry)
+        verifyObject(IService, self.service)
 
-    def test_carried(self) -> None:
+    def test_handedOver(self) -> None:
         """One process begins a poem and the next ends it, with one record and one count."""
         client = self.connect()
         stopped = self.stop()
@@ -120,19 +120,19 @@ class CarryTests(CarryCase):
             records(events),
             [
                 {
-                    "text": "carried 1 readers over",
+                    "text": "took over 1 readers",
                     "level": "info",
                     "readers": 1,
-                    "message_id": CARRIED,
+                    "message_id": TOOK_OVER,
                 }
             ],
         )
-        self.assertEqual(self.carry.description, "; carried 1 reader over")
+        self.assertEqual(self.service.description, "; took over 1 reader")
         self.assertEqual(self.reactor.fetch(client), LONG.text)
         self.assertEqual(self.policy.ledger.counts, Counts(1, len(LONG.text)))
 
     def test_takenOut(self) -> None:
-        """What was taken up is in the store no more, or a crash would leave it to the next."""
+        """Readers that were taken over are in the store no more."""
         self.connect()
         self.stop()
         self.reader.close()
@@ -154,13 +154,13 @@ class CarryTests(CarryCase):
         client = self.connect()
         packed = pack([self.reader])
         self.addCleanup(os.close, packed)
-        self.store.putNow({".carried": [packed]}, poll=False, seconds=0)
+        self.store.putNow({".handover": [packed]}, poll=False, seconds=0)
         self.reader.close()
         with capturedLogs() as events:
             self.begin()
         self.assertEqual(
             [each["text"] for each in records(events)],
-            ["carried 0 readers over, and reset 1 others: what was carried is damaged"],
+            ["took over 0 readers, and reset 1 others: what was handed over is damaged"],
         )
         with self.assertRaises(ConnectionResetError):
             receiveAll(client)
@@ -176,14 +176,14 @@ class CarryTests(CarryCase):
             stopped = self.stop()
         self.assertEqual(
             [each["text"] for each in records(events)],
-            ["1 readers cannot be carried over, and are waited for: no room"],
+            ["cannot hand over 1 readers, and wait for them: no room"],
         )
         self.assertEqual(self.store.held, {})
         self.assertNoResult(stopped)
         self.assertEqual(self.reactor.fetch(client), LONG.text)
 
     def test_others(self) -> None:
-        """As long as somebody is here who cannot be carried, everybody is sent to as before."""
+        """While a reader is left that cannot be handed over, all are sent to as before."""
         client = self.connect()
         other = FakeReader(self.policy, poem=LONG)
         self.policy.begin(other, self.policy.seconds())
@@ -192,21 +192,21 @@ class CarryTests(CarryCase):
         self.policy.remove(other)
         self.reactor.advance(0.05)
         self.successResultOf(stopped)
-        self.assertEqual(len(self.store.held[".carried"]), 1)
+        self.assertEqual(len(self.store.held[".handover"]), 1)
         self.assertTrue(client.recv(1))
 
     def test_cutShort(self) -> None:
-        """At the end of the drain who cannot be carried is reset, and the others are carried."""
+        """At the end of the drain the readers are handed over that can be; the others are reset."""
         self.connect()
         other = FakeReader(self.policy, poem=LONG)
         self.policy.begin(other, self.policy.seconds())
         stopped = self.stop()
         self.reactor.advance(20)
         self.successResultOf(stopped)
-        self.assertEqual((other.did, len(self.store.held[".carried"])), (["reset"], 1))
+        self.assertEqual((other.did, len(self.store.held[".handover"])), (["reset"], 1))
 
     def test_noSystemd(self) -> None:
-        """Outside systemd there is no store, and nobody is carried."""
+        """Outside systemd there is no store, and nobody is handed over."""
         self.begin({})
         self.connect()
         self.assertNoResult(self.stop())

@@ -14,7 +14,7 @@ from statistics import median
 from typing import IO
 
 import pytest
-from messages import CARRIED, CARRIED_PART, NOT_CARRIED
+from messages import NOT_HANDED_OVER, TOOK_OVER, TOOK_OVER_PART
 
 from system.conftest import CLONE, SOURCE
 from system.machine import Machine, waitFor
@@ -64,7 +64,7 @@ def holding(machine: Machine, kinds: str, *poems: str, host: str = "127.0.0.1") 
     """Have readers in the middle of a poem while something is done; afterwards all have ended."""
     process = subprocess.Popen(
         machine.command(
-            *("python3", f"{SOURCE}/tests/system/carry_probe.py", host, str(PORT), kinds, *poems)
+            *("python3", f"{SOURCE}/tests/system/handover_probe.py", host, str(PORT), kinds, *poems)
         ),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -91,14 +91,14 @@ def server(machine: Machine) -> Machine:
     return machine
 
 
-def starts(machine: Machine, message: str = CARRIED) -> list[dict[str, str]]:
-    """@return: the records of readers that were carried over, since the machine started."""
+def starts(machine: Machine, message: str = TOOK_OVER) -> list[dict[str, str]]:
+    """@return: the records of readers that were taken over, since the machine started."""
     return machine.journal(f"MESSAGE_ID={message}")
 
 
 @contextmanager
-def carrying(machine: Machine, *counts: int) -> Iterator[None]:
-    """Assert that so many readers are carried over at each start that takes some up."""
+def handingOver(machine: Machine, *counts: int) -> Iterator[None]:
+    """Assert that so many readers are taken over at each start that takes some over."""
     before = len(starts(machine))
     yield
     assert tuple(int(each["READERS"]) for each in starts(machine)[before:]) == counts
@@ -131,7 +131,7 @@ def test_restarts(server: Machine) -> None:
     assert others.faults == {}
     counts = [int(each["READERS"]) for each in starts(server)[before:]]
     assert (len(counts), min(counts) >= 101) == (10, True)
-    assert not starts(server, CARRIED_PART)
+    assert not starts(server, TOOK_OVER_PART)
 
 
 def test_upgrade(server: Machine, package: Path) -> None:
@@ -150,12 +150,10 @@ def test_upgrade(server: Machine, package: Path) -> None:
 
 
 def test_status(server: Machine) -> None:
-    """The status says how many readers were carried over."""
+    """The status says how many readers were taken over."""
     with holding(server, "stopped=3", *copies(server, text(0))):
         server.systemctl("restart", SERVICE)
-        waitFor(
-            lambda: "; carried 3 readers over" in server.show(SERVICE, "StatusText"), "the status"
-        )
+        waitFor(lambda: "; took over 3 readers" in server.show(SERVICE, "StatusText"), "the status")
 
 
 def test_ledgers(server: Machine) -> None:
@@ -172,7 +170,7 @@ def test_stop(server: Machine) -> None:
     is in the middle of a poem sees a reset.
     """
     with (
-        carrying(server),
+        handingOver(server),
         holding(server, "stopped=20,tiny=1", *copies(server, text(0))) as held,
     ):
         server.systemctl("stop", SERVICE)
@@ -183,9 +181,9 @@ def test_stop(server: Machine) -> None:
 
 def test_crash(server: Machine) -> None:
     """
-    A crash after a restart takes nothing stale up: who is in the middle of a poem sees a reset.
+    A crash after a restart takes nothing stale over: who is in the middle of a poem sees a reset.
     """
-    with carrying(server, 20), holding(server, "stopped=20", *copies(server, text(0))) as held:
+    with handingOver(server, 20), holding(server, "stopped=20", *copies(server, text(0))) as held:
         server.systemctl("restart", SERVICE)
         pid = server.show(SERVICE, "MainPID")
         server.systemctl("kill", "--signal=KILL", "--kill-who=main", SERVICE)
@@ -241,14 +239,14 @@ restart.wait()
 
 
 def test_reboot(server: Machine) -> None:
-    """After a reboot there is nobody to carry, and everything is as after any start."""
+    """After a reboot there is nobody to take over, and everything is as after any start."""
     with holding(server, "stopped=5", *copies(server, text(0))):
         server.systemctl("restart", SERVICE)
         before = len(starts(server))
     server.reboot()
     server.systemctl("start", SERVICE)
     assert len(starts(server)) <= before
-    assert "carried" not in server.show(SERVICE, "StatusText")
+    assert "took over" not in server.show(SERVICE, "StatusText")
 
 
 def test_reexec(server: Machine) -> None:
@@ -270,7 +268,7 @@ def test_full(server: Machine) -> None:
     with holding(server, "slow=5", *copies(server, text(0))) as held:
         restart = subprocess.Popen(server.command("systemctl", "restart", SERVICE))
         waitFor(
-            lambda: starts(server, NOT_CARRIED),
+            lambda: starts(server, NOT_HANDED_OVER),
             "the record",
         )
         held.hurry()
@@ -279,9 +277,9 @@ def test_full(server: Machine) -> None:
 
 
 def test_UNIX(server: Machine) -> None:
-    """Readers on the UNIX socket are carried too."""
+    """Readers on the UNIX socket are handed over too."""
     with (
-        carrying(server, 5),
+        handingOver(server, 5),
         holding(server, "stopped=5", *copies(server, text(0)), host=SOCKET) as held,
     ):
         server.systemctl("restart", SERVICE)
@@ -289,14 +287,14 @@ def test_UNIX(server: Machine) -> None:
 
 
 def test_proxy(server: Machine) -> None:
-    """A proxy's readers are carried too."""
+    """A proxy's readers are handed over too."""
     folder = server.path("/etc/fastpoetry/proxy")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "carried.env").write_text(f"UPSTREAM=unix:{SOCKET}\n")
-    service, address = "fastpoetry-proxy@carried.service", "/run/fastpoetry-proxy/carried.sock"
+    (folder / "verse.env").write_text(f"UPSTREAM=unix:{SOCKET}\n")
+    service, address = "fastpoetry-proxy@verse.service", "/run/fastpoetry-proxy/verse.sock"
     server.systemctl("start", service)
     with (
-        carrying(server, 5),
+        handingOver(server, 5),
         holding(server, "stopped=5", *copies(server, text(0)), host=address) as held,
     ):
         server.systemctl("restart", service)
@@ -304,7 +302,7 @@ def test_proxy(server: Machine) -> None:
 
 
 def test_cores(server: Machine) -> None:
-    """Of several processes on one socket each carries its own readers."""
+    """Of several processes on one socket each hands over its own readers."""
     example = CLONE / "packaging/examples/cores/fastpoetry-ecstasy@.service"
     folder = server.path("/run/systemd/system")
     (folder / "fastpoetry-science@.service").write_text(example.read_text())

@@ -1,8 +1,8 @@
 """
-Readers in mid-poem on their way from one process to the next.
+Readers in mid-poem that one process hands over to the next.
 
-Puts what there is to know of them into bytes and gets it back, and believes nothing that it is
-given. How sockets, texts and bytes get from here to there is not known here.
+Describes them in bytes, and restores them from that; all that it is given is checked. It does not
+know how sockets, texts and bytes get to the next process.
 """
 
 from __future__ import annotations
@@ -14,28 +14,31 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
+
+from twisted.internet.interfaces import IReactorFDSet
 
 from fastpoetry.delivery.addresses import Address
-from fastpoetry.delivery.fastport import Door, SocketReader
+from fastpoetry.delivery.fastport import Home, SocketReader
+from fastpoetry.delivery.policy import Policy
 from fastpoetry.delivery.readers import Progress, Reader
 from fastpoetry.delivery.sockets import RESET_ON_CLOSE, countSent, setLinger
 from fastpoetry.poem import MAX_POEM_BYTES, Poem
 
 VERSION = 1
-"""Of the form of what is carried: another one is not understood, whichever came first."""
+"""Of the format. Readers that another version has described are reset."""
 
 
-class CarryError(Exception):
-    """What was carried cannot be taken up: one line."""
+class HandOverError(Exception):
+    """What was handed over cannot be restored: one line that says why."""
 
 
-class TakenUp(NamedTuple):
+class Restored(NamedTuple):
     """
-    What was found of what a process left.
+    What the process before this one has handed over.
 
     @ivar readers: with their progress.
-    @ivar lost: how many connections could not be taken up, and were reset.
+    @ivar lost: how many connections could not be restored, and were reset.
     @ivar faults: why; empty if there is nothing to say.
     """
 
@@ -44,19 +47,14 @@ class TakenUp(NamedTuple):
     faults: Sequence[str]
 
 
-def mayCarry(reader: Reader) -> bool:
-    """Whether a reader can be carried: all that it is, is in its socket and a few numbers."""
+def mayHandOver(reader: Reader) -> TypeGuard[SocketReader]:
+    """Whether a reader can be handed over: all its state is a socket and a few numbers."""
     return isinstance(reader, SocketReader)
 
 
-def pick(readers: Mapping[Reader, Progress]) -> dict[SocketReader, Progress]:
-    """Those of some readers who L{mayCarry}."""
-    return {each: progress for each, progress in readers.items() if isinstance(each, SocketReader)}
-
-
-def pack(readers: Mapping[SocketReader, Progress], poems: Mapping[Poem, int]) -> bytes:
+def describe(readers: Mapping[SocketReader, Progress], poems: Mapping[Poem, int]) -> bytes:
     """
-    What the next process must know, of readers that are sent nothing any more.
+    What the next process must know of readers. From now on this one sends them nothing.
 
     @param poems: for each poem that they are sent, a descriptor of a file with its text.
     """
@@ -80,15 +78,16 @@ def pack(readers: Mapping[SocketReader, Progress], poems: Mapping[Poem, int]) ->
     return json.dumps(state).encode()
 
 
-def unpack(numbers: Iterable[int], door: Door, now: float) -> TakenUp:
+def restore(numbers: Iterable[int], policy: Policy, reactor: IReactorFDSet) -> Restored:
     """
-    The readers that were carried; a connection that is none is reset.
+    The readers that were handed over. A connection that cannot be restored is reset.
 
-    @param numbers: descriptors, which are ours from now on: of a file with what L{pack} has made,
-        of the files with the poems, of the connections. Or of anything else.
-    @param door: what the readers are looked after by.
-    @param now: the clock's seconds, which is the same clock in both processes.
+    @param numbers: descriptors, ours from now on: of a file with what L{describe} has made, of the
+        files with the poems, of the connections; or of anything else.
+    @param policy: has the rules for the readers from now on, and a clock that both processes share.
+    @param reactor: sends to them from now on.
     """
+    home, now = Home(policy, reactor), policy.seconds()
     files: list[int] = []
     connections: list[int] = []
     for number in numbers:
@@ -100,20 +99,20 @@ def unpack(numbers: Iterable[int], door: Door, now: float) -> TakenUp:
     poems: list[Poem | None] = []
     try:
         poems, told = _read(_readFile(files[0]) if files else b"", files[1:])
-    except (CarryError, OSError) as why:
+    except (HandOverError, OSError) as why:
         faults.append(str(why))
     for number in files:
         os.close(number)
     for number in connections:
         try:
-            reader, progress = _takeUp(number, told.get(_identify(number)), poems, now)
-        except (CarryError, OSError) as why:
+            reader, progress = _restoreReader(number, told.get(_identify(number)), poems, now)
+        except (HandOverError, OSError) as why:
             faults.append(str(why))
             _reset(number)
         else:
-            reader.door = door
+            reader.home = home
             readers[reader] = progress
-    return TakenUp(readers, len(connections) - len(readers), faults)
+    return Restored(readers, len(connections) - len(readers), faults)
 
 
 def _identify(number: int) -> int:
@@ -125,18 +124,18 @@ def _read(data: bytes, numbers: Iterable[int]) -> tuple[list[Poem | None], dict[
     """
     The poems, and what is said of each connection.
 
-    @raise CarryError: if this is not what L{pack} has made.
+    @raise HandOverError: if this is not what L{describe} has made.
     """
     files = {_identify(number): number for number in numbers}
     try:
         state = json.loads(data)
         version = state["version"]
         if version != VERSION:
-            raise CarryError(f"what was carried is of version {version!a}, not {VERSION}")
+            raise HandOverError(f"what was handed over is of version {version!a}, not {VERSION}")
         poems = [_readPoem(files, *each) for each in state["poems"]]
         return poems, {each[0]: each[1:] for each in state["readers"]}
     except (ValueError, TypeError, KeyError, IndexError, RecursionError):
-        raise CarryError("what was carried is damaged") from None
+        raise HandOverError("what was handed over is damaged") from None
 
 
 def _readPoem(
@@ -146,7 +145,7 @@ def _readPoem(
     number = files.get(identity)
     if number is None or not isinstance(name, str) or not isinstance(origin, str):
         return None
-    with suppress(OSError, CarryError):
+    with suppress(OSError, HandOverError):
         poem = Poem(name, _readFile(number), origin)
         return poem if poem.digest == digest else None
     return None
@@ -156,43 +155,43 @@ def _readFile(number: int) -> bytes:
     """
     All of an open file, wherever others have read.
 
-    @raise CarryError: if it is longer than any that was left here.
+    @raise HandOverError: if it is longer than any that was left here.
     @raise OSError: if it cannot be read.
     """
     if os.fstat(number).st_size > MAX_POEM_BYTES:
-        raise CarryError("what was carried is too long")
+        raise HandOverError("what was handed over is too long")
     with os.fdopen(os.dup(number), "rb") as file:
         file.seek(0)
         return file.read()
 
 
-def _takeUp(
+def _restoreReader(
     number: int, told: list[Any] | None, poems: list[Poem | None], now: float
 ) -> tuple[SocketReader, Progress]:
     """
     One reader.
 
-    @raise CarryError: if what is said of it cannot be.
+    @raise HandOverError: if what is said of it cannot be.
     @raise OSError: if it is no connection.
     """
     if told is None:
-        raise CarryError("nothing is known of a connection")
+        raise HandOverError("nothing is known of a connection")
     try:
         which, sentBytes, address, (startedAt, movedAt, takenBytes) = told
         poem = poems[which]
         progress = Progress(float(startedAt), float(movedAt), int(takenBytes))
         isOrdered = 0 <= takenBytes <= sentBytes and startedAt <= movedAt <= now
     except (ValueError, TypeError, IndexError):
-        raise CarryError("what is said of a connection is damaged") from None
+        raise HandOverError("what is said of a connection is damaged") from None
     if poem is None:
-        raise CarryError("the text of a poem is missing or damaged")
+        raise HandOverError("the text of a poem is missing or damaged")
     if not isOrdered or type(sentBytes) is not int or sentBytes >= len(poem.text):
-        raise CarryError("what is said of a connection cannot be")
+        raise HandOverError("what is said of a connection cannot be")
     with socket.socket(fileno=os.dup(number)) as found:
         found.getpeername()
         count = countSent(found)
         if found.type != socket.SOCK_STREAM or count not in (None, sentBytes):
-            raise CarryError(f"{count} bytes were sent to a connection, not {sentBytes}")
+            raise HandOverError(f"{count} bytes were sent to a connection, not {sentBytes}")
         family = found.family
     reader = SocketReader(family, socket.SOCK_STREAM, 0, number)
     reader.poem, reader.address, reader.sentBytes = poem, _asAddress(address), sentBytes
@@ -206,7 +205,7 @@ def _asAddress(address: Any) -> Address:
 
 
 def _reset(number: int) -> None:
-    """Close what cannot be taken up, so that nobody takes it for the end of a poem."""
+    """Reset a connection: a plain close would look like the end of a poem."""
     try:
         connection = socket.socket(fileno=number)
     except OSError:

@@ -1,4 +1,4 @@
-"""Tests for L{fastpoetry.delivery.carried}: what comes back is what was left, or nothing."""
+"""Tests for L{fastpoetry.delivery.handover}: what comes back is what was left, or nothing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from fastpoetry.delivery.carried import mayCarry, pack, pick, unpack
-from fastpoetry.delivery.fastport import SocketReader
+from fastpoetry.delivery.fastport import Home, SocketReader
+from fastpoetry.delivery.handover import describe, mayHandOver, restore
 from fastpoetry.delivery.policy import Limits, Policy
 from fastpoetry.delivery.readers import Progress
 from fastpoetry.delivery.sockets import RESET_ON_CLOSE, setLinger
@@ -22,19 +22,14 @@ from fastpoetry.poem import Poem
 ADDRESS = ("127.0.0.1", 40000)
 
 
-class Door:
-    """What readers are looked after by."""
-
-    def __init__(self) -> None:
-        self.reactor: Any = Reactor()
-        self.policy = Policy(Limits(), self.reactor)
-
-
-class CarriedCase(SynchronousTestCase):
+class HandOverCase(SynchronousTestCase):
     """A reader in mid-poem, as it is left by one process and found by the next."""
 
     def setUp(self) -> None:
-        self.door = Door()
+        self.reactor = Reactor()
+        self.reactor.advance(10)
+        reactor: Any = self.reactor
+        self.home = Home(Policy(Limits(), self.reactor), reactor)
         listening = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(listening.close)
         self.client = socket.create_connection(listening.getsockname())
@@ -49,7 +44,7 @@ class CarriedCase(SynchronousTestCase):
         """@return: a reader on a connection."""
         reader = SocketReader(socket.AF_INET, socket.SOCK_STREAM, 0, number)
         self.addCleanup(reader.close)
-        reader.poem, reader.address, reader.door = poem, ADDRESS, self.door
+        reader.poem, reader.address, reader.home = poem, ADDRESS, self.home
         return reader
 
     def memory(self, text: bytes) -> int:
@@ -64,8 +59,8 @@ class CarriedCase(SynchronousTestCase):
         return os.dup(self.memory(data))
 
     def pack(self) -> Any:
-        """@return: what is carried, to be spoilt."""
-        return json.loads(pack({self.reader: Progress(1.0, 2.0, 3)}, {LONG: self.file}))
+        """@return: what is handed over, to be spoilt."""
+        return json.loads(describe({self.reader: Progress(1.0, 2.0, 3)}, {LONG: self.file}))
 
     def unpack(self, state: object, files: list[int] | None = None) -> tuple[Any, list[str]]:
         """@return: what the next process makes of it."""
@@ -74,7 +69,7 @@ class CarriedCase(SynchronousTestCase):
         number = os.dup(self.reader.fileno())
         self.reader.close()
         others = [os.dup(each) for each in ([self.file] if files is None else files)]
-        found = unpack([self.dup(data), *others, number], self.door, 10.0)
+        found = restore([self.dup(data), *others, number], *self.home)
         for reader in found.readers:
             self.addCleanup(reader.close)
         return found.readers, [*found.faults]
@@ -88,8 +83,8 @@ class CarriedCase(SynchronousTestCase):
             receiveAll(self.client)
 
 
-class CarryTests(CarriedCase):
-    """Tests for readers that are carried."""
+class HandOverTests(HandOverCase):
+    """Tests for readers that are handed over."""
 
     def test_same(self) -> None:
         """All that is known of a reader is known again."""
@@ -98,8 +93,8 @@ class CarryTests(CarriedCase):
         self.assertEqual(faults, [])
         ((reader, progress),) = readers.items()
         self.assertEqual(
-            (reader.poem, reader.address, reader.sentBytes, reader.door),
-            (LONG, ADDRESS, sentBytes, self.door),
+            (reader.poem, reader.address, reader.sentBytes, reader.home),
+            (LONG, ADDRESS, sentBytes, self.home),
         )
         self.assertEqual(progress, Progress(1.0, 2.0, 3))
 
@@ -107,19 +102,17 @@ class CarryTests(CarriedCase):
         """Its client gets the rest of the poem, and not a byte twice."""
         readers, _ = self.unpack(self.pack())
         ((reader, progress),) = readers.items()
-        self.door.policy.resume(reader, progress)
-        self.door.reactor.addWriter(reader)
-        self.assertEqual(self.door.reactor.fetch(self.client), LONG.text)
+        self.home.policy.resume(reader, progress)
+        self.home.reactor.addWriter(reader)
+        self.assertEqual(self.reactor.fetch(self.client), LONG.text)
 
-    def test_pick(self) -> None:
-        """Only those can be carried that are all in their socket."""
+    def test_mayHandOver(self) -> None:
+        """Only readers that are all in their socket can be handed over."""
         other: Any = object()
-        both = {self.reader: Progress(0, 0), other: Progress(0, 0)}
-        self.assertEqual(list(pick(both)), [self.reader])
-        self.assertEqual((mayCarry(self.reader), mayCarry(other)), (True, False))
+        self.assertEqual((mayHandOver(self.reader), mayHandOver(other)), (True, False))
 
 
-class DistrustTests(CarriedCase):
+class DistrustTests(HandOverCase):
     """Tests for what comes from outside, as all that is passed to a process does."""
 
     def test_noState(self) -> None:
@@ -159,12 +152,12 @@ class DistrustTests(CarriedCase):
     def test_noConnection(self) -> None:
         """What is no connection at all is closed."""
         with socket.socket() as number:
-            found = unpack([self.dup(b"{}"), number.detach()], self.door, 10.0)
+            found = restore([self.dup(b"{}"), number.detach()], *self.home)
         self.assertEqual((found.readers, found.lost), ({}, 1))
 
     def test_nothing(self) -> None:
         """Of nothing comes nothing but a fault."""
-        self.assertEqual(unpack([], self.door, 10.0), ({}, 0, ["what was carried is damaged"]))
+        self.assertEqual(restore([], *self.home), ({}, 0, ["what was handed over is damaged"]))
 
     @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists), st.data())
     def test_anything(self, junk: Any, data: st.DataObject) -> None:
@@ -179,16 +172,16 @@ class DistrustTests(CarriedCase):
         else:
             state[place] = junk
         encoded = json.dumps(state).encode()
-        found = unpack([self.dup(encoded), os.dup(self.file)], self.door, 10.0)
+        found = restore([self.dup(encoded), os.dup(self.file)], *self.home)
         self.assertEqual((found.readers, found.lost), ({}, 0))
         self.assertLessEqual(len(found.faults), 1)
 
 
-class SmallTests(CarriedCase):
+class SmallTests(HandOverCase):
     """Tests for readers who have not begun to take a poem that is short."""
 
     def test_whole(self) -> None:
-        """One that has been handed everything is none that is carried."""
+        """One that has been handed everything is none that is handed over."""
         state = self.pack()
         state["poems"][0] = [os.fstat(self.file).st_ino, POEM.name, POEM.origin, POEM.digest]
         os.ftruncate(self.file, 0)

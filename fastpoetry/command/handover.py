@@ -1,9 +1,8 @@
 """
-Readers in mid-poem, left to the next process in systemd's descriptor store and taken up from it.
+Readers in mid-poem, handed over to the next process through systemd's descriptor store.
 
-Only joins the two: what a reader is L{fastpoetry.delivery.carried} knows, and the store is
-L{fastpoetry.systemd.store}'s. A stop that is no half of a restart leaves nobody behind: systemd
-closes what it holds then, which to a reader in mid-poem is a reset.
+Joins L{fastpoetry.delivery.handover} and L{fastpoetry.systemd.store}. At a stop that is not half of
+a restart systemd closes what it stores: readers in mid-poem see a reset.
 """
 
 from __future__ import annotations
@@ -16,31 +15,29 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.logger import Logger
 
-from fastpoetry.delivery.carried import mayCarry, pick
-from fastpoetry.delivery.carried import pack as packState
-from fastpoetry.delivery.carried import unpack as unpackReaders
+from fastpoetry.delivery.handover import describe, mayHandOver, restore
 from fastpoetry.delivery.policy import Policy
 from fastpoetry.delivery.readers import Progress, Reader
 from fastpoetry.systemd.store import Store, StoreError, makeMemory, pack, unpack
 
-_NAME = ".carried"
-"""In the store, where no C{FileDescriptorName=} of a poem can be like it."""
+_NAME = ".handover"
+"""In the store. No C{FileDescriptorName=} of a poem begins with a dot."""
 
 _STORE_SECONDS = 2.0
-"""How long a stop waits for systemd to have them: as one descriptor, some milliseconds."""
+"""How long a stop waits for systemd to store them. As one descriptor it takes milliseconds."""
 
 
-class CarryService(Service):
+class HandOverService(Service):
     """
-    Takes readers up at the start, and gives them up at a stop.
+    Takes readers over at the start, and hands readers over at a stop.
 
     @ivar policy: has the readers.
     @ivar reactor: sends to them; provides C{IReactorFDSet}.
-    @ivar carriedReaders: how many were taken up.
+    @ivar takenOver: how many readers the process before this one has handed over.
     """
 
     _log = Logger()
-    carriedReaders = 0
+    takenOver = 0
 
     def __init__(
         self,
@@ -59,41 +56,41 @@ class CarryService(Service):
         self.reactor = reactor
 
     def startService(self) -> None:
-        """Take up who was left to us, if anybody was."""
+        """Take over the readers of the process before this one, if there are any."""
         super().startService()
         if "NOTIFY_SOCKET" not in self._environ:
             return
         packed = [each.number for each in self._store.take(_NAME)]
         if packed:
-            self._takeUp(packed)
-        self.policy.carrier = self
+            self._takeOver(packed)
+        self.policy.handOver = self
 
     @property
     def description(self) -> str:
-        """What a status says of readers that were taken up, if any were."""
-        count = self.carriedReaders
-        return f"; carried {count:,} {'reader' if count == 1 else 'readers'} over" if count else ""
+        """For the status: how many readers were taken over, if any were."""
+        count = self.takenOver
+        return f"; took over {count:,} {'reader' if count == 1 else 'readers'}" if count else ""
 
-    def carry(self, readers: Mapping[Reader, Progress]) -> Collection[Reader]:
+    def handOver(self, readers: Mapping[Reader, Progress]) -> Collection[Reader]:
         """
-        Put readers into the store; who cannot be is sent to as before.
+        Put readers into the store. Those that it does not take are sent to as before.
 
-        @return: who was.
+        @return: those that it took.
         """
-        carried = pick(readers)
-        for reader in carried:
+        picked = {each: progress for each, progress in readers.items() if mayHandOver(each)}
+        for reader in picked:
             self.reactor.removeWriter(reader)
         try:
-            self._put(carried)
+            self._put(picked)
         except (StoreError, OSError) as why:
-            self.policy.carrier = None
-            self._takeBack(carried, why)
+            self.policy.handOver = None
+            self._takeBack(picked, why)
             return []
-        return carried.keys()
+        return picked.keys()
 
-    def mayCarry(self, reader: Reader) -> bool:
-        """Whether a reader is of the kind that can be carried."""
-        return mayCarry(reader)
+    def mayHandOver(self, reader: Reader) -> bool:
+        """Whether a reader can be handed over."""
+        return mayHandOver(reader)
 
     def _put(self, readers: Mapping[Any, Progress]) -> None:
         """
@@ -110,16 +107,16 @@ class CarryService(Service):
                 return number
 
             poems = {poem: keep(makeMemory(poem.text)) for poem in {each.poem for each in readers}}
-            state = keep(makeMemory(packState(readers, poems)))
+            state = keep(makeMemory(describe(readers, poems)))
             packed = keep(pack([state, *poems.values(), *readers]))
             self._store.putNow({_NAME: [packed]}, poll=False, seconds=_STORE_SECONDS)
 
-    def _takeBack(self, readers: Mapping[Any, Progress], why: Exception) -> None:
-        """Go on sending to readers, of whom the store has some at the most."""
-        # Where that fails: what comes back is not believed if more was sent by then.
+    def _takeBack(self, readers: Collection[Any], why: Exception) -> None:
+        """Go on sending to readers: the store has some of them at most."""
+        # Where that fails, the next process resets the readers that were sent more by then.
         self._clear()
         self._log.warn(
-            "{readers} readers cannot be carried over, and are waited for: {cause}",
+            "cannot hand over {readers} readers, and wait for them: {cause}",
             readers=len(readers),
             cause=str(why),
             message_id="211c64da4e404641899567ad9db46522",
@@ -127,18 +124,18 @@ class CarryService(Service):
         for reader in readers:
             self.reactor.addWriter(reader)
 
-    def _takeUp(self, packed: list[int]) -> None:
-        """Go on where the process before us was, as far as that can be believed."""
-        # First of all, or a crash would leave to the next what we have changed.
+    def _takeOver(self, packed: list[int]) -> None:
+        """Go on where the process before this one was."""
+        # Before anything is sent: after a crash, what is stored would be out of date.
         self._clear()
         numbers = [number for each in packed for number in unpack(each)]
         for each in packed:
             os.close(each)
-        readers, lost, faults = unpackReaders(numbers, self, self.policy.seconds())
+        readers, lost, faults = restore(numbers, self.policy, self.reactor)
         for reader, progress in readers.items():
             self.policy.resume(reader, progress)
             self.reactor.addWriter(reader)
-        self.carriedReaders = len(readers)
+        self.takenOver = len(readers)
         self.policy.ledger.lost(lost)
         self._tell(lost, faults)
 
@@ -151,14 +148,14 @@ class CarryService(Service):
         """One record, with the numbers."""
         if not faults:
             self._log.info(
-                "carried {readers} readers over",
-                readers=self.carriedReaders,
+                "took over {readers} readers",
+                readers=self.takenOver,
                 message_id="2439ffc2fe1e4e2a9320762c90721e57",
             )
         else:
             self._log.warn(
-                "carried {readers} readers over, and reset {lost} others: {cause}",
-                readers=self.carriedReaders,
+                "took over {readers} readers, and reset {lost} others: {cause}",
+                readers=self.takenOver,
                 lost=lost,
                 cause=faults[0],
                 message_id="135be9b276f1418086abe61315355e14",
