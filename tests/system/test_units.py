@@ -77,6 +77,19 @@ def test_noNetwork(machine: Machine) -> None:
     assert len(listening) == 1
 
 
+@pytest.mark.parametrize("unit", ["fastpoetry@ecstasy", "fastpoetry", "fastpoetry-proxy@copy"])
+def test_manyRestarts(machine: Machine, unit: str) -> None:
+    """A socket that is restarted many times in a row listens afterwards, and readers are served."""
+    machine.path("/etc/fastpoetry/proxy/copy.env").write_text("UPSTREAM=unix:/run/nowhere\n")
+    machine.systemctl("start", unit)
+    for _ in range(8):
+        machine.systemctl("restart", f"{unit}.socket")
+    assert machine.show(f"{unit}.socket", "ActiveState") == "active"
+    if "proxy" not in unit:
+        address = ("-U", "/run/fastpoetry/ecstasy.sock") if "@" in unit else ("127.0.0.1", "17")
+        assert machine.fetch(*address)
+
+
 def test_limits() -> None:
     """The limits in the units leave room for what the program allows itself."""
     limits = Limits()
