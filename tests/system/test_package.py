@@ -30,17 +30,18 @@ _PACKAGES = (
 
 _CACHE = "/usr/lib/python3/dist-packages/twisted/plugins/dropin.cache"
 _RUNNING = ("fastpoetry@ecstasy", "fastpoetry", "fastpoetry-proxy@copy")
+_MODULE = "/usr/lib/python3/dist-packages/fastpoetry/tap.py"
 _ECSTASY = ("127.0.0.1", "10000")
 _UPSTREAM = "UPSTREAM=tcp:host=127.0.0.1:port=10000\n"
 
 # Reads from addresses, each again and again, until its input ends. Fails on the first reader who is
-# refused, or gets anything but a whole poem, and when the program is not there for a moment.
+# refused, or gets anything but a whole poem, and when one of the files in its arguments is missing.
 _READERS = """
 import select, socket, sys
 from pathlib import Path
 
 poems = {path.read_bytes() for path in Path("/usr/share/fastpoetry/poetry").glob("*.txt")}
-module = Path("/usr/lib/python3/dist-packages/fastpoetry/tap.py")
+modules = [Path(each) for each in sys.argv[1:]]
 read = 0
 while not select.select([sys.stdin], [], [], 0.005)[0]:
     for address in (("127.0.0.1", 10000), ("127.0.0.1", 17), "/run/fastpoetry/ecstasy.sock"):
@@ -48,7 +49,7 @@ while not select.select([sys.stdin], [], [], 0.005)[0]:
         with socket.socket(family) as reader:
             reader.connect(address)
             assert reader.makefile("rb").read() in poems
-        assert module.exists()
+        assert all(each.exists() for each in modules)
         read += 1
 print(read)
 """
@@ -289,8 +290,8 @@ def test_dependencies(package: Path) -> None:
     depends = run("dpkg-deb", "--field", library, "Depends").strip().split(", ")
     names = {name.split()[0] for name in depends}
     assert names == {"python3:any", "python3-systemd", "python3-twisted"}
-    before = run("dpkg-deb", "--field", units, "Pre-Depends").strip()
-    assert before == f"python3-fastpoetry (= {__version__})"
+    on = run("dpkg-deb", "--field", units, "Depends").strip()
+    assert on == f"python3-fastpoetry (= {__version__})"
 
 
 def test_reproducible(built: Path, tmp_path: Path) -> None:
@@ -365,6 +366,18 @@ def test_install(fresh: Machine, package: Path) -> None:
     files = ("list-unit-files", "--no-legend", "--state=enabled", "fastpoetry*")
     assert fresh.run("systemctl", *files, check=False).stdout == ""
     assert fresh.systemctl("is-system-running") == "running"
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_dpkg(fresh: Machine, package: Path, step: int) -> None:
+    """C{dpkg -i} of both packages in one call installs them, in either order, and upgrades them."""
+    debs = sorted(package.glob("*.deb"))[::step]
+    for each in debs:
+        fresh.path(f"/tmp/{each.name}").write_bytes(each.read_bytes())
+    for _ in range(2):
+        fresh.run("dpkg", "--install", *(f"/tmp/{each.name}" for each in debs))
+        fresh.systemctl("start", "fastpoetry@ecstasy")
+        assert fresh.fetch(*_ECSTASY) == (CLONE / "poetry/ecstasy.txt").read_bytes()
 
 
 def test_readme(fresh: Machine, package: Path) -> None:
@@ -465,24 +478,28 @@ def test_autopkgtest(installed: Machine, built: Path) -> None:
 def test_upgrade(installed: Machine, newer: Path) -> None:
     """
     An upgrade restarts the services that run, and no others; no socket closes meanwhile, so that
-    each reader gets a whole poem.
+    each reader gets a whole poem, and the modules are there at each moment.
     """
     startEverything(installed)
-    upgrade(installed, newer)
+    upgrade(installed, newer, _MODULE)
 
 
 def test_upgradeFromOne(fresh: Machine, single: Path, package: Path) -> None:
     """
-    So does the upgrade from the one package that there was, whose modules move to another one: they
-    are there at each moment.
+    The upgrade from the one package of before does so too. The modules move to another package: a
+    service that starts between the two finds none, and its readers wait in the socket.
     """
     installPackage(fresh, single)
     startEverything(fresh)
     upgrade(fresh, package)
 
 
-def upgrade(installed: Machine, packages: Path) -> None:
-    """Upgrade a machine where everything runs, while readers read, and look at what that did."""
+def upgrade(installed: Machine, packages: Path, *modules: str) -> None:
+    """
+    Upgrade a machine where everything runs, while readers read, and look at what that did.
+
+    @param modules: files that must be there at each moment.
+    """
 
     def see() -> tuple[set[str], set[str], list[str]]:
         units = installed.systemctl("list-units", "--plain", "--no-legend", "fastpoetry*")
@@ -491,7 +508,7 @@ def upgrade(installed: Machine, packages: Path) -> None:
         return {line.split()[0] for line in units.splitlines()}, processes, sockets
 
     units, processes, sockets = see()
-    command = installed.command("python3", "-c", _READERS)
+    command = installed.command("python3", "-c", _READERS, *modules)
     readers = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         installPackage(installed, packages)
