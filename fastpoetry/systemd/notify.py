@@ -13,7 +13,7 @@ import signal as signals
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from signal import SIG_DFL, SIGHUP, SIGINT, SIGTERM, getsignal, signal
 from typing import Any
 
@@ -24,9 +24,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from fastpoetry.systemd.clock import MonotonicClock
-from fastpoetry.systemd.manager import Manager
+from fastpoetry.systemd.manager import Manager, ManagerError
+from fastpoetry.systemd.steps import Steps, drive
 
-__all__ = ["NotReady", "NotifyService", "ReloadError", "StartingService"]
+__all__ = ["ManagerError", "NotReady", "NotifyService", "ReloadError", "StartingService"]
 
 _EXTEND_EVERY = 5
 _EXTEND_BY = 15
@@ -197,15 +198,16 @@ class NotifyService(Service):
         Wait until systemd has read what it was told, C{BARRIER=1}.
 
         @param seconds: how long it may take.
-        @return: fires then; fails with C{StoreError} if it takes longer, or there is no systemd.
+        @return: fires then; fails with L{ManagerError} if it takes longer, or there is no systemd.
         """
-        if self._manager is not None:
-            self._manager.catchUp()
-        from fastpoetry.systemd.store import Store
+        return drive(self._settling(), seconds, self._reactor, self._clock)
 
-        return Store(self._reactor, clock=self._clock, environ=self._environ).remove(
-            seconds=seconds
-        )
+    def _settling(self) -> Steps:
+        if self._manager is not None:
+            yield from self._manager.tell()
+            return
+        with closing(Manager(self._environ.get("NOTIFY_SOCKET", ""))) as manager:
+            yield from manager.tell()
 
     def _handle(self, number: int, handler: Callable[..., None]) -> None:
         before = getsignal(number) or SIG_DFL

@@ -11,25 +11,20 @@ from __future__ import annotations
 
 import fcntl
 import os
-import select
 import socket
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from time import monotonic
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReadDescriptor, IWriteDescriptor
-from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from fastpoetry.systemd.clock import MonotonicClock
 from fastpoetry.systemd.descriptors import Descriptor, Inherited, inherited
+from fastpoetry.systemd.manager import MOST_DESCRIPTORS, Manager, ManagerError, Message
+from fastpoetry.systemd.steps import Steps, drive, isReady, take
 
 __all__ = ["Store", "StoreError", "makeMemory", "pack", "readMemory", "unpack"]
-
-_MOST = 253
-"""Descriptors that one message can carry: SCM_MAX_FD of unix(7)."""
 
 _PROBE = "store-probe"
 
@@ -38,9 +33,6 @@ _DROPPED_SECONDS = 0.03
 How long systemd may still hold what it has dropped: 257 was seen to close it a moment after its
 answer to BARRIER=1, on a busy machine.
 """
-
-_Steps = Iterator[tuple[int, int]]
-"""What is done without blocking: a descriptor, and the event of poll(2) to wait for, in between."""
 
 
 class HasFileno(Protocol):
@@ -120,7 +112,7 @@ class Store:
             has not got them all. Which ones it has, it does not say: remove the names.
         @raise ValueError: a name cannot be one.
         """
-        return self._drive(self._putting(descriptors, poll), seconds)
+        return drive(self._putting(descriptors, poll), seconds, self._reactor, self._clock)
 
     def putNow(
         self,
@@ -138,7 +130,7 @@ class Store:
         @raise StoreError: the store cannot be had, or has not got them all.
         @raise ValueError: a name cannot be one.
         """
-        _wait(self._putting(descriptors, poll), seconds)
+        take(self._putting(descriptors, poll), seconds)
 
     def remove(self, *names: str, seconds: float = 5.0) -> Deferred[None]:
         """
@@ -149,7 +141,7 @@ class Store:
         @return: fires when that is done; fails with L{StoreError} if there is no store to ask.
         @raise ValueError: a name cannot be one.
         """
-        return self._drive(self._removing(names), seconds)
+        return drive(self._removing(names), seconds, self._reactor, self._clock)
 
     def removeNow(self, *names: str, seconds: float = 5.0) -> None:
         """
@@ -160,22 +152,23 @@ class Store:
         @raise StoreError: there is no store to ask.
         @raise ValueError: a name cannot be one.
         """
-        _wait(self._removing(names), seconds)
+        take(self._removing(names), seconds)
 
-    def _putting(self, descriptors: Mapping[str, Iterable[int | HasFileno]], poll: bool) -> _Steps:
-        messages: list[tuple[str, Sequence[int]]] = []
+    def _putting(self, descriptors: Mapping[str, Iterable[int | HasFileno]], poll: bool) -> Steps:
+        messages: list[Message] = []
         for name, each in descriptors.items():
             numbers = [one if isinstance(one, int) else one.fileno() for one in each]
-            state = f"FDSTORE=1\nFDNAME={_checked(name)}" + ("" if poll else "\nFDPOLL=0")
+            text = f"FDSTORE=1\nFDNAME={_checked(name)}" + ("" if poll else "\nFDPOLL=0")
             messages += [
-                (state, numbers[first : first + _MOST]) for first in range(0, len(numbers), _MOST)
+                (text, numbers[first : first + MOST_DESCRIPTORS])
+                for first in range(0, len(numbers), MOST_DESCRIPTORS)
             ]
         return self._store(messages)
 
-    def _removing(self, names: Sequence[str]) -> _Steps:
+    def _removing(self, names: Sequence[str]) -> Steps:
         return self._tell([(f"FDSTOREREMOVE=1\nFDNAME={_checked(name)}", ()) for name in names])
 
-    def _store(self, messages: Sequence[tuple[str, Sequence[int]]]) -> _Steps:
+    def _store(self, messages: Sequence[Message]) -> Steps:
         if not messages:
             return
         ours, theirs = os.pipe2(os.O_CLOEXEC)
@@ -184,7 +177,7 @@ class Store:
                 yield from self._tell([*messages, (f"FDSTORE=1\nFDNAME={_PROBE}", [theirs])])
             finally:
                 os.close(theirs)
-            if _isReady(ours, _DROPPED_SECONDS):  # hung up: nobody has the other end
+            if isReady(ours, _DROPPED_SECONDS):  # hung up: nobody has the other end
                 size = "" if self.size is None else f" of {self.size}"
                 raise StoreError(
                     f"the descriptor store{size} has no room for it all, or there is none: "
@@ -194,44 +187,13 @@ class Store:
         finally:
             os.close(ours)
 
-    def _tell(self, messages: Sequence[tuple[str, Sequence[int]]]) -> _Steps:
+    def _tell(self, messages: Sequence[Message]) -> Steps:
         """Send messages, and wait until systemd has read them and done what they say."""
         try:
-            manager = self._connect()
-        except OSError as why:
-            raise StoreError(
-                f"no descriptor store: systemd is not at NOTIFY_SOCKET: {why.strerror}"
-            ) from why
-        with manager:
-            unread = 0
-            for state, numbers in messages:
-                # Few are under way at a time: the kernel allows as many as RLIMIT_NOFILE.
-                if unread and unread + len(numbers) > _MOST:
-                    yield from _barrier(manager)
-                    unread = 0
-                yield from _send(manager, state, numbers)
-                unread += len(numbers)
-            yield from _barrier(manager)
-
-    def _connect(self) -> socket.socket:
-        address = self._environ.get("NOTIFY_SOCKET", "")
-        if address[:1] not in ("/", "@"):
-            reason = "is not set" if not address else f"is {address!r}, which carries none"
-            raise StoreError(
-                f"no descriptor store: NOTIFY_SOCKET {reason}; systemd gives one to a service "
-                "with FileDescriptorStoreMax="
-            )
-        manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        try:
-            manager.setblocking(False)
-            manager.connect(address.replace("@", "\0", 1) if address[0] == "@" else address)
-        except BaseException:
-            manager.close()
-            raise
-        return manager
-
-    def _drive(self, steps: _Steps, seconds: float) -> Deferred[None]:
-        return _Drive(self._reactor, self._clock, steps, seconds).done
+            with closing(Manager(self._environ.get("NOTIFY_SOCKET", ""))) as manager:
+                yield from manager.tell(messages)
+        except ManagerError as why:
+            raise StoreError(f"no descriptor store: {why}") from why
 
 
 def _checked(name: str) -> str:
@@ -239,132 +201,6 @@ def _checked(name: str) -> str:
     if not (name.isascii() and name.isprintable() and ":" not in name and 0 < len(name) < 256):
         raise ValueError(f"{name!r} is no name of a descriptor: ASCII without colons, up to 255")
     return name
-
-
-def _send(manager: socket.socket, state: str, numbers: Sequence[int]) -> _Steps:
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", numbers))] if numbers else []
-    while True:
-        try:
-            manager.sendmsg([state.encode()], rights)
-            return
-        except BlockingIOError:
-            yield manager.fileno(), select.POLLOUT
-        except OSError as why:
-            raise StoreError(f"systemd was not told to keep descriptors: {why.strerror}") from why
-
-
-def _barrier(manager: socket.socket) -> _Steps:
-    """Wait until systemd has done all that it was told before: it closes what comes with this."""
-    ours, theirs = os.pipe2(os.O_CLOEXEC)
-    try:
-        try:
-            yield from _send(manager, "BARRIER=1", [theirs])
-        finally:
-            os.close(theirs)
-        while not _isReady(ours, 0):
-            yield ours, select.POLLIN
-    finally:
-        os.close(ours)
-
-
-def _isReady(number: int, seconds: float, event: int = select.POLLIN) -> bool:
-    poll = select.poll()
-    poll.register(number, event)
-    return bool(poll.poll(max(0, seconds) * 1000))
-
-
-def _wait(steps: _Steps, seconds: float) -> None:
-    """Take all steps."""
-    deadline = monotonic() + seconds
-    try:
-        for number, event in steps:
-            if not _isReady(number, deadline - monotonic(), event):
-                raise _late(seconds)
-    finally:
-        steps.close()  # type: ignore[attr-defined]
-
-
-def _late(seconds: float) -> StoreError:
-    return StoreError(f"systemd has not read what it was told for {seconds:g} s")
-
-
-class _Drive:
-    """Takes all steps while the reactor goes on."""
-
-    def __init__(self, reactor: Any, clock: Any, steps: Any, seconds: float) -> None:
-        self._reactor = reactor
-        self._steps = steps
-        self._waiting: _Waiting | None = None
-        self.done: Deferred[None] = Deferred(lambda _: self._end())
-        self._limit = clock.callLater(seconds, self._fail, _late(seconds))
-        self._step()
-
-    def _step(self) -> None:
-        self._waiting = None
-        try:
-            number, event = next(self._steps)
-        except StopIteration:
-            self._end()
-            self.done.callback(None)
-        except Exception as why:
-            self._fail(why)
-        else:
-            self._waiting = _Waiting(self._reactor, number, event, self._step)
-
-    def _fail(self, why: Exception) -> None:
-        self._end()
-        self.done.errback(why)
-
-    def _end(self) -> None:
-        if self._limit.active():
-            self._limit.cancel()
-        if self._waiting is not None:
-            self._waiting.stop()
-        self._steps.close()
-
-
-@implementer(IReadDescriptor, IWriteDescriptor)
-class _Waiting:
-    """A descriptor in the reactor, for one event."""
-
-    def __init__(self, reactor: Any, number: int, event: int, ready: Callable[[], None]) -> None:
-        self._reactor = reactor
-        self._number = number
-        self._ready: Callable[[], None] | None = ready
-        (reactor.addWriter if event == select.POLLOUT else reactor.addReader)(self)
-
-    def stop(self) -> None:
-        """Be out of the reactor."""
-        self._ready = None
-        self._reactor.removeReader(self)
-        self._reactor.removeWriter(self)
-
-    def fileno(self) -> int:
-        """@return: the descriptor."""
-        return self._number
-
-    def logPrefix(self) -> str:
-        """@return: what stands before text that is printed meanwhile."""
-        return "-"
-
-    def doRead(self) -> None:
-        """It is ready."""
-        ready = self._ready
-        if ready is not None:
-            self.stop()
-            ready()
-
-    def doWrite(self) -> None:
-        """It is ready."""
-        self.doRead()
-
-    def connectionLost(self, reason: Failure) -> None:
-        """
-        It is ready too, which the next step sees: some reactors say so of an end that hangs up.
-
-        @param reason: why.
-        """
-        self.doRead()
 
 
 def makeMemory(data: bytes) -> int:
@@ -419,8 +255,8 @@ def pack(descriptors: Iterable[int | HasFileno]) -> int:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs, ours:
         ours.setblocking(False)
-        for first in range(0, len(numbers), _MOST):
-            some = numbers[first : first + _MOST]
+        for first in range(0, len(numbers), MOST_DESCRIPTORS):
+            some = numbers[first : first + MOST_DESCRIPTORS]
             socket.send_fds(ours, [b"%d" % len(some)], some)
         return theirs.detach()
 
@@ -456,7 +292,9 @@ def _receive(packed: socket.socket) -> tuple[bytes, Sequence[int]] | None:
     # Not by socket.recv_fds, which forgets the flags before Python 3.12.
     flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
     try:
-        count, rights, _, _ = packed.recvmsg(16, socket.CMSG_LEN(_MOST * numbers.itemsize), flags)
+        count, rights, _, _ = packed.recvmsg(
+            16, socket.CMSG_LEN(MOST_DESCRIPTORS * numbers.itemsize), flags
+        )
     except OSError:
         return None
     for level, kind, data in rights:

@@ -1,0 +1,82 @@
+"""Tests for L{fastpoetry.systemd.manager}, against a small systemd in a thread."""
+
+from __future__ import annotations
+
+import os
+
+from test_store import Systemd
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from fastpoetry.systemd.manager import Manager, ManagerError
+from fastpoetry.systemd.notify import NotifyService
+from fastpoetry.systemd.steps import drive, take
+
+
+class TellTests(SynchronousTestCase):
+    """What waits for systemd."""
+
+    def setUp(self) -> None:
+        self.before = set(os.listdir("/proc/self/fd"))
+        self.systemd = Systemd(self, 0)
+        self.manager = Manager(self.systemd.environ["NOTIFY_SOCKET"])
+        self.addCleanup(self.manager.close)
+
+    def test_afterDeclared(self) -> None:
+        """Messages for which the queue had no room are read before a later one, in order."""
+        declared = [f"ERRNO={n}" for n in range(2000)]
+        for each in declared:
+            self.manager.declare(each)
+        self.systemd.start()
+        take(self.manager.tell([("X_LAST=1", ())]), 30)
+        self.assertEqual(self.systemd.messages, [*declared, "X_LAST=1"])
+
+    def test_late(self) -> None:
+        """A systemd that does not read is an error of the manager, and no descriptor is left."""
+        before = set(os.listdir("/proc/self/fd"))
+        why = self.assertRaises(ManagerError, take, self.manager.tell(), 0)
+        self.assertEqual(str(why), "systemd has not read what it was told for 0 s")
+        self.assertEqual(set(os.listdir("/proc/self/fd")), before)
+
+    def test_closed(self) -> None:
+        """A manager that is closed while somebody waits for room leaves nothing in the reactor."""
+        for n in range(2000):
+            self.manager.declare(f"ERRNO={n}")
+        clock = Clock()
+        waiting = drive(self.manager.tell(), 5, reactor, clock)
+        self.manager.close()
+        clock.advance(5)
+        self.failureResultOf(waiting, ManagerError)
+        self.assertEqual(clock.getDelayedCalls(), [])
+
+    def test_nobody(self) -> None:
+        """Where systemd is not, each wait fails, and an offer is one record."""
+        for address in ("", "@nobody", "/nonexistent", "vsock:2:1"):
+            manager = Manager(address)
+            self.addCleanup(manager.close)
+            self.assertRaises(ManagerError, take, manager.tell(), 5)
+            with capturedLogs() as events:
+                self.assertTrue(manager.offer("STATUS=1") and manager.offer("STATUS=2"))
+            self.assertEqual(len(events), 1)
+
+
+class SettleTests(TestCase):
+    """L{NotifyService.settle}."""
+
+    def test_told(self) -> Deferred[None]:
+        """It fires when systemd has read what it was told."""
+        systemd = Systemd(self, 1)
+        systemd.start()
+        service = NotifyService(reactor, environ=systemd.environ)
+        service.startService()
+        self.addCleanup(service.stopService)
+        service.tell(ERRNO=2)
+        settled = service.settle()
+        return settled.addCallback(lambda _: self.assertIn("ERRNO=2", systemd.messages))
+
+    def test_nobody(self) -> None:
+        """Outside systemd it fails with the manager's own error."""
+        self.failureResultOf(NotifyService(reactor, environ={}).settle(), ManagerError)
