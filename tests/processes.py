@@ -172,8 +172,12 @@ class Workplace:
                     found.append(int(entry.parent.name))
         return found
 
-    def begin(self, *command: str) -> subprocess.Popen[str]:
-        """Start a command, with pipes for its output and nothing of this process's environment."""
+    def begin(self, *command: str, closeFiles: bool = True) -> subprocess.Popen[str]:
+        """
+        Start a command, with pipes for its output and nothing of this process's environment.
+
+        @param closeFiles: whether it inherits no descriptor.
+        """
         environ = {
             "LANG": "C.UTF-8",
             "PATH": os.environ.get("PATH", os.defpath),
@@ -185,6 +189,7 @@ class Workplace:
             command,
             cwd=self.folder,
             env=environ,
+            close_fds=closeFiles,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

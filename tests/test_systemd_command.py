@@ -10,7 +10,8 @@ from typing import Any
 
 from processes import Workplace, findTwistd, waitUntil
 from test_notify import Systemd
-from twisted.application.service import IServiceMaker, MultiService, Service
+from twisted.application.service import Application, IServiceMaker, MultiService, Service
+from twisted.internet.defer import Deferred
 from twisted.plugin import IPlugin
 from twisted.python import usage
 from twisted.trial.unittest import SynchronousTestCase
@@ -73,6 +74,18 @@ class CommandTests(SynchronousTestCase):
         options.parseOptions(arguments)
         return options
 
+    def hooks(self) -> dict[str, Any]:
+        """@return: what the service that talks with systemd is given beside the other command."""
+        seen: list[dict[str, Any]] = []
+
+        class Notify(Service):
+            def __init__(self, reactor: object, **hooks: Any) -> None:
+                seen.append(hooks)
+
+        self.patch(command, "NotifyService", Notify)
+        makeService(self.parse("other"))
+        return seen[0]
+
     def test_plugin(self) -> None:
         """The command is that of the drop-in."""
         maker = import_module("twisted.plugins.fastpoetry_plugin").systemd
@@ -103,6 +116,44 @@ class CommandTests(SynchronousTestCase):
         why = self.assertRaises(SystemExit, self.parse)
         self.assertTrue(str(why).startswith("systemd: which command? twistd3 systemd COMMAND"))
 
+    def test_both(self) -> None:
+        """A command and a file are one too many."""
+        self.assertRaises(SystemExit, self.parse, "--python=x.tac", "other")
+
+    def test_user(self) -> None:
+        """A user that an application asks for is twistd's to become, unless twistd was told one."""
+        application = Application("x", uid=7, gid=8)
+        self.patch(command, "loadApplication", lambda *_: application)
+        options = self.parse("--python=x.tac")
+        parent: Any = {"uid": None, "gid": 9}
+        options.parent = parent
+        for service in makeService(options):
+            self.addCleanup(service.stopService)
+        self.assertEqual(parent, {"uid": 7, "gid": 9})
+
+    def test_inner(self) -> None:
+        """The methods of several services are all called, and their words are one status."""
+        called: list[str] = []
+
+        class Inner(OtherService):
+            def __init__(self, text: str) -> None:
+                self.text = text
+
+            def status(self) -> str:
+                return self.text
+
+            def reload(self) -> None:
+                called.append(self.text)
+
+        services = MultiService()
+        for text in "ab":
+            Inner(text).setServiceParent(services)
+        self.patch(Other, "makeService", lambda *_: services)
+        hooks = self.hooks()
+        self.assertEqual(hooks["status"](), "a; b")
+        self.successResultOf(Deferred.fromCoroutine(hooks["reload"]()))
+        self.assertEqual(called, ["a", "b"])
+
     def test_service(self) -> None:
         """
         The other command's service comes first, as it is made, and its own words are the status.
@@ -132,17 +183,10 @@ class CommandTests(SynchronousTestCase):
             def reload(self, configuration: object) -> None:
                 self.configuration = configuration
 
-        seen: list[dict[str, Any]] = []
-
-        class Notify(Service):
-            def __init__(self, reactor: object, **hooks: Any) -> None:
-                seen.append(hooks)
-
         self.patch(Other, "makeService", lambda *_: Odd())
-        self.patch(command, "NotifyService", Notify)
-        makeService(self.parse("other"))
-        self.assertIsNone(seen[0]["reload"])
-        self.assertEqual(seen[0]["status"](), "other: Something else.")
+        hooks = self.hooks()
+        self.assertIsNone(hooks["reload"])
+        self.assertEqual(hooks["status"](), "other: Something else.")
 
 
 class ProcessTests(SynchronousTestCase):

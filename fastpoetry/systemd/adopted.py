@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, cast
 
-from twisted.internet import tcp, unix
+from twisted.internet import tcp, udp, unix
 from twisted.internet.defer import Deferred, DeferredList, execute, maybeDeferred
 from twisted.internet.interfaces import (
     IAddress,
@@ -51,6 +51,7 @@ __all__ = [
 
 # Twisted's types do not reach into its ports.
 _tcp: Any = tcp
+_udp: Any = udp
 _unix: Any = unix
 
 
@@ -135,6 +136,8 @@ class AdoptedPort:
     """
     One listening port over one or more adopted sockets.
 
+    What else a program asks of a port, the port of the first socket answers.
+
     @ivar ports: while it listens, the C{IListeningPort} on each of them.
     """
 
@@ -203,6 +206,21 @@ class AdoptedPort:
             )
         address: IAddress = self.ports[0].getHost()
         return address
+
+    @property
+    def factory(self) -> Any:
+        """What makes protocols. A program may set another, such as one with a new certificate."""
+        return self.__getattr__("factory")
+
+    @factory.setter
+    def factory(self, factory: IProtocolFactory) -> None:
+        for port in self.ports:
+            port.factory = factory
+
+    def __getattr__(self, name: str) -> Any:
+        if not self.ports:
+            raise AttributeError(f"a port that does not listen has no {name}")
+        return getattr(self.ports[0], name)
 
 
 class _Claimant:
@@ -273,9 +291,12 @@ class AdoptedDatagrams(_Claimant):
 
         def adopt(descriptor: Descriptor) -> Any:
             number, family, protocol = descriptor.number, descriptor.family, makeProtocol()
-            if family != socket.AF_UNIX:
-                return self._reactor.adoptDatagramPort(number, family, protocol, maxPacketSize)
-            port = _UNIXDatagramPort(self._reactor, number, protocol, maxPacketSize)
+            if family == socket.AF_UNIX:
+                port = _UNIXDatagramPort(self._reactor, number, protocol, maxPacketSize)
+            else:  # what adoptDatagramPort makes cannot join a group
+                port = _udp.MulticastPort._fromListeningDescriptor(
+                    self._reactor, number, family, protocol, maxPacketSize
+                )
             port.startListening()
             return port
 

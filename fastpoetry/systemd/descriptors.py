@@ -196,6 +196,11 @@ class Inherited:
             return f"{_show(told)} is for another process, this is {ours}"
         return _NOTHING
 
+    @property
+    def free(self) -> tuple[Descriptor, ...]:
+        """Those that are not given out."""
+        return tuple(each for each in self.descriptors if each not in self._given)
+
     def claim(
         self, name: str | None = None, kind: int = socket.SOCK_STREAM
     ) -> tuple[Descriptor, ...]:
@@ -211,9 +216,7 @@ class Inherited:
         named = [each for each in self.descriptors if name in (None, each.name)]
         fitting = [each for each in named if each.serves(kind)]
         free = tuple(each for each in fitting if each not in self._given)
-        stray = name is None and any(
-            each.isStray for each in self.descriptors if each not in self._given
-        )
+        stray = name is None and any(each.isStray for each in self.free)
         passed = "; passed: " + ", ".join(map(str, self.descriptors))
         if not self.descriptors:
             reason, passed = self._trouble, ""
@@ -235,11 +238,9 @@ class Inherited:
         @param name: whose.
         @return: those that have not been given out; none, if there are none.
         """
-        free = tuple(
-            each for each in self.descriptors if each.name == name and each not in self._given
-        )
-        self._given.update(free)
-        return free
+        found = tuple(each for each in self.free if each.name == name)
+        self._given.update(found)
+        return found
 
     def release(self, descriptors: Iterable[Descriptor]) -> None:
         """
