@@ -25,7 +25,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from fastpoetry.delivery.addresses import Address, addressOf
-from fastpoetry.delivery.policy import LINGER_SECONDS, Limits, Policy
+from fastpoetry.delivery.limits import Limits
+from fastpoetry.delivery.lingering import LINGER_SECONDS
+from fastpoetry.delivery.policy import Policy
 from fastpoetry.delivery.readers import Source
 from fastpoetry.delivery.sockets import (
     END_ON_CLOSE,
@@ -61,6 +63,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
 
     poem: Poem
     address: Address
+    mayHandOver = False
 
     _isArriving = False
     _sentBytes = 0

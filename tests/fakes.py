@@ -44,7 +44,8 @@ from zope.interface.verify import verifyObject
 
 from fastpoetry import threads
 from fastpoetry.delivery.addresses import Address
-from fastpoetry.delivery.policy import Limits, Policy
+from fastpoetry.delivery.limits import Limits
+from fastpoetry.delivery.policy import Policy
 from fastpoetry.poem import Loaded, Poem, PoemError
 
 _Case = TypeVar("_Case", bound=SynchronousTestCase)
@@ -275,6 +276,8 @@ class FakeReader:
     @ivar asked: when it was asked about either.
     @ivar did: what it was told.
     """
+
+    mayHandOver = False
 
     def __init__(self, policy: Policy, address: Address = None, poem: Poem = POEM) -> None:
         self.poem, self.address = poem, address

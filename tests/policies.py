@@ -7,7 +7,8 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from fastpoetry.delivery.addresses import Address
-from fastpoetry.delivery.policy import Limits, Policy
+from fastpoetry.delivery.limits import Limits
+from fastpoetry.delivery.policy import Policy
 from fastpoetry.poem import Poem
 
 HERE = ("192.0.2.7", 40000)

@@ -15,7 +15,8 @@ from twisted.internet.protocol import ServerFactory
 from twisted.trial.unittest import SynchronousTestCase
 
 from fastpoetry.delivery.fastport import FastPort, SocketReader
-from fastpoetry.delivery.policy import Limits, Policy
+from fastpoetry.delivery.limits import Limits
+from fastpoetry.delivery.policy import Policy
 from fastpoetry.poem import Poem
 
 

@@ -27,7 +27,7 @@ from zope.interface.verify import verifyObject
 from fastpoetry.delivery import fastport
 from fastpoetry.delivery.fastport import BorrowedPort, SocketReader
 from fastpoetry.delivery.ledger import Counts
-from fastpoetry.delivery.policy import Limits
+from fastpoetry.delivery.limits import Limits
 from fastpoetry.poem import Poem
 from fastpoetry.protocol import PoetryFactory
 

@@ -33,7 +33,7 @@ from zope.interface.verify import verifyObject
 from fastpoetry.command import assembly
 from fastpoetry.command.assembly import assemble, checkEndpoints
 from fastpoetry.command.options import Block, CommandOptions
-from fastpoetry.delivery.policy import Limits
+from fastpoetry.delivery.limits import Limits
 from fastpoetry.systemd.notify import ReloadError
 
 TESTS = Path(__file__).resolve().parent

@@ -15,7 +15,8 @@ from policies import WHOLE, PolicyCase
 from twisted.logger import capturedLogs
 
 from fastpoetry.delivery.ledger import Counts
-from fastpoetry.delivery.policy import Limits, Policy
+from fastpoetry.delivery.limits import Limits
+from fastpoetry.delivery.policy import Policy
 from fastpoetry.poem import Poem
 
 
@@ -265,6 +266,17 @@ class DrainTests(PolicyCase):
         self.assertNoResult(drained)
         reader.taken = WHOLE
         self.wait(1)
+        self.assertEqual(reader.did, ["end"])
+        self.successResultOf(drained)
+
+    def test_leftToTheSystem(self) -> None:
+        """After a tenth of a second the system is left to send what it has."""
+        reader = self.lingering(WHOLE - 1)
+        reader.sent = True
+        drained = self.policy.drain()
+        self.clock.advance(0.09)
+        self.assertEqual(reader.did, [])
+        self.clock.advance(0.02)
         self.assertEqual(reader.did, ["end"])
         self.successResultOf(drained)
 

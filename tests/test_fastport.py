@@ -35,7 +35,8 @@ from fastpoetry.delivery import fastport
 from fastpoetry.delivery.addresses import Address
 from fastpoetry.delivery.fastport import SocketReader
 from fastpoetry.delivery.ledger import Counts
-from fastpoetry.delivery.policy import Limits, Policy
+from fastpoetry.delivery.limits import Limits
+from fastpoetry.delivery.policy import Policy
 from fastpoetry.delivery.sockets import countUnacknowledged
 from fastpoetry.poem import Poem
 

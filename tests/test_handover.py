@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from fastpoetry.delivery.fastport import Home, SocketReader
-from fastpoetry.delivery.handover import describe, mayHandOver, restore
-from fastpoetry.delivery.policy import Limits, Policy
+from fastpoetry.delivery.handover import describe, restore
+from fastpoetry.delivery.limits import Limits
+from fastpoetry.delivery.policy import Policy
 from fastpoetry.delivery.readers import Progress
 from fastpoetry.delivery.sockets import RESET_ON_CLOSE, setLinger
 from fastpoetry.poem import Poem
@@ -105,11 +106,6 @@ class HandOverTests(HandOverCase):
         self.home.policy.resume(reader, progress)
         self.home.reactor.addWriter(reader)
         self.assertEqual(self.reactor.fetch(self.client), LONG.text)
-
-    def test_mayHandOver(self) -> None:
-        """Only readers that are all in their socket can be handed over."""
-        other: Any = object()
-        self.assertEqual((mayHandOver(self.reader), mayHandOver(other)), (True, False))
 
 
 class DistrustTests(HandOverCase):

@@ -17,7 +17,8 @@ from zope.interface.verify import verifyObject
 from fastpoetry.command.handover import HandOverService
 from fastpoetry.delivery.fastport import Home, SocketReader
 from fastpoetry.delivery.ledger import Counts
-from fastpoetry.delivery.policy import Limits, Policy
+from fastpoetry.delivery.limits import Limits
+from fastpoetry.delivery.policy import Policy
 from fastpoetry.systemd.descriptors import Descriptor
 from fastpoetry.systemd.store import StoreError, pack
 

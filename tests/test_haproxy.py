@@ -19,7 +19,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from fastpoetry.delivery.haproxy import PatientFactory
-from fastpoetry.delivery.policy import LINGER_SECONDS, Limits, Policy
+from fastpoetry.delivery.limits import Limits
+from fastpoetry.delivery.lingering import LINGER_SECONDS
+from fastpoetry.delivery.policy import Policy
 from fastpoetry.protocol import PoetryFactory
 
 BALANCER = IPv4Address("TCP", "192.0.2.1", 50000)

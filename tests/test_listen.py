@@ -29,7 +29,8 @@ from zope.interface.verify import verifyObject
 
 from fastpoetry.delivery.fastport import BorrowedPort, FastPort
 from fastpoetry.delivery.haproxy import PatientFactory
-from fastpoetry.delivery.policy import Limits, Policy
+from fastpoetry.delivery.limits import Limits
+from fastpoetry.delivery.policy import Policy
 from fastpoetry.listen import PoetryListener
 from fastpoetry.protocol import PoetryFactory, PoetryProtocol
 

@@ -17,7 +17,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from fastpoetry.delivery.ledger import Counts
-from fastpoetry.delivery.policy import Limits, Policy
+from fastpoetry.delivery.limits import Limits
+from fastpoetry.delivery.policy import Policy
 
 if find_spec("prometheus_client") is None:
     raise SkipTest("prometheus_client is not installed")

@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from fastpoetry import __version__
 from fastpoetry.command.options import Block, CommandOptions, refuse
-from fastpoetry.delivery.policy import Limits
+from fastpoetry.delivery.limits import Limits
 
 
 class Command(CommandOptions):

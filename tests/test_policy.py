@@ -17,7 +17,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from fastpoetry.delivery import policy as policyModule
 from fastpoetry.delivery.ledger import Counts
-from fastpoetry.delivery.policy import Limits, Policy
+from fastpoetry.delivery.limits import Limits
+from fastpoetry.delivery.policy import Policy
 
 
 class ArrivalTests(PolicyCase):

@@ -37,7 +37,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from fastpoetry.delivery.ledger import Counts
-from fastpoetry.delivery.policy import Limits, Policy
+from fastpoetry.delivery.limits import Limits
+from fastpoetry.delivery.policy import Policy
 from fastpoetry.poem import Poem
 from fastpoetry.protocol import PoetryFactory, PoetryProtocol
 

@@ -15,7 +15,7 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.logger import Logger
 
-from fastpoetry.delivery.handover import describe, mayHandOver, restore
+from fastpoetry.delivery.handover import describe, restore
 from fastpoetry.delivery.policy import Policy
 from fastpoetry.delivery.readers import Progress, Reader
 from fastpoetry.systemd.store import Store, StoreError, makeMemory, pack, unpack
@@ -63,7 +63,7 @@ class HandOverService(Service):
         packed = [each.number for each in self._store.take(_NAME)]
         if packed:
             self._takeOver(packed)
-        self.policy.handOver = self
+        self.policy.handOver = self.handOver
 
     @property
     def description(self) -> str:
@@ -71,26 +71,21 @@ class HandOverService(Service):
         count = self.takenOver
         return f"; took over {count:,} {'reader' if count == 1 else 'readers'}" if count else ""
 
-    def handOver(self, readers: Mapping[Reader, Progress]) -> Collection[Reader]:
+    def handOver(self, readers: Mapping[Reader, Progress]) -> bool:
         """
-        Put readers into the store. Those that it does not take are sent to as before.
+        Put readers into the store. If it does not take them, they are sent to as before.
 
-        @return: those that it took.
+        @return: whether it took them.
         """
-        picked = {each: progress for each, progress in readers.items() if mayHandOver(each)}
-        for reader in picked:
+        for reader in readers:
             self.reactor.removeWriter(reader)
         try:
-            self._put(picked)
+            self._put(readers)
         except (StoreError, OSError) as why:
             self.policy.handOver = None
-            self._takeBack(picked, why)
-            return []
-        return picked.keys()
-
-    def mayHandOver(self, reader: Reader) -> bool:
-        """Whether a reader can be handed over."""
-        return mayHandOver(reader)
+            self._takeBack(readers, why)
+            return False
+        return True
 
     def _put(self, readers: Mapping[Any, Progress]) -> None:
         """

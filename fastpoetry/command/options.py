@@ -20,7 +20,7 @@ from twisted.python import usage
 
 from fastpoetry import __version__
 from fastpoetry.command.signals import ignoreHangup
-from fastpoetry.delivery.policy import Limits
+from fastpoetry.delivery.limits import Limits
 
 DEFAULT_PORT = 10000
 DEFAULT_INTERFACE = "localhost"

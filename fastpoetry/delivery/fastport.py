@@ -92,6 +92,7 @@ class SocketReader(socket.SocketType):
     @ivar sentBytes: how much of the poem the system has.
     """
 
+    mayHandOver = True
     __slots__ = ("address", "home", "poem", "sentBytes")
 
     poem: Poem

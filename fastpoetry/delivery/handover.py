@@ -14,14 +14,14 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 from twisted.internet.interfaces import IReactorFDSet
 
 from fastpoetry.delivery.addresses import Address
 from fastpoetry.delivery.fastport import Home, SocketReader
 from fastpoetry.delivery.policy import Policy
-from fastpoetry.delivery.readers import Progress, Reader
+from fastpoetry.delivery.readers import Progress
 from fastpoetry.delivery.sockets import RESET_ON_CLOSE, countSent, setLinger
 from fastpoetry.poem import MAX_POEM_BYTES, Poem
 
@@ -45,11 +45,6 @@ class Restored(NamedTuple):
     readers: dict[SocketReader, Progress]
     lost: int
     faults: Sequence[str]
-
-
-def mayHandOver(reader: Reader) -> TypeGuard[SocketReader]:
-    """Whether a reader can be handed over: all its state is a socket and a few numbers."""
-    return isinstance(reader, SocketReader)
 
 
 def describe(readers: Mapping[SocketReader, Progress], poems: Mapping[Poem, int]) -> bytes:

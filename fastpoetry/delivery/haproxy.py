@@ -20,7 +20,8 @@ from twisted.python.failure import Failure
 from zope.interface import directlyProvides, implementedBy, implementer, providedBy
 
 from fastpoetry.delivery.addresses import addressOf, normalise
-from fastpoetry.delivery.policy import LINGER_SECONDS, Policy
+from fastpoetry.delivery.lingering import LINGER_SECONDS
+from fastpoetry.delivery.policy import Policy
 from fastpoetry.delivery.sockets import (
     END_ON_CLOSE,
     RESET_ON_CLOSE,

@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from fastpoetry.delivery.addresses import Address, formatPeer
+from fastpoetry.delivery.quiet import Quiet
 from fastpoetry.delivery.readers import Reader
 from fastpoetry.poem import Poem
 
@@ -64,6 +65,7 @@ class Ledger:
         self._clock = clock
         self._budget = self._allowance = budgetPerSecond
         self._second: IDelayedCall | None = None
+        self._quiet = Quiet(clock)
 
     def sent(self, readers: Sequence[Reader]) -> None:
         """Whole poems are with the system, which goes on sending them whatever becomes of us."""
@@ -127,6 +129,27 @@ class Ledger:
                 peer=formatPeer(address),
                 cause=cause,
                 message_id="4c40f64984b04c188433d02c24c4950e",
+            )
+
+    def stalled(self, poem: Poem, address: Address, takenBytes: int, cause: str) -> None:
+        """A client that L{sent} has counted was reset: told now and then."""
+        if self._quiet.takeTurn("stalled"):
+            self._log.warn(
+                "gave up on {peer}, who does not take the last {bytes} bytes: {cause}",
+                peer=formatPeer(address),
+                bytes=len(poem.text) - takenBytes,
+                cause=cause,
+                message_id="8661237894b24e009d5b2e4ed36bd13c",
+            )
+
+    def full(self, cause: str, readers: int) -> None:
+        """New connections wait in the backlog: told now and then."""
+        if self._quiet.takeTurn("full"):
+            self._log.warn(
+                "{cause}; with {readers} here, new ones wait in the backlog",
+                cause=cause,
+                readers=readers,
+                message_id="fbb58c123b214fef889bb057cdfb5239",
             )
 
     def flush(self) -> None:

@@ -6,7 +6,7 @@ No logic: what each must be able to do, and what it may count on.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,10 +52,12 @@ class Reader(Protocol):
 
     @ivar poem: what it is sent.
     @ivar address: whose it is.
+    @ivar mayHandOver: whether all its state is a socket and a few numbers.
     """
 
     poem: Poem
     address: Address
+    mayHandOver: bool
 
     def closeAfterClient(self) -> bool:
         """
@@ -92,18 +94,11 @@ class Progress:
     takenBytes: int = 0
 
 
-class HandOver(Protocol):
-    """What hands readers in mid-poem over to the next process."""
-
-    def mayHandOver(self, reader: Reader) -> bool:
-        """Whether a reader is of the kind that can be handed over."""
-
-    def handOver(self, readers: Mapping[Reader, Progress]) -> Collection[Reader]:
-        """
-        Hand over the readers that can be, at once.
-
-        @return: those that were. They are sent nothing any more; their connections stay open.
-        """
+HandOver = Callable[[Mapping[Reader, Progress]], bool]
+"""
+Hands readers in mid-poem over to the next process, all or none, and says whether it has. Then they
+are sent nothing any more; their connections stay open.
+"""
 
 
 class Arrival(Protocol):

@@ -14,6 +14,9 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from fastpoetry.delivery.readers import Reader
 
+LATER_SECONDS = 1.0
+"""How often to visit readers that stay: deadlines need no more."""
+
 _MOST_AT_ONCE = 64
 """Visits between two looks at the sockets, so that nobody waits for a round to end."""
 
@@ -33,22 +36,24 @@ class Round:
         clock: IReactorTime,
         delaySeconds: float,
         visit: Callable[[Reader], bool],
-        keep: Callable[[list[Reader], float], None],
+        keep: Callable[[list[Reader], float], None] | None = None,
     ) -> None:
         """
         @param visit: what to do with each reader; whether it is still to be looked after.
-        @param keep: takes those who are, and the clock's seconds.
+        @param keep: takes those that are, and the clock's seconds; without it, this round does.
         """
         self.waiting = 0
         self._clock = clock
         self._delaySeconds = delaySeconds
         self._visit = visit
-        self._keep = keep
+        self._keep = keep or self.add
         self._queue: deque[tuple[float, list[Reader]]] = deque()
         self._timer: IDelayedCall | None = None
 
     def add(self, readers: list[Reader], now: float) -> None:
-        """Visit readers after the delay."""
+        """Visit readers after the delay, if there are any."""
+        if not readers:
+            return
         self.waiting += len(readers)
         self._queue.append((now + self._delaySeconds, readers))
         if self._timer is None and len(self._queue) == 1:  # within a round, its end sees to it

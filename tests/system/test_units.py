@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from fastpoetry.delivery.policy import Limits
+from fastpoetry.delivery.limits import Limits
 from fastpoetry.poem import MAX_POEM_BYTES
 from system.conftest import SOURCE, UNITS
 from system.machine import Machine
