@@ -36,17 +36,19 @@ class LingerTests(PortCase):
     """Tests for what the end of the process, kill -9 included, is to a reader."""
 
     def test_listening(self) -> None:
-        """The listening socket makes a reset of every close; afterwards it is as it was."""
+        """The listening socket makes a reset of every close."""
+        self.assertEqual(lingerOf(self.listen().fileno()), (1, 0))
+
+    def test_stopped(self) -> None:
+        """The socket keeps that option: another process may accept from it."""
         plain = self.plainPort()
-        before = lingerOf(plain.fileno())
         port = self.listen(port=plain)
-        self.assertEqual(lingerOf(port.fileno()), (1, 0))
         with socket.socket(fileno=os.dup(plain.fileno())) as theirs:
             self.policy.removePort(port)
             stopped = port.stopListening()
             self.reactor.advance(0)
             self.successResultOf(stopped)
-            self.assertEqual(lingerOf(theirs.fileno()), before)
+            self.assertEqual(lingerOf(theirs.fileno()), (1, 0))
 
     def test_underWay(self) -> None:
         """A reader under way is reset by a close."""

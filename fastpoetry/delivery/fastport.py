@@ -237,7 +237,8 @@ class BorrowedPort:
         """
         Accept, in the place of the port that was there before.
 
-        From now on, connections are born with a reset for their end.
+        From now on, connections are born with a reset for their end. The socket keeps this option:
+        another process may accept from it too, and would lose the reset.
         """
         setLinger(self._socket, RESET_ON_CLOSE)
         self._isListening = True
@@ -246,13 +247,12 @@ class BorrowedPort:
 
     def stopListening(self) -> Deferred[None]:
         """
-        Accept no more, and leave the socket as it was. Connections go on; see L{Policy.drain}.
+        Accept no more. Connections go on; see L{Policy.drain}.
 
         @return: fires when the socket is given back.
         """
         self._isListening = False
         self.stopReading()
-        setLinger(self._socket, END_ON_CLOSE)
         stopped: Deferred[None] = maybeDeferred(self._port.stopListening)
         return stopped
 

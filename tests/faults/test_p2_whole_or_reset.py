@@ -10,7 +10,7 @@ import asyncio
 import random
 import signal
 
-from messages import SENT
+from messages import SENT, SERVING
 
 from .server import (
     KIBI,
@@ -56,6 +56,17 @@ class KillTests(FaultCase):
         clients = self.hold(20, address)
         server = self.serve()
         self.assertKillResets(server, clients, poem)
+
+    def test_killedBesideAnother(self) -> None:
+        """So do those of one of two servers on a socket, though the other has stopped before."""
+        address, poem = self.listen(), self.write(makeText(16 * MEBI))
+        first = self.serve()
+        run(fetch(address, poem))
+        second = self.serve()
+        second.waitFor(SERVING)
+        first.end()
+        run(fetch(address, poem))  # nobody is left in the backlog
+        self.assertKillResets(second, self.hold(20, address), poem)
 
     def test_killedAfterTheLastByte(self) -> None:
         """

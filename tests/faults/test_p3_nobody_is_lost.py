@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import random
 import select
 import signal
 import socket
-import struct
 import time
+from pathlib import Path
 
 from messages import LOADED, SERVING
 
@@ -52,7 +54,7 @@ class StopTests(FaultCase):
             client.sendall(self.header)
         counts = [len(client.recv(1000)) for client in clients]
         server.send(signal.SIGTERM)
-        wait(lambda: not _accepts(self.listeners["poem"]), "the stop")
+        wait(lambda: not _accepts(server, self.listeners["poem"]), "the stop")
         rests = map(readAll, clients)
         ends = [(count + more, end) for count, (more, end) in zip(counts, rests, strict=True)]
         self.assertEqual(ends, [(len(poem), "end")] * 20)
@@ -80,7 +82,7 @@ class StopTests(FaultCase):
         slow.sendall(self.header)
         self.assertTrue(slow.recv(1000))
         server.send(signal.SIGTERM)
-        wait(lambda: not _accepts(self.listeners["poem"]), "the stop")
+        wait(lambda: not _accepts(server, self.listeners["poem"]), "the stop")
         late = self.hold(20, address)
         for client in late:
             client.sendall(self.header)
@@ -105,13 +107,17 @@ class StopTests(FaultCase):
         self.assertEqual(server.wait(), STOPPED)
 
 
-def _accepts(listener: socket.socket) -> bool:
+def _accepts(server: Server, listener: socket.socket) -> bool:
     """
-    Whether a server accepts on a socket: as long as it does, connections are born with a reset for
-    their end. twistd says that it stops a moment before it does.
+    Whether a server accepts on a socket: its epoll(7) watches it. twistd says that it stops a
+    moment before it does.
     """
-    linger = listener.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
-    return struct.unpack("ii", linger) == (1, 0)
+    watched = f" ino:{os.fstat(listener.fileno()).st_ino:x} "
+    for information in Path(f"/proc/{server.pid}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if watched in information.read_text():
+                return True
+    return False
 
 
 def _saysItStops(server: Server) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -21,7 +22,7 @@ SAME = (
     *("DynamicUser", "SystemCallFilter", "CapabilityBoundingSet", "ReadOnlyPaths", "IPAddressDeny"),
     *("PrivateNetwork", "RestrictAddressFamilies", "Environment", "SyslogIdentifier"),
     *("Type", "NotifyAccess", "Restart", "RestartUSec", "RestartPreventExitStatus", "WatchdogUSec"),
-    *("TimeoutStopUSec", "LimitNOFILE", "TasksMax", "MemoryMax"),
+    *("NonBlocking", "TimeoutStopUSec", "LimitNOFILE", "TasksMax", "MemoryMax"),
 )
 """What the example repeats of fastpoetry@.service, or has from its sandbox."""
 
@@ -72,6 +73,20 @@ def test_oneAtATime(cores: Machine) -> None:
         for name in SERVICES:
             cores.systemctl("restart", name)
     assert (replies.faults, replies.poems > 0) == ({}, True)
+
+
+def test_nonBlocking(cores: Machine) -> None:
+    """While one process starts, the listening sockets of the others stay non-blocking."""
+    cores.systemctl("start", f"{SERVICES[0]}.service")
+    waitFor(lambda: seeStates(cores) == {"active"}, "all of them")
+    slow = cores.path(f"{UNITS}/{SERVICES[2]}.service.d/slow.conf")
+    slow.parent.mkdir()
+    slow.write_text("[Service]\nType=exec\nExecStart=\nExecStart=/bin/sleep infinity\n")
+    cores.systemctl("daemon-reload")
+    cores.systemctl("restart", SERVICES[2])
+    process = cores.show(SERVICES[0], "MainPID")
+    flags = cores.run("sed", "-n", "s/^flags:.//p", f"/proc/{process}/fdinfo/3").stdout
+    assert int(flags, 8) & os.O_NONBLOCK
 
 
 def test_oneLess(cores: Machine) -> None:

@@ -30,6 +30,17 @@ with socket.create_connection(("127.0.0.1", 10000)) as reader:
         print("reset")
 """
 
+# Waits for a poem: how that ends.
+_WAITING = """
+import socket
+with socket.create_connection(("127.0.0.1", 10000)) as client:
+    print("waiting", flush=True)
+    try:
+        print(client.recv(1))
+    except ConnectionResetError:
+        print("reset")
+"""
+
 
 def addOptions(machine: Machine, options: str) -> None:
     """Give a service more options, as its manual page says."""
@@ -209,6 +220,21 @@ def test_socketGone(machine: Machine) -> None:
     machine.systemctl("stop", "fastpoetry@ecstasy.socket")
     assert machine.show("fastpoetry@ecstasy.service", "ActiveState") == "inactive"
     assert not machine.path("/run/fastpoetry/ecstasy.sock").exists()
+
+
+def test_socketStops(machine: Machine) -> None:
+    """A client that waits when the socket is stopped is reset, as it has no poem."""
+    machine.systemctl("start", "fastpoetry@ecstasy.service")
+    process = machine.show("fastpoetry@ecstasy.service", "MainPID")
+    machine.run("sh", "-c", f"kill -STOP {process}")
+    waiting = subprocess.Popen(
+        machine.command("python3", "-c", _WAITING), stdout=subprocess.PIPE, text=True
+    )
+    assert waiting.stdout is not None
+    assert waiting.stdout.readline() == "waiting\n"
+    machine.run("sh", "-c", f"kill -KILL {process}")
+    machine.systemctl("stop", "fastpoetry@ecstasy.socket")
+    assert waiting.communicate(timeout=30)[0] == "reset\n"
 
 
 def test_manyRestarts(machine: Machine) -> None:
