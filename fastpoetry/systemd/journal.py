@@ -12,7 +12,6 @@ it in a thread stops the reactor all the same, and it reports success where ther
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import sys
@@ -20,6 +19,8 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from copy import copy
+from functools import cache
+from select import select
 from socket import AF_UNIX, MSG_DONTWAIT, SOCK_DGRAM, socket
 from threading import Condition, Thread
 from typing import Any, TextIO
@@ -28,6 +29,12 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel
 from twisted.python.reflect import safe_str
 from zope.interface import implementer
 
+from fastpoetry.systemd.ending import (
+    callAtEnd,
+    callAtReactorsEnd,
+    callBeforeDaemon,
+    findReactor,
+)
 from fastpoetry.systemd.records import (
     Record,
     datagram,
@@ -48,6 +55,9 @@ What may wait for a journald that stands still: some thousands of records, but l
 in 30 s that it then takes from a service by default.
 """
 
+_END_SECONDS = 1.0
+"""How long the end of a program waits for the journal, in all."""
+
 _RETRY_SECONDS = 1.0
 """Seconds after which a thread is tried again where none could be made."""
 
@@ -62,7 +72,12 @@ class JournalObserver:
     thread starts when it is first needed, so that most programs fork and end without one. What the
     backlog cannot hold is dropped until it is empty again; then one record tells how many were
     lost. While the journal cannot be reached at all, the thread writes the records as text instead.
+
+    The end of a program waits for the backlog, a second at most. What is left then is counted as
+    lost, in a record that is written as text if the journal does not take it either.
     """
+
+    _endsAt: float | None
 
     def __init__(
         self,
@@ -86,6 +101,7 @@ class JournalObserver:
         self._stream = stream
         self._socket = socket(AF_UNIX, SOCK_DGRAM)
         self._announced = False
+        self._isEndKnown = False
         self.forget()
 
     def __call__(self, event: LogEvent) -> None:
@@ -108,18 +124,38 @@ class JournalObserver:
         @param record: the record.
         @param when: when it was logged, in seconds since the epoch; C{None} for now.
         """
+        if not self._isEndKnown:
+            self._isEndKnown = callAtReactorsEnd(self.end)
         if record["MESSAGE"] and (self._backlog or not self._trySend(datagram(record))):
             self._keep(record, time.time() if when is None else when)
+            if self._endsAt is not None:
+                self.end()
 
     def flush(self, seconds: float = 1.0) -> None:
         """Wait until the backlog is empty, but no longer than so many seconds."""
         with self._changed:
             if self._backlog:
                 self._startThread()
-            while self._backlog and self._thread is None:
-                self._send(*self._backlog[0], MSG_DONTWAIT)
-                self._removeFirst()
+            if self._thread is None:
+                self._sendAtOnce()
             self._changed.wait_for(lambda: not self._backlog, seconds)
+
+    def end(self) -> None:
+        """
+        Wait for the backlog, because the program ends, and count what is left of it as lost.
+
+        All waiting after the first call takes a second at most, also that for records which are
+        logged after it.
+        """
+        if self._endsAt is None:
+            self._endsAt = time.monotonic() + _END_SECONDS
+        self.flush(max(0.0, self._endsAt - time.monotonic()))
+        with self._changed:
+            if self._backlog:
+                self._dropped += len(self._backlog)
+                self._empty()
+                self._tellDropped()
+                self._sendAtOnce()
 
     def forget(self) -> None:
         """
@@ -128,12 +164,16 @@ class JournalObserver:
         A forked child has no thread, its lock may be held for ever, and the records that wait are
         its parent's to send.
         """
-        self._backlog: deque[tuple[bytes, bytes]] = deque()
-        self._waitingBytes = 0
+        self._empty()
         self._dropped = 0
+        self._endsAt = None
         self._changed = Condition()
         self._thread: Thread | None = None
         self._retrying = False
+
+    def _empty(self) -> None:
+        self._backlog: deque[tuple[bytes, bytes]] = deque()
+        self._waitingBytes = 0
 
     def _trySend(self, data: bytes) -> bool:
         """@return: whether the kernel took it; why it did not is for the thread to find out."""
@@ -177,7 +217,7 @@ class JournalObserver:
         Have the program's reactor try again. In a program without one the next record does, or the
         end.
         """
-        reactor: Any = sys.modules.get("twisted.internet.reactor")
+        reactor = findReactor()
         if not self._retrying and hasattr(reactor, "callFromThread"):
             self._retrying = True
             reactor.callFromThread(self._retryIn, reactor)
@@ -202,10 +242,18 @@ class JournalObserver:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._backlog)
-                data, text = self._backlog[0]
-            self._send(data, text)
+                first = self._backlog[0]
+            self._send(*first)
             with self._changed:
-                self._removeFirst()
+                # It was given up on, if it is not there any more.
+                if self._backlog and self._backlog[0] is first:
+                    self._removeFirst()
+
+    def _sendAtOnce(self) -> None:
+        """Send the backlog, and write as text what the journal does not take at once."""
+        while self._backlog:
+            self._send(*self._backlog[0], MSG_DONTWAIT)
+            self._removeFirst()
 
     def _removeFirst(self) -> None:
         data, text = self._backlog.popleft()
@@ -221,8 +269,8 @@ class JournalObserver:
         except OSError as error:
             if not self._announced:
                 self._announced = True
-                self._write(self._announcement(error))
-            self._write(text)
+                self._write(self._announcement(error), flags)
+            self._write(text, flags)
 
     def _announcement(self, error: OSError) -> bytes:
         event = {
@@ -251,21 +299,22 @@ class JournalObserver:
             return False
         return self._stream == f"{found.st_dev}:{found.st_ino}"
 
-    def _write(self, text: bytes) -> None:
+    def _write(self, text: bytes, flags: int) -> None:
         """
-        Write to the fallback past its buffer.
+        Write to the fallback past its buffer, with C{MSG_DONTWAIT} only if it has room.
 
         A thread must not hold the buffer's lock when the interpreter ends.
         """
+        seconds = 0.0 if flags & MSG_DONTWAIT else None
         try:
-            if self._fallback is not None:
+            if self._fallback is not None and select([], [self._fallback], [], seconds)[1]:
                 os.write(self._fallback.fileno(), text)
         except (OSError, ValueError):
             pass  # Closed or full: there is nowhere left to say so.
 
     def _tellDropped(self) -> None:
         event = {
-            "log_format": "The journal took no records for a while: {dropped} were lost",
+            "log_format": "records lost because the journal took none for a while: {dropped}",
             "log_level": LogLevel.warn,
             "log_namespace": __name__,
             "dropped": self._dropped,
@@ -327,13 +376,19 @@ def observer(environ: Mapping[str, str] = os.environ, path: str = SOCKET) -> Jou
 
     @param environ: the environment.
     @param path: the journal's socket.
-    @return: an observer that survives a fork, and that before the interpreter ends waits a moment
-        for what has not been sent. Its fallback is C{sys.__stderr__}, because twistd sends what is
+    @return: an observer that survives a fork, and that at the end of the program waits a moment for
+        what has not been sent. Its fallback is C{sys.__stderr__}, because twistd sends what is
         written to C{sys.stderr} to the log.
     """
     identifier = environ.get("SYSLOG_IDENTIFIER") or os.path.basename(sys.argv[0])
-    stream = environ.get("JOURNAL_STREAM", "")
+    return _share(identifier, path, environ.get("JOURNAL_STREAM", ""))
+
+
+@cache
+def _share(identifier: str, path: str, stream: str) -> JournalObserver:
+    """@return: one observer for all that want the same: they wait once, and keep their order."""
     journal = JournalObserver(identifier, path, sys.__stderr__, stream=stream)
     os.register_at_fork(after_in_child=journal.forget)
-    atexit.register(journal.flush)
+    callBeforeDaemon(journal.flush)
+    callAtEnd(journal.end)
     return journal
