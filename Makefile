@@ -93,7 +93,8 @@ bench: $(VENV)/bench
 	@$(VENV)/bin/python benchmarks/run.py
 
 # What building the package takes; packaging/debian/control says it to dpkg.
-DEB_PACKAGES = git build-essential debhelper bash-completion dh-python pybuild-plugin-pyproject \
+# fakeroot is for somebody who is not root, on Debian 12.
+DEB_PACKAGES = git build-essential fakeroot debhelper bash-completion dh-python pybuild-plugin-pyproject \
 	python3-all python3-hatchling
 
 # A package is made of a commit, and of nothing else: whoever builds it, gets the same file.

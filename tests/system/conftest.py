@@ -72,7 +72,7 @@ def builder(release: str, built: Path) -> Iterator[Machine]:
     A machine with what building takes and no network, the source package, and somebody who is not
     root.
     """
-    packages = ("build-essential", "lintian", *readBuildDepends())
+    packages = ("build-essential", "fakeroot", "lintian", *readBuildDepends())
     machine = startMachine(release, packages, "builder", boot=False)
     with closing(machine):
         machine.run("useradd", "--create-home", "--shell=/bin/sh", "builder")
