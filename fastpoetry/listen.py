@@ -21,9 +21,6 @@ from fastpoetry.delivery.addresses import formatHost
 from fastpoetry.delivery.fastport import BorrowedPort, FastPort
 from fastpoetry.protocol import PoetryFactory, PoetryProtocol
 
-_SERVING = "serving poetry on {addresses}"
-_INSTANCES = " (journalctl -t fastpoetry has every instance's records)"
-
 
 class PoetryListener(service.Service):
     """
@@ -38,22 +35,13 @@ class PoetryListener(service.Service):
     _ports: tuple[Any, ...] = ()
 
     def __init__(
-        self,
-        endpoint: IStreamServerEndpoint,
-        factory: PoetryFactory,
-        reactor: Any,
-        hasHeaders: bool = False,
-        isInJournal: bool = False,
+        self, endpoint: IStreamServerEndpoint, factory: PoetryFactory, reactor: Any
     ) -> None:
         """
         @param endpoint: where to listen.
         @param factory: has the source of the poems and the rules for their readers.
         @param reactor: provides C{IReactorFDSet} and C{IReactorCore}.
-        @param hasHeaders: whether each connection begins with a PROXY header, from a balancer.
-        @param isInJournal: whether the log is the journal, which other instances write to as well.
         """
-        self._isInJournal = isInJournal
-        self._hasHeaders = hasHeaders
         self._endpoint = endpoint
         self._factory = factory
         self._reactor = reactor
@@ -72,7 +60,7 @@ class PoetryListener(service.Service):
         super().privilegedStartService()
         failures: list[Failure] = []
         self._fail: Callable[[Failure], object] = failures.append
-        self._listening = self._endpoint.listen(self._outermost())
+        self._listening = self._endpoint.listen(self._factory)
         self._listening.addCallback(self._begin)
         self._listening.addErrback(lambda failure: self._fail(failure))
         if failures:
@@ -107,18 +95,10 @@ class PoetryListener(service.Service):
         for each in self._ports:
             self._factory.policy.addPort(each)
         self._log.info(
-            _SERVING + _INSTANCES if self._isInJournal else _SERVING,
+            "serving poetry on {addresses}",
             addresses=", ".join(map(formatHost, self.addresses)),
             message_id="0217db627ce8470bb0671ca6e3266dc1",
         )
-
-    def _outermost(self) -> Any:
-        """The factory that the endpoint is given."""
-        if not self._hasHeaders:
-            return self._factory
-        from fastpoetry.delivery.haproxy import PatientFactory  # few need it, and it costs time
-
-        return PatientFactory(self._factory)
 
     def _borrow(self, port: Any) -> Any:
         """

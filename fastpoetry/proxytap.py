@@ -130,15 +130,12 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
     @param clock: for tests; otherwise one that no step of the wall clock moves.
     @raise SystemExit: if an endpoint or the cache's folder cannot be had.
     """
-    from fastpoetry.command.assembly import assemble  # and with it Twisted's sockets
+    from fastpoetry.command.assembly import assemble, findReactor  # and with it Twisted's sockets
     from fastpoetry.command.preflight import asServer
     from fastpoetry.proxy.upstream import Resolver, parseUpstream
-    from fastpoetry.systemd.clock import MonotonicClock, MonotonicReactor
+    from fastpoetry.systemd.clock import MonotonicReactor
 
-    if reactor is None:
-        from twisted.internet import reactor
-    if clock is None:
-        clock = MonotonicClock(reactor)
+    reactor, clock = findReactor(reactor, clock)
     folder = options.get("cache") or os.environ.get("CACHE_DIRECTORY")
     with asServer(options):
         if folder and not _isWritable(folder):

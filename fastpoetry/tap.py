@@ -81,14 +81,10 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
     @param clock: for tests; otherwise one that no step of the wall clock moves.
     @raise SystemExit: if a poem cannot be served or an endpoint cannot be had.
     """
-    from fastpoetry.command.assembly import assemble  # and with it Twisted's sockets
+    from fastpoetry.command.assembly import assemble, findReactor  # and with it Twisted's sockets
     from fastpoetry.command.preflight import asServer
-    from fastpoetry.systemd.clock import MonotonicClock
 
-    if reactor is None:
-        from twisted.internet import reactor
-    if clock is None:
-        clock = MonotonicClock(reactor)
+    reactor, clock = findReactor(reactor, clock)
 
     def makeSource(block: Block) -> PoetryService:
         try:

@@ -20,13 +20,11 @@ from fakes import (
     Reactor,
     Receipt,
     countDescriptors,
-    said,
     tree,
 )
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
-from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
@@ -171,24 +169,6 @@ class TreeTests(AssemblyCase):
         first, second = (factory.policy for factory in self.factories())
         self.assertIs(first, second)
         self.assertEqual(first.limits, Limits(maxReaders=7))
-
-    def test_inJournal(self) -> None:
-        """
-        In a unit of ours the record of the start says how to find those of other instances; a log
-        that is not the journal has none.
-        """
-        unit = {"JOURNAL_STREAM": "8:1", "SYSLOG_IDENTIFIER": "fastpoetry"}
-        for environ, has in (
-            (unit, True),
-            ({**unit, "SYSLOG_IDENTIFIER": "mine"}, False),
-            ({"SYSLOG_IDENTIFIER": "fastpoetry"}, False),
-            ({"JOURNAL_STREAM": "8:1"}, False),
-        ):
-            self.patch(os, "environ", environ)
-            with capturedLogs() as events:
-                self.start("--ode", "a")
-            (text,) = said(events)
-            self.assertEqual("journalctl" in text, has, text)
 
     def test_exitIdleTime(self) -> None:
         """If it was asked for, the program ends when nobody has been there for so long."""

@@ -28,7 +28,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from fastpoetry.delivery.fastport import BorrowedPort, FastPort
-from fastpoetry.delivery.haproxy import PatientFactory
+from fastpoetry.delivery.haproxy import PatientEndpoint, PatientFactory
 from fastpoetry.delivery.limits import Limits
 from fastpoetry.delivery.policy import Policy
 from fastpoetry.listen import PoetryListener
@@ -140,7 +140,7 @@ class StartTests(ListenerCase):
     def test_PROXY(self) -> None:
         """Where a PROXY header is expected the poem waits for it."""
         endpoint = FakeEndpoint()
-        listener = PoetryListener(endpoint, self.factory, self.reactor, hasHeaders=True)
+        listener = PoetryListener(PatientEndpoint(endpoint), self.factory, self.reactor)
         listener.startService()
         factory: Any = endpoint.factories[0]
         self.assertIsInstance(factory, PatientFactory)
@@ -181,14 +181,6 @@ class RecordTests(ListenerCase):
                 UNIXAddress(b"/run/fastpoetry/ecstasy.sock"),
             ),
             "127.0.0.1:10000, [::1]:10000, /run/fastpoetry/ecstasy.sock",
-        )
-
-    def test_inJournal(self) -> None:
-        """In the journal it says how to find those of other instances; elsewhere there are none."""
-        self.listener = PoetryListener(self.endpoint, self.factory, self.reactor, isInJournal=True)
-        self.assertEqual(
-            self.record(IPv4Address("TCP", "127.0.0.1", 17)),
-            "127.0.0.1:17 (journalctl -t fastpoetry has every instance's records)",
         )
 
     def test_addresses(self) -> None:

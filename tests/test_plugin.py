@@ -31,7 +31,7 @@ PACKAGE = Path(fastpoetry.__file__).parent
 HOUSE = """
 floor | where                  | and there nobody imports
 6     | tap proxytap           | -
-5     | command                | delivery.fastport delivery.haproxy
+5     | command                | delivery.fastport
 4     | listen                 | service proxy systemd
 3     | protocol               | os io pathlib shutil tempfile service proxy
 2     | delivery               | io pathlib shutil tempfile systemd proxy service
@@ -278,9 +278,7 @@ class HouseTests(SynchronousTestCase):
             if name == "twisted.internet.reactor"
         }
         byHand = {("service", False), ("protocol", False)}
-        self.assertEqual(
-            users, {("tap", False), ("proxytap", False), *byHand, ("systemd.command", False)}
-        )
+        self.assertEqual(users, {("command.assembly", False), *byHand, ("systemd.command", False)})
 
     def test_dependencies(self) -> None:
         """

@@ -8,9 +8,8 @@ that can be done before twistd becomes a daemon.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from twisted.application.service import IService, MultiService
 from twisted.internet.abstract import isIPv6Address
@@ -28,6 +27,7 @@ from fastpoetry.delivery.readers import Source
 from fastpoetry.listen import PoetryListener
 from fastpoetry.protocol import PoetryFactory
 from fastpoetry.systemd.adopted import AdoptError
+from fastpoetry.systemd.clock import MonotonicClock
 from fastpoetry.systemd.notify import NotifyService, ReloadError
 from fastpoetry.systemd.store import Store
 
@@ -40,15 +40,11 @@ _HEADERS = "haproxy:"
 """What a description begins with whose connections begin with a PROXY header."""
 
 
-class _Place(NamedTuple):
-    """
-    Where a block listens.
-
-    @ivar hasHeaders: whether each connection there begins with a PROXY header.
-    """
-
-    endpoint: IStreamServerEndpoint
-    hasHeaders: bool = False
+def findReactor(reactor: Any, clock: Any) -> tuple[Any, Any]:
+    """@return: those of a test; else twistd's, and a clock that no step of the wall clock moves."""
+    if reactor is None:
+        from twisted.internet import reactor
+    return reactor, MonotonicClock(reactor) if clock is None else clock
 
 
 def assemble(
@@ -75,8 +71,8 @@ def assemble(
         for block in options.blocks:
             source = makeSource(block)
             sources.append(source)
-            places = _findPlaces(block, preflight, reactor)
-            _makeBlock(source, places, policy, reactor).setServiceParent(root)
+            endpoints = _findEndpoints(block, preflight, reactor)
+            _makeBlock(source, endpoints, policy, reactor).setServiceParent(root)
         if "metrics" in options:
             meter, metrics = _makeMetrics(options["metrics"], policy, preflight, reactor)
             metrics.setServiceParent(root)
@@ -122,42 +118,33 @@ async def _awaitAll(reloads: list[Deferred[None]]) -> None:
         raise ReloadError("; ".join(causes))
 
 
-def _makeBlock(source: Source, places: list[_Place], policy: Policy, reactor: Any) -> MultiService:
+def _makeBlock(
+    source: Source, endpoints: list[IStreamServerEndpoint], policy: Policy, reactor: Any
+) -> MultiService:
     """Put a source and its listeners together."""
     parts = MultiService()
     source.setServiceParent(parts)
     factory = PoetryFactory(source, policy)
-    for place in places:
-        listener = PoetryListener(
-            place.endpoint, factory, reactor, place.hasHeaders, _isInJournal(os.environ)
-        )
-        listener.setServiceParent(parts)
+    for endpoint in endpoints:
+        PoetryListener(endpoint, factory, reactor).setServiceParent(parts)
     return parts
 
 
-def _isInJournal(environ: Mapping[str, str]) -> bool:
-    """Whether this is a unit of ours, whose records are in the journal under their common name."""
-    return "JOURNAL_STREAM" in environ and environ.get("SYSLOG_IDENTIFIER") == "fastpoetry"
-
-
-def _findPlaces(block: Block, preflight: Preflight, reactor: Any) -> list[_Place]:
+def _findEndpoints(block: Block, preflight: Preflight, reactor: Any) -> list[IStreamServerEndpoint]:
     """
     Where a block listens.
 
     @raise SystemExit: if a description cannot be understood, or its port cannot be had.
     """
     if block.listen:
-        asked = [(f"--listen {each}", _parsePlace(each, reactor)) for each in block.listen]
-    else:
-        port, interface = block.address
-        # Loopback without asking anybody (RFC 6761, 6.3): a minimal Debian cannot look it up.
-        host = "127.0.0.1" if interface == "localhost" else interface
-        make = TCP6ServerEndpoint if isIPv6Address(host) else TCP4ServerEndpoint
-        endpoint = make(reactor, port, _BACKLOG, host)
-        asked = [(f"--port {port} --iface {interface}", _Place(endpoint))]
-    for option, place in asked:
-        _check(option, place.endpoint, preflight)
-    return [place for _, place in asked]
+        return [_parseEndpoint(each, preflight, reactor) for each in block.listen]
+    port, interface = block.address
+    # Loopback without asking anybody (RFC 6761, 6.3): a minimal Debian cannot look it up.
+    host = "127.0.0.1" if interface == "localhost" else interface
+    make = TCP6ServerEndpoint if isIPv6Address(host) else TCP4ServerEndpoint
+    endpoint = make(reactor, port, _BACKLOG, host)
+    _check(f"--port {port} --iface {interface}", endpoint, preflight)
+    return [endpoint]
 
 
 def checkEndpoints(endpoints: Mapping[str, IStreamServerEndpoint]) -> None:
@@ -182,24 +169,26 @@ def _check(asked: str, endpoint: IStreamServerEndpoint, preflight: Preflight) ->
         preflight.check(endpoint)
     except (OSError, TypeError, UnicodeError) as why:  # the latter two from a name that is none
         isBarred = isinstance(why, OSError) and why.errno == errno.EAFNOSUPPORT
-        hint = (
-            "; a unit opens no port, its .socket does"
-            if isBarred and _isInJournal(os.environ)
-            else ""
-        )
+        hint = "; a unit opens no port, its .socket does" if isBarred else ""
         refuse(f"{asked}: {getattr(why, 'strerror', None) or why}{hint}")
 
 
-def _parsePlace(description: str, reactor: Any) -> _Place:
+def _parseEndpoint(description: str, preflight: Preflight, reactor: Any) -> IStreamServerEndpoint:
     """
     What a description says: C{haproxy:} and an endpoint, or an endpoint.
 
-    @raise SystemExit: if there is none, or no descriptor was passed for it.
+    @raise SystemExit: if it cannot be understood, or its port cannot be had.
     """
+    asked = f"--listen {description}"
     # Twisted's own haproxy: connects before the header is read; see PatientWrapper.
     inner = description.removeprefix(_HEADERS)
-    endpoint = _understand(f"--listen {description}", lambda: serverFromString(reactor, inner))
-    return _Place(endpoint, inner != description)
+    endpoint: IStreamServerEndpoint = _understand(asked, lambda: serverFromString(reactor, inner))
+    _check(asked, endpoint, preflight)
+    if inner == description:
+        return endpoint
+    from fastpoetry.delivery.haproxy import PatientEndpoint  # few need it, and it costs time
+
+    return PatientEndpoint(endpoint)
 
 
 def _makeMetrics(

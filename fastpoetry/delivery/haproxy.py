@@ -10,7 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, ISSLTransport
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IHalfCloseableProtocol,
+    IListeningPort,
+    ISSLTransport,
+    IStreamServerEndpoint,
+)
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.protocols.haproxy._v1parser import V1Parser
 from twisted.protocols.haproxy._v2parser import V2Parser
@@ -173,6 +180,19 @@ class PatientFactory(HAProxyWrappingFactory):
     """A factory whose connections begin with a PROXY header."""
 
     protocol: Any = PatientWrapper
+
+
+@implementer(IStreamServerEndpoint)
+class PatientEndpoint:
+    """An endpoint whose connections begin with a PROXY header."""
+
+    def __init__(self, endpoint: IStreamServerEndpoint) -> None:
+        """@param endpoint: where to listen."""
+        self._endpoint = endpoint
+
+    def listen(self, protocolFactory: Any) -> Deferred[IListeningPort]:
+        """Listen there."""
+        return self._endpoint.listen(PatientFactory(protocolFactory))
 
 
 def _mayBecomeHeader(data: bytes) -> bool:
