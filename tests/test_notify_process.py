@@ -182,5 +182,5 @@ class ProcessTests(NotifyCase):
             "reload failed: only systemd can ask for it: MAINPID is not set\n",
         )
         self.assertEqual(
-            other.stderr, "reload failed: the program cannot be asked: Connection refused\n"
+            other.stderr, "reload failed: the program cannot be asked: it has no NotifyService\n"
         )

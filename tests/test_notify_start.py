@@ -19,7 +19,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import TestCase
 
-from fastpoetry.systemd import notify
+from fastpoetry.systemd import notify, starting
 from fastpoetry.systemd.notify import NotifyService, StartingService
 
 reactor: Any = _reactor
@@ -57,7 +57,7 @@ class ReadyTests(NotifyCase):
     def setUp(self) -> None:
         super().setUp()
         self.exits: list[int] = []
-        self.patch(notify, "failAtExit", lambda: self.exits.append(1))
+        self.patch(starting, "failAtExit", lambda: self.exits.append(1))
 
     def begin(self, *others: Service, ready: Any = None, parent: Any = None) -> None:
         """Start services, and one that notifies after them."""

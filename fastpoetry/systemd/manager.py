@@ -11,8 +11,8 @@ from __future__ import annotations
 import errno
 import os
 from array import array
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections import ChainMap, deque
+from collections.abc import Iterable, Mapping, Sequence
 from select import POLLIN, POLLOUT
 from socket import AF_UNIX, SCM_RIGHTS, SOCK_DGRAM, SOL_SOCKET, socket
 
@@ -25,6 +25,20 @@ MOST_DESCRIPTORS = 253
 
 Message = tuple[str, Sequence[int]]
 """A text for systemd, and the descriptors that go with it."""
+
+
+_VARIABLES = (
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+)
+"""What systemd tells this process alone."""
+
+_hidden: dict[str, str] = {}
 
 
 class ManagerError(Exception):
@@ -161,3 +175,32 @@ class Manager:
                 cause=cause,
                 message_id="ac0571782f8c46f194b4564c401e12c5",
             )
+
+
+def hideFromChildren(environ: Mapping[str, str]) -> None:
+    """
+    Take what systemd tells this process alone out of the environment that children inherit.
+
+    @param environ: nothing is taken out of any other mapping than C{os.environ}.
+    """
+    if environ is os.environ:
+        for name in _VARIABLES:
+            if name in os.environ:
+                _hidden[name] = os.environ.pop(name)
+
+
+def withHidden(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """
+    @param environ: the environment of this process, or another mapping.
+    @return: the same, with what is hidden from children.
+    """
+    return ChainMap(os.environ, _hidden) if environ is os.environ else environ
+
+
+def oneLine(text: str) -> str:
+    """
+    @param text: any text.
+    @return: one printable line of it. systemd splits a datagram at line breaks, and drops one that
+        has a NUL or more than 4,096 bytes; a character has up to 4.
+    """
+    return "".join(c if c.isprintable() else " " for c in text[:1000])

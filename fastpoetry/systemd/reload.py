@@ -2,8 +2,13 @@
 C{systemctl reload} that fails if the reload does.
 
 C{ExecReload=/usr/bin/python3 -m fastpoetry.systemd.reload} asks the main process of the unit to
-reload, as SIGHUP would, and waits for what comes of it. Needs nothing but the standard library, so
-that it starts quickly, and no permission beyond the unit's.
+reload, as SIGHUP would, and waits for the result. It needs nothing but the standard library, so
+that it starts quickly, and no permission beyond the unit's. L{fastpoetry.systemd.reloading}
+answers.
+
+Any local user may take an abstract socket name. So the name of the port has a random part, which
+nobody can take first, and is looked up in C{/proc/self/net/unix}. Names of other processes are
+passed over.
 """
 
 from __future__ import annotations
@@ -12,14 +17,21 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from signal import SIGTERM, signal
-from typing import Any
+from time import monotonic, sleep
 
-__all__ = ["ReloadPort", "main"]
+__all__ = ["main"]
 
-_GOOD = b"reloaded\n"
+RELOADED = b"reloaded"
+"""The answer to a reload that ended well. Any other answer is the cause of its failure."""
+
+STILL_RUNS = b"\n"
+"""What the program says each second during a reload."""
+
+_SILENCE_SECONDS = 20.0
+"""How long the program may say nothing. It says something each second."""
+
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: process, user, group
 
 
@@ -31,101 +43,87 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
     @return: 0, or 1 after a line on stderr that says why not.
     """
     try:
-        pid = int(environ["MAINPID"])
-        with socket.socket(socket.AF_UNIX) as server:
-            server.connect(_address(pid, environ))
-            if _readCredentials(server)[0] != pid:
-                raise ConnectionRefusedError("somebody else answers")
-            said = b"".join(iter(lambda: server.recv(4096), b""))
+        with _connect(int(environ["MAINPID"]), environ) as server:
+            said = b"".join(iter(lambda: server.recv(4096), b"")).strip()
     except (KeyError, ValueError):
         said = b"only systemd can ask for it: MAINPID is not set"
+    except TimeoutError:
+        said = b"the program has not answered for %d s" % _SILENCE_SECONDS
     except OSError as why:
         said = f"the program cannot be asked: {why.strerror or why}".encode()
-    if said == _GOOD:
+    if said == RELOADED:
         return 0
-    reason = said.decode(errors="replace").strip() or "the program ended meanwhile"
+    reason = said.decode(errors="replace") or "the program ended meanwhile"
     print(f"reload failed: {reason}", file=sys.stderr)
     return 1
 
 
-class ReloadPort:
-    """Lets the unit's user and root ask for reloads: C{IReadDescriptor}, without Twisted here."""
-
-    def __init__(self, reactor: Any, reload: Callable[[], Any], environ: Mapping[str, str]) -> None:
-        """
-        @param reactor: provides C{IReactorFDSet}.
-        @param reload: returns a Deferred that fires with why it failed, or nothing.
-        @param environ: where systemd leaves C{INVOCATION_ID}.
-        @raise OSError: that cannot be.
-        """
-        self._reactor = reactor
-        self._reload = reload
-        self._socket = socket.socket(socket.AF_UNIX)
-        try:
-            self._socket.setblocking(False)
-            self._socket.bind(_address(os.getpid(), environ))
-            self._socket.listen(16)
-        except BaseException:
-            self._socket.close()
-            raise
-        self.resume()
-
-    def resume(self) -> None:
-        """Look again for who asks."""
-        self._reactor.addReader(self)
-
-    def close(self) -> None:
-        """Let nobody ask any more."""
-        self._reactor.removeReader(self)
-        self._socket.close()
-
-    def fileno(self) -> int:
-        """@return: the descriptor."""
-        return self._socket.fileno()
-
-    def logPrefix(self) -> str:
-        """@return: what stands before text that a reload prints."""
-        return "-"
-
-    def doRead(self) -> None:
-        """Somebody asks."""
-        try:
-            client, _ = self._socket.accept()
-        except OSError:
-            # Gone again; or no descriptor is left, and the reactor would ask all the time.
-            self._reactor.removeReader(self)
-            return
-        if _readCredentials(client)[1] not in (0, os.geteuid()):
-            client.close()
-            return
-
-        def tell(why: str) -> None:
-            with client:
-                client.setblocking(False)
-                with suppress(OSError):  # who asked is gone
-                    client.sendall(why.encode() or _GOOD)
-
-        self._reload().addCallback(tell)
-
-    def connectionLost(self, reason: object) -> None:
-        """
-        The reactor shuts down.
-
-        @param reason: why.
-        """
-        self._socket.close()
+def portName(environ: Mapping[str, str]) -> str:
+    """
+    @param environ: where systemd leaves C{INVOCATION_ID}.
+    @return: what the abstract names of all ports of this start of the unit begin with.
+    """
+    return f"fastpoetry/reload/{environ.get('INVOCATION_ID', '')}/"
 
 
-def _address(pid: int, environ: Mapping[str, str]) -> str:
-    """@return: an abstract name, one for each start of each unit."""
-    return f"\0fastpoetry/reload/{environ.get('INVOCATION_ID', '')}/{pid}"
-
-
-def _readCredentials(peer: Any) -> tuple[int, int, int]:
-    """@return: the process, user and group at the other end, as they were when it began."""
+def readCredentials(peer: socket.socket) -> tuple[int, int]:
+    """
+    @param peer: a connection by a UNIX socket.
+    @return: the process and the user at the other end, when it began to listen or to connect.
+    """
     found = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    process, user, group = _CREDENTIALS.unpack(found)
-    return process, user, group
+    process, user, _ = _CREDENTIALS.unpack(found)
+    return process, user
+
+
+def _connect(pid: int, environ: Mapping[str, str]) -> socket.socket:
+    """
+    @return: a connection to the port of a process.
+    @raise OSError: it has none.
+    """
+    deadline = monotonic() + _SILENCE_SECONDS
+    while True:
+        isBusy = False
+        for name in _findNames(portName(environ)):
+            server = socket.socket(socket.AF_UNIX)
+            server.settimeout(_SILENCE_SECONDS)
+            try:
+                server.connect(b"\0" + name)
+                if _isPort(server, pid):
+                    return server
+            except BlockingIOError:
+                isBusy = True  # its queue is full
+            except OSError:
+                pass  # it is gone
+            server.close()
+        if not isBusy or monotonic() > deadline:
+            raise ConnectionRefusedError("it has no NotifyService")
+        sleep(0.1)
+
+
+def _findNames(prefix: str) -> Iterator[bytes]:
+    """@return: the abstract names with this prefix, in this network namespace."""
+    with open("/proc/self/net/unix", "rb") as table:
+        names = {line.rstrip(b"\n").rpartition(b" @")[2] for line in table}
+    return (name for name in names if name.startswith(prefix.encode()))
+
+
+def _isPort(server: socket.socket, pid: int) -> bool:
+    """
+    @return: whether a process of this unit listens there. The number alone does not tell: a
+        listener keeps the number of a process that has ended.
+    """
+    process, user = readCredentials(server)
+    return process == pid and user in (os.geteuid(), _findUser(pid))
+
+
+def _findUser(pid: int) -> int | None:
+    """@return: the effective user of a process: twistd's --uid makes it another than ours."""
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            return next(int(line.split()[2]) for line in status if line.startswith("Uid:"))
+    except OSError:
+        return None
 
 
 if __name__ == "__main__":

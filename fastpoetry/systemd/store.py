@@ -21,7 +21,13 @@ from twisted.internet.defer import Deferred
 
 from fastpoetry.systemd.clock import MonotonicClock
 from fastpoetry.systemd.descriptors import Descriptor, Inherited, inherited
-from fastpoetry.systemd.manager import MOST_DESCRIPTORS, Manager, ManagerError, Message
+from fastpoetry.systemd.manager import (
+    MOST_DESCRIPTORS,
+    Manager,
+    ManagerError,
+    Message,
+    withHidden,
+)
 from fastpoetry.systemd.steps import Steps, drive, isReady, take
 
 __all__ = ["Store", "StoreError", "makeMemory", "pack", "readMemory", "unpack"]
@@ -190,7 +196,8 @@ class Store:
     def _tell(self, messages: Sequence[Message]) -> Steps:
         """Send messages, and wait until systemd has read them and done what they say."""
         try:
-            with closing(Manager(self._environ.get("NOTIFY_SOCKET", ""))) as manager:
+            address = withHidden(self._environ).get("NOTIFY_SOCKET", "")
+            with closing(Manager(address)) as manager:
                 yield from manager.tell(messages)
         except ManagerError as why:
             raise StoreError(f"no descriptor store: {why}") from why

@@ -1,0 +1,58 @@
+"""Calls that a clock repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+
+class Loops:
+    """Repeated calls. One that raises is a record, and is repeated all the same."""
+
+    _log = Logger()
+
+    def __init__(self, clock: Any) -> None:
+        """@param clock: provides C{IReactorTime}."""
+        self._clock = clock
+        self._loops: list[LoopingCall] = []
+
+    def start(self, seconds: float, f: Callable[[], object], now: bool = False) -> LoopingCall:
+        """
+        Repeat a call.
+
+        @param seconds: between two calls.
+        @param f: what to call.
+        @param now: whether the first call is now.
+        @return: the loop, for L{stop}.
+        """
+        loop = LoopingCall(self._call, f)
+        loop.clock = self._clock
+        self._loops.append(loop)
+        loop.start(seconds, now)
+        return loop
+
+    def stop(self, loop: LoopingCall) -> None:
+        """
+        Repeat a call no more.
+
+        @param loop: of L{start}.
+        """
+        self._loops.remove(loop)
+        loop.stop()
+
+    def stopAll(self) -> None:
+        """Repeat no call."""
+        for loop in list(self._loops):
+            self.stop(loop)
+
+    def _call(self, f: Callable[[], object]) -> None:
+        try:
+            f()
+        except Exception:
+            self._log.failure(
+                "a repeated call failed, and is repeated",
+                message_id="1bf984d3b85f4946946c8f0e93e34f32",
+            )

@@ -1,0 +1,262 @@
+"""
+The reloads of a program: what asks for them, and what becomes of them.
+
+Who else is told of a reload is not known here.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from signal import SIGHUP
+from typing import Any, NoReturn
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from fastpoetry.systemd.deferreds import asDeferred, findCause
+from fastpoetry.systemd.loops import Loops
+from fastpoetry.systemd.manager import oneLine
+from fastpoetry.systemd.reload import RELOADED, STILL_RUNS, portName, readCredentials
+from fastpoetry.systemd.signals import Handlers
+
+_SLOW_SECONDS = 10.0
+"""After this time a record says that a reload still runs."""
+
+Hook = Callable[[], Awaitable[object] | None]
+
+
+class ReloadError(Exception):
+    """
+    A reload that failed and has said so.
+
+    Its line is for who asked for the reload, and no record is made of it.
+    """
+
+
+class Reloads:
+    """
+    Reloads the program, once at a time: any number of requests during a reload make one more.
+
+    SIGHUP asks for a reload, and so does L{fastpoetry.systemd.reload}, which hears the result.
+
+    @ivar isOpen: whether the program reloads when it is asked.
+    """
+
+    _log = Logger()
+    isOpen = False
+    _isReloading = False
+    _port: ReloadPort | None = None
+
+    def __init__(
+        self,
+        hook: Hook | None,
+        limitSeconds: float,
+        announce: Callable[[], AbstractContextManager[None]],
+        reactor: Any,
+        clock: Any,
+    ) -> None:
+        """
+        @param hook: reloads the program.
+        @param limitSeconds: after this time a reload is cancelled, and has failed.
+        @param announce: is around each reload.
+        @param reactor: provides C{IReactorFDSet} and C{IReactorFromThreads}.
+        @param clock: provides C{IReactorTime}.
+        """
+        self._hook = hook
+        self._limitSeconds = limitSeconds
+        self._announce = announce
+        self._reactor = reactor
+        self._clock = clock
+        self._waiters: list[Deferred[str]] = []
+
+    def handleHangup(self, handlers: Handlers) -> None:
+        """
+        Reload at SIGHUP, if there is something to reload.
+
+        @param handlers: of the program.
+        """
+        if self._hook is not None:
+            handlers.set(SIGHUP, self._hangUp)
+
+    def listen(self, loops: Loops, environ: Mapping[str, str]) -> None:
+        """
+        Let C{systemctl reload} ask too, where systemd says which unit this is.
+
+        @param loops: wake the port.
+        @param environ: where systemd leaves C{INVOCATION_ID}.
+        """
+        if "INVOCATION_ID" not in environ:
+            return
+        try:
+            self._port = ReloadPort(self._reactor, loops, self.ask, environ)
+        except OSError as why:
+            self._log.warn(
+                "reloads can be asked for by SIGHUP alone: {cause}",
+                cause=why.strerror or str(why),
+                message_id="5b9a7d2f6c1e4f0c8f3d1b7a9e2c4d60",
+            )
+
+    def close(self) -> None:
+        """Let C{systemctl reload} ask no more."""
+        if self._port is not None:
+            self._port.close()
+            self._port = None
+
+    def ask(self) -> Deferred[str]:
+        """@return: fires after the reload with why it failed, or with an empty text."""
+        if self._hook is None:
+            return succeed("there is nothing to reload")
+        waiter: Deferred[str] = Deferred()
+        self._waiters.append(waiter)
+        if not self._isReloading:
+            Deferred.fromCoroutine(self._reloadAll(self._hook))
+        return waiter
+
+    def _hangUp(self, *_signalAndFrame: object) -> None:
+        # All that a signal handler may ask of a reactor.
+        self._reactor.callFromThread(self.ask)
+
+    async def _reloadAll(self, hook: Hook) -> None:
+        self._isReloading = True
+        try:
+            while self._waiters:
+                waiters, self._waiters = self._waiters, []
+                why = await self._reload(hook) if self.isOpen else "the program stops"
+                for waiter in waiters:
+                    waiter.callback(why)
+        finally:
+            self._isReloading = False
+
+    async def _reload(self, hook: Hook) -> str:
+        """@return: why it failed, of which there is a record; or nothing."""
+        try:
+            with self._announce(), self._watchSlow():
+                ending = asDeferred(hook())  # somebody else's method may return anything
+                ending.addTimeout(self._limitSeconds, self._clock, self._giveUp)
+                await ending
+        except Exception:
+            return self._explain(findCause(Failure()))
+        return ""
+
+    @contextmanager
+    def _watchSlow(self) -> Iterator[None]:
+        slow = self._clock.callLater(_SLOW_SECONDS, self._tellSlow)
+        try:
+            yield
+        finally:
+            if slow.active():
+                slow.cancel()
+
+    def _tellSlow(self) -> None:
+        self._log.warn(
+            "a reload still runs after {seconds:.0f} s",
+            seconds=_SLOW_SECONDS,
+            message_id="ec3ebdf2cb4f458296b0cf19e1e2038e",
+        )
+
+    def _giveUp(self, result: object, seconds: float) -> NoReturn:
+        cause = f"it has not ended after {seconds:g} s"
+        self._log.error(
+            "gave up a reload: {cause}",
+            cause=cause,
+            message_id="7970f743c233414fa1575a2abf71059a",
+        )
+        raise ReloadError(cause)
+
+    def _explain(self, failure: Failure) -> str:
+        if not failure.check(ReloadError):
+            self._log.failure(
+                "the reload failed and the program goes on",
+                failure,
+                message_id="c4b198664625443390c32223558e6b37",
+            )
+        return oneLine(str(failure.value)) or type(failure.value).__name__
+
+
+class ReloadPort:
+    """Lets the unit's user and root ask for reloads: C{IReadDescriptor}."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        loops: Loops,
+        reload: Callable[[], Deferred[str]],
+        environ: Mapping[str, str],
+    ) -> None:
+        """
+        @param reactor: provides C{IReactorFDSet}.
+        @param loops: wake the port after an accept that failed, and each client.
+        @param reload: fires with why it failed, or nothing.
+        @param environ: where systemd leaves C{INVOCATION_ID}.
+        @raise OSError: that cannot be.
+        """
+        self._reactor = reactor
+        self._reload = reload
+        self._clients: list[socket.socket] = []
+        self._socket = socket.socket(socket.AF_UNIX)
+        try:
+            self._socket.setblocking(False)
+            self._socket.bind(f"\0{portName(environ)}{secrets.token_hex(16)}")
+            self._socket.listen(16)
+            reactor.addReader(self)
+        except BaseException:
+            self._socket.close()
+            raise
+        loops.start(1, self._wake)
+
+    def close(self) -> None:
+        """Let nobody ask any more."""
+        self._reactor.removeReader(self)
+        self._socket.close()
+
+    def fileno(self) -> int:
+        """@return: the descriptor."""
+        return self._socket.fileno()
+
+    def logPrefix(self) -> str:
+        """@return: what stands before text that a reload prints."""
+        return "-"
+
+    def doRead(self) -> None:
+        """Somebody asks."""
+        try:
+            client, _ = self._socket.accept()
+        except OSError:
+            # Gone again; or no descriptor is left, and the reactor would ask all the time.
+            self._reactor.removeReader(self)
+            return
+        if readCredentials(client)[1] not in (0, os.geteuid()):
+            client.close()
+            return
+        client.setblocking(False)
+        self._clients.append(client)
+        self._reload().addCallback(self._answer, client)
+
+    def _wake(self) -> None:
+        for client in self._clients:
+            _send(client, STILL_RUNS)
+        if self.fileno() != -1:
+            self._reactor.addReader(self)
+
+    def _answer(self, why: str, client: socket.socket) -> None:
+        self._clients.remove(client)
+        with client:
+            _send(client, why.encode() or RELOADED)
+
+    def connectionLost(self, reason: object) -> None:
+        """
+        The reactor shuts down.
+
+        @param reason: why.
+        """
+        self._socket.close()
+
+
+def _send(client: socket.socket, data: bytes) -> None:
+    with suppress(OSError):  # the client is gone
+        client.send(data)

@@ -1,0 +1,91 @@
+"""
+Handlers of signals: set while a service runs, and taken back after that.
+
+What a signal does is not decided here.
+"""
+
+from __future__ import annotations
+
+import signal as signals
+from collections.abc import Callable
+from functools import partial
+from signal import SIG_DFL, SIG_IGN, SIGHUP, SIGINT, SIGTERM, getsignal, signal
+from typing import Any
+
+from twisted.logger import Logger
+
+
+def ignoreHangup() -> None:
+    """
+    Ignore SIGHUP until a service handles it, because it kills by default.
+
+    Nothing is lost: what a reload reads again is about to be read.
+    """
+    if getsignal(SIGHUP) == SIG_DFL:
+        signal(SIGHUP, SIG_IGN)
+
+
+def isStopping(reactor: Any) -> bool:
+    """
+    @param reactor: any reactor.
+    @return: whether it was told to stop. It stops at the end of its turn.
+    """
+    return getattr(reactor, "_stopped", False) is True
+
+
+class Handlers:
+    """
+    The handlers that a service has set.
+
+    @ivar hasStopped: whether SIGTERM or SIGINT has stopped the reactor.
+    """
+
+    _log = Logger()
+    hasStopped = False
+
+    def __init__(self, setHandler: Callable[[int, Any], object]) -> None:
+        """@param setHandler: sets the handler of a signal, as C{signal.signal} does."""
+        self._setHandler = setHandler
+        self._before: dict[int, Any] = {}
+
+    def set(self, number: int, handler: Callable[..., None]) -> None:
+        """
+        Handle a signal.
+
+        @param number: the signal.
+        @param handler: called with the signal and a frame. In a thread that may set no handler, a
+            record says so.
+        """
+        before = getsignal(number) or SIG_DFL
+        try:
+            self._setHandler(number, handler)
+        except ValueError:
+            self._log.warn(
+                "{signal} is not handled: only a program's first thread can do that",
+                signal=signals.Signals(number).name,
+                message_id="fa0a15bda0534516b5407da0a853cee9",
+            )
+        else:
+            self._before.setdefault(number, before)
+
+    def restore(self) -> None:
+        """Set the handlers that were there before."""
+        for number, before in self._before.items():
+            self._setHandler(number, before)
+        self._before = {}
+
+    def stopOnce(self, reactor: Any) -> None:
+        """
+        Pass on only the first SIGTERM or SIGINT: a second one makes Twisted log a traceback.
+
+        @param reactor: it runs, and has set its handlers. Handlers of others are left alone.
+        """
+        for number in (SIGTERM, SIGINT):
+            stop = getsignal(number)
+            if callable(stop) and getattr(stop, "__self__", None) is reactor:
+                self.set(number, partial(self._stop, reactor, stop))
+
+    def _stop(self, reactor: Any, stop: Callable[..., Any], *signalAndFrame: object) -> None:
+        if not self.hasStopped and not isStopping(reactor):
+            self.hasStopped = True
+            stop(*signalAndFrame)
