@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -13,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from subprocess import run
 from typing import Any
+from unittest import mock
 
 from fakes import makeFolder
 from hypothesis import given
@@ -34,6 +36,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
@@ -353,6 +356,42 @@ class CallTests(SynchronousTestCase):
         self.kernel.memory.advance(1)
         self.kernel.pass_(1)
         self.assertEqual((self.called, self.isClean()), (["a", "b"], True))
+
+    def test_notWatched(self) -> None:
+        """While the reactor cannot watch the timer, or nobody set it, the reactor's clock does."""
+        for owner, name in ((self.kernel.memory, "addReader"), (module, "_set")):
+            for error in (OSError(errno.ENOSPC, ""), MemoryError()):
+                patch = self.patch(owner, name, mock.Mock(side_effect=error))
+                self.later(0.5, name)
+                self.later(3, "later")
+                self.kernel.now += 1
+                self.kernel.memory.advance(1)
+                self.assertEqual(self.called, [name])
+                patch.restore()
+                self.kernel.now += 1
+                self.kernel.memory.advance(1)
+                self.kernel.pass_(1)
+                self.assertEqual((self.called, self.isClean()), ([name, "later"], True))
+                self.called.clear()
+
+    def test_timerLost(self) -> None:
+        """After an error in reading the timer the calls that are pending are made all the same."""
+        self.later(3, "a")
+        (reader,) = self.kernel.memory.readers
+        self.kernel.memory.readers.clear()
+        reader.connectionLost(Failure(MemoryError()))
+        self.kernel.now += 3
+        self.kernel.memory.advance(1)
+        self.assertEqual((self.called, self.isClean()), (["a"], True))
+
+    def test_notLogged(self) -> None:
+        """An error that cannot even be logged keeps no other call from being made."""
+        with mock.patch("fastpoetry.systemd.clock.log.err", side_effect=MemoryError):
+            self.clock.callLater(1, self.raiser(ValueError))
+            self.later(2, "a")
+            self.assertRaises(MemoryError, self.kernel.pass_, 1)
+        self.kernel.pass_(1)
+        self.assertEqual((self.called, self.isClean()), (["a"], True))
 
     def test_neverTimer(self) -> None:
         """Where there is none, a cancelled call leaves nothing in the reactor either."""

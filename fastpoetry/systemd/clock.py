@@ -38,8 +38,9 @@ class MonotonicClock:
     A clock that goes on evenly, C{CLOCK_MONOTONIC}, and calls when it is time.
 
     As long as a call is pending it holds one descriptor, a timerfd_create(2), which the reactor
-    reads; with none it has nothing there. Where no descriptor can be had, the reactor's own clock
-    wakes it each second until one can. Not for threads, as no reactor's C{callLater} is.
+    reads; with none it has nothing there. Where no descriptor can be had, or the reactor cannot
+    watch it, the reactor's own clock wakes it each second until that works. Not for threads, as no
+    reactor's C{callLater} is.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -100,26 +101,31 @@ class MonotonicClock:
         """Call all that is due by now; what gets due meanwhile has the reactor's next turn."""
         self._armed = None
         last = (self.seconds(), next(self._counter))
-        while self._heap and self._heap[0] < last:
-            entry = heappop(self._heap)
-            call = entry[2]
-            if self._isStale(entry):
-                continue
-            if call.delayed_time > 0:
-                call.activate_delay()
-                heappush(self._heap, (call.time, entry[1], call))
-                continue
-            self._pending.remove(call)
-            call.called = 1
-            if self._timer is not None and not self._pending:
-                # The call may end a trial test, which then looks what is left in the reactor.
-                self._timer.pause()
-            try:
-                call.func(*call.args, **call.kw)
-            except BaseException:
-                # As the reactor does it: whatever a call raises, the next one is made.
-                log.err()
-        self._arm()
+        try:
+            while self._heap and self._heap[0] < last:
+                entry = heappop(self._heap)
+                call = entry[2]
+                if self._isStale(entry):
+                    continue
+                if call.delayed_time > 0:
+                    call.activate_delay()
+                    heappush(self._heap, (call.time, entry[1], call))
+                    continue
+                self._pending.remove(call)
+                self._call(call)
+        finally:
+            self._arm()
+
+    def _call(self, call: DelayedCall) -> None:
+        """Make a call. As with the reactor, the next one is made whatever this one raises."""
+        call.called = 1
+        if self._timer is not None and not self._pending:
+            # The call may end a trial test, which then looks what is left in the reactor.
+            self._timer.pause()
+        try:
+            call.func(*call.args, **call.kw)
+        except BaseException:
+            log.err()
 
     def _arm(self) -> None:
         """Be woken when the first call is due, or not at all."""
@@ -131,18 +137,21 @@ class MonotonicClock:
         if not self._heap:
             self._close()
         elif self._heap[0][0] != self._armed:
-            self._armed = self._heap[0][0]
-            self._wakeIn(min(max(self._armed - self.seconds(), 0), _LONGEST))
+            due = self._heap[0][0]
+            self._armed = None
+            self._wakeIn(min(max(due - self.seconds(), 0), _LONGEST))
+            self._armed = due
 
     def _wakeIn(self, seconds: float) -> None:
         try:
             self._timer = self._timer or _Timer(self._reactor, self._run, self._timerLost)
-        except (ImportError, OSError):
-            self._makeshift = self._makeshift or self._reactor.callLater(
-                min(seconds, 1), self._wake
-            )
-        else:
             self._timer.set(seconds)
+        except (ImportError, OSError, MemoryError):
+            self._wakeByReactor(min(seconds, 1))
+
+    def _wakeByReactor(self, seconds: float) -> None:
+        if self._makeshift is None:
+            self._makeshift = self._reactor.callLater(seconds, self._wake)
 
     def _wake(self) -> None:
         self._makeshift = None
@@ -150,6 +159,8 @@ class MonotonicClock:
 
     def _timerLost(self) -> None:
         self._timer = self._armed = None
+        if self._pending:
+            self._wakeByReactor(1)
 
     def _close(self) -> None:
         self._armed = None
@@ -209,7 +220,7 @@ class _Timer:
 
     def connectionLost(self, reason: Failure) -> None:
         """
-        The reactor shuts down.
+        The reactor shuts down, or reading failed.
 
         @param reason: why.
         """
