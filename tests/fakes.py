@@ -37,6 +37,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.logger import LogEvent, formatEvent
 from twisted.protocols.policies import ProtocolWrapper
+from twisted.python import log
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
@@ -167,10 +168,10 @@ class Reactor(MemoryReactorClock):
             raise AssertionError("no socket becomes ready")
         for each in readable:
             if each in self.readers:
-                self._end(each, each.doRead(), True)
+                self._end(each, self._call(each.doRead), True)
         for each in writable:
             if each in self.writers:
-                self._end(each, each.doWrite(), False)
+                self._end(each, self._call(each.doWrite), False)
         self.advance(0)
         return client in readable
 
@@ -187,6 +188,14 @@ class Reactor(MemoryReactorClock):
                 if not piece:
                     return text
                 text += piece
+
+    def _call(self, method: Callable[[], Any]) -> Any:
+        """Log what is raised, which ends the descriptor, as Twisted's own reactors do."""
+        try:
+            return method()
+        except Exception as why:
+            log.err()
+            return why
 
     def _end(self, descriptor: Any, why: Any, isRead: bool) -> None:
         """Let a descriptor go that gave a reason for that, as Twisted's own reactors do."""

@@ -257,6 +257,35 @@ class ExhaustionTests(PortCase):
         self.assertEqual(listener.accepts, 4)
         self.assertIn(self.port, self.reactor.getReaders())
 
+    def test_lastingFailure(self) -> None:
+        """While accepting fails for all the port pauses, with one record that names the cause."""
+        for number in (errno.EPERM, errno.EACCES, errno.EINVAL, errno.EPROTO, errno.ECONNABORTED):
+            plain = FakePort()
+            plain.socket = FakeListener(*[number] * 1000)
+            port = self.listen(port=plain)
+            with capturedLogs() as events:
+                for _ in range(4):
+                    port.doRead()
+                    self.assertNotIn(port, self.reactor.getReaders())
+                    self.reactor.advance(0.25)
+                    self.assertIn(port, self.reactor.getReaders())
+            (text,) = said(events)
+            self.assertTrue(text.startswith(f"{os.strerror(number)}; "), text)
+            self.reactor.advance(10)
+
+    def test_notWatched(self) -> None:
+        """A port that the reactor cannot watch for a while accepts as soon as it can."""
+        port = self.listen()
+        patch = self.patch(self.reactor, "addReader", mock.Mock(side_effect=OSError(errno.ENOSPC)))
+        self.reactor.removeReader(port)
+        with capturedLogs() as events:
+            port.connectionLost(Failure(MemoryError()))
+            self.reactor.advance(0.25)
+        self.assertEqual(len(said(events)), 1)
+        patch.restore()
+        self.reactor.advance(0.25)
+        self.assertEqual(self.reactor.getReaders(), [port])
+
     def test_unexpected(self) -> None:
         """
         Nor does the port end where one cannot be accepted as nobody expects: its descriptor is
@@ -379,6 +408,27 @@ class WaitTests(PortCase):
         self.port.doRead()
         self.assertEqual(len(self.source.waiting), 1)
 
+    def test_notWatched(self) -> None:
+        """A port that the reactor cannot watch when the poem comes accepts as soon as it can."""
+        port = self.listen(None)
+        client = self.connect()
+        self.reactor.turn()
+        patch = self.patch(self.reactor, "addReader", mock.Mock(side_effect=OSError(errno.ENOMEM)))
+        self.source.give(POEM)
+        patch.restore()
+        self.reactor.advance(0.25)
+        self.assertEqual(self.reactor.getReaders(), [port])
+        self.assertEqual(self.reactor.fetch(client), POEM.text)
+
+    def test_cannotWait(self) -> None:
+        """A port whose source fails unexpectedly does not count as waiting for a poem."""
+        port = self.listen(None)
+        self.connect()
+        self.patch(self.source, "whenPoem", lambda: 1 // 0)
+        self.assertRaises(ZeroDivisionError, port.doRead)
+        self.reactor.advance(1)
+        self.assertEqual((self.reactor.getReaders(), self.policy.idleSeconds), ([port], 1))
+
     def test_fails(self) -> None:
         """Where there will be no poem who has waited is reset and counted; the next waits anew."""
         self.listen(None)
@@ -430,11 +480,12 @@ class WaitTests(PortCase):
         plain = FakePort()
         plain.socket = FakeListener(errno.ECONNABORTED, errno.EMFILE)
         port = self.listen(None, plain)
-        for _ in range(2):
-            port.doRead()
-            self.assertEqual(self.reactor.getReaders(), [])
-            self.source.giveUp()
-            self.assertEqual(self.reactor.getReaders(), [port])
+        port.doRead()
+        self.assertEqual(self.reactor.getReaders(), [])
+        self.source.giveUp()
+        port.doRead()
+        self.assertEqual(self.reactor.getReaders(), [port])
+        self.assertEqual(plain.socket.accepts, 3)
 
     def test_failsOtherwise(self) -> None:
         """Whatever goes wrong when nobody is left to accept, the port goes on."""
@@ -542,8 +593,46 @@ class BorrowedTests(PortCase):
     def test_nobody(self) -> None:
         """It does not wait where nobody has come, and asks once."""
         port = self.listen()
-        accepts: list[None] = []
-        doRead = port._port.doRead
-        self.patch(port._port, "doRead", lambda: accepts.append(doRead()))
+        self.patch(port, "_socket", FakeListener())
         port.doRead()
-        self.assertEqual(accepts, [None])
+        self.assertEqual(port._socket.accepts, 1)
+
+    def test_lastingFailure(self) -> None:
+        """While accepting fails for all it pauses, with one record that names the cause."""
+        for number in (errno.EPERM, errno.EACCES, errno.ECONNABORTED, errno.ENFILE, errno.ENOMEM):
+            port = self.listen()
+            self.patch(port, "_socket", FakeListener(*[number] * 1000))
+            with capturedLogs() as events:
+                for _ in range(4):
+                    port.doRead()
+                    self.assertNotIn(port, self.reactor.getReaders())
+                    self.reactor.advance(0.25)
+                    self.assertIn(port, self.reactor.getReaders())
+            (text,) = said(events)
+            self.assertTrue(text.startswith(f"{os.strerror(number)}; "), text)
+            self.reactor.advance(10)
+
+    def test_clientsFault(self) -> None:
+        """What was wrong with one connection is no reason to keep the next waiting."""
+        port = self.listen()
+        client = self.connect()
+        accept = mock.Mock(
+            side_effect=[OSError(errno.ECONNABORTED, ""), port._socket.accept(), BlockingIOError()]
+        )
+        self.patch(port, "_socket", mock.Mock(accept=accept))
+        port.doRead()
+        self.assertIn(port, self.reactor.getReaders())
+        self.assertEqual(self.reactor.fetch(client), POEM.text)
+
+    def test_noTransport(self) -> None:
+        """A connection that the reactor cannot watch is reset; the port goes on after a moment."""
+        self.listen()
+        client, before = self.connect(), countDescriptors()
+        patch = self.patch(self.reactor, "addReader", mock.Mock(side_effect=MemoryError))
+        self.reactor.turn()
+        self.assertEqual(len(self.flushLoggedErrors(MemoryError)), 1)
+        patch.restore()
+        self.assertRaises(ConnectionResetError, receiveAll, client)
+        self.assertEqual(countDescriptors(), before)
+        self.reactor.advance(0.25)
+        self.assertEqual(self.reactor.fetch(self.connect()), POEM.text)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from unittest import mock
+
 from fakes import FakePort
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -14,7 +17,8 @@ class GateTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.gate = Gate(self.clock)
+        self.told: list[str] = []
+        self.gate = Gate(self.clock, self.told.append)
         self.ports = [FakePort(), FakePort()]
         for port in self.ports:
             self.gate.add(port)
@@ -57,6 +61,19 @@ class GateTests(SynchronousTestCase):
         self.gate.close()
         self.clock.advance(1)
         self.assertEqual([port.turns for port in self.ports], [0, 2])
+
+    def test_notWatched(self) -> None:
+        """A port that the reactor cannot watch is told of; all are tried again in a moment."""
+        self.gate.close()
+        for error in (OSError(errno.ENOSPC, "no space"), MemoryError()):
+            patch = self.patch(self.ports[1], "startReading", mock.Mock(side_effect=error))
+            self.gate.open()
+            self.assertTrue(self.gate.isClosed)
+            patch.restore()
+        self.assertEqual(self.told, ["[Errno 28] no space", "MemoryError"])
+        self.clock.advance(0.25)
+        self.assertEqual((self.gate.isClosed, self.reading()), (False, [True, True]))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_cannotAccept(self) -> None:
         """Where a port cannot accept again for now, all are tried again in a moment."""

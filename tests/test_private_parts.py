@@ -43,6 +43,7 @@ PACKAGE = Path(fastpoetry.__file__).parent
 
 NAMED = {
     "_accept": "delivery/fastport.py",
+    "_buildAddr": "delivery/fastport.py",
     "dataBuffer": "protocol.py",
     "twisted.protocols.haproxy._v1parser": "delivery/haproxy.py",
     "twisted.protocols.haproxy._v2parser": "delivery/haproxy.py",
@@ -199,38 +200,22 @@ class SocketTests(SynchronousTestCase):
         self.assertFalse(os.get_inheritable(number))
         self.assertRaises(BlockingIOError, raw._accept)
 
-    def test_numberAccepts(self) -> None:
+    def test_transport(self) -> None:
         """
-        C{numberAccepts} is how many connections a port accepts at once; it has another value after
-        one was accepted, and the same if none was.
+        A port makes an address of an accepted connection's with C{_buildAddr}, and a transport with
+        C{transport}, which it gives its own C{sessionno} and C{reactor}.
         """
-        port = self.listen()
-        self.connect()
-        self.connect()
-        for made in (1, 2):
-            port.numberAccepts = 1
-            port.doRead()
-            self.assertEqual(len(self.factory.made), made)
-            self.assertGreater(port.numberAccepts, 1)
-        port.numberAccepts = 1
-        port.doRead()
-        self.assertEqual((len(self.factory.made), port.numberAccepts), (2, 1))
-
-    def test_numberAcceptsOfAFailure(self) -> None:
-        """
-        It stays the very object that it was, of whatever type, where accepting raised something,
-        which is logged and goes no further; and only there.
-        """
-        port = self.listen()
-        port.numberAccepts = True
-        port.doRead()
-        self.assertIsNot(port.numberAccepts, True)
-        self.patch(self.factory, "buildProtocol", lambda _: 1 // 0)
-        self.connect()
-        port.numberAccepts = True
-        port.doRead()
-        self.assertIs(port.numberAccepts, True)
-        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        port, client = self.listen(), self.connect()
+        connection, address = self.listening.accept()
+        self.assertEqual(port._buildAddr(address), IPv4Address("TCP", *client.getsockname()))
+        protocol = self.factory.buildProtocol(None)
+        transport = port.transport(
+            connection, protocol, address, port, port.sessionno, port.reactor
+        )
+        self.addCleanup(transport.connectionLost, Failure(ConnectionDone()))
+        self.assertIs(transport.getHandle(), connection)
+        self.assertEqual(transport.getPeer(), IPv4Address("TCP", *client.getsockname()))
+        self.assertIn(transport, self.reactor.getReaders())
 
     def test_dataBuffer(self) -> None:
         """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 from fakes import POEM, Receipt
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -55,6 +57,21 @@ class RoundTests(SynchronousTestCase):
         self.come()
         self.clock.pump([1.0] * 3)
         self.assertEqual((self.times(), self.round.waiting), ([1.0, 2.0, 3.0], 1))
+
+    def test_noTimer(self) -> None:
+        """A timer that cannot be had once, before a round or in it, takes no other visit along."""
+        with mock.patch.object(self.clock, "callLater", side_effect=MemoryError):
+            self.assertRaises(MemoryError, self.come)
+        self.assertEqual(self.round.waiting, 0)
+        self.come()
+        self.clock.advance(0.5)
+        self.come()
+        with mock.patch.object(self.clock, "callLater", side_effect=MemoryError):
+            self.assertRaises(MemoryError, self.clock.advance, 0.5)
+        self.come()
+        self.clock.pump([0.5] * 4)
+        self.assertEqual((len(self.visited), self.round.waiting), (3, 0))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_afterAPause(self) -> None:
         """Who comes when all have gone is visited as the first one was."""

@@ -117,7 +117,7 @@ class HandOverService(Service):
             message_id="211c64da4e404641899567ad9db46522",
         )
         for reader in readers:
-            self.reactor.addWriter(reader)
+            reader.sendRest()
 
     def _takeOver(self, packed: list[int]) -> None:
         """Go on where the process before this one was."""
@@ -129,7 +129,7 @@ class HandOverService(Service):
         readers, lost, faults = restore(numbers, self.policy, self.reactor)
         for reader, progress in readers.items():
             self.policy.resume(reader, progress)
-            self.reactor.addWriter(reader)
+            reader.sendRest()
         self.takenOver = len(readers)
         self.policy.ledger.lost(lost)
         self._tell(lost, faults)

@@ -48,12 +48,7 @@ _LAST = _NOW | socket.MSG_MORE  # the shutdown to follow sends the rest and FIN 
 _SHORT = "few descriptors are left (LimitNOFILE=)"
 
 _FAILED = "accepting failed"
-
-_ONE: Any = True
-"""
-How many connections Twisted's port is to accept: 1. It counts anew from that, if not up, so that
-this very object stays where accepting raised something, which it logs and keeps to itself.
-"""
+_UNSERVED = "serving it failed"
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -127,6 +122,13 @@ class SocketReader(socket.SocketType):
             self.home.policy.begin(self, now)
             self.home.reactor.addWriter(self)
         return False
+
+    def sendRest(self) -> None:
+        """Send what the client has yet to get, as it takes it."""
+        try:
+            self.home.reactor.addWriter(self)
+        except (OSError, MemoryError):  # the reactor cannot watch one more
+            self.home.policy.giveUp(self, _UNSERVED)
 
     def doWrite(self) -> Failure | None:
         """
@@ -221,6 +223,7 @@ class BorrowedPort:
     """
 
     _isListening = False
+    _wasShort = False
 
     def __init__(self, port: tcp.Port, policy: Policy, reactor: IReactorFDSet) -> None:
         """
@@ -274,13 +277,57 @@ class BorrowedPort:
         return "poetry"
 
     def connectionLost(self, reason: Failure) -> None:
-        """
-        The reactor lets go of us: as it ends, or because accepting failed as nobody expected. A
-        server that is alive and accepts nobody is the worst of all: we try again in a moment.
-        """
+        """The reactor lets go of the port, as it ends or after an error: try again in a moment."""
         if self._isListening:
-            self.startReading()
-            self.policy.pause(_FAILED)
+            self.policy.closePorts(_FAILED)
+
+    def doRead(self) -> None:
+        """Accept connections, and make transports for them as the other port does."""
+        failures = 0
+        for _ in range(_BATCH):
+            self.policy.pauseIfFull()
+            if not self.policy.room or self._pauseIfShort():
+                return
+            try:
+                connection, address = self._socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as why:
+                failures += 1
+                if self._pauseAfter(why, failures):
+                    return
+            else:
+                self._countDescriptors(connection.fileno())
+                self._connect(connection, address)
+
+    def _connect(self, connection: socket.socket, address: Any) -> None:
+        """Connect a protocol of the other port's factory (C{tcp.Port.doRead})."""
+        port: Any = self._port
+        try:
+            protocol = port.factory.buildProtocol(port._buildAddr(address))
+            if protocol is None:
+                connection.close()
+                return
+            transport = port.transport(
+                connection, protocol, address, port, port.sessionno, port.reactor
+            )
+        except BaseException:  # nobody else would close it
+            connection.close()
+            raise
+        port.sessionno += 1
+        protocol.makeConnection(transport)
+
+    def _countDescriptors(self, newest: int) -> None:
+        """Learn from the number of a new descriptor whether few are left."""
+        self._wasShort = newest >= self.policy.mostDescriptor
+
+    def _pauseIfShort(self) -> bool:
+        """Pause if so few descriptors are left that they are kept for others; whether that is."""
+        if self._wasShort:
+            self._wasShort = self._isShort()
+        if self._wasShort:
+            self.policy.pause(_SHORT)
+        return self._wasShort
 
     def _isShort(self) -> bool:
         """Whether so few descriptors are left that they are kept for what else may need one."""
@@ -291,26 +338,18 @@ class BorrowedPort:
         os.close(lowest)
         return lowest >= self.policy.mostDescriptor
 
-    def doRead(self) -> None:
+    def _pauseAfter(self, why: OSError, failures: int) -> bool:
         """
-        Have the other port accept, one at a time.
+        Pause if accepting fails for all connections, not for one (accept(2), Error handling).
 
-        By itself it takes a hundred, and closes those that it has no descriptor for.
+        @param why: the last failure.
+        @param failures: how many connections of this batch could not be accepted.
+        @return: whether it does.
         """
-        for _ in range(_BATCH):
-            self.policy.pauseIfFull()
-            if not self.policy.room:
-                return
-            if self._isShort():
-                self.policy.pause(_SHORT)
-                return
-            self._port.numberAccepts = _ONE
-            self._port.doRead()
-            if self._port.numberAccepts is _ONE:
-                self.policy.pause(_FAILED)
-                return
-            if self._port.numberAccepts == 1:  # it would be more, had it accepted one
-                return
+        isLasting = why.errno in _EXHAUSTED or failures == _BATCH
+        if isLasting:
+            self.policy.pause(why.strerror or str(why))
+        return isLasting
 
 
 class FastPort(BorrowedPort):
@@ -329,7 +368,6 @@ class FastPort(BorrowedPort):
         self._family = self._socket.family
         self._hasOldBacklog = True
         self._isRefusing = False
-        self._wasShort = False
         self._waiting: Deferred[Poem] | None = None
 
     def stopListening(self) -> Deferred[None]:
@@ -360,75 +398,85 @@ class FastPort(BorrowedPort):
         """
         policy = self.policy
         policy.pauseIfFull()
-        if self._wasShort:
-            self._wasShort = self._isShort()
+        room = policy.room
+        failures = 0
         waiting = 1  # or more: the reactor says so
-        for _ in range(min(_BATCH, policy.room)):
+        for turn in range(_BATCH):
+            if turn - failures == room or (self._wasShort and self._pauseIfShort()):
+                return
             waiting = waiting or countWaiting(self._socket)
             if not waiting:
                 self._hasOldBacklog = self._isRefusing = False
                 return
             waiting -= 1
-            if self._wasShort:
-                policy.pause(_SHORT)
-                return
             poem = self._source.poem
-            if poem is None:
-                if self._isRefusing:
-                    self._resetSome()
-                else:
-                    self._waitForPoem()
+            if poem is None and not self._isRefusing:
+                self._waitForPoem()
                 return
             try:
-                reader = self._accept(poem)
+                reader = self._accept()
             except BlockingIOError:
                 self._hasOldBacklog = self._isRefusing = False
                 return
             except OSError as why:
-                if why.errno in _EXHAUSTED:
-                    policy.pause(why.strerror or str(why))
+                failures += 1
+                if self._pauseAfter(why, failures):
                     return
-                continue  # it was the client's connection that failed (accept(2), Error handling)
-            try:
-                if reader.start(now):
-                    served.append(reader)
-            except BaseException:  # nobody else would close it
-                policy.giveUp(reader, "serving it failed")
-                raise
+                continue
+            if poem is None:
+                self._turnAway(reader)
+            elif self._start(reader, poem, now):
+                served.append(reader)
 
-    def _accept(self, poem: Poem) -> SocketReader:
+    def _accept(self) -> SocketReader:
         """
-        The next one in the backlog.
+        The next connection in the backlog.
 
         @raise OSError: if there is none, or it cannot be had.
         """
         # What accept() does, but for flags and timeouts that nobody uses here.
         descriptor, address = self._socket._accept()  # type: ignore[attr-defined]
-        self._wasShort = descriptor >= self.policy.mostDescriptor
+        self._countDescriptors(descriptor)
         try:
             reader = SocketReader(self._family, socket.SOCK_STREAM, 0, descriptor)
         except BaseException:  # nobody else would close it
             os.close(descriptor)
             raise
-        reader.poem, reader.address = poem, address
-        reader.home, reader.sentBytes = self._home, 0
+        reader.address = address
         if self._hasOldBacklog:  # from before startListening, so it inherited nothing
             setLinger(reader, RESET_ON_CLOSE)
         return reader
 
+    def _start(self, reader: SocketReader, poem: Poem, now: float) -> bool:
+        """Send a poem to a new connection; whether all of it went to the system."""
+        reader.poem, reader.home, reader.sentBytes = poem, self._home, 0
+        try:
+            return reader.start(now)
+        except BaseException:  # nobody else would close it
+            self.policy.giveUp(reader, _UNSERVED)
+            raise
+
+    def _turnAway(self, reader: SocketReader) -> None:
+        """Reset a new connection that has waited in vain."""
+        setLinger(reader, RESET_ON_CLOSE)
+        reader.close()
+        self.policy.ledger.turnedAway(reader.address, "there is no poem yet")
+
     def _waitForPoem(self) -> None:
         """Leave who comes in the backlog, until there is a poem for them or there will be none."""
-        self.stopReading()
         if self._waiting is None:
+            waiting = self._source.whenPoem()
+            self._waiting = waiting
             self.policy.addWaitingPort(self)
-            self._waiting = waiting = self._source.whenPoem()
             waiting.addCallbacks(self._serveAll, self._resetAll)
+        if self._waiting is not None:
+            self.stopReading()
 
     def _serveAll(self, _: Poem) -> None:
         """There is a poem for who has waited."""
         self._waiting = None
         self.policy.removeWaitingPort(self)
-        self.startReading()
+        self.policy.openPorts()
 
     def _resetAll(self, failure: Failure) -> None:
         """Let who has waited know that there is no poem, and begin anew with who comes next."""
@@ -438,17 +486,6 @@ class FastPort(BorrowedPort):
             return
         self._isRefusing = True
         try:
-            self._resetSome()
+            self.doRead()
         finally:
-            self.startReading()
-
-    def _resetSome(self) -> None:
-        """Reset who has waited; we come back for the rest of them at once, until nobody is left."""
-        try:
-            for _ in range(_BATCH):
-                connection, address = self._socket.accept()
-                setLinger(connection, RESET_ON_CLOSE)
-                connection.close()
-                self.policy.ledger.turnedAway(address, "there is no poem yet")
-        except OSError:
-            self._isRefusing = False
+            self.policy.openPorts()

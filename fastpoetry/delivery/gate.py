@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from fastpoetry.delivery.readers import Pausable
@@ -13,9 +15,13 @@ _CLOSED_SECONDS = 0.25
 class Gate:
     """All ports of the process, open or closed together."""
 
-    def __init__(self, clock: IReactorTime) -> None:
-        """@param clock: has it open again after a moment."""
+    def __init__(self, clock: IReactorTime, tell: Callable[[str], object]) -> None:
+        """
+        @param clock: has it open again after a moment.
+        @param tell: called with the cause if a port cannot accept again.
+        """
         self._clock = clock
+        self._tell = tell
         self._ports: list[Pausable] = []
         self._reopening: IDelayedCall | None = None
 
@@ -34,18 +40,26 @@ class Gate:
 
     def close(self) -> None:
         """Accept nobody for a moment."""
-        self._reopening = self._clock.callLater(_CLOSED_SECONDS, self.open)
+        self._openLater()
         for port in self._ports:
             port.stopReading()
 
     def open(self) -> None:
-        """Accept again, if this was closed."""
+        """Accept again, if this was closed; if a port cannot, try all again after a moment."""
         if self._reopening is not None:
-            if self._reopening.active():
+            self._openLater()
+            try:
+                for port in self._ports:
+                    port.startReading()
+            except (OSError, MemoryError) as why:  # the reactor cannot watch one more
+                self._tell(str(why) or type(why).__name__)
+            else:
                 self._reopening.cancel()
-            # Again in a moment, should a port not be able to.
-            self._reopening = self._clock.callLater(_CLOSED_SECONDS, self.open)
-            for port in self._ports:
-                port.startReading()
-            self._reopening.cancel()
-            self._reopening = None
+                self._reopening = None
+
+    def _openLater(self) -> None:
+        """Open this after a moment, and not sooner."""
+        before = self._reopening
+        self._reopening = self._clock.callLater(_CLOSED_SECONDS, self.open)
+        if before is not None and before.active():
+            before.cancel()

@@ -65,6 +65,7 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
     factory: Any
     wrappedProtocol: Any
 
+    @orReset
     def makeConnection(self, transport: Any) -> None:
         """Wait for the header."""
         directlyProvides(self, providedBy(transport) + implementedBy(type(self)))

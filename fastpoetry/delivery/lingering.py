@@ -68,8 +68,8 @@ class Lingering:
 
     def add(self, reader: Reader, progress: Progress) -> None:
         """Let a reader linger that took its poem in pieces."""
-        self._readers[reader] = progress
         self._later.add([reader], self._clock.seconds())
+        self._readers[reader] = progress
 
     def remove(self, reader: Reader) -> None:
         """Forget a reader; again, it does nothing."""
@@ -105,9 +105,9 @@ class Lingering:
 
     def _keep(self, readers: list[Reader], now: float) -> None:
         """Have deadlines for the readers that have not closed soon."""
+        self._later.add(readers, now)
         for reader in readers:
             self._readers[reader] = Progress(now, now)
-        self._later.add(readers, now)
         self._left()  # most have; if none has, a paused port wakes once for nothing
 
     def _visit(

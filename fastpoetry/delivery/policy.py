@@ -50,7 +50,7 @@ class Policy:
         self._deadlines = Round(clock, LATER_SECONDS, self._visit)
         self._quota = Quota(limits.maxReadersPerSource)
         self._lingering = Lingering(clock, limits, self._quota, self.ledger, self._seeWhoIsLeft)
-        self._gate = Gate(clock)
+        self._gate = Gate(clock, self._tellFull)
         self._waitingPorts: set[Pausable] = set()
         self._emptySince = clock.seconds()
         self._drain: Drain | None = None
@@ -126,8 +126,10 @@ class Policy:
 
         @param now: the clock's seconds, or a moment before.
         """
-        self._lingering.addServed(readers, now)
-        self.ledger.sent(readers)
+        try:
+            self._lingering.addServed(readers, now)
+        finally:
+            self.ledger.sent(readers)
 
     def begin(self, reader: Reader, now: float) -> None:
         """
@@ -183,8 +185,21 @@ class Policy:
         before = self.readers
         self._lingering.closeAll()
         if self.readers == before:
-            self._gate.close()
-            self.ledger.full(cause, before)
+            self.closePorts(cause)
+
+    def closePorts(self, cause: str) -> None:
+        """
+        Leave new connections in the backlogs for a moment.
+
+        @param cause: as in L{pause}.
+        """
+        self._gate.close()
+        self._tellFull(cause)
+
+    def openPorts(self) -> None:
+        """Have all ports accept: at once or, if one cannot, after a moment."""
+        self._gate.close()
+        self._gate.open()
 
     def drain(self) -> Deferred[None]:
         """
@@ -251,6 +266,10 @@ class Policy:
         self._lingering.stop()
         self._deadlines.stop()
         self.ledger.flush()
+
+    def _tellFull(self, cause: str) -> None:
+        """Tell now and then why ports do not accept."""
+        self.ledger.full(cause, self.readers)
 
     def _seeWhoIsLeft(self) -> None:
         """Somebody has gone: there is room for another, or nobody is left."""

@@ -54,10 +54,9 @@ class Round:
         """Visit readers after the delay, if there are any."""
         if not readers:
             return
+        self._ensureTimer()
         self.waiting += len(readers)
         self._queue.append((now + self._delaySeconds, readers))
-        if self._timer is None and len(self._queue) == 1:  # within a round, its end sees to it
-            self._timer = self._clock.callLater(self._delaySeconds, self._visitDue)
 
     def visitAll(self) -> None:
         """Visit everybody now, due or not."""
@@ -74,11 +73,17 @@ class Round:
     def _visitDue(self) -> None:
         """Visit who is due, and come back for the next."""
         self._timer = None
+        self._ensureTimer()  # first, so that no error below leaves the queue without one
         now = self._clock.seconds()
         try:
             self._visitEach(self._take(now, _MOST_AT_ONCE), now)
         finally:  # whatever is wrong with one reader, the others have deadlines too
             self._comeBack(now)
+
+    def _ensureTimer(self) -> None:
+        """Have a timer, as long as readers wait."""
+        if self._timer is None:
+            self._timer = self._clock.callLater(self._delaySeconds, self._visitDue)
 
     def _take(self, until: float, most: int) -> list[Reader]:
         """Take who is due by then out of the queue: up to so many, and who came with them."""
@@ -103,9 +108,10 @@ class Round:
             self._keep(kept, now)
 
     def _comeBack(self, now: float) -> None:
-        """Time the next visit, if there is one to make and nobody has done so meanwhile."""
-        if self._queue and self._timer is None:
+        """Time the next visit, if there is one to make."""
+        if not self._queue:
+            self.stop()
+        elif self._timer is not None:
             late = now - self._queue[0][0]
             # Half a delay at least, so that a round under load is for many.
-            pause = 0.0 if late >= 0 else max(-late, self._delaySeconds / 2)
-            self._timer = self._clock.callLater(pause, self._visitDue)
+            self._timer.reset(0.0 if late >= 0 else max(-late, self._delaySeconds / 2))

@@ -197,10 +197,11 @@ class PoetryProxyService(service.Service):
             changes += [staleAt, revalidateUntil, errorUntil]
         self._served = self._poem if isUsable else None
         self._isDue = not isFresh and self._fetch is None and now >= nextAttempt
-        if self._updating is not None and self._updating.active():
-            self._updating.cancel()
+        before = self._updating
         later = [when for when in changes if when > now]
         self._updating = self._reactor.callLater(min(later) - now, self._update) if later else None
+        if before is not None and before.active():
+            before.cancel()
         if self._served is not None:
             self._give(self._served)
         if self._isDue and (self._waiters or self._reloads):

@@ -209,6 +209,27 @@ class EveryWay:
                     self.assertEqual(readAll(reader), (len(poem), "end"))
         self.assertEqual(server.end(), -signal.SIGTERM)
 
+    def test_cannotWatch(self: Any) -> None:
+        """
+        While the reactor can watch no more descriptors nobody is served; afterwards everybody is,
+        and deadlines hold.
+        """
+        server, _, poem = self.start(8 * MEBI, "--stall-timeout=1")
+        for _ in range(2):
+            stalled = self.open(receiveBuffer=KIBI)
+            self.assertTrue(stalled.recv(1))
+            self.fault("epoll")
+            before = len(server.tracebacks())
+            for _ in range(5):
+                with contextlib.suppress(ConnectionResetError):
+                    self.addCleanup(connect(self.address).close)
+            wait(lambda: len(server.tracebacks()) > before, "failures")  # noqa: B023
+            server.waitFor(GAVE_UP)
+            self.mend("epoll")
+            self.assertEqual(readAll(self.open()), (len(poem), "end"))
+            self.assertLess(readAll(stalled)[0], len(poem))
+        self.assertEqual(server.end(), -signal.SIGTERM)
+
     def test_noLimitOfWhatWaits(self: Any) -> None:
         """
         Where the kernel cannot limit what waits in it, large poems are served all the same, and

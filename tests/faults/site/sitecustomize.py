@@ -5,7 +5,9 @@ What is at fault is said in files, so that a test can change it while the proces
 """
 
 import builtins
+import errno
 import os
+import select
 import socket
 import sys
 import threading
@@ -30,6 +32,7 @@ def _waitWhile(name: str) -> None:
 
 _open, _sleep, _time, _timeNs = builtins.open, time.sleep, time.time, time.time_ns
 _accept: Any = socket.socket._accept  # type: ignore[attr-defined]
+_epoll = select.epoll
 _osOpen, _getaddrinfo, _start = os.open, socket.getaddrinfo, threading.Thread.start
 
 
@@ -66,12 +69,28 @@ def _acceptIfThereIsMemory(listening: socket.socket) -> Any:
     return _accept(listening)
 
 
+class _Epoll:
+    """An epoll(7) that can watch no more descriptors."""
+
+    def __init__(self, *args: Any) -> None:
+        self._real = _epoll(*args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def register(self, *args: Any) -> None:
+        if _read("epoll"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._real.register(*args)
+
+
 time.time = _stepped
 time.time_ns = lambda: int(_stepped() * 1e9)
 os.open = _openWhenItMoves
 socket.getaddrinfo = _lookUp
 threading.Thread.start = _startIfThereAre  # type: ignore[assignment, method-assign]
 socket.socket._accept = _acceptIfThereIsMemory  # type: ignore[attr-defined]
+select.epoll = _Epoll  # type: ignore[assignment, misc]
 if _read("lowat"):
     socket.TCP_NOTSENT_LOWAT = 9999  # type: ignore[misc]
 if _read("writer"):
