@@ -51,8 +51,7 @@ class Draining(Service):
         return deferLater(reactor, 0.01, print, "drained")
 
 def signals():
-    os.kill(os.getpid(), NUMBER)
-    os.kill(os.getpid(), NUMBER)
+    STOP
 
 import sys
 from twisted.logger import globalLogBeginner, textFileLogObserver
@@ -146,9 +145,13 @@ class ProcessTests(NotifyCase):
         self.assertEqual(self.systemd.heard(), [])
 
     def test_signals(self) -> None:
-        """However often a program is told to end, it drains once, and there is no traceback."""
-        for number in ("signal.SIGTERM", "signal.SIGINT"):
-            done = self.start(["-c", SIGNALS.replace("NUMBER", number)])
+        """
+        However often a program is told to end, also by itself, it drains once, and there is no
+        traceback.
+        """
+        signals = [f"os.kill(os.getpid(), signal.{each})" for each in ("SIGTERM", "SIGINT")]
+        for stop in (*(f"{each}; {each}" for each in signals), "reactor.stop()"):
+            done = self.start(["-c", SIGNALS.replace("STOP", stop)])
             self.assertEqual(done.stdout, "drained\n")
             self.assertNotIn("Traceback", done.stderr)
             self.assertNotIn("Unhandled", done.stderr)

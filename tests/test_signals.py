@@ -1,4 +1,4 @@
-"""Tests for L{fastpoetry.command.signals}."""
+"""Tests for L{fastpoetry.systemd.signals}."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import signal
 from collections.abc import Callable
 
 from processes import Workplace, fetchFrom, findFreePort, findTwistd, finish, waitUntil
-from twisted.internet.testing import MemoryReactor
 from twisted.trial.unittest import SynchronousTestCase
 
-from fastpoetry.command.signals import endOnce, ignoreHangup
+from fastpoetry.systemd.signals import Handlers, ignoreHangup
 from fastpoetry.tap import Options
 
 
@@ -50,35 +49,60 @@ class HangupTests(SignalCase):
         self.assertIs(signal.getsignal(signal.SIGHUP), handler)
 
 
-class EndTests(SignalCase):
-    """Tests for being told to end."""
+class Reactor:
+    """Remembers the signals that tell it to stop, as a reactor that runs."""
+
+    _stopped = False
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+
+    def stop(self, number: int, _frame: object) -> None:
+        """Handle a signal."""
+        self.told.append(number)
+
+
+class StopTests(SignalCase):
+    """Tests for being told to stop."""
 
     def setUp(self) -> None:
-        self.told: list[int] = []
+        self.reactor = Reactor()
         for number in (signal.SIGINT, signal.SIGTERM):
-            self.setHandler(number, lambda number, _: self.told.append(number))
-        self.reactor = MemoryReactor()
-        endOnce(self.reactor)
-
-    def start(self) -> None:
-        """Have the reactor run."""
-        for call, args, kwargs in self.reactor.whenRunningHooks:
-            call(*args, **kwargs)
+            self.setHandler(number, self.reactor.stop)
+        self.handlers = Handlers(signal.signal)
+        self.addCleanup(self.handlers.restore)
 
     def test_once(self) -> None:
-        """Whoever says it again, by whichever signal, says it to nobody."""
-        self.start()
+        """A reactor gets the first of several signals."""
+        self.handlers.stopOnce(self.reactor)
+        self.assertFalse(self.handlers.hasStopped)
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), number)
-        self.assertEqual(self.told, [signal.SIGTERM])
+        self.assertEqual(self.reactor.told, [signal.SIGTERM])
+        self.assertTrue(self.handlers.hasStopped)
 
-    def test_endsAlready(self) -> None:
-        """Nor is a program told that ends by itself, for want of readers."""
-        self.start()
-        for call, args, kwargs in self.reactor.triggers["before"]["shutdown"]:
-            call(*args, **kwargs)
+    def test_stopsAlready(self) -> None:
+        """A reactor that stops by itself gets no signal."""
+        self.handlers.stopOnce(self.reactor)
+        self.reactor._stopped = True
         os.kill(os.getpid(), signal.SIGINT)
-        self.assertEqual(self.told, [])
+        self.assertEqual(self.reactor.told, [])
+        self.assertFalse(self.handlers.hasStopped)
+
+    def test_somebodyElses(self) -> None:
+        """A handler that is not the reactor's gets every signal."""
+        told: list[int] = []
+        self.setHandler(signal.SIGINT, lambda number, _: told.append(number))
+        self.handlers.stopOnce(self.reactor)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        self.assertEqual(told, [signal.SIGINT] * 2)
+
+    def test_restored(self) -> None:
+        """The handlers from before come back."""
+        self.handlers.stopOnce(self.reactor)
+        self.handlers.restore()
+        self.assertEqual(signal.getsignal(signal.SIGTERM), self.reactor.stop)
 
     def test_atOnce(self) -> None:
         """Told again and again within a moment, a real server ends as if told once."""

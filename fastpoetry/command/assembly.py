@@ -21,7 +21,6 @@ from fastpoetry.command.handover import HandOverService
 from fastpoetry.command.idle import IdleService
 from fastpoetry.command.options import Block, CommandOptions, refuse
 from fastpoetry.command.preflight import Preflight
-from fastpoetry.command.signals import endOnce
 from fastpoetry.delivery.policy import Policy
 from fastpoetry.delivery.readers import Source
 from fastpoetry.listen import PoetryListener
@@ -62,7 +61,6 @@ def assemble(
     @param clock: for all that is timed.
     @raise SystemExit: if a source or an endpoint cannot be had.
     """
-    endOnce(reactor)
     policy = Policy(options.limits, clock)
     root = MultiService()
     sources: list[Source] = []

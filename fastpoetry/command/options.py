@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 from twisted.python import usage
 
 from fastpoetry import __version__
-from fastpoetry.command.signals import ignoreHangup
 from fastpoetry.delivery.limits import Limits
+from fastpoetry.systemd.signals import ignoreHangup
 
 DEFAULT_PORT = 10000
 DEFAULT_INTERFACE = "localhost"
