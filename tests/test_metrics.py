@@ -58,20 +58,11 @@ class MetricsCase(SynchronousTestCase):
         self.addCleanup(service.stopService)
         ((_, self.factory, _, _),) = self.reactor.tcpServers
 
-    def connect(self) -> tuple[Any, FakeTransport] | None:
-        """@return: a connection and its transport, if it may come."""
-        protocol = self.factory.buildProtocol(ADDRESS)
-        if protocol is None:
-            return None
-        transport = FakeTransport(ADDRESS)
-        protocol.makeConnection(transport)
-        return protocol, transport
-
     def get(self, path: str = "/metrics", *headers: str) -> tuple[str, str]:
         """@return: the head of what is answered, and the rest."""
-        connection = self.connect()
-        assert connection is not None
-        protocol, transport = connection
+        protocol: Any = self.factory.buildProtocol(ADDRESS)
+        transport = FakeTransport(ADDRESS)
+        protocol.makeConnection(transport)
         lines = (f"GET {path} HTTP/1.0", *headers, "", "")
         protocol.dataReceived("\r\n".join(lines).encode())
         head, body = transport.value().split(b"\r\n\r\n", 1)
@@ -186,12 +177,19 @@ class PageTests(MetricsCase):
             self.get()
         self.assertEqual(events, [])
 
-    def test_bounded(self) -> None:
-        """
-        Those who look cannot take the descriptors of readers: more than 16 at a time are closed.
-        """
-        connections = [self.connect() for _ in range(17)]
-        self.assertEqual([each is None for each in connections], [False] * 16 + [True])
-        assert connections[0] is not None
-        connections[0][0].connectionLost(Failure(ConnectionDone()))
-        self.assertIsNotNone(self.connect())
+    def test_strange(self) -> None:
+        """A version that nobody can read is no error."""
+        for accept in ("application/openmetrics-text; version=x.y; escaping=zz", "\xff", ";;=,"):
+            head, _ = self.get("/metrics", f"Accept: {accept}")
+            self.assertTrue(head.startswith("HTTP/1.0 200"), head)
+
+    def test_seldom(self) -> None:
+        """The text is made anew ten times a second at most, however many ask."""
+        ledger = self.policy.ledger
+        found = []
+        for _ in range(20):
+            found.append(self.samples()["fastpoetry_poems_total"])
+            ledger.counts.poems += 1
+        self.assertEqual(found, [*range(10), *[9] * 10])
+        self.reactor.advance(1)
+        self.assertEqual(self.samples()["fastpoetry_poems_total"], 20)

@@ -72,7 +72,7 @@ def assemble(
             endpoints = _findEndpoints(block, preflight, reactor)
             _makeBlock(source, endpoints, policy, reactor).setServiceParent(root)
         if "metrics" in options:
-            meter, metrics = _makeMetrics(options["metrics"], policy, preflight, reactor)
+            meter, metrics = _makeMetrics(options["metrics"], policy, preflight, reactor, clock)
             metrics.setServiceParent(root)
             for block, source in zip(options.blocks, sources, strict=True):
                 meter.add(block.asked.lstrip("-"), source)
@@ -190,7 +190,7 @@ def _parseEndpoint(description: str, preflight: Preflight, reactor: Any) -> IStr
 
 
 def _makeMetrics(
-    description: str, policy: Policy, preflight: Preflight, reactor: Any
+    description: str, policy: Policy, preflight: Preflight, reactor: Any, clock: IReactorTime
 ) -> tuple[Any, IService]:
     """
     What collects the metrics, and the service at which they are asked for.
@@ -206,7 +206,7 @@ def _makeMetrics(
             raise
         refuse(f"{asked}: needs prometheus_client (apt install python3-prometheus-client)")
     meter = Meter(policy)
-    service = _understand(asked, lambda: makeMetricsService(description, meter, reactor))
+    service = _understand(asked, lambda: makeMetricsService(description, meter, reactor, clock))
     _check(asked, service.endpoint, preflight)
     return meter, service
 

@@ -2,7 +2,7 @@
 What a monitoring system is told: counts, readers, freshness and reloads, by HTTP.
 
 In the text format of Prometheus, or OpenMetrics for who asks for that. Only reads what others
-count. It is imported where it is asked for, since it brings in twisted.web and prometheus_client.
+count. It is imported where it is asked for, since it brings in prometheus_client.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from prometheus_client.exposition import choose_encoder
 from twisted.application import strports
 from twisted.application.internet import StreamServerEndpointService
 from twisted.internet.defer import Deferred
-from twisted.protocols.policies import WrappingFactory
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
-from twisted.web.http import Request
-from twisted.web.resource import Resource
-from twisted.web.server import Site
 
+from fastpoetry.command.page import PageFactory
 from fastpoetry.delivery.ledger import Counts
 from fastpoetry.delivery.policy import Policy
 from fastpoetry.delivery.readers import Source
 
-_MOST_CONNECTIONS = 16
-"""Whoever looks comes once in some seconds; the descriptors are for readers."""
+_OPEN_METRICS = "application/openmetrics-text"
+
+_MOST_PER_SECOND = 10
+"""How often the text is made in a second. Monitoring asks once in some seconds."""
 
 _COUNTS = {
     "poems": ("poems", "Poems that were handed to the system whole."),
@@ -144,49 +144,50 @@ class Meter:
         yield from (fresh, counts, ended, took)
 
 
-class MetricsPage(Resource):
-    """The page that a monitoring system reads."""
+class Exposition:
+    """What a meter tells, as text. It is made anew at most so often, however many ask for it."""
 
-    def __init__(self, meter: Meter) -> None:
-        """@param meter: asked at each look."""
-        super().__init__()
+    def __init__(self, meter: Meter, seconds: Callable[[], float]) -> None:
+        """
+        @param meter: asked each time that the text is made.
+        @param seconds: a clock that nobody steps.
+        """
         self._meter: Any = meter  # prometheus_client takes whatever collects
+        self._seconds = seconds
+        self._second = 0
+        self._allowance = _MOST_PER_SECOND
+        self._texts: dict[str, tuple[bytes, bytes]] = {}
 
-    def render_GET(self, request: Request) -> bytes:
-        """Everything, in the format that is asked for."""
-        asked = request.requestHeaders.getRawHeaders("accept") or []
-        encode, contentType = choose_encoder(",".join(asked))
-        request.setHeader("content-type", contentType)
-        return encode(self._meter)
-
-
-class _QuietSite(Site):
-    """A site whose looks are nothing to write home about."""
-
-    noisy = False
-    displayTracebacks = False
-
-    def log(self, request: Request) -> None:
-        """Write no line for each look."""
-
-
-class _BoundedFactory(WrappingFactory):
-    """A factory that has so many connections at a time, and closes more."""
-
-    noisy = False
-
-    def buildProtocol(self, addr: Any) -> Any:
-        """A connection, if there is room for one."""
-        return super().buildProtocol(addr) if len(self.protocols) < _MOST_CONNECTIONS else None
+    def render(self, accept: bytes) -> tuple[bytes, bytes]:
+        """
+        @param accept: which formats are wanted, as HTTP says it.
+        @return: the type, and the text in it.
+        """
+        # prometheus_client's own choice raises an error for a version that it cannot read.
+        wanted = _OPEN_METRICS if _OPEN_METRICS.encode() in accept.lower() else ""
+        second = int(self._seconds())
+        if second != self._second:
+            self._second, self._allowance = second, _MOST_PER_SECOND
+        if self._allowance > 0 or wanted not in self._texts:
+            self._allowance -= 1
+            encode, contentType = choose_encoder(wanted)
+            self._texts[wanted] = contentType.encode(), encode(self._meter)
+        return self._texts[wanted]
 
 
-def makeMetricsService(description: str, meter: Meter, reactor: Any) -> StreamServerEndpointService:
+def makeMetricsService(
+    description: str, meter: Meter, reactor: Any, clock: IReactorTime | None = None
+) -> StreamServerEndpointService:
     """
     Make the service that serves C{/metrics}.
 
     @param description: of the endpoint, as Twisted parses it; its errors are Twisted's.
+    @param meter: has what is told there.
+    @param reactor: listens.
+    @param clock: times the connections; the reactor, if there is none.
     """
-    root = Resource()
-    root.putChild(b"metrics", MetricsPage(meter))
-    factory = _BoundedFactory(_QuietSite(root, reactor=reactor))
-    return strports.service(description, factory, reactor)
+    timer = reactor if clock is None else clock
+    exposition = Exposition(meter, timer.seconds)
+    return strports.service(
+        description, PageFactory(b"/metrics", exposition.render, timer), reactor
+    )

@@ -1,0 +1,166 @@
+"""
+One page by HTTP: each connection gets one answer to a GET or a HEAD, and is closed.
+
+It does not know what the page says. Twisted's own HTTP server keeps connections, stores bodies, and
+logs what strangers send; for a page that a machine reads twice a minute that is only a risk.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.python.failure import Failure
+
+_MOST_CONNECTIONS = 16
+
+_MOST_SECONDS = 5.0
+"""How long a connection lasts, whatever its client does."""
+
+_MOST_BYTES = 8192
+"""Of a request."""
+
+_PAUSE_SECONDS = 0.005
+"""
+How long none is accepted after each: 200 a second cost some hundredths of a core, and leave the
+rest to the program.
+"""
+
+_REQUEST = re.compile(rb"([!-~]+) ([!-~]+) HTTP/(1\.[01])")
+_LINE = re.compile(rb"\r?\n")
+_END = re.compile(rb"\r?\n\r?\n")
+
+Render = Callable[[bytes], tuple[bytes, bytes]]
+"""Makes the type and the text of the page for what a C{Accept:} says."""
+
+
+class PageFactory(Factory):
+    """
+    Serves one page.
+
+    The oldest connection makes room where there are too many, so that slow clients keep nobody out.
+    Between two of them the port pauses. A flood waits in its backlog, and the program has its time.
+    """
+
+    noisy = False
+
+    def __init__(self, path: bytes, render: Render, clock: IReactorTime) -> None:
+        """
+        @param path: of the page, C{/metrics}.
+        @param render: asked for each answer that has the page.
+        @param clock: times connections and pauses.
+        """
+        self._path = path
+        self._render = render
+        self._clock = clock
+        self._connections: list[_PageProtocol] = []
+        self._paused: list[Any] = []
+
+    def buildProtocol(self, addr: object) -> Protocol:
+        """@param addr: where the connection comes from, which does not matter."""
+        return _PageProtocol(self, self._clock)
+
+    def add(self, connection: _PageProtocol) -> None:
+        """Take a connection, in the place of the oldest if there are too many."""
+        if len(self._connections) == _MOST_CONNECTIONS:
+            self._connections.pop(0).abort()
+        self._connections.append(connection)
+        port = getattr(connection.transport, "server", None)
+        if port is not None and port not in self._paused:
+            self._paused.append(port)
+            port.stopReading()
+            self._clock.callLater(_PAUSE_SECONDS, self._resume, port)
+
+    def remove(self, connection: _PageProtocol) -> None:
+        """Forget a connection, if that has not been done."""
+        if connection in self._connections:
+            self._connections.remove(connection)
+
+    def _resume(self, port: Any) -> None:
+        """Accept one more connection, if the port has not been closed."""
+        if port.connected and not port.disconnecting:
+            port.numberAccepts = 1
+            try:
+                port.startReading()
+            except (OSError, MemoryError):
+                self._clock.callLater(_PAUSE_SECONDS, self._resume, port)
+                return
+        self._paused.remove(port)
+
+    def respond(self, head: bytes) -> bytes:
+        """
+        @param head: a request, without a body.
+        @return: the answer, whole.
+        """
+        request, *fields = _LINE.split(head)
+        match = _REQUEST.fullmatch(request)
+        if match is None:
+            return _answer(b"1.1", b"400 Bad Request")
+        method, target, version = match.groups()
+        if target.partition(b"?")[0] != self._path:
+            return _answer(version, b"404 Not Found")
+        if method not in (b"GET", b"HEAD"):
+            return _answer(version, b"405 Method Not Allowed", b"Allow: GET, HEAD\r\n")
+        named = [field.partition(b":") for field in fields]
+        accept = b",".join(value for name, _, value in named if name.lower() == b"accept")
+        contentType, text = self._render(accept)
+        answer = _answer(version, b"200 OK", b"Content-Type: %b\r\n" % contentType, text)
+        return answer if method == b"GET" else answer.removesuffix(text)
+
+
+class _PageProtocol(Protocol):
+    """A connection, from its request to the end of the answer."""
+
+    transport: Any
+    _received = b""
+    _isAnswered = False
+
+    def __init__(self, owner: PageFactory, clock: IReactorTime) -> None:
+        self._owner = owner
+        self._clock = clock
+
+    def connectionMade(self) -> None:
+        """Begin to count the seconds."""
+        self._deadline = self._clock.callLater(_MOST_SECONDS, self.abort)
+        self._owner.add(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        """
+        Answer, once there is a whole request.
+
+        @param data: some of it. What comes after it is ignored.
+        """
+        if self._isAnswered:
+            return
+        self._received += data
+        end = _END.search(self._received)
+        if end is None and len(self._received) <= _MOST_BYTES:
+            return
+        self._isAnswered = True
+        if end is None or end.start() > _MOST_BYTES:
+            self.transport.write(_answer(b"1.1", b"431 Request Header Fields Too Large"))
+        else:
+            self.transport.write(self._owner.respond(self._received[: end.start()]))
+        self.transport.loseConnection()
+
+    def abort(self) -> None:
+        """Close the connection, whatever has become of the answer."""
+        self.transport.abortConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """
+        Make room.
+
+        @param reason: does not matter.
+        """
+        if self._deadline.active():
+            self._deadline.cancel()
+        self._owner.remove(self)
+
+
+def _answer(version: bytes, status: bytes, header: bytes = b"", text: bytes = b"") -> bytes:
+    head = b"HTTP/%b %b\r\n%bContent-Length: %d\r\nConnection: close\r\n\r\n"
+    return head % (version, status, header, len(text)) + text

@@ -1,0 +1,202 @@
+"""Tests for L{fastpoetry.command.page}: one answer a connection, whatever strangers send."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fakes import FakeTransport
+from twisted.internet.address import IPv4Address
+from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from fastpoetry.command.page import PageFactory
+
+ADDRESS = IPv4Address("TCP", "192.0.2.7", 40000)
+
+
+class FakePort:
+    """
+    A port that remembers whether it accepts.
+
+    @ivar numberAccepts: how many it accepts at once.
+    @ivar refusals: how often it still fails to be read.
+    """
+
+    numberAccepts = 100
+    connected = True
+    disconnecting = False
+    isReading = True
+    refusals = 0
+
+    def stopReading(self) -> None:
+        """Accept nothing."""
+        self.isReading = False
+
+    def startReading(self) -> None:
+        """Accept."""
+        if self.refusals:
+            self.refusals -= 1
+            raise MemoryError if self.refusals % 2 else OSError(12, "Cannot allocate memory")
+        self.isReading = True
+
+
+class PageCase(SynchronousTestCase):
+    """A page, and those who look at it."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.accepted: list[bytes] = []
+        self.factory = PageFactory(b"/page", self.render, self.clock)
+
+    def render(self, accept: bytes) -> tuple[bytes, bytes]:
+        """@return: the page, which is always the same."""
+        self.accepted.append(accept)
+        return b"text/plain", b"hello\n"
+
+    def connect(self, port: FakePort | None = None) -> tuple[Any, FakeTransport]:
+        """@return: a connection and its transport."""
+        protocol = self.factory.buildProtocol(ADDRESS)
+        transport: Any = FakeTransport(ADDRESS)
+        transport.server = port
+        protocol.makeConnection(transport)
+        return protocol, transport
+
+    def ask(self, *pieces: bytes) -> bytes:
+        """@return: what is answered, and that the connection is closed then."""
+        protocol, transport = self.connect()
+        for piece in pieces:
+            protocol.dataReceived(piece)
+        self.assertEqual(transport.did, ["loseConnection"])
+        protocol.connectionLost(Failure(ConnectionDone()))
+        answer: bytes = transport.value()
+        return answer
+
+
+class RequestTests(PageCase):
+    """Tests for requests and their answers."""
+
+    def test_get(self) -> None:
+        """A GET is answered with the page, in the version of HTTP that it speaks."""
+        for version in (b"1.0", b"1.1"):
+            self.assertEqual(
+                self.ask(b"GET /page HTTP/%b\r\nHost: x\r\n\r\n" % version),
+                b"HTTP/%b 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 6\r\n"
+                b"Connection: close\r\n\r\nhello\n" % version,
+            )
+
+    def test_head(self) -> None:
+        """A HEAD is answered with the same, without the page."""
+        full = self.ask(b"GET /page HTTP/1.1\r\n\r\n")
+        head = self.ask(b"HEAD /page HTTP/1.1\r\n\r\n")
+        self.assertEqual(full, head + b"hello\n")
+
+    def test_pieces(self) -> None:
+        """A request may come byte by byte, and its lines may end as they do in a shell."""
+        request = b"GET /page?x=1 HTTP/1.0\nHost: x\n\n"
+        pieces = [request[n : n + 1] for n in range(len(request))]
+        self.assertIn(b" 200 OK", self.ask(*pieces))
+
+    def test_accept(self) -> None:
+        """What a client accepts is passed on as it is, from every such line."""
+        self.ask(b"GET /page HTTP/1.1\r\naccept: \xff\r\nX: y\r\nAccept: a/b;version=\r\n\r\n")
+        self.ask(b"GET /page HTTP/1.1\r\n\r\n")
+        self.assertEqual(self.accepted, [b" \xff, a/b;version=", b""])
+
+    def test_others(self) -> None:
+        """Another path, another method and what is no request get a short answer, and no page."""
+        for request, status in (
+            (b"GET / HTTP/1.1", b"404 Not Found"),
+            (b"GET /page/x HTTP/1.1", b"404 Not Found"),
+            (b"GET http://[::1/page HTTP/1.1", b"404 Not Found"),
+            (b"POST /page HTTP/1.1\r\nContent-Length: 99999999999", b"405 Method Not Allowed"),
+            (b"GET /page", b"400 Bad Request"),
+            (b"GET /page HTTP/2.0", b"400 Bad Request"),
+            (b"\x16\x03\x01\xff", b"400 Bad Request"),
+            (b"", b"400 Bad Request"),
+        ):
+            answer = self.ask(request + b"\r\n\r\n")
+            self.assertEqual(answer.split(b"\r\n")[0][9:], status, request)
+            self.assertTrue(answer.endswith(b"\r\n\r\n"), request)
+        self.assertEqual(self.accepted, [])
+
+    def test_long(self) -> None:
+        """A request that is too long is refused before it has ended."""
+        for pieces in (
+            (b"GET /page HTTP/1.1\r\nA: ", b"x" * 10_000),
+            (b"GET /page HTTP/1.1\r\nA: " + b"x" * 10_000 + b"\r\n\r\n",),
+        ):
+            self.assertIn(b" 431 ", self.ask(*pieces))
+
+    def test_once(self) -> None:
+        """What comes after the first request is ignored."""
+        request = b"GET /page HTTP/1.1\r\n\r\n"
+        once = self.ask(request)
+        self.assertEqual(self.ask(request * 3, request, b"x" * 100_000), once)
+
+    def test_quiet(self) -> None:
+        """No request writes a record."""
+        with capturedLogs() as events:
+            for request in (b"GET /page HTTP/1.1", b"\xff", b"POST x HTTP/1.1"):
+                self.ask(request + b"\r\n\r\n")
+        self.assertEqual(events, [])
+
+
+class BoundsTests(PageCase):
+    """Tests for how long, and how many."""
+
+    def test_deadline(self) -> None:
+        """A connection is closed after 5 s, whatever its client has sent or taken by then."""
+        for data in (b"", b"G", b"GET /page HTTP/1.1\r\n\r\n"):
+            protocol, transport = self.connect()
+            self.clock.advance(4.9)
+            protocol.dataReceived(data)
+            self.assertNotIn("abortConnection", transport.did)
+            self.clock.advance(0.1)
+            self.assertIn("abortConnection", transport.did)
+
+    def test_lost(self) -> None:
+        """A connection that is lost leaves nothing behind."""
+        protocol, _ = self.connect()
+        protocol.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_oldest(self) -> None:
+        """There are 16 connections at a time: the oldest makes room for the next."""
+        connections = [self.connect() for _ in range(17)]
+        aborted = ["abortConnection" in transport.did for _, transport in connections]
+        self.assertEqual(aborted, [True] + [False] * 16)
+        for protocol, _ in connections[:2]:
+            protocol.connectionLost(Failure(ConnectionDone()))
+        self.connect()
+        self.assertEqual(connections[2][1].did, [])
+        self.connect()
+        self.assertEqual(connections[2][1].did, ["abortConnection"])
+
+    def test_pause(self) -> None:
+        """After each connection its port pauses, and then accepts one more."""
+        port, other = FakePort(), FakePort()
+        self.connect(port)
+        self.connect(port)
+        self.assertEqual((port.isReading, other.isReading), (False, True))
+        self.clock.advance(0.005)
+        self.assertEqual((port.isReading, port.numberAccepts), (True, 1))
+
+    def test_noMemory(self) -> None:
+        """A port that cannot be read for a moment is tried again."""
+        port = FakePort()
+        port.refusals = 2
+        self.connect(port)
+        for isReading in (False, False, True):
+            self.clock.advance(0.005)
+            self.assertEqual(port.isReading, isReading)
+
+    def test_stopped(self) -> None:
+        """A port that was stopped meanwhile stays so."""
+        port = FakePort()
+        self.connect(port)
+        port.connected = False
+        self.clock.advance(0.005)
+        self.assertFalse(port.isReading)
