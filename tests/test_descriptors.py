@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from typing import Any
+from unittest import SkipTest
 
 from hypothesis import given
 from hypothesis.strategies import characters, text
@@ -260,6 +261,19 @@ class ClaimTests(Passing, SynchronousTestCase):
         file = (self.folder() / "file").open("w")
         self.addCleanup(file.close)
         self.assertEqual(self.wrong(file), "is a file")
+
+    def test_vsock(self) -> None:
+        """So is one that virtual machines connect to: Twisted has no addresses for it."""
+        try:
+            made = socket.socket(socket.AF_VSOCK)
+        except OSError as why:
+            raise SkipTest("the kernel has no AF_VSOCK") from why
+        self.addCleanup(made.close)
+        made.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+        made.listen()
+        where = f"AF_VSOCK {made.getsockname()}"
+        fault = "is of a family that Twisted does not serve"
+        self.assertEqual(self.wrong(made, isStray=True), f"{where} {fault}")
 
     def test_memory(self) -> None:
         """So is a memfd."""

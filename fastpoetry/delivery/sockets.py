@@ -15,7 +15,7 @@ from collections.abc import Callable
 from fcntl import ioctl
 from functools import cache, wraps
 from termios import TIOCOUTQ
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
@@ -47,6 +47,29 @@ _UNACKED = 24
 _REFUSED = (errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.ENOSYS)
 """How a kernel or a sandbox says that there is no such option."""
 
+
+class Family(NamedTuple):
+    """
+    What the sockets of an address family support.
+
+    @ivar hasReset: a close can be a reset (C{SO_LINGER}); elsewhere every close looks like an end.
+    @ivar hasQueue: the peer acknowledges bytes, and the system counts those that it has not
+        (C{TIOCOUTQ}) and limits those that it has not sent (C{TCP_NOTSENT_LOWAT}). Elsewhere what
+        is written cannot be lost, and C{net.core.wmem_default} is the limit.
+    @ivar hasInfo: the system tells the state of a connection (C{TCP_INFO}).
+    """
+
+    hasReset: bool
+    hasQueue: bool
+    hasInfo: bool
+
+
+_TCP = Family(hasReset=True, hasQueue=True, hasInfo=True)
+_LOCAL = Family(hasReset=False, hasQueue=False, hasInfo=False)
+
+FAMILIES: dict[int, Family] = {socket.AF_INET: _TCP, socket.AF_INET6: _TCP, socket.AF_UNIX: _LOCAL}
+"""The families that are served; others are refused when they are adopted."""
+
 _log = Logger()
 
 
@@ -57,7 +80,7 @@ def isOver(connection: socket.SocketType) -> bool:
     Closing it then loses and resets nothing, whatever its options say (__tcp_close in
     net/ipv4/tcp.c).
     """
-    if connection.family == socket.AF_UNIX:
+    if not FAMILIES[connection.family].hasInfo:
         return False
     try:
         return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _TCP_CLOSE
@@ -72,7 +95,7 @@ def countWaiting(listening: socket.SocketType) -> int:
 
     @return: 1 where the system does not say, so that it is for an accept to find out.
     """
-    if listening.family == socket.AF_UNIX:
+    if not FAMILIES[listening.family].hasInfo:
         return 1
     try:
         info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _UNACKED + 4)
@@ -90,7 +113,7 @@ def countUnacknowledged(connection: socket.SocketType) -> int:
 
     On a UNIX socket nothing is lost once it is written, so there is nothing to wait for.
     """
-    if connection.family == socket.AF_UNIX:
+    if not FAMILIES[connection.family].hasQueue:
         return 0
     try:
         answer = ioctl(connection.fileno(), TIOCOUTQ, b"\0\0\0\0")
@@ -106,7 +129,7 @@ def countSent(connection: socket.SocketType) -> int | None:
 
     The kernel counts them (tcpi_bytes_acked in linux/tcp.h); of a UNIX socket it does not say.
     """
-    if connection.family == socket.AF_UNIX:
+    if not FAMILIES[connection.family].hasInfo:
         return None
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
     acknowledged: int = struct.unpack_from("Q", info, _BYTES_ACKED)[0]
@@ -119,7 +142,7 @@ def limitUnsent(connection: socket.SocketType) -> None:
 
     Where the system does not know how, serve without that.
     """
-    if connection.family == socket.AF_UNIX:  # there, net.core.wmem_default is the limit
+    if not FAMILIES[connection.family].hasQueue:
         return
     try:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MOST_UNSENT_BYTES)
@@ -135,7 +158,7 @@ def setLinger(connection: socket.SocketType, linger: bytes) -> None:
 
     A UNIX socket knows no reset. Where the system does not know how, serve without that.
     """
-    if connection.family == socket.AF_UNIX:
+    if not FAMILIES[connection.family].hasReset:
         return
     try:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)

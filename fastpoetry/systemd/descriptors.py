@@ -131,8 +131,8 @@ class Descriptor(NamedTuple):
     @property
     def isStray(self) -> bool:
         """Whether it is what a C{.socket} unit can pass and nothing of Twisted's can use."""
-        isPackets = self.listens and self.kind != socket.SOCK_STREAM
-        return isPackets or self.nature in ("is a FIFO", "is a special file")
+        isUnserved = self.listens and not self.serves(socket.SOCK_STREAM)
+        return isUnserved or self.nature in ("is a FIFO", "is a special file")
 
     def __str__(self) -> str:
         return f"{self.number} {self.name!r} {self.nature}"
