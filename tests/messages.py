@@ -4,6 +4,12 @@ The message ids of the records that tests and benchmarks look for, each under a 
 The program has them as literals beside its log calls, the message catalog explains them.
 """
 
+RELOAD_FAILED = "c4b198664625443390c32223558e6b37"
+RELOAD_SLOW = "ec3ebdf2cb4f458296b0cf19e1e2038e"
+RELOAD_GIVEN_UP = "7970f743c233414fa1575a2abf71059a"
+NOT_ALIVE = "a64af6f616164d89aec679d3226803f5"
+TROUBLE = "b201ca1351d04a7f90cb6c071042523a"
+
 LOADED = "75bd5b2d1e3d4f139ebabd17d05f836b"
 NOT_UTF8 = "ae6de87d944d44769eb825e65fa730e2"
 KEPT = "d9a7bc3707d94fb8a97a3861b7924ca8"

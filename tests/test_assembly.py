@@ -32,6 +32,7 @@ from fastpoetry.command import assembly
 from fastpoetry.command.assembly import assemble, checkEndpoints
 from fastpoetry.command.options import Block, CommandOptions
 from fastpoetry.delivery.limits import Limits
+from fastpoetry.poem import PoemError
 from fastpoetry.systemd.notify import ReloadError
 
 TESTS = Path(__file__).resolve().parent
@@ -248,11 +249,28 @@ class NotifyTests(AssemblyCase):
         """One that fails ends no other; the whole has then failed, with what was said."""
         notify = self.notify("--ode", "a", "--port", "1", "--ode", "b", "--port", "2")
         reloaded = notify.reload()
-        self.odes[0].reloading[0].errback(ValueError("is empty"))
+        self.odes[0].reloading[0].errback(PoemError("is empty"))
         self.assertNoResult(reloaded)
         self.odes[1].reloading[0].callback(None)
         why = self.failureResultOf(reloaded, ReloadError)
         self.assertEqual(why.getErrorMessage(), "is empty")
+
+    def test_reloadFailsUnforeseen(self) -> None:
+        """A failure of which no source has made a record is passed on as it is."""
+        notify = self.notify("--ode", "a", "--port", "1", "--ode", "b", "--port", "2")
+        reloaded = notify.reload()
+        self.odes[0].reloading[0].errback(PoemError("is empty"))
+        self.odes[1].reloading[0].errback(MemoryError())
+        self.failureResultOf(reloaded, MemoryError)
+
+    def test_reloadRaises(self) -> None:
+        """A source that raises is no failure of another one, which is waited for."""
+        notify = self.notify("--ode", "a", "--port", "1", "--ode", "b", "--port", "2")
+        self.patch(self.odes[0], "reload", lambda: 1 // 0)
+        reloaded = notify.reload()
+        self.assertNoResult(reloaded)
+        self.odes[1].reloading[0].callback(None)
+        self.failureResultOf(reloaded, ZeroDivisionError)
 
 
 @skipUnless(find_spec("prometheus_client"), "prometheus_client is not installed")

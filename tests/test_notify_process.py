@@ -107,7 +107,7 @@ reactor.run()
 """
 
 
-class ProcessTests(NotifyCase):
+class Programs(NotifyCase):
     """Real programs."""
 
     def start(self, command: Sequence[str], **variables: str) -> subprocess.CompletedProcess[str]:
@@ -118,6 +118,10 @@ class ProcessTests(NotifyCase):
         return subprocess.run(
             [sys.executable, *command], env=environ, capture_output=True, text=True, timeout=60
         )
+
+
+class ProcessTests(Programs):
+    """How programs start, reload and end."""
 
     def test_failedStart(self) -> None:
         """A start that fails ends the program with status 1, after all that comes at an end."""

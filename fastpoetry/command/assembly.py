@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from twisted.application.service import IService, MultiService
 from twisted.internet.abstract import isIPv6Address
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
 from twisted.internet.interfaces import IReactorTime, IStreamServerEndpoint
 
@@ -24,6 +24,7 @@ from fastpoetry.command.preflight import Preflight
 from fastpoetry.delivery.policy import Policy
 from fastpoetry.delivery.readers import Source
 from fastpoetry.listen import PoetryListener
+from fastpoetry.poem import PoemError
 from fastpoetry.protocol import PoetryFactory
 from fastpoetry.systemd.adopted import AdoptError
 from fastpoetry.systemd.clock import MonotonicClock
@@ -98,7 +99,8 @@ def assemble(
         return reloaded
 
     def reload() -> Deferred[None]:
-        return Deferred.fromCoroutine(_awaitAll([reloadSource(source) for source in sources]))
+        reloads = [maybeDeferred(reloadSource, source) for source in sources]
+        return Deferred.fromCoroutine(_awaitAll(reloads))
 
     NotifyService(reactor, status=status, reload=reload, clock=clock).setServiceParent(root)
     return root
@@ -108,12 +110,16 @@ async def _awaitAll(reloads: list[Deferred[None]]) -> None:
     """
     Wait for all reloads: one that fails ends no other.
 
-    @raise ReloadError: if one has failed. Each has said so itself.
+    @raise ReloadError: sources have failed, and have made records of it.
+    @raise Exception: one has failed as it did not foresee, and there is no record yet.
     """
     ended: list[tuple[bool, Any]] = await DeferredList(reloads, consumeErrors=True)
-    causes = [why.getErrorMessage() for isWell, why in ended if not isWell]
-    if causes:
-        raise ReloadError("; ".join(causes))
+    failures = [why for isWell, why in ended if not isWell]
+    for failure in failures:
+        if not failure.check(PoemError):
+            failure.raiseException()
+    if failures:
+        raise ReloadError("; ".join(failure.getErrorMessage() for failure in failures))
 
 
 def _makeBlock(

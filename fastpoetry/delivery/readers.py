@@ -36,7 +36,12 @@ class Source(Protocol):
         """Wait for a poem; fails where there will be none for who waits now."""
 
     def reload(self) -> Deferred[None]:
-        """Look for the poem anew; fires when that has been done, with whatever outcome."""
+        """
+        Look for the poem anew; fires when there is one.
+
+        It fails with C{PoemError} after a record that gives the cause, and with nothing else that
+        the source foresees.
+        """
 
     def setServiceParent(self, parent: IService) -> object:
         """Become part of a service, as C{IService} has it."""

@@ -18,11 +18,12 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
 
+from fastpoetry.poem import PoemError
 from fastpoetry.proxy.freshness import Freshness
 from fastpoetry.threads import ThreadError
 
 
-class UpstreamError(Exception):
+class UpstreamError(PoemError):
     """An upstream that gave no whole poem: why, in a few words."""
 
 

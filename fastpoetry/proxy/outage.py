@@ -62,7 +62,8 @@ class Outage:
             )
 
     def hurry(self) -> None:
-        """Have the next attempt as soon as may be."""
+        """Have the next attempt as soon as may be, and a record if it fails: a person asks."""
+        self._toldAt = self._failedAt - _REMIND_SECONDS
         self.nextAttempt = self._failedAt + _LEAST_PAUSE_SECONDS
 
     def describe(self) -> str:

@@ -1,0 +1,194 @@
+"""Tests for L{fastpoetry.systemd.reloading} and L{fastpoetry.systemd.reload}, its client."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+from contextlib import redirect_stderr, suppress
+from typing import Any
+
+from messages import RELOAD_FAILED, RELOAD_GIVEN_UP, RELOAD_SLOW
+from test_notify import NotifyCase
+from test_notify_process import Programs
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import SynchronousTestCase
+
+from fastpoetry.systemd import reload
+from fastpoetry.systemd.notify import NotifyService, ReloadError
+
+ASKING = """
+import os, subprocess, sys
+from twisted.internet import reactor
+from twisted.internet.threads import deferToThread
+from fastpoetry.systemd.notify import NotifyService
+service = NotifyService(reactor, reload=HOOK)
+def ask():
+    command = [sys.executable, "-m", "fastpoetry.systemd.reload"]
+    environ = {**os.environ, "MAINPID": str(os.getpid())}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True)
+    print(done.returncode, done.stderr.strip())
+service.startService()
+reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
+reactor.callWhenRunning(lambda: deferToThread(ask).addBoth(lambda _: reactor.stop()))
+reactor.run()
+"""
+
+
+class LimitTests(NotifyCase):
+    """A reload that does not end."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.reloads: list[Deferred[Any]] = []
+        self.started(reload=self.reload)
+
+    def reload(self) -> Deferred[Any]:
+        """Reload for as long as the test wants."""
+        self.reloads.append(Deferred())
+        return self.reloads[-1]
+
+    def wait(self, seconds: int) -> list[str]:
+        """@return: the ids of the records that are made meanwhile."""
+        with capturedLogs() as events:
+            self.reactor.pump([1] * seconds)
+        return [event["message_id"] for event in events]
+
+    def test_quick(self) -> None:
+        """A reload that ends soon makes no record, also later."""
+        self.hangUp()
+        self.assertEqual(self.wait(9), [])
+        self.reloads[0].callback(None)
+        self.assertEqual(self.wait(100), [])
+
+    def test_slow(self) -> None:
+        """After ten seconds a record says that the reload still runs, once."""
+        self.hangUp()
+        self.assertEqual((self.wait(10), self.wait(40)), ([RELOAD_SLOW], []))
+        self.reloads[0].callback(None)
+        self.assertEqual(self.systemd.heard()[1:], ["READY=1"])
+
+    def test_limit(self) -> None:
+        """After the limit the reload is cancelled and has failed, and the next starts afresh."""
+        self.hangUp()
+        self.hangUp()
+        self.assertEqual(self.wait(60), [RELOAD_SLOW, RELOAD_GIVEN_UP])
+        self.assertTrue(self.reloads[0].called)
+        self.assertEqual(len(self.reloads), 2)
+        self.reloads[1].callback(None)
+        self.assertEqual(self.systemd.heard()[-1], "READY=1")
+
+    def test_deaf(self) -> None:
+        """So it is with a hook that heeds no cancellation."""
+
+        async def stubborn() -> None:
+            while True:
+                with suppress(CancelledError):
+                    await self.reload()
+
+        self.started(reload=stubborn)
+        for count in (1, 3):
+            self.hangUp()
+            self.assertEqual(len(self.reloads), count)
+            self.assertEqual(self.wait(60), [RELOAD_SLOW, RELOAD_GIVEN_UP])
+
+    def test_recordOfCause(self) -> None:
+        """A failure that nobody foresaw is a record with its traceback; one that is told is not."""
+        for failure, ids in ((MemoryError(), [RELOAD_FAILED]), (ReloadError("no poem"), [])):
+            self.hangUp()
+            with capturedLogs() as events:
+                self.reloads.pop().errback(failure)
+            self.assertEqual([event["message_id"] for event in events], ids)
+        self.flushLoggedErrors(MemoryError)
+
+
+class EarlyTests(NotifyCase):
+    """A reload before the program is ready."""
+
+    def test_notReady(self) -> None:
+        """It reloads, and systemd does not take its end for the end of the start."""
+        reloads: list[int] = []
+        ready: Deferred[None] = Deferred()
+        service = NotifyService(
+            self.reactor,
+            ready=ready,
+            reload=lambda: reloads.append(1),
+            clock=self.reactor,
+            environ=self.systemd.environ,
+            setHandler=self.handlers.__setitem__,
+        )
+        service.startService()
+        self.reactor.run()
+        self.hangUp()
+        self.assertEqual((reloads, self.systemd.heard()), ([1], []))
+        ready.callback(None)
+        self.assertEqual(self.systemd.heard(), ["READY=1"])
+
+
+class ClientTests(SynchronousTestCase):
+    """What C{systemctl reload} runs, in a network namespace with others."""
+
+    def setUp(self) -> None:
+        self.environ = {"MAINPID": str(os.getpid()), "INVOCATION_ID": f"test{os.getpid()}"}
+        self.patch(reload, "_SILENCE_SECONDS", 0.05)
+
+    def listen(self, name: str, backlog: int = 16) -> socket.socket:
+        """Take a name, as any process may."""
+        taken = socket.socket(socket.AF_UNIX)
+        self.addCleanup(taken.close)
+        taken.bind(f"\0{reload.portName(self.environ)}{name}")
+        taken.listen(backlog)
+        return taken
+
+    def ask(self) -> tuple[int, str]:
+        """@return: the exit status, and the line."""
+        with redirect_stderr(io.StringIO()) as said:
+            status = reload.main(self.environ)
+        return status, said.getvalue()
+
+    def test_silent(self) -> None:
+        """A program that does not answer is waited for no longer than its silence may last."""
+        self.listen("a")
+        self.assertEqual(self.ask(), (1, "reload failed: the program has not answered for 0 s\n"))
+
+    def test_full(self) -> None:
+        """A queue that stays full is not waited for either."""
+        full = self.listen("a", 0)
+        with socket.socket(socket.AF_UNIX) as first:
+            first.connect(full.getsockname())
+            status, said = self.ask()
+        self.assertEqual((status, "cannot be asked" in said), (1, True))
+
+    def test_others(self) -> None:
+        """A process with another number is passed over, whatever name it took."""
+        self.listen("a")
+        self.environ["MAINPID"] = "1"
+        status, said = self.ask()
+        self.assertEqual((status, "cannot be asked" in said), (1, True))
+
+
+class ProgramTests(Programs):
+    """Real programs."""
+
+    def test_taken(self) -> None:
+        """Whoever has taken names before, with a full queue too, does not keep the reload."""
+        environ = {"INVOCATION_ID": f"taken{os.getpid()}"}
+        name = f"\0{reload.portName(environ)}"
+        with socket.socket(socket.AF_UNIX) as full, socket.socket(socket.AF_UNIX) as first:
+            full.bind(f"{name}0")
+            full.listen(0)
+            first.connect(f"{name}0")
+            done = self.start(["-c", ASKING.replace("HOOK", "lambda: None")], **environ)
+        self.assertEqual(done.stdout, "0 \n")
+
+    def test_nothingToReload(self) -> None:
+        """A program without a hook says that there is nothing to reload."""
+        done = self.start(["-c", ASKING.replace("HOOK", "None")], INVOCATION_ID="1")
+        self.assertEqual(done.stdout, "1 reload failed: there is nothing to reload\n")
+
+    def test_cause(self) -> None:
+        """A failure that nobody foresaw is told to who asked."""
+        hook = "lambda: bytearray(1 << 62)"
+        done = self.start(["-c", ASKING.replace("HOOK", hook)], INVOCATION_ID="1")
+        self.assertEqual(done.stdout, "1 reload failed: MemoryError\n")
