@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import socket
-from contextlib import redirect_stderr, suppress
 from typing import Any
 
 from messages import RELOAD_FAILED, RELOAD_GIVEN_UP, RELOAD_SLOW
@@ -84,7 +84,7 @@ class LimitTests(NotifyCase):
 
         async def stubborn() -> None:
             while True:
-                with suppress(CancelledError):
+                with contextlib.suppress(CancelledError):
                     await self.reload()
 
         self.started(reload=stubborn)
@@ -143,7 +143,7 @@ class ClientTests(SynchronousTestCase):
 
     def ask(self) -> tuple[int, str]:
         """@return: the exit status, and the line."""
-        with redirect_stderr(io.StringIO()) as said:
+        with contextlib.redirect_stderr(io.StringIO()) as said:
             status = reload.main(self.environ)
         return status, said.getvalue()
 
