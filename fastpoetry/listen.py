@@ -51,6 +51,11 @@ class PoetryListener(service.Service):
         """Where it listens, as the kernel has it: the port for port 0, the sockets of systemd."""
         return tuple(port.getHost() for port in self._ports)
 
+    @property
+    def isAlive(self) -> bool:
+        """Whether each port of ours accepts, or will by itself."""
+        return all(port.isAlive for port in self._ports if isinstance(port, BorrowedPort))
+
     def privilegedStartService(self) -> None:
         """
         Listen, while the process may still bind a low port.

@@ -488,9 +488,11 @@ class FakeNotify(Service):
         *,
         status: Callable[[], str],
         reload: Callable[[], Deferred[Any]],
+        alive: Callable[[], bool],
         clock: IReactorTime,
     ) -> None:
         self.status = status
+        self.alive = alive
         self.reload = reload
 
 

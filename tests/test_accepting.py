@@ -377,6 +377,33 @@ class StopTests(PortCase):
         self.assertGreater(port.fileno(), -1)
 
 
+class AliveTests(PortCase):
+    """Tests for what a port says of itself."""
+
+    def test_accepts(self) -> None:
+        """A port is alive that is in the reactor."""
+        port = self.listen()
+        self.assertTrue(port.isAlive)
+        self.reactor.removeReader(port)
+        self.assertFalse(port.isAlive)
+
+    def test_paused(self) -> None:
+        """So is one that is to accept in a moment, whatever happens in between."""
+        port = self.listen()
+        self.policy.pause("a test")
+        self.assertTrue(port.isAlive)
+        with mock.patch.object(self.reactor, "addReader", side_effect=MemoryError):
+            self.reactor.advance(0.25)
+        self.assertEqual((port in self.reactor.getReaders(), port.isAlive), (False, True))
+
+    def test_waits(self) -> None:
+        """So is one that waits for a poem."""
+        port = self.listen(None)
+        self.connect()
+        self.reactor.turn()
+        self.assertEqual((port in self.reactor.getReaders(), port.isAlive), (False, True))
+
+
 class WaitTests(PortCase):
     """Tests for a source that has no poem yet, as a proxy's."""
 

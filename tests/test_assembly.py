@@ -32,6 +32,7 @@ from fastpoetry.command import assembly
 from fastpoetry.command.assembly import assemble, checkEndpoints
 from fastpoetry.command.options import Block, CommandOptions
 from fastpoetry.delivery.limits import Limits
+from fastpoetry.listen import PoetryListener
 from fastpoetry.poem import PoemError
 from fastpoetry.systemd.notify import ReloadError
 
@@ -234,6 +235,15 @@ class NotifyTests(AssemblyCase):
         """It has every block."""
         notify = self.notify("--ode", "a", "--port", "1", "--ode", "b", "--port", "2")
         self.assertTrue(notify.status().startswith("Serving an ode a, an ode b: "))
+
+    def test_alive(self) -> None:
+        """It is alive as long as each of its listeners is."""
+        notify = self.notify("--ode", "a", "--port", "1", "--ode", "b", "--port", "2")
+        self.assertTrue(notify.alive())
+        with mock.patch.object(
+            PoetryListener, "isAlive", mock.PropertyMock(side_effect=[True, False])
+        ):
+            self.assertFalse(notify.alive())
 
     def test_reload(self) -> None:
         """A reload reaches every block, and is over when each has done with it."""

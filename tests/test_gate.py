@@ -55,6 +55,14 @@ class GateTests(SynchronousTestCase):
         self.gate.open()
         self.assertEqual([port.turns for port in self.ports], [0, 0])
 
+    def test_willOpen(self) -> None:
+        """It will open by itself as long as it is closed."""
+        self.assertFalse(self.gate.willOpen)
+        self.gate.close()
+        self.assertTrue(self.gate.willOpen)
+        self.clock.advance(0.25)
+        self.assertFalse(self.gate.willOpen)
+
     def test_removed(self) -> None:
         """A port that is removed is left alone."""
         self.gate.remove(self.ports[0])

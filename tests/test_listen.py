@@ -72,6 +72,25 @@ class ListenerCase(SynchronousTestCase):
         return said(events)
 
 
+class AliveTests(ListenerCase):
+    """Tests for whether it is alive."""
+
+    def test_ports(self) -> None:
+        """It is, as long as each port of ours is; of others nobody knows."""
+        self.assertTrue(self.listener.isAlive)
+        self.start(Several(self.plainPort(), self.plainPort(), FakePort()))
+        self.assertTrue(self.listener.isAlive)
+        self.reactor.removeReader(self.reactor.getReaders()[0])
+        self.assertFalse(self.listener.isAlive)
+
+    def test_stopped(self) -> None:
+        """A stop is no fault."""
+        self.start(self.plainPort())
+        self.listener.stopService()
+        self.assertTrue(self.listener.isAlive)
+        self.reactor.advance(0)
+
+
 class StartTests(ListenerCase):
     """Tests for the start."""
 

@@ -65,13 +65,16 @@ def assemble(
     policy = Policy(options.limits, clock)
     root = MultiService()
     sources: list[Source] = []
+    listeners: list[PoetryListener] = []
     meter: Any = None
     with Preflight() as preflight:
         for block in options.blocks:
             source = makeSource(block)
             sources.append(source)
             endpoints = _findEndpoints(block, preflight, reactor)
-            _makeBlock(source, endpoints, policy, reactor).setServiceParent(root)
+            parts = _makeBlock(source, endpoints, policy, reactor)
+            parts.setServiceParent(root)
+            listeners += [each for each in parts if isinstance(each, PoetryListener)]
         if "metrics" in options:
             meter, metrics = _makeMetrics(options["metrics"], policy, preflight, reactor, clock)
             metrics.setServiceParent(root)
@@ -102,7 +105,13 @@ def assemble(
         reloads = [maybeDeferred(reloadSource, source) for source in sources]
         return Deferred.fromCoroutine(_awaitAll(reloads))
 
-    NotifyService(reactor, status=status, reload=reload, clock=clock).setServiceParent(root)
+    def isAlive() -> bool:
+        # The clock calls in order, so that who asks by it knows that it goes.
+        return all(listener.isAlive for listener in listeners)
+
+    NotifyService(
+        reactor, status=status, reload=reload, alive=isAlive, clock=clock
+    ).setServiceParent(root)
     return root
 
 

@@ -259,6 +259,11 @@ class BorrowedPort:
         stopped: Deferred[None] = maybeDeferred(self._port.stopListening)
         return stopped
 
+    @property
+    def isAlive(self) -> bool:
+        """Whether the port accepts, or will by itself."""
+        return self in self.reactor.getReaders() or self.policy.willOpenPorts
+
     def getHost(self) -> IAddress:
         """Where we listen."""
         address: IAddress = self._port.getHost()
@@ -379,6 +384,11 @@ class FastPort(BorrowedPort):
         if self._waiting is not None:
             self._waiting.cancel()
         return super().stopListening()
+
+    @property
+    def isAlive(self) -> bool:
+        """Whether the port accepts, or will by itself, as when its source has a poem."""
+        return self._waiting is not None or super().isAlive
 
     def doRead(self) -> None:
         """Serve who has come."""

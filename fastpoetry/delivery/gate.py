@@ -30,6 +30,11 @@ class Gate:
         """Whether the ports leave who comes in their backlogs."""
         return self._reopening is not None
 
+    @property
+    def willOpen(self) -> bool:
+        """Whether a timer is pending that opens this."""
+        return self._reopening is not None and self._reopening.active()
+
     def add(self, port: Pausable) -> None:
         """Have a port accept only while this is open."""
         self._ports.append(port)

@@ -196,6 +196,11 @@ class Policy:
         self._gate.close()
         self._tellFull(cause)
 
+    @property
+    def willOpenPorts(self) -> bool:
+        """Whether the ports do not accept now, and will by themselves."""
+        return self._gate.willOpen
+
     def openPorts(self) -> None:
         """Have all ports accept: at once or, if one cannot, after a moment."""
         self._gate.close()

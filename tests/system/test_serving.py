@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 
-from messages import SENT, SERVING
+from messages import NOT_ALIVE, SENT, SERVING
 
 from system.conftest import CLONE, UNITS
 from system.machine import Machine, waitFor
@@ -39,6 +39,19 @@ with socket.create_connection(("127.0.0.1", 10000)) as client:
         print(client.recv(1))
     except ConnectionResetError:
         print("reset")
+"""
+
+# Takes the ports out of the reactor at SIGUSR2.
+_DEAF = """
+import signal
+
+def deafen(*_):
+    from twisted.internet import reactor
+    for each in reactor.getReaders():
+        if type(each).__name__ == "FastPort":
+            reactor.callFromThread(reactor.removeReader, each)
+
+signal.signal(signal.SIGUSR2, deafen)
 """
 
 
@@ -266,6 +279,23 @@ def test_watchdog(machine: Machine) -> None:
     assert machine.fetch(*ECSTASY) == read("ecstasy")
     assert machine.show("fastpoetry@ecstasy", "MainPID") != process
     assert machine.journal("--boot", "--unit=fastpoetry@ecstasy", "--grep=Watchdog timeout")
+
+
+def test_deaf(machine: Machine) -> None:
+    """A service is restarted whose port is in the reactor no more."""
+    machine.path("/run/deaf").mkdir()
+    machine.path("/run/deaf/sitecustomize.py").write_text(_DEAF)
+    drop = machine.path("/run/systemd/system/fastpoetry@ecstasy.service.d/deaf.conf")
+    drop.parent.mkdir()
+    drop.write_text("[Service]\nEnvironment=PYTHONPATH=/run/deaf\nWatchdogSec=2\n")
+    machine.systemctl("daemon-reload")
+    machine.systemctl("start", "fastpoetry@ecstasy")
+    process = machine.show("fastpoetry@ecstasy", "MainPID")
+    machine.systemctl("kill", "--signal=SIGUSR2", "fastpoetry@ecstasy")
+    waitFor(lambda: machine.show("fastpoetry@ecstasy", "NRestarts") == "1", "the restart")
+    assert machine.fetch(*ECSTASY) == read("ecstasy")
+    assert machine.show("fastpoetry@ecstasy", "MainPID") != process
+    assert machine.journal("--boot", "--unit=fastpoetry@ecstasy", f"MESSAGE_ID={NOT_ALIVE}")
 
 
 def test_reboot(machine: Machine) -> None:
