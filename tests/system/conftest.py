@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
@@ -134,15 +134,24 @@ def machine(debian: Machine) -> Iterator[Machine]:
     waitFor(lambda: not listUnits(debian), "everything of fastpoetry to end")
 
 
-def startMachine(release: str, packages: Sequence[str], kind: str, **settings: Any) -> Machine:
+def startMachine(
+    release: str,
+    packages: Sequence[str],
+    kind: str,
+    *,
+    binds: Mapping[Path, str] | None = None,
+    **settings: Any,
+) -> Machine:
     """
     Start a machine, or skip the test if that cannot be done here.
 
+    @param binds: what to show there of this machine, beside the clone.
     @param settings: more for L{Machine}.
     """
     try:
         root = findRoot(release, packages)
-        machine = Machine(root, f"fastpoetry-{release}-{kind}", binds={CLONE: SOURCE}, **settings)
+        shown = {CLONE: SOURCE, **(binds or {})}
+        machine = Machine(root, f"fastpoetry-{release}-{kind}", binds=shown, **settings)
         machine.start()
     except MachineError as why:
         skip(why)

@@ -19,7 +19,8 @@ PROGRAMS = (
     *("buildbot", "buildbot-worker"),
     *("magic-wormhole-transit-relay", "python3-magic-wormhole-mailbox-server"),
     *("python3-autobahn", "python3-eliot", "python3-structlog", "python3-txsni"),
-    "python3-werkzeug",
+    *("python3-werkzeug", "python3-daphne", "python3-django", "python3-foolscap"),
+    *("graphite-carbon", "python3-scrapy", "nginx-light"),
 )
 """What the pages take for granted, and other people's programs."""
 

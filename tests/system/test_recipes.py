@@ -31,26 +31,56 @@ systemctl daemon-reload
 """
 
 
+_PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
+
+_VENV = """
+python3 -m venv --without-pip /opt/venv
+cd /opt/venv/lib/python3*/site-packages
+printf '/opt/wheels\n/src\n' >fastpoetry.pth
+ln -s /usr/lib/python3/dist-packages/systemd .
+sed '1s|.*|#!/opt/venv/bin/python|' /opt/wheels/bin/twistd >/opt/venv/bin/twistd
+chmod +x /opt/venv/bin/twistd
+"""
+"""The page's venv, with the same wheels and this clone, without a network."""
+
+_OWN = ("carbon-cache.service", "nginx.service")
+"""Units that Debian's packages start."""
+
+
 @pytest.fixture(scope="module")
-def equipped(release: str, package: Path, fromPip: Path) -> Iterator[Machine]:
+def equipped(release: str, package: Path, fromPip: Path, wheels: Path) -> Iterator[Machine]:
     """A booted system with the package, Debian's programs, and what of them is from pip."""
-    machine = startMachine(release, PROGRAMS, "equipped")
+    machine = startMachine(release, PROGRAMS, "equipped", binds={wheels: "/opt/wheels"})
     with closing(machine):
+        machine.systemctl("disable", "--quiet", "--now", *_OWN)
         installPackage(machine, findPackage(package, "python3-fastpoetry"))
         shutil.copytree(fromPip, machine.path("/opt/pip"))
         machine.path("/opt/pip").chmod(0o755)
+        machine.run("bash", "-ec", _VENV)
         yield machine
 
 
 @pytest.fixture(scope="module")
 def fromPip(release: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the page has pip install, for a release."""
-    folder = tmp_path_factory.mktemp("pip")
+    """What the page has pip install beside Debian's Twisted, for a release."""
     buildbot = {"bookworm": "3.7.0", "trixie": "4.2.1"}[release]
     page = re.sub(r"==\$\(.*\)", f"=={buildbot}", PAGE.read_text("utf-8"))
     wanted = " ".join(re.findall(r"pip install --no-deps --target=/opt/pip\s+([^`]+)", page))
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-    command += [f"--target={folder}", *wanted.split()]
+    return install(tmp_path_factory.mktemp("pip"), "--no-deps", *wanted.split())
+
+
+@pytest.fixture(scope="module")
+def wheels(release: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the page has pip install into the venv, for a release's Python."""
+    (wanted,) = re.findall(r"/opt/venv/bin/pip install (.*) \S+\n", PAGE.read_text("utf-8"))
+    chosen = (f"--python-version={_PYTHONS[release]}", "--only-binary=:all:")
+    return install(tmp_path_factory.mktemp("wheels"), *chosen, *wanted.split())
+
+
+def install(folder: Path, *arguments: str) -> Path:
+    """Have pip install something into a folder, or skip the test where it cannot."""
+    folder.chmod(0o755)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", f"--target={folder}", *arguments]
     ran = subprocess.run(command, capture_output=True, text=True)
     if ran.returncode:
         skip(ran.stderr)
@@ -63,7 +93,8 @@ def test_recipe(equipped: Machine, title: str) -> None:
     text = RECIPES[title]
     writeFiles(equipped, text)
     files = [*readFiles(text)]
-    units = [Path(each).name for each in files if each.startswith("/etc/systemd/")]
+    names = [Path(each).name for each in files if each.startswith("/etc/systemd/")]
+    units = [each.replace("@.", "@*.") for each in names]
     try:
         follow(equipped, text)
         if units:
@@ -96,6 +127,7 @@ def test_table(equipped: Machine) -> None:
         ("magic-wormhole-transit-relay", r"Magic Wormhole's transit relay \|"),
         ("buildbot", r"Buildbot, master and worker \|"),
         ("python3-autobahn", r"Autobahn \|"),
+        ("graphite-carbon", r"carbon \|"),
     ):
         versions = re.search(rf"^\| {row} ([\d.]+), ([\d.]+) ", PAGE.read_text(), re.M)
         assert versions, row
