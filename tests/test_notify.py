@@ -14,6 +14,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import NOT_ALIVE, TROUBLE
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads
@@ -23,7 +24,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from fastpoetry.systemd.notify import NotifyService
+from fastpoetry.systemd.notify import NotifyService, startNotifying
 
 
 @implementer(IReactorFromThreads)
@@ -202,6 +203,18 @@ class ReadyTests(NotifyCase):
             self.reactor.run()
             service.stopService()
             self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+
+class WithoutServicesTests(NotifyCase):
+    """A program that has no services."""
+
+    def test_started(self) -> None:
+        """One line has it say READY, and STOPPING when the reactor stops."""
+        startNotifying(self.reactor, clock=self.reactor, environ=self.systemd.environ)
+        self.reactor.run()
+        self.assertEqual(self.systemd.heard(), ["READY=1"])
+        self.reactor.shutDown("before")
+        self.assertEqual(self.systemd.heard(), ["STOPPING=1"])
 
 
 class StatusTests(NotifyCase):
@@ -448,6 +461,65 @@ class WatchdogTests(NotifyCase):
         """A time that is none is no watchdog."""
         for time_ in ("", "0", "-1", "six", "6e6", "9" * 400, "9" * 5000):
             self.assertEqual((time_, self.pings(WATCHDOG_USEC=time_)), (time_, []))
+
+
+class AliveTests(NotifyCase):
+    """What the program says before each sign of life."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.answers: list[object] = []
+
+    def alive(self) -> bool:
+        """Say what the test wants."""
+        answer: Any = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return bool(answer)
+
+    def pings(self, *answers: object) -> tuple[list[str], list[str]]:
+        """@return: what systemd hears, and the causes in the records."""
+        self.answers = list(answers)
+        service = NotifyService(
+            self.reactor,
+            alive=self.alive,
+            clock=self.reactor,
+            environ={**self.systemd.environ, "WATCHDOG_USEC": "3000000"},
+        )
+        service.startService()
+        self.reactor.run()
+        with capturedLogs() as events:
+            self.reactor.pump([1] * len(answers))
+        service.stopService()
+        self.assertEqual({event["message_id"] for event in events} - {NOT_ALIVE}, set())
+        heard = [each for each in self.systemd.heard() if each == "WATCHDOG=1"]
+        return heard, [event["cause"] for event in events]
+
+    def test_yes(self) -> None:
+        """A program that says yes is alive."""
+        self.assertEqual(self.pings(True, True), (["WATCHDOG=1"] * 2, []))
+
+    def test_no(self) -> None:
+        """One that says no is not, which is one record however often it says so."""
+        self.assertEqual(self.pings(True, False, False, False), (["WATCHDOG=1"], ["it says so"]))
+
+    def test_raises(self) -> None:
+        """One that cannot answer is not alive either, and is asked again."""
+        heard, causes = self.pings(LookupError("no port"), True)
+        self.assertEqual((heard, causes), (["WATCHDOG=1"], ["LookupError: no port"]))
+
+    def test_again(self) -> None:
+        """One that is alive for a while and then not makes another record."""
+        heard, causes = self.pings(False, True, False)
+        self.assertEqual((heard, causes), (["WATCHDOG=1"], ["it says so"] * 2))
+
+    def test_trouble(self) -> None:
+        """A program in trouble has systemd treat it as one that hangs, and a record says why."""
+        service = self.started()
+        with capturedLogs() as events:
+            service.tellTrouble("the disk is\nfull")
+        self.assertEqual([event["message_id"] for event in events], [TROUBLE])
+        self.assertEqual(self.systemd.heard(), ["STATUS=the disk is full\nWATCHDOG=trigger"])
 
 
 class ManagerTests(NotifyCase):

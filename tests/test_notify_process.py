@@ -65,6 +65,26 @@ reactor.callWhenRunning(reactor.callLater, 0, signals)
 reactor.run()
 """
 
+CHILD = """
+import os, subprocess, sys
+from twisted.internet import reactor
+from fastpoetry.systemd.notify import NotifyService
+from fastpoetry.systemd.store import Store
+def look():
+    code = "import os; print(*sorted(key for key in os.environ if key.split('_')[0] in FAMILIES))"
+    families = ("NOTIFY", "WATCHDOG", "LISTEN")
+    subprocess.run([sys.executable, "-c", code.replace("FAMILIES", repr(families))], check=True)
+    service.stopService()
+    service.startService()
+    removed = Store(reactor).remove("a", seconds=0)
+    removed.addErrback(lambda failure: print(failure.getErrorMessage()))
+    removed.addCallback(lambda _: reactor.stop())
+service = NotifyService(reactor)
+service.startService()
+reactor.callWhenRunning(look)
+reactor.run()
+"""
+
 EARLY = """
 import os, signal
 from twisted.internet import reactor
@@ -160,6 +180,17 @@ class ProcessTests(Programs):
             self.assertNotIn("Traceback", done.stderr)
             self.assertNotIn("Unhandled", done.stderr)
             self.assertEqual(self.systemd.heard(), ["READY=1", "STOPPING=1"])
+
+    def test_children(self) -> None:
+        """
+        No child inherits what systemd tells this process, and the program goes on knowing it.
+        """
+        told = {"WATCHDOG_USEC": "9000000", "LISTEN_FDNAMES": "a", "LISTEN_PID": "1"}
+        done = self.start(["-c", CHILD], **told)
+        child, store = done.stdout.splitlines()
+        self.assertEqual((child, done.stderr), ("", ""))
+        self.assertIn("systemd has not read what it was told for 0 s", store)
+        self.assertEqual(self.systemd.heard()[:3], ["READY=1", "STOPPING=1", "READY=1"])
 
     def test_early(self) -> None:
         """A SIGHUP before the start does not kill, and reloads after it."""

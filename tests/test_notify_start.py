@@ -4,6 +4,7 @@ Tests for when L{fastpoetry.systemd.notify} says that a program is ready, and fo
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -17,6 +18,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
 from twisted.logger import LogLevel, capturedLogs
+from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
 from fastpoetry.systemd import notify, starting
@@ -210,6 +212,149 @@ class ReadyTests(NotifyCase):
         started.setServiceParent(StartingService())
         self.assertFalse(started.running)
 
+    def test_plain(self) -> None:
+        """READY waits for what services return at any depth of plain parents."""
+        slow: Deferred[str] = Deferred()
+        inner, middle = MultiService(), MultiService()
+        Slow(slow).setServiceParent(inner)
+        inner.setServiceParent(middle)
+        self.begin(middle)
+        self.assertEqual(self.systemd.heard(), [])
+        slow.callback("result")
+        self.assertEqual(self.systemd.heard(), ["READY=1"])
+        self.assertEqual(self.successResultOf(slow), "result")
+
+    def test_plainCoroutine(self) -> None:
+        """A service whose C{startService} is a coroutine is started in a plain parent too."""
+        waiting: Deferred[None] = Deferred()
+
+        class Asynchronous(Service):
+            async def startService(self) -> None:
+                await waiting
+
+        self.begin(Asynchronous())
+        self.assertEqual(self.systemd.heard(), [])
+        waiting.callback(None)
+        self.assertEqual(self.systemd.heard(), ["READY=1"])
+
+    def test_plainFails(self) -> None:
+        """A start that fails later, at any depth, is one record and the end."""
+        slow: Deferred[None] = Deferred()
+        inner = MultiService()
+        Slow(slow).setServiceParent(inner)
+        self.begin(inner)
+        slow.errback(LookupError())
+        del slow
+        self.assertEqual(self.failed(), [])
+        gc.collect()
+        self.assertEqual(len(self.flushLoggedErrors(LookupError)), 1)
+
+    def test_putAbove(self) -> None:
+        """Services are waited for that are put above the parent, if twistd starts them."""
+        slow: Deferred[None] = Deferred()
+        root, parent = MultiService(), MultiService()
+        NotifyService(
+            self.reactor, clock=self.reactor, environ=self.systemd.environ
+        ).setServiceParent(parent)
+        parent.setServiceParent(root)
+        Slow(slow).setServiceParent(root)
+        root.privilegedStartService()
+        root.startService()
+        self.reactor.run()
+        self.assertEqual(self.systemd.heard(), [])
+        slow.callback(None)
+        self.assertEqual(self.systemd.heard(), ["READY=1"])
+
+    def test_parentWaits(self) -> None:
+        """A parent that waits itself sees the failure of a child, as without us."""
+        seen: list[Failure] = []
+
+        class Waiting(MultiService):
+            def startService(self) -> None:
+                for child in self:
+                    child.startService().addErrback(seen.append)
+
+        inner = Waiting()
+        Slow(fail(LookupError())).setServiceParent(inner)
+        self.begin(inner)
+        self.assertEqual(len(seen), 1)
+        self.failed()
+        self.flushLoggedErrors(LookupError)
+
+    def test_addedMeanwhile(self) -> None:
+        """
+        A service that another one adds in its start is started once, and waited for, whether its
+        parent waits or not.
+        """
+        self.addMeanwhile(MultiService())
+
+    def test_addedMeanwhileToStarting(self) -> None:
+        """So it is where the parent waits."""
+        self.addMeanwhile(StartingService())
+
+    def addMeanwhile(self, parent: MultiService) -> None:
+        """Start a service that adds another one to its parent, which takes time to start."""
+        slow: Deferred[None] = Deferred()
+        starts: list[object] = []
+
+        class Added(Slow):
+            def startService(self) -> Any:
+                starts.append(self)
+                return super().startService()
+
+        class Adding(Service):
+            def startService(self) -> None:
+                super().startService()
+                Added(slow).setServiceParent(self.parent)
+
+        self.begin(Adding(), parent=parent)
+        self.assertEqual((len(starts), self.systemd.heard()), (1, []))
+        slow.callback(None)
+        self.assertEqual(self.systemd.heard(), ["READY=1"])
+
+    def test_addedWhileWaiting(self) -> None:
+        """What is added before READY is waited for as well."""
+        first: Deferred[None] = Deferred()
+        second: Deferred[None] = Deferred()
+        parent = MultiService()
+        self.begin(Slow(first), parent=parent)
+        Slow(second).setServiceParent(parent)
+        first.callback(None)
+        self.assertEqual(self.systemd.heard(), [])
+        second.callback(None)
+        self.assertEqual(self.systemd.heard(), ["READY=1"])
+
+    def test_untouched(self) -> None:
+        """After the start all services are as they were."""
+        service, parent = Service(), MultiService()
+        self.begin(service, parent=parent)
+        for each in (service, parent):
+            self.assertEqual({"startService", "addService"} & vars(each).keys(), set())
+
+    def test_restarted(self) -> None:
+        """A service that another one stops and starts before READY is started again."""
+        slow: Deferred[None] = Deferred()
+        service = Service()
+        self.begin(service, ready=slow)
+        service.stopService()
+        service.startService()
+        self.assertTrue(service.running)
+        slow.callback(None)
+
+    def test_unwatchable(self) -> None:
+        """A service that takes no attributes of others starts as ever."""
+
+        class Closed(Service):
+            def __setattr__(self, name: str, value: object) -> None:
+                if name not in ("name", "parent", "running"):
+                    raise AttributeError(name)
+                super().__setattr__(name, value)
+
+        service = Closed()
+        self.begin(service)
+        self.assertTrue(service.running)
+        self.assertEqual(self.systemd.heard(), ["READY=1"])
+
     def test_strangers(self) -> None:
         """Services that keep something of their own under C{services} are left alone."""
         stranger: Any = Service()
@@ -311,6 +456,13 @@ class TellTests(NotifyCase):
         """Fields are told in one message, each on one line."""
         self.started().tell(ERRNO=2, X_TEXT="a\nREADY=0")
         self.assertEqual(self.systemd.heard(), ["ERRNO=2\nX_TEXT=a READY=0"])
+
+    def test_text(self) -> None:
+        """Fields are told as sd_notify(3) takes them too, in one message with others."""
+        service = self.started()
+        service.tell("READY=1\nSTATUS=a\0b\n\n", ERRNO=2)
+        service.tell("")
+        self.assertEqual(self.systemd.heard(), ["READY=1\nSTATUS=a b\nERRNO=2"])
 
     def test_nobody(self) -> None:
         """Outside systemd, and when it has stopped, nobody is told."""
