@@ -386,6 +386,7 @@ from twisted.application.internet import TCPServer
 from twisted.application.service import Application, Service
 from twisted.internet import endpoints, reactor
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import deferLater
 from twisted.python import log
 
 class Greeter(Protocol):
@@ -395,6 +396,9 @@ class Greeter(Protocol):
 
 class Deaf(Service):
     def startService(self):
+        return deferLater(reactor, 0.01, self.listen)
+
+    def listen(self):
         text = "tcp:{number}:interface=127.0.0.2"
         endpoints.serverFromString(reactor, text).listen(Factory()).addErrback(log.err)
 
