@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.error import AlreadyCalled, AlreadyCancelled
+from twisted.internet.error import TimeoutError as TooLate
 from twisted.internet.interfaces import (
     IDelayedCall,
     IHostnameResolver,
@@ -33,7 +35,7 @@ from twisted.internet.interfaces import (
     IReactorTime,
     IReadDescriptor,
 )
-from twisted.internet.protocol import Factory
+from twisted.internet.protocol import ClientFactory, Factory
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
@@ -582,6 +584,26 @@ class ReactorTests(SynchronousTestCase):
         self.assertEqual(self.memory.tcpServers[0][0], 17)
         self.assertRaises(AttributeError, lambda: self.both.nosuch)
         self.assertTrue(IReactorPluggableNameResolver.providedBy(self.both))
+
+    def test_timeout(self) -> None:
+        """A connection that is not made in time fails by that clock, whatever the reactor's."""
+        both: Any = MonotonicReactor(reactor, self.clock)
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+            waiting = [socket.socket() for _ in range(3)]
+            for each in waiting:
+                self.addCleanup(each.close)
+                each.setblocking(False)
+                each.connect_ex(full.getsockname())
+            failures: list[Failure] = []
+            factory = ClientFactory()
+            self.patch(factory, "clientConnectionFailed", lambda _, why: failures.append(why))
+            both.connectTCP(*full.getsockname(), factory, timeout=3)
+            self.clock.advance(0)
+            self.clock.advance(2)
+            self.assertEqual(failures, [])
+            self.clock.advance(1)
+            self.assertEqual([why.type for why in failures], [TooLate])
+        self.assertEqual(reactor.getDelayedCalls(), [])
 
     def test_hostname(self) -> None:
         """A name with two addresses is tried with the second when that clock has gone on."""

@@ -1,7 +1,7 @@
 """
 Where an upstream is: what its description becomes, and how its name is looked up.
 
-Fetches nothing. What it makes has no time of its own to give up: who connects has.
+Fetches nothing. How long connecting may take is for the caller to say.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ from twisted.internet.interfaces import (
     IResolutionReceiver,
     IStreamClientEndpoint,
 )
-from zope.interface import directlyProvides, implementer, providedBy
+from zope.interface import implementer
 
 from fastpoetry.threads import callAside
 
 _Address = IPv4Address | IPv6Address
 
 _FORM = "tcp:host=poems.example:port=10000"
+
+_UNLIMITED: Any = None
+"""How long a connection may take to be made."""
 
 _WORD = re.compile(r"((?:[^:\\]|\\.)*)(?::|\Z)", re.DOTALL)
 """A part of a description, in which a backslash takes from what follows its meaning."""
@@ -56,11 +59,10 @@ def parseUpstream(description: str, reactor: Any) -> IStreamClientEndpoint:
     words = [match[1] for match in _WORD.finditer(description)]
     if any(word.startswith("timeout=") for word in words):
         raise ValueError("timeout= is what --connect-timeout is for")
-    untimed = _UntimedReactor(reactor)
     if words[0] == "tcp":
-        return _parseTCP(words[1:], untimed)
+        return _parseTCP(words[1:], reactor)
     try:
-        endpoint: IStreamClientEndpoint = clientFromString(untimed, description)
+        endpoint: IStreamClientEndpoint = clientFromString(reactor, description)
     except Exception as why:  # each kind of endpoint has errors of its own
         reason = str(why) or type(why).__name__
         raise ValueError(
@@ -97,32 +99,7 @@ def _parseTCP(words: list[str], reactor: Any) -> HostnameEndpoint:
     if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
         raise ValueError(f"port {port!a} is none from 1 to 65535; the right form is {_FORM}")
     source = (given["bindAddress"], 0) if "bindAddress" in given else None
-    return HostnameEndpoint(reactor, host, int(port), bindAddress=source)
-
-
-class _UntimedReactor:
-    """
-    A reactor whose connections are made however long that takes.
-
-    The time for it would be taken from the reactor's own clock, which can be set.
-    """
-
-    def __init__(self, reactor: Any) -> None:
-        self._reactor = reactor
-        directlyProvides(self, providedBy(reactor))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._reactor, name)
-
-    def connectTCP(
-        self, host: str, port: int, factory: Any, timeout: object, bindAddress: Any = None
-    ) -> Any:
-        return self._reactor.connectTCP(host, port, factory, None, bindAddress)
-
-    def connectUNIX(
-        self, address: str, factory: Any, timeout: object = None, checkPID: Any = 0
-    ) -> Any:
-        return self._reactor.connectUNIX(address, factory, None, checkPID)
+    return HostnameEndpoint(reactor, host, int(port), timeout=_UNLIMITED, bindAddress=source)
 
 
 @implementer(IHostResolution)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from heapq import heapify, heappop, heappush
 from itertools import count
+from types import MethodType
 from typing import Any
 
 from twisted.internet.base import DelayedCall
@@ -27,6 +28,8 @@ __all__ = ["MonotonicClock", "MonotonicReactor"]
 
 _LONGEST = 1e9
 """Seconds, some 30 years: no timer of the kernel is set for longer, since infinity is none."""
+
+_CONNECTS = ("connectTCP", "connectSSL", "connectUNIX")
 
 _STALE = 50
 """So many entries of calls that were cancelled or moved may stay in the heap beyond the others."""
@@ -278,10 +281,8 @@ else:
 class MonotonicReactor:
     """
     A reactor with a clock in place of its own, for code of Twisted's that takes both from one
-    argument: C{HostnameEndpoint}, C{TimeoutMixin}, C{LoopingCall}.
-
-    Connections that it makes are the reactor's, and so are their timeouts: connect with
-    C{timeout=None} and bound the Deferred with C{addTimeout(seconds, clock)}.
+    argument: C{HostnameEndpoint}, C{TimeoutMixin}, C{LoopingCall}. Timeouts of connections that
+    it makes follow that clock, too.
     """
 
     def __init__(self, reactor: Any, clock: Any) -> None:
@@ -296,4 +297,7 @@ class MonotonicReactor:
         directlyProvides(self, providedBy(reactor))
 
     def __getattr__(self, name: str) -> Any:
+        if name in _CONNECTS:
+            # The reactor's own function, which is given this object in the place of the reactor.
+            return MethodType(getattr(type(self._reactor), name), self)
         return getattr(self._reactor, name)
