@@ -8,6 +8,7 @@ from typing import Any
 
 from twisted.application.service import MultiService
 
+from fastpoetry.command.identity import asServer
 from fastpoetry.command.options import (
     Block,
     CommandOptions,
@@ -16,7 +17,7 @@ from fastpoetry.command.options import (
     refuse,
     tunable,
 )
-from fastpoetry.proxy.cache import CopyFile, Keeper
+from fastpoetry.proxy.cache import Keeper
 from fastpoetry.proxy.freshness import Freshness
 from fastpoetry.proxy.service import PoetryProxyService
 
@@ -131,7 +132,6 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
     @raise SystemExit: if an endpoint or the cache's folder cannot be had.
     """
     from fastpoetry.command.assembly import assemble, findReactor  # and with it Twisted's sockets
-    from fastpoetry.command.preflight import asServer
     from fastpoetry.proxy.upstream import Resolver, parseUpstream
     from fastpoetry.systemd.clock import MonotonicReactor
 
@@ -152,8 +152,7 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
             refuse(f"{block.asked}: {why}{_whose(block.what)}")
         freshness = options.freshness
         if folder and block.what not in keepers:
-            file = CopyFile(folder, block.what, freshness.mostBytes)
-            keepers[block.what] = Keeper(file, timed)
+            keepers[block.what] = Keeper(folder, block.what, timed, freshness.mostBytes)
         return PoetryProxyService(
             block.what, endpoint, freshness, timed, block.digest, keepers.get(block.what)
         )

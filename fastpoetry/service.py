@@ -10,17 +10,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from random import choice
 from typing import Any
 
 from twisted.application import service
 from twisted.internet.defer import Deferred, DeferredLock, execute
-from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
+from fastpoetry.apart.job import callApart
+from fastpoetry.apart.worker import WorkError
 from fastpoetry.poem import Loaded, Poem, PoemAt, PoemError, Selection
-from fastpoetry.threads import ThreadError, callApart, callAside
 
 _MOST_NAMED = 10
 """Files that one record names; of more it says how many there are."""
@@ -43,19 +42,19 @@ class PoetryService(service.Service):
     def __init__(
         self,
         selection: Selection | str | os.PathLike[str],
-        reactor: IReactorFromThreads | None = None,
+        reactor: Any = None,
         *,
         seconds: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         @param selection: which poems, or the path of one; looked up at each start and each reload.
-        @param reactor: who is told what a reload has read; twistd's own, if none is given.
+        @param reactor: for reloads, as L{Job} has it; twistd's own, if none is given.
         @param seconds: a clock, for how long a poem has been old.
         """
         if isinstance(selection, (str, os.PathLike)):
             selection = PoemAt(os.path.abspath(selection))
         self._selection = selection
-        self._reactor: Any = reactor
+        self._reactor = reactor
         self._seconds = seconds
         self._reloading = DeferredLock()
 
@@ -112,16 +111,18 @@ class PoetryService(service.Service):
         if reactor is None:
             from twisted.internet import reactor
         try:
-            loaded = await callAside(reactor, partial(callApart, self._selection.load))
-        except (PoemError, ThreadError) as why:
+            found = await callApart(reactor, self._selection.reading, str(self._selection))
+            loaded = Loaded.make(found)
+        except Exception as why:
+            cause = str(why) if isinstance(why, WorkError) else repr(why)
             since = self._seconds() if self._failed is None else self._failed[0]
-            self._failed = since, str(why)
+            self._failed = since, cause
             self._log.error(
                 "kept the old poem: {cause}",
-                cause=str(why),
+                cause=cause,
                 message_id="d9a7bc3707d94fb8a97a3861b7924ca8",
             )
-            raise PoemError(str(why)) from None
+            raise PoemError(cause) from None
         self._keep(loaded)
 
     def _keep(self, loaded: Loaded) -> None:
@@ -136,7 +137,7 @@ class PoetryService(service.Service):
         for why in loaded.leftOut:
             self._log.warn(
                 "left a poem out: {cause}",
-                cause=str(why),
+                cause=why,
                 message_id="66370c4cceee46698cd1005d12eea6b4",
             )
         if loaded.passedOver and loaded.passedOver != self._passedOver:

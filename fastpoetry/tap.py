@@ -8,10 +8,12 @@ from typing import Any
 
 from twisted.application.service import MultiService
 
+from fastpoetry.apart.process import startApart
+from fastpoetry.apart.worker import WorkError
+from fastpoetry.command.identity import asServer
 from fastpoetry.command.options import Block, CommandOptions, refuse
-from fastpoetry.poem import DEFAULT_POETRY_PATH, Anthology, PoemAt, PoemError, PoemNamed, Selection
+from fastpoetry.poem import DEFAULT_POETRY_PATH, Anthology, PoemAt, PoemNamed, Selection
 from fastpoetry.service import PoetryService
-from fastpoetry.threads import ThreadError, callApart
 
 _ANTHOLOGY = "--anthology"
 
@@ -81,18 +83,24 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
     @param clock: for tests; otherwise one that no step of the wall clock moves.
     @raise SystemExit: if a poem cannot be served or an endpoint cannot be had.
     """
-    from fastpoetry.command.assembly import assemble, findReactor  # and with it Twisted's sockets
-    from fastpoetry.command.preflight import asServer
+    # Twisted's sockets are imported while poems are read. startService reads them again, beneath
+    # twistd's --chroot.
+    with asServer(options):
+        readings = [startApart(block.what.reading, str(block.what)) for block in options.blocks]
+    from fastpoetry.command.assembly import assemble, findReactor
+    from fastpoetry.systemd.clock import MonotonicReactor
 
     reactor, clock = findReactor(reactor, clock)
-
-    def makeSource(block: Block) -> PoetryService:
+    for block, finish in zip(options.blocks, readings, strict=True):
         try:
             with asServer(options):
-                callApart(block.what.load)  # again in startService, beneath twistd's --chroot
-        except (PoemError, ThreadError) as why:
+                finish()
+        except WorkError as why:
             refuse(f"{block.asked}: {why}")
-        return PoetryService(block.what, reactor)
+    timed = MonotonicReactor(reactor, clock)
+
+    def makeSource(block: Block) -> PoetryService:
+        return PoetryService(block.what, timed)
 
     return assemble(options, makeSource, reactor, clock)
 

@@ -11,7 +11,8 @@ import os
 import socket
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from dataclasses import astuple
+from functools import partial, wraps
 from select import select
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -43,11 +44,15 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from fastpoetry import threads
+from fastpoetry.apart import job, process, threads
+from fastpoetry.apart.job import Job
+from fastpoetry.apart.poems import Found
+from fastpoetry.apart.process import Process
+from fastpoetry.apart.worker import WorkError
 from fastpoetry.delivery.addresses import Address
 from fastpoetry.delivery.limits import Limits
 from fastpoetry.delivery.policy import Policy
-from fastpoetry.poem import Loaded, Poem, PoemError
+from fastpoetry.poem import Poem, Selection
 
 _Case = TypeVar("_Case", bound=SynchronousTestCase)
 
@@ -85,19 +90,59 @@ class ThreadPool:
                 onResult(True, result)
 
 
+class FakeProcess(Process[Any]):
+    """
+    A process that does its work in this one, when it has ended.
+
+    @ivar isKilled: whether it has been.
+    """
+
+    isKilled = False
+
+    def _start(self, work: partial[Any]) -> None:
+        self._work = work
+
+    def fileno(self) -> int:
+        """@return: no descriptor."""
+        return -1
+
+    def kill(self) -> None:
+        """Go on all the same."""
+        self.isKilled = True
+
+    def describe(self, seconds: float) -> str:
+        """@return: what it waits for."""
+        return f"{self.where}: has not answered for {seconds:g} s"
+
+    def take(self) -> Any:
+        """Do the work."""
+        return self._work()
+
+
 class Threads:
     """
-    Threads of our own that get to their work when a test lets them.
+    Threads and processes of our own that get to their work when a test lets them.
 
     @ivar why: why there are none, if a test says so.
     """
 
-    def __init__(self, case: SynchronousTestCase) -> None:
-        """@param case: during which there are no real ones, and no processes of our own."""
+    def __init__(self, case: SynchronousTestCase, reactor: Reactor | None = None) -> None:
+        """
+        @param case: during which there are no real ones.
+        @param reactor: waits for the processes.
+        """
         case.patch(threads, "startDaemon", self)
-        case.patch(os, "fork", mock.Mock(side_effect=BlockingIOError))
-        self.why: threads.ThreadError | None = None
+        case.patch(process, "Process", mock.Mock(side_effect=process.NoProcessError))
+        case.patch(job, "Process", self._start)
+        case.patch(os, "getppid", os.getpid)
+        self.why: WorkError | None = None
+        self._reactor = reactor
         self._work: list[Callable[[], None]] = []
+
+    def _start(self, work: partial[Any], where: str) -> FakeProcess:
+        if self.why is not None:
+            raise self.why
+        return FakeProcess(work, where)
 
     def __call__(self, run: Callable[[], None]) -> None:
         """Keep the work."""
@@ -108,6 +153,8 @@ class Threads:
     def work(self) -> None:
         """Do the work that there is."""
         work, self._work = self._work, []
+        if self._reactor is not None:
+            work += [each.doRead for each in self._reactor.getReaders() if isinstance(each, Job)]
         for run in work:
             run()
 
@@ -255,20 +302,29 @@ class FakeSource(Service):
             each.errback(RuntimeError("no poem"))
 
 
-class FakeSelection:
+class FakeSelection(Selection):
     """A selection that finds what a test puts there."""
 
+    found: Found | Exception
+
     def __init__(self, *poems: Poem) -> None:
-        self.found: Loaded | Exception = Loaded(poems)
+        self.find(*poems)
+
+    def __str__(self) -> str:
+        return "/poetry"
 
     def find(
-        self, *poems: Poem, leftOut: Sequence[PoemError] = (), passedOver: Sequence[str] = ()
+        self, *poems: Poem, leftOut: Sequence[str] = (), passedOver: Sequence[str] = ()
     ) -> None:
         """Find those from now on."""
-        self.found = Loaded(poems, leftOut, passedOver)
+        self.found = [astuple(poem) for poem in poems], [*leftOut], [*passedOver]
 
-    def load(self) -> Loaded:
-        """What there is, or why there is nothing."""
+    @property
+    def reading(self) -> partial[Found]:
+        """What there is then, or why there is nothing."""
+        return partial(self._read)
+
+    def _read(self) -> Found:
         if isinstance(self.found, Exception):
             raise self.found
         return self.found

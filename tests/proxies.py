@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from fakes import FakeTransport, Reactor, Threads
@@ -15,7 +16,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from fastpoetry.poem import Poem
+from fastpoetry.apart.copies import readCopy, writeCopy
+from fastpoetry.poem import MAX_POEM_BYTES, Poem
 from fastpoetry.proxy.freshness import Freshness
 from fastpoetry.proxy.service import PoetryProxyService
 
@@ -30,6 +32,17 @@ FRESHNESS = Freshness(
     totalSeconds=30,
     mostBytes=1000,
 )
+
+
+def save(path: str, text: bytes, fetchedAt: float) -> None:
+    """Have a copy at a path, as a process of this one writes it."""
+    writeCopy(path, text, fetchedAt, os.getppid())
+
+
+def load(path: str) -> tuple[bytes, float] | None:
+    """@return: the poem in a copy and when it was fetched, if there is a copy."""
+    found = readCopy(path, MAX_POEM_BYTES)
+    return None if found is None else found[:2]
 
 
 @implementer(IStreamClientEndpoint)
@@ -114,7 +127,7 @@ class ProxyCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.reactor = Reactor()
-        self.threads = Threads(self)
+        self.threads = Threads(self, self.reactor)
         self.wallOffset = 0.0
         self.waiting: list[Deferred[Poem]] = []
         self.upstream = FakeUpstream(self.reactor)

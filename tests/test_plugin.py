@@ -38,7 +38,7 @@ floor | where                  | and there nobody imports
 2     | proxy                  | select asyncio systemd
 2     | service                | socket systemd
 1     | poem                   | twisted socket select asyncio systemd
-1     | threads                | io socket select asyncio systemd
+0     | apart                  | io pathlib shutil tempfile socket asyncio systemd
 1     | systemd                | -
 """
 """

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from fastpoetry import poem
+from fastpoetry.apart import poems
 from fastpoetry.poem import Anthology, Loaded, Poem, PoemAt, PoemError, PoemNamed, Selection
 
 
@@ -47,7 +47,7 @@ class PoemTests(SynchronousTestCase):
 
     def test_strangeAtPieces(self) -> None:
         """Nor does it matter where a long one is divided to be looked at."""
-        self.patch(poem, "_PIECE_BYTES", 4)
+        self.patch(poems, "_PIECE_BYTES", 4)
         good = "a\u00ef\u20ac\U0001f600".encode()
         for shift in range(4):
             text = b"a" * shift + good * 3
@@ -69,7 +69,7 @@ class PoemAtTests(FolderCase):
     def test_whole(self) -> None:
         """The text is what the file holds, and the name is the file's without its suffix."""
         path = self.write("ecstasy.txt")
-        self.assertEqual(PoemAt(path).load(), Loaded([Poem("ecstasy", POEM.text, path)]))
+        self.assertEqual(PoemAt(path).load(), Loaded([Poem("ecstasy", POEM.text, path)], [], []))
 
     def test_anyName(self) -> None:
         """A path may lead to a file of any name."""
@@ -156,7 +156,7 @@ class BadInputTests(FolderCase):
 
     def test_asLargeAsMayBe(self) -> None:
         """A file of exactly the greatest size is served."""
-        self.patch(poem, "MAX_POEM_BYTES", 5)
+        self.patch(poems, "MAX_POEM_BYTES", 5)
         self.assertEqual(PoemAt(self.write("x", b"12345")).load().poems[0].text, b"12345")
         self.assertIn("has 6 bytes", self.refusal(PoemAt(self.write("x", b"123456"))))
 
@@ -184,7 +184,7 @@ class TornTests(FolderCase):
 
         @param times: what its times are set to then, as C{os.utime} takes them.
         """
-        waitForTick = poem._waitForTick
+        waitForTick = poems._waitForTick
 
         def waitAndWrite(descriptor: int) -> os.stat_result:
             status = waitForTick(descriptor)
@@ -194,7 +194,7 @@ class TornTests(FolderCase):
                 os.utime(path, **times)
             return status
 
-        self.patch(poem, "_waitForTick", waitAndWrite)
+        self.patch(poems, "_waitForTick", waitAndWrite)
         return self.refusal(PoemAt(path))
 
     def test_grows(self) -> None:
@@ -223,15 +223,15 @@ class TornTests(FolderCase):
 
     def test_mode(self) -> None:
         """One whose mode was changed meanwhile is read, as it has not changed itself."""
-        path, waitForTick = self.write("x"), poem._waitForTick
+        path, waitForTick = self.write("x"), poems._waitForTick
 
         def waitAndChange(descriptor: int) -> os.stat_result:
             status = waitForTick(descriptor)
-            self.patch(poem, "_waitForTick", waitForTick)
+            self.patch(poems, "_waitForTick", waitForTick)
             os.chmod(path, 0o600)
             return status
 
-        self.patch(poem, "_waitForTick", waitAndChange)
+        self.patch(poems, "_waitForTick", waitAndChange)
         self.assertEqual(PoemAt(path).load().poems[0].text, POEM.text)
 
     def clock(self, *sleeps: Callable[[], object]) -> None:
@@ -245,7 +245,7 @@ class TornTests(FolderCase):
         def now() -> int:
             return os.stat(path).st_ctime_ns if left else time.time_ns() + 10**9
 
-        self.patch(poem, "time", Mock(time_ns=now, sleep=lambda _: left.pop(0)()))
+        self.patch(poems, "time", Mock(time_ns=now, sleep=lambda _: left.pop(0)()))
 
     def test_justWritten(self) -> None:
         """
@@ -265,20 +265,20 @@ class TornTests(FolderCase):
     def test_fromTheFuture(self) -> None:
         """One whose time is yet to come, since the clock was set back, is not waited for."""
         path = self.write("x")
-        self.patch(poem, "time", Mock(time_ns=lambda: 0, sleep=self.fail))
+        self.patch(poems, "time", Mock(time_ns=lambda: 0, sleep=self.fail))
         self.assertEqual(PoemAt(path).load().poems[0].text, POEM.text)
 
     def test_replaced(self) -> None:
         """A poem moved into the place of one that is being read takes nothing from it."""
-        path, waitForTick = self.write("x", b"old"), poem._waitForTick
+        path, waitForTick = self.write("x", b"old"), poems._waitForTick
 
         def waitAndMove(descriptor: int) -> os.stat_result:
             status = waitForTick(descriptor)
-            self.patch(poem, "_waitForTick", waitForTick)
+            self.patch(poems, "_waitForTick", waitForTick)
             os.replace(self.write("y", b"a new one"), path)
             return status
 
-        self.patch(poem, "_waitForTick", waitAndMove)
+        self.patch(poems, "_waitForTick", waitAndMove)
         self.assertEqual(PoemAt(path).load().poems[0].text, b"old")
 
 
@@ -295,7 +295,7 @@ class PoemNamedTests(FolderCase):
         """A name stands for the file of that name and the suffix C{.txt}."""
         path = self.write("ecstasy.txt")
         loaded = PoemNamed("ecstasy", self.folders).load()
-        self.assertEqual(loaded, Loaded([Poem("ecstasy", POEM.text, path)]))
+        self.assertEqual(loaded, Loaded([Poem("ecstasy", POEM.text, path)], [], []))
 
     def test_foundLater(self) -> None:
         """Folders without the poem are passed over, be they there or not."""
@@ -445,15 +445,15 @@ class LinkTests(FolderCase):
         """A version that is gone by the time that it is opened is no error: there is another."""
         os.symlink("..data/x.txt", f"{self.folder}/x.txt")
         self.configMap("old", b"old")
-        openBeneath = poem._openBeneath
+        openBeneath = poems._openBeneath
 
         def replaceAndOpen(path: str, inner: str) -> int:
-            self.patch(poem, "_openBeneath", openBeneath)
+            self.patch(poems, "_openBeneath", openBeneath)
             self.configMap("new", b"new")
             rmtree(f"{self.folder}/..old")
             return openBeneath(path, inner)
 
-        self.patch(poem, "_openBeneath", replaceAndOpen)
+        self.patch(poems, "_openBeneath", replaceAndOpen)
         self.assertEqual(self.load().text, b"new")
 
     def test_twice(self) -> None:
@@ -495,15 +495,15 @@ class LinkTests(FolderCase):
         write(f"{self.folder}/sub", "x.txt")
         os.symlink("sub/x.txt", f"{self.folder}/x.txt")
         write(self.outside, "x.txt", b"secret")
-        openBeneath = poem._openBeneath
+        openBeneath = poems._openBeneath
 
         def replaceAndOpen(path: str, inner: str) -> int:
-            self.patch(poem, "_openBeneath", openBeneath)
+            self.patch(poems, "_openBeneath", openBeneath)
             rmtree(f"{self.folder}/sub")
             os.symlink(self.outside, f"{self.folder}/sub")
             return openBeneath(path, inner)
 
-        self.patch(poem, "_openBeneath", replaceAndOpen)
+        self.patch(poems, "_openBeneath", replaceAndOpen)
         self.assertIn("leads out of its folder", self.refusal(PoemNamed("x", [self.folder])))
 
 

@@ -15,7 +15,8 @@ from twisted.internet.testing import MemoryReactor
 from twisted.python.usage import Options
 from twisted.trial.unittest import SynchronousTestCase
 
-from fastpoetry.command.preflight import Preflight, asServer
+from fastpoetry.command.identity import asServer
+from fastpoetry.command.preflight import Preflight
 
 
 @skipUnless(os.geteuid() == 0, "only root becomes somebody else")

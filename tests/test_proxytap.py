@@ -13,6 +13,7 @@ from typing import Any
 from fakes import FakeTransport, Reactor, Threads, asNobody, makeFolder, write
 from hypothesis import given
 from hypothesis import strategies as st
+from proxies import save
 from test_man import UNITS, Page
 from twisted.application.service import IService, MultiService
 from twisted.trial.unittest import SynchronousTestCase
@@ -21,7 +22,7 @@ from zope.interface.verify import verifyObject
 from fastpoetry.command.instance import PROXY_FOLDER
 from fastpoetry.command.options import CommandOptions
 from fastpoetry.poem import MAX_POEM_BYTES, Poem
-from fastpoetry.proxy.cache import Copy, CopyFile
+from fastpoetry.proxy.cache import Keeper
 from fastpoetry.proxy.freshness import Freshness
 from fastpoetry.proxy.service import PoetryProxyService
 from fastpoetry.proxy.upstream import Resolver
@@ -59,7 +60,7 @@ class ProxyTapCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.reactor = Reactor()
-        self.threads = Threads(self)
+        self.threads = Threads(self, self.reactor)
         self.patch(os, "environ", {})
 
     def make(self, *line: str) -> MultiService:
@@ -230,7 +231,7 @@ class CacheTests(ProxyTapCase):
 
     def save(self, folder: str, text: bytes = b"a poem") -> None:
         """Have a copy in a folder."""
-        CopyFile(folder, UPSTREAM).save(Copy(Poem(UPSTREAM, text, ""), time.time()))
+        save(Keeper(folder, UPSTREAM, self.reactor).path, text, time.time())
 
     def served(self, *line: str) -> bytes | None:
         """@return: what a proxy serves without its upstream."""

@@ -8,15 +8,16 @@ from pathlib import Path
 from fakes import POEM, FakeSelection, Reactor, Threads, awaited, makeFolder, records, said, write
 from messages import KEPT, LOADED, LOADED_ALL, NOT_ALL_UTF8, NOT_UTF8, PASSED_OVER
 from twisted.application.service import IService
-from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.interfaces import IReactorFDSet, IReactorTime
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from fastpoetry import service as serviceModule
+from fastpoetry.apart.process import NoProcessError
+from fastpoetry.apart.worker import WorkError
 from fastpoetry.poem import Poem, PoemAt, PoemError, Selection
 from fastpoetry.service import PoetryService
-from fastpoetry.threads import ThreadError
 
 OLD = Poem("x", b"old", "/poetry/x.txt")
 NEW = Poem("x", b"new", "/etc/poetry/x.txt")
@@ -27,7 +28,7 @@ class ServiceCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.reactor = Reactor()
-        self.threads = Threads(self)
+        self.threads = Threads(self, self.reactor)
         self.selection = FakeSelection(OLD)
         self.service = self.make(self.selection)
 
@@ -46,13 +47,14 @@ class StartTests(ServiceCase):
     def test_interfaces(self) -> None:
         """It is a service, and the reactor it is tested with is one."""
         verifyObject(IService, self.service)
-        verifyObject(IReactorFromThreads, self.reactor)
+        for interface in (IReactorFDSet, IReactorTime):
+            verifyObject(interface, self.reactor)
 
     def test_loads(self) -> None:
         """It has its poem as soon as it has started."""
         self.service.startService()
-        self.assertIs(self.service.poem, OLD)
-        self.assertIs(self.successResultOf(self.service.whenPoem()), OLD)
+        self.assertEqual(self.service.poem, OLD)
+        self.assertIs(self.successResultOf(self.service.whenPoem()), self.service.poem)
         self.assertTrue(self.service.running)
 
     def test_fails(self) -> None:
@@ -86,7 +88,7 @@ class StartTests(ServiceCase):
         self.selection.find(poem)
         with capturedLogs() as events:
             self.service.startService()
-        self.assertIs(self.service.poem, poem)
+        self.assertEqual(self.service.poem, poem)
         self.assertEqual(
             records(events)[1:],
             [
@@ -147,7 +149,7 @@ class TutorialTests(TestCase):
 
     @awaited
     async def test_reload(self) -> None:
-        """At a reload it reads in a thread of the reactor that runs."""
+        """At a reload the reactor that runs waits for what another process reads."""
         service = PoetryService(f"{self.folder}/x.txt")
         service.startService()
         write(self.folder, "x.txt", b"new\n")
@@ -177,9 +179,9 @@ class AnthologyTests(ServiceCase):
         self.selection.find(*self.poems)
         self.service.startService()
         self.patch(serviceModule, "choice", lambda poems: poems[2])
-        self.assertIs(self.service.poem, self.poems[2])
+        self.assertEqual(self.service.poem, self.poems[2])
         self.patch(serviceModule, "choice", lambda poems: poems[0])
-        self.assertIs(self.service.poem, self.poems[0])
+        self.assertEqual(self.service.poem, self.poems[0])
 
     def test_all(self) -> None:
         """All of them have their turn."""
@@ -195,7 +197,7 @@ class AnthologyTests(ServiceCase):
 
     def test_leftOut(self) -> None:
         """Each that is left out has one warning, and the others, however many, one record."""
-        self.selection.find(*self.poems[:2], leftOut=[PoemError("/c.txt: is empty")])
+        self.selection.find(*self.poems[:2], leftOut=["/c.txt: is empty"])
         with capturedLogs() as events:
             self.service.startService()
         self.assertEqual(
@@ -283,16 +285,16 @@ class ReloadTests(ServiceCase):
         with capturedLogs() as events:
             self.threads.work()
         self.successResultOf(reloaded)
-        self.assertIs(self.service.poem, NEW)
+        self.assertEqual(self.service.poem, NEW)
         self.assertEqual(said(events), ["loaded a poem from: /etc/poetry/x.txt"])
 
-    def test_inAThread(self) -> None:
-        """Until a thread has read it the old poem is served: the disk holds up nobody."""
-        self.selection.found = AssertionError("read in the reactor's thread")
+    def test_apart(self) -> None:
+        """Until a process has read it the old poem is served: the disk holds up nobody."""
+        self.selection.found = AssertionError("read in this process")
         reloaded = self.service.reload()
         self.selection.find(NEW)
         self.assertNoResult(reloaded)
-        self.assertIs(self.service.poem, OLD)
+        self.assertEqual(self.service.poem, OLD)
         self.threads.work()
         self.successResultOf(reloaded)
 
@@ -314,7 +316,7 @@ class ReloadTests(ServiceCase):
             self.threads.work()
         why = self.failureResultOf(reloaded, PoemError)
         self.assertEqual(why.getErrorMessage(), "/x.txt: is empty")
-        self.assertIs(self.service.poem, OLD)
+        self.assertEqual(self.service.poem, OLD)
         self.assertEqual(
             records(events),
             [
@@ -334,7 +336,7 @@ class ReloadTests(ServiceCase):
         reloaded = self.service.reload()
         self.threads.work()
         self.successResultOf(reloaded)
-        self.assertIs(self.service.poem, NEW)
+        self.assertEqual(self.service.poem, NEW)
 
     def test_description(self) -> None:
         """
@@ -353,18 +355,49 @@ class ReloadTests(ServiceCase):
         self.threads.work()
         self.assertEqual(self.service.description, "x (3 bytes)")
 
-    def test_noThread(self) -> None:
-        """Where no thread can be had the old poem stays too, until a reload that has one."""
-        self.threads.why = ThreadError("no thread can be had: none is left")
+    def test_noProcess(self) -> None:
+        """Where no process can be had, the new poem is read in this one."""
+        self.threads.why = NoProcessError("/poetry: no process can be had: none is left")
+        self.selection.find(NEW)
+        self.successResultOf(self.service.reload())
+        self.assertEqual(self.service.poem, NEW)
+
+    def test_unforeseen(self) -> None:
+        """Whatever a reload fails of has one record with its cause."""
+        for why, cause in (
+            (MemoryError(), "MemoryError()"),
+            (WorkError("/poetry: its process was ended by signal 9"),) * 2,
+        ):
+            self.selection.found = why
+            reloaded = self.service.reload()
+            with capturedLogs() as events:
+                self.threads.work()
+            self.assertEqual(said(events), [f"kept the old poem: {cause}"])
+            self.assertEqual(self.failureResultOf(reloaded).getErrorMessage(), str(cause))
+
+    def test_still(self) -> None:
+        """
+        A process that does not end has a record after 10 s. After a minute the reload fails, and
+        the next one reads afresh.
+        """
         with capturedLogs() as events:
             reloaded = self.service.reload()
+            self.reactor.advance(10)
+        self.assertEqual(said(events), ["/poetry: has not answered for 10 s"])
+        self.assertNoResult(reloaded)
+        with capturedLogs() as events:
+            self.reactor.advance(50)
+        self.assertEqual(said(events), ["kept the old poem: /poetry: has not answered for 60 s"])
         self.failureResultOf(reloaded, PoemError)
-        self.assertEqual(said(events), ["kept the old poem: no thread can be had: none is left"])
-        self.threads.why = None
+        stuck = self.reactor.getReaders()
         self.selection.find(NEW)
-        self.service.reload()
+        reloaded = self.service.reload()
+        (job,) = set(self.reactor.getReaders()).difference(stuck)
+        job.doRead()
+        self.successResultOf(reloaded)
+        self.assertEqual(self.service.poem, NEW)
         self.threads.work()
-        self.assertIs(self.service.poem, NEW)
+        self.assertEqual(self.reactor.getReaders(), [])
 
     def test_oneAtATime(self) -> None:
         """A reload during another reads after it, since what that reads may be older."""
@@ -376,16 +409,17 @@ class ReloadTests(ServiceCase):
         self.selection.find(OLD)
         self.threads.work()
         self.successResultOf(second)
-        self.assertIs(self.service.poem, OLD)
+        self.assertEqual(self.service.poem, OLD)
 
     def test_unchanged(self) -> None:
         """A poem that has not changed is the same one, not a second in memory."""
+        held = self.service.poem
         self.selection.find(Poem(OLD.name, bytes(bytearray(OLD.text)), OLD.origin))
         reloaded = self.service.reload()
         with capturedLogs() as events:
             self.threads.work()
         self.successResultOf(reloaded)
-        self.assertIs(self.service.poem, OLD)
+        self.assertIs(self.service.poem, held)
         self.assertEqual(said(events), ["loaded a poem from: /poetry/x.txt"])
 
     def test_wholePoems(self) -> None:

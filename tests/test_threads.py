@@ -1,10 +1,8 @@
-"""Tests for L{fastpoetry.threads}."""
+"""Tests for L{fastpoetry.apart.threads}."""
 
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,12 +15,12 @@ from processes import ROOT
 from twisted.internet.defer import CancelledError
 from twisted.trial.unittest import SynchronousTestCase
 
-from fastpoetry.threads import ThreadError, callApart, callAside, startDaemon
+from fastpoetry.apart.threads import ThreadError, callAside, startDaemon
 
 _STANDS_STILL = """
 import threading, time
 from twisted.internet import reactor
-from fastpoetry.threads import callAside
+from fastpoetry.apart.threads import callAside
 
 begun = threading.Event()
 
@@ -93,48 +91,3 @@ class CallTests(SynchronousTestCase):
             [sys.executable, "-c", _STANDS_STILL], env=environ, capture_output=True, timeout=60
         )
         self.assertEqual((ended.returncode, ended.stdout, ended.stderr), (0, b"ended\n", b""))
-
-
-class ApartTests(SynchronousTestCase):
-    """Tests for L{callApart}."""
-
-    def test_result(self) -> None:
-        """The work is done by another process, which is gone afterwards."""
-        process = callApart(os.getpid)
-        self.assertNotEqual(process, os.getpid())
-        self.assertRaises(ChildProcessError, os.waitpid, process, 0)
-
-    def test_failure(self) -> None:
-        """What it raises is raised here."""
-        self.assertRaises(ZeroDivisionError, callApart, lambda: 1 // 0)
-
-    def test_killed(self) -> None:
-        """One that is killed has one line."""
-        why = self.assertRaises(
-            ThreadError, callApart, lambda: os.kill(os.getpid(), signal.SIGKILL)
-        )
-        self.assertEqual(str(why), "the process that was to read has ended")
-
-    def test_alone(self) -> None:
-        """It has no connection of ours, and calls none of our handlers of signals."""
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-
-            def work() -> bool:
-                os.kill(os.getpid(), signal.SIGTERM)
-                numbers = [ours.fileno(), theirs.fileno(), 0, 1, 2]
-                return any(os.path.exists(f"/proc/self/fd/{number}") for number in numbers)
-
-            self.assertFalse(callApart(work))
-
-    def test_signals(self) -> None:
-        """Who asked has its signals as they were."""
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        callApart(os.getpid)
-        self.assertEqual(signal.pthread_sigmask(signal.SIG_BLOCK, ()), before)
-
-    def test_none(self) -> None:
-        """Where no process can be had, or no way to it, the work is done here."""
-        for function in ("fork", "pipe"):
-            with mock.patch.object(os, function, side_effect=OSError):
-                self.assertEqual(callApart(os.getpid), os.getpid())

@@ -24,8 +24,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from fastpoetry.apart.threads import ThreadError
 from fastpoetry.proxy.upstream import Resolver, parseUpstream
-from fastpoetry.threads import ThreadError
 
 FORM = "; the right form is tcp:host=poems.example:port=10000"
 

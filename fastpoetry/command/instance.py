@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from fastpoetry.poem import DEFAULT_POETRY_PATH, PoemError, PoemNamed, listNames
+from fastpoetry.apart.poems import DEFAULT_POETRY_PATH, PoemError, findFolder, listNames
 
 PROXY_FOLDER = "/etc/fastpoetry/proxy"
 
@@ -32,7 +32,7 @@ def findPoem(name: str, options: Sequence[str]) -> None:
         parser.add_argument("--poetry-path")
         with suppress(ArgumentError):  # what is wrong with an option is for the service to say
             path = parser.parse_known_args(options)[0].poetry_path or path
-    PoemNamed(name, [folder for folder in path.split(":") if folder]).find()
+    findFolder(name, [folder for folder in path.split(":") if folder])
 
 
 def findProxy(name: str, folder: str = PROXY_FOLDER) -> None:

@@ -18,9 +18,9 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
 
+from fastpoetry.apart.threads import ThreadError
 from fastpoetry.poem import PoemError
 from fastpoetry.proxy.freshness import Freshness
-from fastpoetry.threads import ThreadError
 
 
 class UpstreamError(PoemError):

@@ -17,12 +17,12 @@ from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from fastpoetry.apart.threads import callAside
 from fastpoetry.poem import Poem
 from fastpoetry.proxy.cache import Copy, Keeper
 from fastpoetry.proxy.fetch import UpstreamError, explain, fetch, tookTooLong
 from fastpoetry.proxy.freshness import Freshness
 from fastpoetry.proxy.outage import Outage
-from fastpoetry.threads import callAside
 
 _LEAST_USE_SECONDS = 1.0
 """

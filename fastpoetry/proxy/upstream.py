@@ -24,7 +24,7 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
-from fastpoetry.threads import callAside
+from fastpoetry.apart.threads import callAside
 
 _Address = IPv4Address | IPv6Address
 

@@ -21,7 +21,7 @@ from typing import Any
 from unittest import SkipTest, skipUnless
 
 from fakes import receiveAll
-from messages import BACK, FAILED, FETCHED, KEPT, LOADED, NO_COPY
+from messages import BACK, FAILED, FETCHED, KEPT, LOADED, NO_COPY, STILL
 from test_proxy_process import NEW, POEM, ProxyCase, sends, sendsAfter
 
 from .server import (
@@ -44,8 +44,8 @@ _FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878
 """As fsfreeze(8) has them."""
 
 # A process that waits for a disk, and goes on when the disk does.
-_WRITER = """#!/bin/sh
-while test -e {stuck}; do sleep 0.05; done
+_PYTHON = """#!/bin/sh
+while test -e {disk}; do sleep 0.05; done
 exec {python} "$@"
 """
 
@@ -57,9 +57,19 @@ class MachineCase(FaultCase):
         super().setUp()
         self.site = self.folder / "site"
         self.site.mkdir()
+        self.replaceDisk("disk")
+
+    def replaceDisk(self, name: str) -> None:
+        """Have servers that start from now on work on a disk that has the fault of that name."""
+        python = self.site / f"{name}.sh"
+        python.write_text(_PYTHON.format(disk=self.site / name, python=sys.executable))
+        python.chmod(0o755)
+        self.fault("python", python)
 
     def fault(self, name: str, value: object = "yes") -> None:
-        """Have a fault: C{clock} by so many seconds, C{disk}, C{resolver}, C{threads}."""
+        """
+        Have a fault: C{clock} by so many seconds, C{disk}, C{resolver}, C{threads}, C{processes}.
+        """
         new = self.site / "new"
         new.write_text(str(value))
         new.rename(self.site / name)
@@ -155,17 +165,40 @@ class PoemTests(MachineCase):
         finally:
             system.kill()  # and with it what waits for the disk
 
-    def test_threads(self) -> None:
-        """Where no thread can be had a reload says so in one line, and the next one works again."""
+    def test_processes(self) -> None:
+        """Where no process and no thread can be had, a reload reads all the same."""
         server = self.serve()
         self.assertGets(self.old)
         new = self.write(makeText(3003, 1))
+        self.fault("processes")
         self.fault("threads")
         server.send(signal.SIGHUP)
-        (record,) = server.waitFor(KEPT)
-        self.assertEqual(record["cause"], "no thread can be had: can't start new thread")
+        server.waitFor(LOADED, 2)
+        self.assertGets(new)
+        self.assertEnds(server)
+
+    def test_stopped(self) -> None:
+        """
+        A process that reads, and that somebody has stopped, has a record after 10 s. After a minute
+        the reload fails, and the next one reads afresh.
+        """
+        self.fault("hurry")
+        server = self.serve()
         self.assertGets(self.old)
-        self.mend("threads")
+        new = self.write(makeText(3003, 1))
+        self.fault("disk")
+        server.send(signal.SIGHUP)
+        wait(lambda: children(server), "a process that reads")
+        (child,) = children(server)
+        os.kill(child, signal.SIGSTOP)
+        self.mend("disk")
+        (record,) = server.waitFor(STILL)
+        self.assertIn("poem.txt", record["cause"])
+        self.assertIn(str(child), record["cause"])
+        self.assertGets(self.old)
+        (record,) = server.waitFor(KEPT)
+        self.assertIn("poem.txt", record["cause"])
+        wait(lambda: not children(server), "its end")
         server.send(signal.SIGHUP)
         server.waitFor(LOADED, 2)
         self.assertGets(new)
@@ -351,14 +384,6 @@ class CopyTests(MachineCase, ProxyCase):
         """Start the proxy."""
         return self.serve(f"--cache={self.cache}", *options, **how)
 
-    def standStill(self) -> None:
-        """Have the disk take nothing any more."""
-        self.fault("stuck")
-        writer = self.site / "writer.sh"
-        writer.write_text(_WRITER.format(stuck=self.site / "stuck", python=sys.executable))
-        writer.chmod(0o755)
-        self.fault("writer", writer)
-
     def reload(self, server: Server, times: int) -> bytes:
         """@return: what the upstream has from now on, and what the proxy serves."""
         text = makeText(3003, times)
@@ -373,14 +398,14 @@ class CopyTests(MachineCase, ProxyCase):
         However many poems are fetched meanwhile, all are served, one is being written, and the
         latest is on the disk when it moves again.
         """
-        self.standStill()
+        self.fault("disk")
         server = self.start()
         self.assertFetches(self.address, POEM)
         for times in range(2, 15):
             latest = self.reload(server, times)
         self.assertLessEqual(len(os.listdir(f"/proc/{server.pid}/task")), 4)
         self.assertEqual([*self.cache.iterdir()], [])
-        self.mend("stuck")
+        self.mend("disk")
         wait(lambda: self.copy.exists() and self.copy.read_bytes().endswith(latest), "the latest")
         self.assertEqual(server.records(NO_COPY), [])
         self.assertEnds(server)
@@ -391,18 +416,19 @@ class CopyTests(MachineCase, ProxyCase):
         A disk that does not move again holds up no stop, and what is written when it moves after
         all is not put in the place of what a later proxy has saved.
         """
-        self.standStill()
+        self.fault("disk")
         server = self.start()
         self.assertFetches(self.address, POEM)
+        stuck = children(server)
         self.assertEnds(server)
-        self.mend("writer")
+        self.replaceDisk("other")
         self.source.behaviour = sends(NEW)
         server = self.start()
         self.assertFetches(self.address, NEW)
         wait(lambda: self.copy.exists() and self.copy.read_bytes().endswith(NEW), "a copy")
-        self.mend("stuck")
+        self.mend("disk")
         self.assertEnds(server)
-        wait(lambda: str(self.copy) not in commands(), "the writer's end")
+        wait(lambda: not any(os.path.exists(f"/proc/{each}") for each in stuck), "their end")
         self.assertTrue(self.copy.read_bytes().endswith(NEW))
         self.assertEqual([*self.cache.iterdir()], [self.copy])
 
@@ -500,10 +526,7 @@ class CopyTests(MachineCase, ProxyCase):
             return file.read()
 
 
-def commands() -> str:
-    """The command lines of all processes."""
-    lines = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            lines.append(path.read_text(errors="replace"))
-    return "\n".join(lines)
+def children(server: Server) -> list[int]:
+    """The processes that a server has started, and not reaped."""
+    path = Path(f"/proc/{server.pid}/task/{server.pid}/children")
+    return [int(each) for each in path.read_text().split()]

@@ -9,6 +9,7 @@ import errno
 import os
 import select
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -33,17 +34,11 @@ def _waitWhile(name: str) -> None:
 _open, _sleep, _time, _timeNs = builtins.open, time.sleep, time.time, time.time_ns
 _accept: Any = socket.socket._accept  # type: ignore[attr-defined]
 _epoll = select.epoll
-_osOpen, _getaddrinfo, _start = os.open, socket.getaddrinfo, threading.Thread.start
+_getaddrinfo, _start, _run = socket.getaddrinfo, threading.Thread.start, subprocess.Popen.__init__
 
 
 def _stepped() -> float:
     return _time() + float(_read("clock") or 0)
-
-
-def _openWhenItMoves(path: Any, flags: int, *args: Any, **how: Any) -> int:
-    if _read("disk") and os.fsdecode(path).endswith((".txt", ".poem")):
-        _waitWhile("disk")
-    return _osOpen(path, flags, *args, **how)
 
 
 def _lookUp(host: Any, *args: Any, **how: Any) -> Any:
@@ -59,6 +54,12 @@ def _startIfThereAre(thread: threading.Thread) -> None:
     if _read("threads"):
         raise RuntimeError("can't start new thread")
     _start(thread)
+
+
+def _runIfThereAre(process: Any, *args: Any, **how: Any) -> None:
+    if _read("processes"):
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    _run(process, *args, **how)
 
 
 def _acceptIfThereIsMemory(listening: socket.socket) -> Any:
@@ -86,12 +87,16 @@ class _Epoll:
 
 time.time = _stepped
 time.time_ns = lambda: int(_stepped() * 1e9)
-os.open = _openWhenItMoves
 socket.getaddrinfo = _lookUp
 threading.Thread.start = _startIfThereAre  # type: ignore[assignment, method-assign]
 socket.socket._accept = _acceptIfThereIsMemory  # type: ignore[attr-defined]
 select.epoll = _Epoll  # type: ignore[assignment, misc]
+subprocess.Popen.__init__ = _runIfThereAre  # type: ignore[method-assign, assignment]
 if _read("lowat"):
     socket.TCP_NOTSENT_LOWAT = 9999  # type: ignore[misc]
-if _read("writer"):
-    sys.executable = _read("writer")
+if _read("hurry"):
+    from fastpoetry.apart import job
+
+    vars(job).update(LONG_SECONDS=0.5, MOST_SECONDS=2.0)
+if _read("python"):
+    sys.executable = _read("python")

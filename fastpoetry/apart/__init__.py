@@ -1,0 +1,1 @@
+"""Work that may stand still, done where nothing else waits for it."""

@@ -1,0 +1,131 @@
+"""
+Work that a process of its own does while a reactor runs.
+
+No thread waits for the process: the reactor learns of its end as of anything else. A deadline ends
+the waiting, and the process too, unless a disk holds it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from twisted.internet.defer import Deferred, execute, fail
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from fastpoetry.apart.process import LONG_SECONDS, NoProcessError, Process
+from fastpoetry.apart.worker import WorkError
+
+_T = TypeVar("_T")
+
+MOST_SECONDS = 60.0
+"""When to wait no longer. After 90 s systemd ends a reload, and knows no cause."""
+
+_MOST_STUCK = 5
+"""How many processes may stand still at one place. Each takes some 8 MiB."""
+
+
+@implementer(IReadDescriptor)
+class Job(Generic[_T]):
+    """
+    One piece of work.
+
+    @ivar done: fires with what comes of the work; fails with L{WorkError}, after L{MOST_SECONDS} at
+        the latest.
+    @ivar ended: fires when the process has ended, however late.
+    """
+
+    _log = Logger()
+    _stuck: list[str] = []
+    """Where processes stand still that nobody waits for any more."""
+
+    def __init__(self, reactor: Any, work: partial[_T], where: str) -> None:
+        """
+        Start the process.
+
+        @param reactor: provides C{IReactorFDSet}, and C{IReactorTime} by a clock that nobody sets.
+        @param work: see L{Process}.
+        @param where: see L{Process}.
+        @raise NoProcessError: if no process can be had.
+        @raise WorkError: if too many stand still at the same place.
+        """
+        if self._stuck.count(where) >= _MOST_STUCK:
+            raise WorkError(f"{where}: {_MOST_STUCK} processes wait for it already")
+        self.done: Deferred[_T] = Deferred()
+        self.ended: Deferred[None] = Deferred()
+        self._reactor = reactor
+        self._process = Process(work, where)
+        try:
+            reactor.addReader(self)
+        except OSError as why:
+            self._process.kill()
+            execute(self._process.take).addErrback(lambda _: None)
+            raise NoProcessError(f"{where}: no process can be had: {why.strerror}") from None
+        self._timers = [
+            reactor.callLater(LONG_SECONDS, self._tell),
+            reactor.callLater(MOST_SECONDS, self._giveUp),
+        ]
+
+    def fileno(self) -> int:
+        """@see: C{IReadDescriptor}"""
+        return self._process.fileno()
+
+    def logPrefix(self) -> str:
+        """@see: C{IReadDescriptor}"""
+        return type(self).__name__
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor ends. The process ends by itself."""
+
+    def doRead(self) -> None:
+        """The process has ended."""
+        self._reactor.removeReader(self)
+        for timer in self._timers:
+            if timer.active():
+                timer.cancel()
+        result = execute(self._process.take)
+        if self.done.called:
+            result.addErrback(lambda _: None)  # too late
+        else:
+            result.chainDeferred(self.done)
+        self.ended.callback(None)
+
+    def _tell(self) -> None:
+        """Say that it takes long."""
+        self._log.warn(
+            "{cause}",
+            cause=self._process.describe(LONG_SECONDS),
+            message_id="0de3d9f732b547fe9d8cff1dae47ef49",
+        )
+
+    def _giveUp(self) -> None:
+        """Let nobody wait any longer."""
+        where = self._process.where
+        self._stuck.append(where)
+        self.ended.addCallback(lambda _: self._stuck.remove(where))
+        self._process.kill()
+        self.done.errback(WorkError(self._process.describe(MOST_SECONDS)))
+
+
+def callApart(reactor: Any, work: partial[_T], where: str) -> Deferred[_T]:
+    """
+    Have work done by a process of its own, or here if no process can be had.
+
+    @param reactor: see L{Job}.
+    @param work: see L{Process}.
+    @param where: see L{Process}.
+    @return: see L{Job.done}.
+    """
+
+    def doHere(failure: Failure) -> _T:
+        failure.trap(NoProcessError)
+        return work()
+
+    try:
+        done = Job(reactor, work, where).done
+    except WorkError:
+        done = fail()
+    return done.addErrback(doHere)

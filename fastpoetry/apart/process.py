@@ -1,0 +1,166 @@
+"""
+A process for work that may stand still, as at a disk that does not answer.
+
+A process that waits for such a disk cannot be ended, not even by SIGKILL. Neither can a process one
+of whose threads waits. So another program does the work (L{fastpoetry.apart.worker}). Nothing is
+forked in Python: the fork of a process that has threads may deadlock.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from mmap import ACCESS_READ, mmap
+from select import POLLIN, poll
+from signal import SIG_BLOCK, SIG_SETMASK, SIGINT, SIGTERM, pthread_sigmask
+from subprocess import Popen
+from typing import BinaryIO, Generic, TypeVar
+
+from fastpoetry.apart.worker import VERSION, WorkError
+
+_T = TypeVar("_T")
+
+LONG_SECONDS = 10.0
+"""When to say that work takes long. A disk that was at rest has started by then."""
+
+_FOLDER = os.path.abspath(os.path.join(__file__, "..", "..", ".."))
+"""Where the package is."""
+
+_PROGRAM = (
+    "import sys; sys.path.append(sys.argv[1]); from fastpoetry.apart.worker import main; main()"
+)
+
+
+class NoProcessError(WorkError):
+    """No process can be had for the work: one line."""
+
+
+class Process(Generic[_T]):
+    """
+    A process that does one piece of work, from its start to its end.
+
+    Its standard files are in memory. It inherits no other, so that no connection waits for its end.
+
+    @ivar where: what the work reads or writes.
+    """
+
+    def __init__(self, work: partial[_T], where: str) -> None:
+        """
+        Start it.
+
+        @param work: a function of a module that imports little, since the process imports it anew.
+            C{marshal} has a form for its arguments and its result.
+        @param where: what the work reads or writes, for a record: a path.
+        @raise NoProcessError: if it cannot be started.
+        """
+        self.where = where
+        try:
+            self._start(work)
+        except (OSError, MemoryError) as why:
+            cause = why.strerror if isinstance(why, OSError) else repr(why)
+            raise NoProcessError(f"{where}: no process can be had: {cause}") from None
+
+    def _start(self, work: partial[_T]) -> None:
+        request = work.func.__module__, work.func.__qualname__, work.args
+        with ExitStack() as opened:
+            asked, self._said = (opened.enter_context(_makeFile()) for _ in range(2))
+            asked.write(marshal.dumps(request, VERSION))
+            asked.seek(0)
+            self._popen = _run(asked, self._said)
+            opened.callback(self._popen.wait)
+            opened.callback(self._popen.kill)
+            self._end = os.pidfd_open(self._popen.pid)
+            opened.pop_all()
+            asked.close()
+
+    def fileno(self) -> int:
+        """@return: a descriptor that can be read once the process has ended."""
+        return self._end
+
+    def kill(self) -> None:
+        """End it. If it waits for a disk it ends when the disk answers."""
+        self._popen.kill()
+
+    def describe(self, seconds: float) -> str:
+        """@return: for how long it has worked, in a line."""
+        return f"{self.where}: process {self._popen.pid} has waited for it for {seconds:g} s"
+
+    def wait(self) -> _T:
+        """
+        Wait for its end, however long that takes, and take its result.
+
+        @raise WorkError: see L{take}.
+        """
+        end = poll()
+        end.register(self._end, POLLIN)
+        if not end.poll(LONG_SECONDS * 1000):
+            sys.stderr.write(f"fastpoetry: {self.describe(LONG_SECONDS)}\n")
+            end.poll()
+        return self.take()
+
+    def take(self) -> _T:
+        """
+        Take its result, once it has ended.
+
+        @raise NoProcessError: if it did not get to the work, or could not write the result.
+        @raise WorkError: if the work failed, or the process was killed.
+        """
+        status = self._popen.wait()
+        os.close(self._end)
+        with self._said as said:
+            if status < 0:
+                raise WorkError(f"{self.where}: its process was ended by signal {-status}")
+            if status > 0:
+                said.seek(0)
+                cause = said.read().decode(errors="replace").strip().split("\n")[-1]
+                raise NoProcessError(f"{self.where}: no process can be had: {cause}")
+            with mmap(said.fileno(), 0, access=ACCESS_READ) as answer:
+                isDone, result = marshal.loads(answer)
+        if not isDone:
+            raise WorkError(result)
+        done: _T = result
+        return done
+
+
+def startApart(work: partial[_T], where: str) -> Callable[[], _T]:
+    """
+    Begin work in a process of its own, before there is a reactor.
+
+    @param work: see L{Process}.
+    @param where: see L{Process}.
+    @return: waits for the work, and returns what comes of it or raises L{WorkError}. It does the
+        work here if no process can be had.
+    """
+    try:
+        process = Process(work, where)
+    except NoProcessError:
+        return work
+
+    def finish() -> _T:
+        try:
+            return process.wait()
+        except NoProcessError:
+            return work()
+
+    return finish
+
+
+def _makeFile() -> BinaryIO:
+    """@return: a file in memory."""
+    return os.fdopen(os.memfd_create("fastpoetry"), "w+b")
+
+
+def _run(stdin: BinaryIO, stdout: BinaryIO) -> Popen[bytes]:
+    """Start the program that works."""
+    # Python alone, wherever this program comes from. It reads paths as this process does.
+    python = [sys.executable, "-BIS", "-X", f"utf8={sys.flags.utf8_mode}"]
+    # Terminals signal each process, and so may systemd. A copy is written to its end all the same.
+    before = pthread_sigmask(SIG_BLOCK, (SIGINT, SIGTERM))
+    try:
+        return Popen([*python, "-c", _PROGRAM, _FOLDER], stdin=stdin, stdout=stdout, stderr=stdout)
+    finally:
+        pthread_sigmask(SIG_SETMASK, before)
