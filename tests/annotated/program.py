@@ -28,7 +28,14 @@ from fastpoetry.systemd.adopted import (
 from fastpoetry.systemd.clock import MonotonicClock, MonotonicReactor
 from fastpoetry.systemd.descriptors import AdoptError, Descriptor, Inherited, inherited, refusal
 from fastpoetry.systemd.journal import JournalHandler, JournalObserver, observer
-from fastpoetry.systemd.notify import NotifyService, NotReady, ReloadError, StartingService
+from fastpoetry.systemd.notify import (
+    ManagerError,
+    NotifyService,
+    NotReady,
+    ReloadError,
+    StartingService,
+    startNotifying,
+)
 from fastpoetry.systemd.store import Store, StoreError, makeMemory, pack, readMemory, unpack
 
 
@@ -144,13 +151,16 @@ def start(reactor: Any) -> NotifyService:
         status=table.describe,
         reload=table.reload,
         ready=table.load,
+        alive=lambda: bool(table.names),
         extendSeconds=60,
+        reloadSeconds=30.0,
         clock=clock,
         environ=os.environ,
         setHandler=signal.signal,
     )
     services = StartingService()
-    services.addService(notify)
+    notify.setServiceParent(services)
+    notify.privilegedStartService()
     services.startService()
     if services.started is not None:
         services.started.addCallback(print)
@@ -162,8 +172,15 @@ def start(reactor: Any) -> NotifyService:
     return notify
 
 
+def startAlone(reactor: Any) -> NotifyService:
+    return startNotifying(reactor, status=lambda: "no services")
+
+
 async def stop(notify: NotifyService, store: Store) -> None:
-    notify.tell(ERRNO=2, WATCHDOG="trigger")
-    await notify.settle(seconds=1.0)
+    notify.tell("STATUS=stops", ERRNO=2)
+    try:
+        await notify.settle(seconds=1.0)
+    except ManagerError as why:
+        notify.tellTrouble(str(why))
     notify.stopService()
     await store.remove("client", seconds=1.0)
