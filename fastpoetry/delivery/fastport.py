@@ -407,8 +407,10 @@ class FastPort(BorrowedPort):
         @param served: gets those whose poem went to the system at once.
         """
         policy = self.policy
-        policy.pauseIfFull()
         room = policy.room
+        if not room:
+            policy.pauseIfFull()
+            room = policy.room
         failures = 0
         waiting = 1  # or more: the reactor says so
         for turn in range(_BATCH):

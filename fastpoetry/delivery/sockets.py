@@ -93,10 +93,8 @@ def countWaiting(listening: socket.SocketType) -> int:
     How many connections are in the backlog of a listening TCP socket (tcp_get_info in
     net/ipv4/tcp.c). An accept that finds nobody has made a socket first, and costs far more.
 
-    @return: 1 where the system does not say, so that it is for an accept to find out.
+    @return: 1 where the system does not say, as for UNIX sockets, so that an accept finds out.
     """
-    if not FAMILIES[listening.family].hasInfo:
-        return 1
     try:
         info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _UNACKED + 4)
     except OSError:
