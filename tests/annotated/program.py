@@ -159,6 +159,7 @@ def start(reactor: Any) -> NotifyService:
         setHandler=signal.signal,
     )
     services = StartingService()
+    services.addService(StartingService())
     notify.setServiceParent(services)
     notify.privilegedStartService()
     services.startService()
