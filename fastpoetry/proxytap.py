@@ -138,9 +138,9 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
     reactor, clock = findReactor(reactor, clock)
     folder = options.get("cache") or os.environ.get("CACHE_DIRECTORY")
     with asServer(options):
-        if folder and not _isWritable(folder):
+        if folder and not os.path.isdir(folder):
             asked = "--cache " if "cache" in options else "CACHE_DIRECTORY="
-            refuse(f"{asked}{folder}: not a folder that can be written to")
+            refuse(f"{asked}{folder}: not a folder")
     reactor.installNameResolver(Resolver(reactor))
     timed = MonotonicReactor(reactor, clock)
     keepers: dict[str, Keeper] = {}
@@ -158,11 +158,6 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
         )
 
     return assemble(options, makeSource, reactor, clock)
-
-
-def _isWritable(folder: str) -> bool:
-    """Whether files can be made in a folder."""
-    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK, effective_ids=True)
 
 
 def _whose(upstream: str) -> str:

@@ -102,11 +102,20 @@ class KeeperTests(SynchronousTestCase):
         self.assertEqual(load(self.path), (b"3", 1234.5))
 
     def test_failsOtherwise(self) -> None:
-        """Whatever keeps it from being written is said, and does not keep the next."""
-        self.patch(cache, "writeCopy", mock.Mock(side_effect=MemoryError))
-        for _ in range(2):
+        """
+        Whatever keeps it from being written is said, and does not keep the next. The same cause is
+        said again after a copy that was written, and not before.
+        """
+        record = "the copy on disk cannot be used: MemoryError()"
+        with mock.patch.object(cache, "writeCopy", side_effect=MemoryError):
+            for expected in ([record], [], []):
+                self.keeper.save(self.copy())
+                self.assertEqual(self.said(), expected)
+        self.keeper.save(self.copy())
+        self.assertEqual(self.said(), [])
+        with mock.patch.object(cache, "writeCopy", side_effect=MemoryError):
             self.keeper.save(self.copy())
-            self.assertEqual(self.said(), ["the copy on disk cannot be used: MemoryError()"])
+            self.assertEqual(self.said(), [record])
 
     def test_still(self) -> None:
         """

@@ -62,6 +62,7 @@ class Keeper:
         self._mostBytes = mostBytes
         self._next: Copy | None = None
         self._isSaving = False
+        self._told = ""
         self._finished: list[Deferred[None]] = []
 
     def load(self) -> Deferred[Copy | None]:
@@ -88,10 +89,17 @@ class Keeper:
         return finished.addTimeout(_MOMENT_SECONDS, self._reactor, onTimeoutCancel=lambda *_: None)
 
     def tell(self, why: object) -> None:
-        """Say that there is no copy for the next start. Readers are served without one."""
+        """
+        Say that there is no copy for the next start, once for each cause until a copy is written.
+        Readers are served without one.
+        """
+        cause, told = str(why), self._told
+        self._told = cause
+        if cause == told:
+            return
         self._log.warn(
             "the copy on disk cannot be used: {cause}",
-            cause=str(why),
+            cause=cause,
             upstream=self._upstream,
             message_id="d9116cf49f434364ae55c197ff41359b",
         )
@@ -118,9 +126,12 @@ class Keeper:
             self.tell(why)
             self._saveNext()
             return
-        job.done.addErrback(self._fail)
+        job.done.addCallbacks(self._succeed, self._fail)
         # While a process stands still no second one joins it.
         job.ended.addCallback(lambda _: self._saveNext())
+
+    def _succeed(self, _: None) -> None:
+        self._told = ""
 
     def _fail(self, failure: Failure) -> None:
         self.tell(failure.getErrorMessage() or repr(failure.value))
