@@ -17,6 +17,7 @@ pythondir = $(prefix)/lib/python3/dist-packages
 unitdir = $(prefix)/lib/systemd/system
 presetdir = $(prefix)/lib/systemd/system-preset
 catalogdir = $(prefix)/lib/systemd/catalog
+libexecdir = $(prefix)/libexec
 datadir = $(prefix)/share
 mandir = $(datadir)/man
 
@@ -126,6 +127,7 @@ install:
 	$(INSTALL) --target-directory=$(DESTDIR)$(unitdir) packaging/systemd/*.service packaging/systemd/*.socket
 	for d in packaging/systemd/*.d; do \
 		$(INSTALL) --target-directory=$(DESTDIR)$(unitdir)/$${d##*/} $$d/*.conf || exit; done
+	install -D --mode=755 --target-directory=$(DESTDIR)$(libexecdir)/fastpoetry packaging/systemd/announce
 	$(INSTALL) --target-directory=$(DESTDIR)$(presetdir) packaging/systemd/50-fastpoetry.preset
 	$(INSTALL) --target-directory=$(DESTDIR)$(catalogdir) packaging/systemd/fastpoetry.catalog
 	$(INSTALL) --target-directory=$(DESTDIR)$(datadir)/fastpoetry/poetry poetry/*.txt

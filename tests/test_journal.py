@@ -505,11 +505,8 @@ class CatalogTests(SynchronousTestCase):
     def test_complete(self) -> None:
         """Every kind of event that the code logs has one entry, and no other has."""
         pattern = re.compile(r"""\bmessage_id"?[=:]\s*"([^"]+)""", re.IGNORECASE)
-        logged = [
-            name
-            for module in ROOT.glob("fastpoetry/**/*.py")
-            for name in pattern.findall(module.read_text("utf-8"))
-        ]
+        sources = [*ROOT.glob("fastpoetry/**/*.py"), ROOT / "packaging/systemd/announce"]
+        logged = [name for source in sources for name in pattern.findall(source.read_text("utf-8"))]
         entries = re.findall(r"^-- (.*)$", self.catalog, re.MULTILINE)
         self.assertEqual(sorted(entries), sorted(set(logged)))
         for name in entries:

@@ -123,10 +123,20 @@ def recordsOf(source: str) -> Iterator[tuple[str, Record]]:
             yield literal, Record(_LEVELS.get(level, level), names)
 
 
+def announcedRecords() -> Iterator[tuple[str, Record]]:
+    """@return: the kinds of records of the script that the units run, with their message IDs."""
+    script = (UNITS / "announce").read_text()
+    fields = re.findall("(?m)^([A-Z_]+)=", script)
+    names = frozenset(fields) - {"MESSAGE", "MESSAGE_ID", "PRIORITY", "SYSLOG_FACILITY"}
+    for priority, key in re.findall(r'priority=(\d) message_id="(\w+)"', script):
+        yield key, Record({"3": "error", "6": "info"}[priority], names - {"SYSLOG_IDENTIFIER"})
+
+
 def allRecords() -> dict[str, Record]:
-    """@return: every kind of record of every module."""
+    """@return: every kind of record of every module, and of the units."""
     modules = sorted((ROOT / "fastpoetry").rglob("*.py"))
-    return {key: record for each in modules for key, record in recordsOf(each.read_text())}
+    records = {key: record for each in modules for key, record in recordsOf(each.read_text())}
+    return {**records, **dict(announcedRecords())}
 
 
 class OptionTests(SynchronousTestCase):

@@ -232,6 +232,7 @@ def test_contents(package: Path) -> None:
         ("packaging/systemd", "*.service", "/lib/systemd/system"),
         ("packaging/systemd", "*.socket", "/lib/systemd/system"),
         ("packaging/systemd", "*.d/*.conf", "/lib/systemd/system"),
+        ("packaging/systemd", "announce", "/usr/libexec/fastpoetry"),
         ("packaging/systemd", "*.catalog", "/lib/systemd/catalog"),
         ("packaging/systemd", "*.preset", "/lib/systemd/system-preset"),
         ("packaging/examples", "**/*.*", "/usr/share/doc/fastpoetry/examples"),

@@ -36,6 +36,7 @@ def test_verify(machine: Machine) -> None:
         *SERVICES,
         *("fastpoetry@ecstasy.socket", "fastpoetry.socket"),
         *("fastpoetry-pause@fastpoetry.service", "fastpoetry-pause@fastpoetry@ecstasy.service"),
+        "fastpoetry-failed@fastpoetry@ecstasy.service",
     ]
     verified = machine.run("systemd-analyze", "verify", "--man=no", *units)
     assert verified.stdout + verified.stderr == ""
@@ -117,6 +118,8 @@ def test_sameSettings() -> None:
         for drop in ("10-sandbox.conf", "20-service.conf"):
             ours, shared = (UNITS / f"{each}.service.d" / drop for each in (name, "fastpoetry@"))
             assert ours.read_bytes() == shared.read_bytes()
+    announce = [each.read_bytes() for each in UNITS.glob("*.service.d/40-announce.conf")]
+    assert (len(announce), len(set(announce))) == (2, 1)
 
 
 def listDiffering(one: dict[str, str], other: dict[str, str]) -> set[str]:
