@@ -33,6 +33,7 @@ from fastpoetry.delivery.sockets import (
     END_ON_CLOSE,
     RESET_ON_CLOSE,
     countUnacknowledged,
+    findAddress,
     limitUnsent,
     lowestTransport,
     orReset,
@@ -73,30 +74,30 @@ class PoetryProtocol(Protocol, TimeoutMixin):
 
     @orReset
     def connectionMade(self) -> None:
-        """Begin to send, as soon as there is a poem and the client has shaken hands."""
-        self.address = addressOf(self.transport.getPeer())
+        """Begin to send, as soon as the client has shaken hands and there is a place and a poem."""
         self._lowest = lowestTransport(self.transport)
         self._socket = socketOf(self._lowest)
+        self.address = self._findAddress()
         if self._socket is not None:
             setLinger(self._socket, RESET_ON_CLOSE)
         self._isArriving = True
-        self._policy.addArrival(self)
         if ISSLTransport.providedBy(self.transport):
             self._awaited = "no TLS handshake came"
             self.setTimeout(self._policy.limits.stallSeconds)
+            self._policy.addArrival(self)
         else:
-            self._awaitPoem()
+            self._queue()
 
     @orReset
     def handshakeCompleted(self) -> None:
         """TLS is there; what is written before that passes for sent, and is not."""
         self.setTimeout(None)
         if self._isArriving:
-            self._awaitPoem()
+            self._queue()
 
     def timeoutConnection(self) -> None:
         """The client did not shake hands for too long."""
-        self._dismiss(self._awaited)
+        self.dismiss(self._awaited)
 
     def callLater(self, period: float, func: Callable[[], object]) -> IDelayedCall:
         """What the timeout is made with."""
@@ -106,35 +107,48 @@ class PoetryProtocol(Protocol, TimeoutMixin):
     def _policy(self) -> Policy:
         return self.factory.policy
 
-    def _awaitPoem(self) -> None:
-        """Begin now, or when there is a poem."""
+    def _findAddress(self) -> Address:
+        """Whose connection it is: what a PROXY header says, or the socket."""
+        peer = self.transport.getPeer()
+        address = addressOf(peer)
+        if self._socket is None or peer != self._lowest.getPeer():
+            return address
+        return findAddress(self._socket, address)
+
+    def _queue(self) -> None:
+        """Begin when there is a place."""
+        self._awaited = "there is no place yet"
+        self._policy.admit(self, self._enter)
+
+    @orReset
+    def _enter(self) -> None:
+        """Begin now, or when there is a poem, unless others of the same source are enough."""
+        policy = self._policy
+        if policy.isTooMany(self.address):
+            self._isArriving = False
+            policy.turnAway(self.address)
+            self.transport.abortConnection()
+            return
         self._awaited = "there is no poem yet"
+        policy.wait(self)
         poem = self.factory.source.poem
         if poem is not None:
             self._begin(poem)
         else:
             self._waiting = self.factory.source.whenPoem()
-            self._waiting.addCallbacks(self._begin, lambda _: self._dismiss(self._awaited))
+            self._waiting.addCallbacks(self._begin, lambda _: self.dismiss(self._awaited))
 
     def _begin(self, poem: Poem) -> None:
-        """Begin to send, unless others of the same source are enough."""
-        policy = self._policy
-        if policy.isTooMany(self.address):
-            self._isArriving = False
-            policy.turnAway(self.address)
-            policy.removeArrival(self)
-            self.transport.abortConnection()
-            return
+        """Begin to send."""
         self.poem = poem
-        policy.begin(self, policy.seconds())
         self._isArriving = False
-        policy.removeArrival(self)  # at last: a stop may wait for nobody else
+        self._policy.begin(self, self._policy.seconds())
         if self._socket is not None:
             limitUnsent(self._socket)
         self.transport.registerProducer(self, False)
 
-    def _dismiss(self, cause: str) -> None:
-        """Reset who gets no poem, and count it."""
+    def dismiss(self, cause: str) -> None:
+        """Reset the connection if it has no poem yet, and count it."""
         if self._isArriving:
             self._endArrival(cause)
             self.transport.abortConnection()
@@ -144,12 +158,12 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         self._isArriving = False
         self.setTimeout(None)
         self._policy.ledger.turnedAway(self.address, cause)
-        self._policy.removeArrival(self)
+        self._policy.remove(self)
 
     def drain(self) -> None:
         """The server stops: there will be no poem, but a handshake may be about to end."""
         if self._waiting is not None:
-            self._dismiss("the server stops, and there is no poem yet")
+            self.dismiss("the server stops, and there is no poem yet")
         else:
             self.setTimeout(min(LINGER_SECONDS, self._policy.limits.drainSeconds))
 
@@ -181,7 +195,6 @@ class PoetryProtocol(Protocol, TimeoutMixin):
             self._endArrival(f"it left, and {self._awaited}")
         if self._waiting is not None:
             self._waiting.cancel()
-        self._policy.removeArrival(self)
         self._policy.remove(self)
 
     def closeAfterClient(self) -> bool:

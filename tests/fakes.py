@@ -393,16 +393,24 @@ class FakeArrival:
     A connection that has to wait before it is a reader.
 
     @ivar drained: whether it was told that the server stops.
+    @ivar dismissed: why it was told to go.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, address: Address = None) -> None:
         self.policy = policy
+        self.address = address
         self.drained = False
+        self.dismissed = ""
+
+    def dismiss(self, cause: str) -> None:
+        """Remember it, and be gone."""
+        self.dismissed = cause
+        self.policy.remove(self)
 
     def drain(self) -> None:
         """Be gone."""
         self.drained = True
-        self.policy.removeArrival(self)
+        self.policy.remove(self)
 
 
 @implementer(IListeningPort)

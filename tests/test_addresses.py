@@ -79,8 +79,13 @@ class SourceTests(SynchronousTestCase):
         self.assertTrue(self.isSame(MAPPED, ("::ffff:192.0.2.7", 2, 0, 0)))
         self.assertFalse(self.isSame(MAPPED, ("::ffff:192.0.2.8", 2, 0, 0)))
 
+    def test_user(self) -> None:
+        """On a UNIX socket it is a user, where that was asked for."""
+        self.assertTrue(self.isSame(1000, 1000))
+        self.assertFalse(self.isSame(1000, 0))
+
     def test_UNIX(self) -> None:
-        """On a UNIX socket there is none."""
+        """Elsewhere there is none."""
         self.assertEqual([sourceOf(each) for each in ("", None)], [None, None])
 
 

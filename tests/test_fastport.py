@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable
 from fcntl import ioctl
 from typing import Any
+from unittest import mock
 
 from fakes import LONG, POEM, countDescriptors, makeFolder, receiveAll, said
 from ports import PortCase
@@ -507,13 +508,18 @@ class UNIXTests(PortCase):
         self.assertEqual(self.policy.readers, 0)
         self.assertEqual(receiveAll(client), POEM.text)
 
-    def test_noSource(self) -> None:
-        """Its readers are no source that could have too many."""
+    def test_source(self) -> None:
+        """Its readers are told apart by their users: one user can have too many."""
         self.policy = Policy(Limits(maxReadersPerSource=1), self.reactor)
         self.listen(LONG)
         clients = [self.connect(), self.connect()]
         self.reactor.turn()
-        self.assertEqual(self.policy.readers, len(clients))
+        self.assertEqual((self.policy.readers, self.policy.ledger.counts.turnedAway), (1, 1))
+        self.assertEqual(self.underWay.address, os.getuid())
+        with mock.patch("fastpoetry.delivery.fastport.findAddress", return_value=os.getuid() + 1):
+            clients.append(self.connect())
+            self.reactor.turn()
+        self.assertEqual(self.policy.readers, 2)
 
     def test_stalled(self) -> None:
         """A reader that has stopped is ended, short, since a UNIX socket knows no reset."""

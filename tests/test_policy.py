@@ -6,7 +6,9 @@ When their time is over is in C{test_deadlines}.
 
 from __future__ import annotations
 
+import contextlib
 from resource import RLIM_INFINITY
+from typing import Any
 
 from fakes import FakeArrival, FakeReader, records, said
 from messages import FULL, GAVE_UP_NEAR_THE_END
@@ -16,51 +18,120 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from fastpoetry.delivery import policy as policyModule
+from fastpoetry.delivery.addresses import Address
 from fastpoetry.delivery.ledger import Counts
 from fastpoetry.delivery.limits import Limits
 from fastpoetry.delivery.policy import Policy
 
 
 class ArrivalTests(PolicyCase):
-    """Tests for connections that have to wait before they are readers."""
+    """Tests for connections that have yet to say who they are."""
 
-    limits = Limits(maxReaders=2)
+    limits = Limits(maxReaders=2, maxReadersPerSource=3)
 
-    def arrive(self) -> FakeArrival:
-        """@return: a connection that waits."""
-        arrival = FakeArrival(self.policy)
+    def setUp(self) -> None:
+        super().setUp()
+        self.entered: list[FakeArrival] = []
+
+    def arrive(self, address: Address = None) -> FakeArrival:
+        """@return: a connection that says nothing."""
+        arrival = FakeArrival(self.policy, address)
         self.policy.addArrival(arrival)
         return arrival
 
-    def test_counts(self) -> None:
-        """It takes a reader's place, and whoever comes next waits for it."""
-        first, _ = self.arrive(), self.arrive()
-        self.assertEqual(self.policy.readers, 2)
-        self.assertEqual(self.countRoom(), 0)
-        self.policy.removeArrival(first)
-        self.assertEqual((self.policy.readers, self.port.reading), (1, True))
+    def admit(self, arrival: FakeArrival) -> None:
+        """Have a connection say who it is; it waits for a poem as soon as it has a place."""
 
-    def test_departsOnce(self) -> None:
-        """It makes room once."""
-        first, _ = self.arrive(), self.arrive()
-        self.policy.removeArrival(first)
-        self.policy.removeArrival(first)
+        def enter() -> None:
+            self.entered.append(arrival)
+            self.policy.wait(arrival)
+
+        self.policy.admit(arrival, enter)
+
+    def test_noPlace(self) -> None:
+        """It takes no place from readers, and is none."""
+        for _ in range(5):
+            self.arrive()
+        self.assertEqual((self.policy.readers, self.countRoom()), (0, 2))
+        self.assertEqual(self.port.turns, 0)
+
+    def test_source(self) -> None:
+        """A source has so many of them; those of no source are not counted."""
+        first = [self.arrive(HERE) for _ in range(3)]
+        late, other = self.arrive(HERE), self.arrive(THERE)
+        self.assertEqual(late.dismissed, "3 connections of its source say nothing")
+        self.assertEqual([each.dismissed for each in [*first, other]], [""] * 4)
+        self.assertFalse(self.policy.isTooMany(HERE))
+        self.policy.remove(first[0])
+        self.assertEqual(self.arrive(HERE).dismissed, "")
+
+    def test_most(self) -> None:
+        """Of a thousand the oldest gives way to the next."""
+        first, second = self.arrive(), self.arrive()
+        for _ in range(999):
+            self.arrive()
+        self.assertEqual(first.dismissed, "it said nothing, and others need its place")
+        self.assertEqual(second.dismissed, "")
+
+    def test_descriptors(self) -> None:
+        """Where descriptors are short they give way once they have said nothing for a second."""
+        first = self.arrive()
+        self.clock.advance(1)
+        second = self.arrive()
+        self.policy.pause("few descriptors are left")
+        self.assertEqual((first.dismissed != "", second.dismissed), (True, ""))
+
+    def test_admitted(self) -> None:
+        """One that has said who it is takes a place, and its source has one more reader."""
+        arrival = self.arrive(HERE)
+        self.admit(arrival)
+        self.assertEqual((self.entered, self.policy.readers), ([arrival], 1))
+        for _ in range(3):
+            self.assertEqual(self.arrive(HERE).dismissed, "")
+
+    def test_queue(self) -> None:
+        """Where there is no place it is queued, and enters in its turn when somebody leaves."""
+        readers = [self.sending(THERE), self.sending(THERE)]
+        first, second, third = (self.arrive() for _ in range(3))
+        for each in (first, second, third):
+            self.admit(each)
+        self.assertEqual((self.entered, self.policy.readers), ([], 2))
+        self.policy.remove(first)
+        self.policy.remove(readers[0])
+        self.assertEqual((self.entered, self.policy.readers), ([second], 2))
+        self.policy.remove(second)
+        self.assertEqual(self.entered, [second, third])
+
+    def test_waiting(self) -> None:
+        """While they wait for a poem they count for their source, until they leave or begin."""
+        arrivals = [self.arrive(HERE), self.arrive(HERE)]
+        self.policy = Policy(Limits(maxReadersPerSource=2), self.clock)
+        for each in arrivals:
+            self.policy.wait(each)
+        self.assertTrue(self.policy.isTooMany(HERE))
+        self.policy.remove(arrivals[0])
+        self.assertFalse(self.policy.isTooMany(HERE))
+        begun: Any = arrivals[1]
+        self.policy.begin(begun, self.clock.seconds())
         self.assertEqual(self.policy.readers, 1)
+        self.policy.wait(arrivals[0])
+        self.assertTrue(self.policy.isTooMany(HERE))
 
     def test_idle(self) -> None:
         """While it waits somebody is there."""
         arrival = self.arrive()
         self.clock.advance(5)
         self.assertEqual(self.policy.idleSeconds, 0.0)
-        self.policy.removeArrival(arrival)
+        self.policy.remove(arrival)
         self.clock.advance(5)
         self.assertEqual(self.policy.idleSeconds, 5.0)
 
     def test_drain(self) -> None:
-        """A stop does not wait for who has had nothing yet."""
-        arrivals = [self.arrive(), self.arrive()]
+        """A stop does not wait for those that have had nothing yet, wherever they wait."""
+        silent, waiting = self.arrive(), self.arrive()
+        self.policy.wait(waiting)
         self.successResultOf(self.policy.drain())
-        self.assertEqual([each.drained for each in arrivals], [True, True])
+        self.assertEqual([silent.drained, waiting.drained], [True, True])
 
 
 class FullTests(PolicyCase):
@@ -210,13 +281,34 @@ class SourceTests(PolicyCase):
         self.sending()
         self.assertTrue(self.policy.isTooMany(HERE))
 
+    def test_handedOver(self) -> None:
+        """One that was handed over makes room."""
+        for each in (self.sending(), self.sending()):
+            each.mayHandOver = True
+        self.policy.handOver = lambda readers: True
+        drained = self.policy.drain()
+        self.clock.pump([0.05] * 4)
+        self.successResultOf(drained)
+        self.assertFalse(self.policy.isTooMany(HERE))
+
+    def test_abandoned(self) -> None:
+        """One that not even a reset has ended makes room at the end of a stop."""
+        for each in (self.sending(), self.sending()):
+            self.patch(each, "reset", lambda: 1 // 0)
+        drained = self.policy.drain()
+        with contextlib.suppress(ZeroDivisionError):
+            self.wait(20)
+        self.clock.advance(0)
+        self.successResultOf(drained)
+        self.assertFalse(self.policy.isTooMany(HERE))
+
     def test_turnedAway(self) -> None:
         """One that is turned away is counted, with a record that names the limit."""
         with capturedLogs() as events:
             self.policy.turnAway(HERE)
         self.assertEqual(
             said(events),
-            ["turned 192.0.2.7:40000 away: 2 readers of its address are under way"],
+            ["turned 192.0.2.7:40000 away: 2 readers of its source are here"],
         )
         self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=1))
 
@@ -267,11 +359,11 @@ class CrowdTests(PolicyCase):
             [
                 {
                     "text": "gave up on 192.0.2.7:40000, who does not take the last 300 bytes: "
-                    "2 readers of its address take nothing",
+                    "2 readers of its source take nothing",
                     "level": "warn",
                     "peer": "192.0.2.7:40000",
                     "bytes": 300,
-                    "cause": "2 readers of its address take nothing",
+                    "cause": "2 readers of its source take nothing",
                     "message_id": GAVE_UP_NEAR_THE_END,
                 }
             ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from typing import Any
 from unittest import mock
@@ -20,6 +21,7 @@ from fastpoetry.delivery.sockets import (
     RESET_ON_CLOSE,
     countUnacknowledged,
     countWaiting,
+    findAddress,
     isOver,
     limitUnsent,
     lowestTransport,
@@ -38,6 +40,18 @@ class SocketCase(SynchronousTestCase):
         self.unix, self.unixClient = socket.socketpair()
         for each in (self.client, self.server, self.unix, self.unixClient):
             self.addCleanup(each.close)
+
+
+class AddressTests(SocketCase):
+    """Tests for L{findAddress}."""
+
+    def test_host(self) -> None:
+        """A client over TCP is told from others by what accept(2) says."""
+        self.assertEqual(findAddress(self.server, ("192.0.2.7", 1)), ("192.0.2.7", 1))
+
+    def test_user(self) -> None:
+        """A client over UNIX is told from others by its user."""
+        self.assertEqual(findAddress(self.unix, ""), os.getuid())
 
 
 class LingerTests(SocketCase):

@@ -164,8 +164,8 @@ class CommandOptions(usage.Options):
         "--max-readers-per-source",
         "maxReadersPerSource",
         parseCount(1),
-        f"Readers of one address whose poems are under way at a time; more are reset "
-        f"[default: {_limits.maxReadersPerSource}, a tenth of all; not for UNIX sockets].",
+        f"Readers of one address or local user whose poems are under way at a time; more are "
+        f"reset [default: {_limits.maxReadersPerSource}, a tenth of all].",
     )
     opt_journal_budget = tunable(
         "--journal-budget",

@@ -13,8 +13,11 @@ from typing import Any
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 
-Address = tuple[str, int] | tuple[str, int, int, int] | str | None
-"""What accept(2) says of a client: host and port first for INET; for UNIX nothing of use."""
+Address = tuple[str, int] | tuple[str, int, int, int] | int | str | None
+"""
+What accept(2) says of a client: host and port first for INET; for UNIX nothing of use. There, the
+client's user takes its place where it is asked for.
+"""
 
 _MAPPED_TEXT = "::ffff:"
 _MAPPED = bytes(10) + b"\xff\xff"
@@ -50,8 +53,10 @@ def formatHost(address: Any) -> str:
 def sourceOf(address: Address) -> bytes | None:
     """
     What counts as one source: an IPv4 address, or the /64 of an IPv6 one, all of which is commonly
-    one customer's (RFC 6177). Nothing on a UNIX socket.
+    one customer's (RFC 6177); on a UNIX socket, a user.
     """
+    if isinstance(address, int):
+        return b"user %d" % address
     if not isinstance(address, tuple):
         return None
     host = address[0].partition("%")[0]

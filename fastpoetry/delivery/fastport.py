@@ -33,6 +33,7 @@ from fastpoetry.delivery.sockets import (
     RESET_ON_CLOSE,
     countUnacknowledged,
     countWaiting,
+    findAddress,
     isOver,
     limitUnsent,
     setLinger,
@@ -115,6 +116,7 @@ class SocketReader(socket.SocketType):
             self.home.policy.ledger.left(self.poem, self.address, 0)
             self.close()
             return False
+        self.address = findAddress(self, self.address)
         if self.home.policy.isTooMany(self.address):
             self.home.policy.turnAway(self.address)
             self.close()

@@ -196,7 +196,9 @@ def _restoreReader(
 def _asAddress(address: Any) -> Address:
     """What accept(2) once said, in the form that it has there."""
     isInternet = isinstance(address, list) and len(address) in (2, 4)
-    return tuple(address) if isInternet and isinstance(address[0], str) else ""
+    if isInternet and isinstance(address[0], str):
+        return tuple(address)
+    return address if type(address) is int and address >= 0 else ""
 
 
 def _reset(number: int) -> None:

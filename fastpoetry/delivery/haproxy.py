@@ -26,7 +26,7 @@ from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
 from zope.interface import directlyProvides, implementedBy, implementer, providedBy
 
-from fastpoetry.delivery.addresses import addressOf, normalise
+from fastpoetry.delivery.addresses import Address, addressOf, normalise
 from fastpoetry.delivery.lingering import LINGER_SECONDS
 from fastpoetry.delivery.policy import Policy
 from fastpoetry.delivery.sockets import (
@@ -56,6 +56,9 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
     under the balancer's address.
     """
 
+    address: Address = None
+    """No source: the balancer is none."""
+
     _isArriving = True
     _hasBegun = False
     _beginning = b""
@@ -72,8 +75,8 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         Protocol.makeConnection(self, transport)
         self.factory.registerProtocol(self)
         self._setLinger(RESET_ON_CLOSE)
-        self.policy.addArrival(self)
         self.setTimeout(self.policy.limits.stallSeconds)
+        self.policy.addArrival(self)
 
     def callLater(self, period: float, func: Callable[[], object]) -> IDelayedCall:
         """What the timeout is made with."""
@@ -92,7 +95,7 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
                 self._beginning = data
                 return
         if not self._read(data):
-            self._refuse("no valid PROXY header")
+            self.dismiss("no valid PROXY header")
         elif self._proxyInfo is not None:
             self._begin()
 
@@ -118,11 +121,11 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         self.wrappedProtocol.makeConnection(self)
         if ISSLTransport.providedBy(self):  # or there would have been no header
             self.wrappedProtocol.handshakeCompleted()
-        self.policy.removeArrival(self)  # at last: a stop may wait for nobody else
+        self.policy.remove(self)  # at last: a stop may wait for nobody else
 
     def timeoutConnection(self) -> None:
         """No header came for too long."""
-        self._refuse("no PROXY header came")
+        self.dismiss("no PROXY header came")
 
     def drain(self) -> None:
         """Wait a moment at most: a balancer sends its header at once, but we may be quicker."""
@@ -140,7 +143,7 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
             self._setLinger(END_ON_CLOSE)
             self.transport.loseConnection()
         else:
-            self._refuse("it left in the middle of its PROXY header")
+            self.dismiss("it left in the middle of its PROXY header")
 
     def writeConnectionLost(self) -> None:
         """Our side is closed."""
@@ -150,7 +153,7 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         if self._isArriving and (self._parser is not None or self._beginning):
             self._count("it left in the middle of its PROXY header")
         self.setTimeout(None)
-        self.policy.removeArrival(self)
+        self.policy.remove(self)
         super().connectionLost(reason)
 
     @property
@@ -159,8 +162,8 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         policy: Policy = self.factory.wrappedFactory.policy
         return policy
 
-    def _refuse(self, cause: str) -> None:
-        """Send nothing to a connection that does not say where it comes from."""
+    def dismiss(self, cause: str) -> None:
+        """Reset a connection that does not say where it comes from, and count it."""
         self._count(cause)
         self.disconnecting = True
         self.transport.abortConnection()

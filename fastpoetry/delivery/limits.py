@@ -17,8 +17,8 @@ class Limits:
     @ivar minRateBytesPerSecond: what a reader that has been there for C{stallSeconds} must have
         taken on average.
     @ivar maxReaders: connections at a time; further ones wait in the backlog.
-    @ivar maxReadersPerSource: connections under way at a time from one address; further ones are
-        reset.
+    @ivar maxReadersPerSource: connections under way at a time from one address or local user;
+        further ones are reset.
     @ivar journalBudgetPerSecond: records about single connections; see L{Ledger}.
     """
 

@@ -150,7 +150,7 @@ class Lingering:
         if reader in self._quota:
             return ""
         if self._quota.isFull(reader.address):
-            return f"{self._limits.maxReadersPerSource} readers of its address take nothing"
+            return f"{self._limits.maxReadersPerSource} readers of its source take nothing"
         self._quota.add(reader)
         return ""
 

@@ -7,12 +7,15 @@ socket: it asks each reader now and then how far it has come, and tells it when 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
+from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 
 from fastpoetry.delivery.addresses import Address
+from fastpoetry.delivery.arrivals import Arrivals
 from fastpoetry.delivery.drain import Drain
 from fastpoetry.delivery.gate import Gate
 from fastpoetry.delivery.ledger import Ledger
@@ -45,7 +48,8 @@ class Policy:
         self.ledger = Ledger(clock, limits.journalBudgetPerSecond)
         self.handOver: HandOver | None = None
         self.clock = clock
-        self._arriving: dict[Arrival, None] = {}
+        self._arrivals = Arrivals(clock, limits)
+        self._waiting: dict[Any, None] = {}
         self._sending: dict[Reader, Progress] = {}
         self._deadlines = Round(clock, LATER_SECONDS, self._visit)
         self._quota = Quota(limits.maxReadersPerSource)
@@ -63,8 +67,8 @@ class Policy:
 
     @property
     def readers(self) -> int:
-        """How many connections there are now."""
-        return len(self._sending) + len(self._lingering) + len(self._arriving)
+        """How many readers there are now."""
+        return len(self._waiting) + len(self._sending) + len(self._lingering)
 
     @property
     def room(self) -> int:
@@ -72,9 +76,14 @@ class Policy:
         return max(0, self.limits.maxReaders - self.readers)
 
     @property
+    def _isEmpty(self) -> bool:
+        """Whether nobody is connected."""
+        return not (self.readers or self._arrivals)
+
+    @property
     def idleSeconds(self) -> float:
         """For how long nobody has been connected, or has waited for a poem in a backlog."""
-        isBusy = self.readers or self._waitingPorts
+        isBusy = self._waitingPorts or not self._isEmpty
         return 0.0 if isBusy else self.clock.seconds() - self._emptySince
 
     def addPort(self, port: Pausable) -> None:
@@ -96,9 +105,7 @@ class Policy:
 
     def isTooMany(self, address: Address) -> bool:
         """
-        Whether a source already has as many readers under way as it may.
-
-        Readers on a UNIX socket have no address to tell them apart, and are not counted.
+        Whether a source already has as many readers waiting or under way as it may.
         """
         return self._quota.isFull(address)
 
@@ -108,16 +115,25 @@ class Policy:
             self.pause(f"no more than {self.limits.maxReaders} readers may be here (--max-readers)")
 
     def addArrival(self, arrival: Arrival) -> None:
-        """A connection has to wait before it is a reader."""
-        self._arriving[arrival] = None
+        """A connection came that has yet to say who it is: it takes no reader's place."""
         if self._drain is not None:
             arrival.drain()
+        self._arrivals.add(arrival)
 
-    def removeArrival(self, arrival: Arrival) -> None:
-        """A connection waits no more, whatever becomes of it; again, it does nothing."""
-        if arrival in self._arriving:
-            del self._arriving[arrival]
-            self._seeWhoIsLeft()
+    def admit(self, arrival: Arrival, enter: Callable[[], object]) -> None:
+        """
+        A connection has said who it is: let it be a reader.
+
+        @param enter: takes a reader's place; called now or, if there is no room, when there is.
+        """
+        self._arrivals.enqueue(arrival, enter)
+        self.pauseIfFull()
+        self._admitQueued()
+
+    def wait(self, arrival: Arrival) -> None:
+        """A connection takes a reader's place, and waits for its poem."""
+        self._waiting[arrival] = None
+        self._quota.add(arrival)
 
     def addServed(self, readers: list[Reader], now: float) -> None:
         """
@@ -141,6 +157,7 @@ class Policy:
 
     def resume(self, reader: Reader, progress: Progress) -> None:
         """A reader is here whose poem is under way, and was elsewhere before."""
+        self._waiting.pop(reader, None)
         self._sending[reader] = progress
         self._quota.add(reader)
         self._deadlines.add([reader], self.clock.seconds())
@@ -151,11 +168,13 @@ class Policy:
         self._lingering.add(reader, self._sending.pop(reader))
         self.ledger.sent([reader])
 
-    def remove(self, reader: Reader) -> None:
+    def remove(self, connection: Any) -> None:
         """A connection is closed, and not because we said so; again, it does nothing."""
-        if progress := self._sending.pop(reader, None):
-            self.ledger.left(reader.poem, reader.address, progress.takenBytes)
-        self._lingering.remove(reader)
+        if progress := self._sending.pop(connection, None):
+            self.ledger.left(connection.poem, connection.address, progress.takenBytes)
+        self._waiting.pop(connection, None)
+        self._arrivals.remove(connection)
+        self._lingering.remove(connection)
 
     def giveUp(self, reader: Reader, cause: str) -> None:
         """Reset a reader whose poem is under way, or could not even begin."""
@@ -172,7 +191,7 @@ class Policy:
     def turnAway(self, address: Address) -> None:
         """Count a connection that was reset because L{isTooMany}."""
         most = self.limits.maxReadersPerSource
-        self.ledger.turnedAway(address, f"{most} readers of its address are under way")
+        self.ledger.turnedAway(address, f"{most} readers of its source are here")
 
     def pause(self, cause: str) -> None:
         """
@@ -184,8 +203,11 @@ class Policy:
             return
         before = self.readers
         self._lingering.closeAll()
-        if self.readers == before:
-            self.closePorts(cause)
+        if self.readers < before:
+            return
+        if self.room:  # so it is descriptors that are short
+            self._arrivals.giveWay()
+        self.closePorts(cause)
 
     def closePorts(self, cause: str) -> None:
         """
@@ -215,7 +237,7 @@ class Policy:
 
         @return: fires when nobody is connected any more, at the latest after C{drainSeconds}.
         """
-        if not self.readers:
+        if self._isEmpty:
             self._rest()
             return succeed(None)
         if self._drain is None:
@@ -223,7 +245,7 @@ class Policy:
                 self.clock, self.limits.drainSeconds, self._lookWhoCanGo, self._cutShort
             )
             waiter = self._drain.wait()
-            for arrival in list(self._arriving):
+            for arrival in [*self._arrivals, *self._waiting]:
                 arrival.drain()
             self._lingering.closeAll()
             return waiter
@@ -234,7 +256,8 @@ class Policy:
         isPastGrace = self._drain is not None and self._drain.isPastGrace
         self._lingering.closeAll(leaveToSystem=isPastGrace)
         areAllPortable = all(reader.mayHandOver for reader in self._sending)
-        if isPastGrace and areAllPortable and self.readers == len(self._sending):
+        isNobodyElse = not self._arrivals and self.readers == len(self._sending)
+        if isPastGrace and areAllPortable and isNobodyElse:
             self._handOverSending()
 
     def _handOverSending(self) -> None:
@@ -260,8 +283,8 @@ class Policy:
 
     def _abandon(self) -> None:
         """End the stop even if a connection survived its reset."""
-        self._arriving.clear()
-        self._sending.clear()
+        for known in (self._arrivals, self._waiting, self._sending, self._quota):
+            known.clear()
         self._lingering.stop()
         self._seeWhoIsLeft()
 
@@ -279,12 +302,18 @@ class Policy:
     def _seeWhoIsLeft(self) -> None:
         """Somebody has gone: there is room for another, or nobody is left."""
         self._gate.open()
-        if not self.readers:
+        self._admitQueued()
+        if self._isEmpty:
             self._emptySince = self.clock.seconds()
             if self._drain is not None:
                 drain, self._drain = self._drain, None
                 self._rest()
                 drain.end()
+
+    def _admitQueued(self) -> None:
+        """Let connections enter that have queued, as far as there is room."""
+        while self.room and (enter := self._arrivals.takeNext()):
+            enter()
 
     def _visit(self, reader: Reader) -> bool:
         """See how far a reader has come, and give up on it when its time is over."""

@@ -107,7 +107,16 @@ are sent nothing any more; their connections stay open.
 
 
 class Arrival(Protocol):
-    """A connection that is no reader yet: it has still to say who it is, or to wait for a poem."""
+    """
+    A connection that has no poem yet: it has to say who it is, or to wait for a place or a poem.
+
+    @ivar address: whose it is, if that is known.
+    """
+
+    address: Address
+
+    def dismiss(self, cause: str) -> None:
+        """Reset the connection, and count it. It gets no poem."""
 
     def drain(self) -> None:
         """The server stops: wait for no poem any more, and for nothing else but a moment."""

@@ -21,6 +21,8 @@ from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python import log
 
+from fastpoetry.delivery.addresses import Address
+
 MOST_UNSENT_BYTES = 128 * 1024
 """
 How much of a poem waits in the kernel for a reader that takes nothing.
@@ -57,15 +59,17 @@ class Family(NamedTuple):
         (C{TIOCOUTQ}) and limits those that it has not sent (C{TCP_NOTSENT_LOWAT}). Elsewhere what
         is written cannot be lost, and C{net.core.wmem_default} is the limit.
     @ivar hasInfo: the system tells the state of a connection (C{TCP_INFO}).
+    @ivar hasHosts: addresses tell clients apart; elsewhere their users do (C{SO_PEERCRED}).
     """
 
     hasReset: bool
     hasQueue: bool
     hasInfo: bool
+    hasHosts: bool
 
 
-_TCP = Family(hasReset=True, hasQueue=True, hasInfo=True)
-_LOCAL = Family(hasReset=False, hasQueue=False, hasInfo=False)
+_TCP = Family(hasReset=True, hasQueue=True, hasInfo=True, hasHosts=True)
+_LOCAL = Family(hasReset=False, hasQueue=False, hasInfo=False, hasHosts=False)
 
 FAMILIES: dict[int, Family] = {socket.AF_INET: _TCP, socket.AF_INET6: _TCP, socket.AF_UNIX: _LOCAL}
 """The families that are served; others are refused when they are adopted."""
@@ -132,6 +136,19 @@ def countSent(connection: socket.SocketType) -> int | None:
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
     acknowledged: int = struct.unpack_from("Q", info, _BYTES_ACKED)[0]
     return acknowledged + countUnacknowledged(connection)
+
+
+def findAddress(connection: socket.SocketType, address: Address) -> Address:
+    """
+    What tells a client from others.
+
+    @param address: what accept(2) said.
+    """
+    if FAMILIES[connection.family].hasHosts:
+        return address
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    user: int = struct.unpack_from("I", credentials, 4)[0]
+    return user
 
 
 def limitUnsent(connection: socket.SocketType) -> None:

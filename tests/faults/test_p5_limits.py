@@ -7,12 +7,13 @@ import signal
 import socket
 import time
 
-from messages import FULL, GAVE_UP, LEFT, SENT, SUMMARY, TURNED_AWAY
+from messages import FULL, GAVE_UP, LEFT, SENT, SERVING, SUMMARY, TURNED_AWAY
 
 from .server import (
     KIBI,
     MEBI,
     FaultCase,
+    Server,
     connect,
     fetch,
     fetchMany,
@@ -113,12 +114,39 @@ class SourceTests(FaultCase):
         rest = run(readAllAtOnce(greedy))
         self.assertTrue(all(end == "reset" for count, end in rest if count < len(poem)))
 
-    def test_notOnUNIX(self) -> None:
-        """On a UNIX socket there are no sources to tell apart."""
+    def test_user(self) -> None:
+        """On a UNIX socket it is the same with one user, who gets no more than so many."""
         address, poem = self.listen(family=socket.AF_UNIX), self.write(makeText(4 * MEBI))
-        self.serve("--max-readers-per-source=1")
-        replies = run(fetchMany(50, address, poem, pauseSeconds=0.3))
-        self.assertAll("isExact", replies)
+        server = self.serve("--max-readers=100", "--max-readers-per-source=20")
+        greedy = self.hold(50, address)
+        server.waitFor(TURNED_AWAY, 30)
+        replies = run(readAllAtOnce(greedy))
+        self.assertEqual(replies.count((len(poem), "end")), 20)
+
+
+class SilentTests(FaultCase):
+    """Connections that do not say who they are."""
+
+    def test_header(self) -> None:
+        """
+        Behind a PROXY header, more of them than there may be readers keep nobody waiting, at their
+        port or at another.
+        """
+        behind, plain = self.listen("behind"), self.listen("plain")
+        poem = self.write(makeText(3003))
+        arguments = [f"--poem={self.folder}/poem.txt", "--listen=haproxy:adopted:name=behind"]
+        arguments += ["--listen=adopted:name=plain", "--max-readers=100", "--journal-budget=5000"]
+        server = Server(["fastpoetry", *arguments], self.listeners, self.log, {})
+        self.addCleanup(server.close)
+        server.waitFor(SERVING, 2)
+        silent = self.hold(1200, behind)
+        header = b"PROXY TCP4 192.0.2.7 192.0.2.2 40000 10000\r\n"
+        self.assertAll("isExact", run(fetchMany(20, plain, poem)))
+        self.assertAll("isExact", run(fetchMany(20, behind, poem, write=header)))
+        self.assertGreaterEqual(len(server.records(TURNED_AWAY)), 200)
+        self.assertEqual(server.records(FULL), [])
+        for client in silent:
+            client.close()
 
 
 class BacklogTests(FaultCase):

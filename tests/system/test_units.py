@@ -95,7 +95,7 @@ def test_limits() -> None:
     """The limits in the units leave room for what the program allows itself."""
     limits = Limits()
     unit = readSettings("fastpoetry@")
-    assert int(unit["LimitNOFILE"]) >= limits.maxReaders + 100
+    assert int(unit["LimitNOFILE"]) >= 2 * limits.maxReaders + 100
     assert float(unit["TimeoutStopSec"]) >= limits.drainSeconds + 5
     program, stopped = 50 * 1024**2, 320 * 1024
     most = program + 3 * MAX_POEM_BYTES + limits.maxReaders * stopped
