@@ -104,6 +104,21 @@ class ReadyTests(NotifyCase):
         waiting.callback(None)
         self.assertEqual(self.systemd.heard(), ["READY=1"])
 
+    def test_functionLast(self) -> None:
+        """The function is called when all services have started, and can see what has failed."""
+        slow: Deferred[None] = Deferred()
+        calls: list[int] = []
+        self.begin(Slow(slow), ready=lambda: calls.append(1))
+        self.assertEqual(calls, [])
+        slow.callback(None)
+        self.assertEqual((calls, self.systemd.heard()), ([1], ["READY=1"]))
+
+    def test_deferredFailsFirst(self) -> None:
+        """A Deferred that fails ends a start that waits for services."""
+        self.begin(Slow(Deferred()), ready=fail(LookupError()))
+        self.assertEqual(self.failed(), [])
+        self.assertEqual(len(self.flushLoggedErrors(LookupError)), 1)
+
     def test_atOnce(self) -> None:
         """A function that returns nothing is not waited for."""
         self.begin(ready=lambda: None)

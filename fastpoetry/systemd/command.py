@@ -109,7 +109,7 @@ def makeService(options: Options) -> MultiService:
         reactor,
         status=lambda: "; ".join(str(tell()) for tell in told) or description,
         reload=partial(_reloadAll, reloads) if reloads else None,
-        check=None if ports is None else partial(_finishStart, ports),
+        ready=None if ports is None else partial(_finishStart, ports),
     ).setServiceParent(services)
     return services
 

@@ -72,7 +72,6 @@ class NotifyService(Service):
         status: Callable[[], str] | None = None,
         reload: Hook | None = None,
         ready: Callable[[], Awaitable[object] | None] | Awaitable[object] | None = None,
-        check: Callable[[], object] | None = None,
         alive: Callable[[], bool] | None = None,
         extendSeconds: float = 600.0,
         reloadSeconds: float = 60.0,
@@ -86,8 +85,8 @@ class NotifyService(Service):
         @param status: how the program is doing, in a person's words; asked once a second.
         @param reload: what SIGHUP does; the reload ends when what this returns does. Without it
             SIGHUP is left as it was.
-        @param ready: what must have ended before READY, or what returns that when the reactor runs.
-        @param check: called when all has started, before READY. If it raises, the start has failed.
+        @param ready: what must have ended before READY, or what returns that when all services
+            have started. If it raises, the start has failed.
         @param alive: asked before each sign of life. Unless it returns true, systemd gets no sign
             of life, and restarts the program after C{WatchdogSec=}; a record says so.
         @param extendSeconds: by how much a start or a stop may at most take longer than the unit
@@ -101,7 +100,6 @@ class NotifyService(Service):
         """
         self._reactor = reactor
         self._readyHook = ready
-        self._check = check
         self._clock = MonotonicClock(reactor) if clock is None else clock
         self._environ = environ
         self._loops = Loops(self._clock)
@@ -215,8 +213,6 @@ class NotifyService(Service):
         if isStopping(self._reactor):
             # A start can fail so as well: Buildbot's logs why, stops the reactor, and has ended.
             raise NotReady("it was stopped by itself before it was ready")
-        if self._check is not None:
-            self._check()
         self._starts.finish()
         if extending is not None:
             self._loops.stop(extending)

@@ -105,10 +105,18 @@ class StartWatch:
         Wait until every service of a program has started, and every endpoint service listens.
 
         @param service: any of them.
-        @param ready: what is waited for besides: an awaitable, or what returns one.
+        @param ready: what is waited for besides: an awaitable, or what returns one when all
+            services have started.
         @raise Exception: one has failed.
         """
-        waiting = [asDeferred(ready() if callable(ready) else ready)]
+        if not callable(ready):
+            await self._whenServicesStarted(service, asDeferred(ready))
+            return
+        await self._whenServicesStarted(service)
+        await self._whenServicesStarted(service, asDeferred(ready()))  # it may have added some
+
+    async def _whenServicesStarted(self, service: Any, *others: Deferred[Any]) -> None:
+        waiting = [*others, *self._awaitNew(_findRoot(service))]
         while waiting:
             await gatherResults(waiting, consumeErrors=True)
             waiting = list(self._awaitNew(_findRoot(service)))
