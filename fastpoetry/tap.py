@@ -17,8 +17,7 @@ from fastpoetry.service import PoetryService
 
 _ANTHOLOGY = "--anthology"
 
-_PACKAGED = Path(__file__).resolve().parent / "poetry"
-"""Where the poems are if pip has installed the package."""
+_PACKAGE = Path(__file__).resolve().parent
 
 
 class Options(CommandOptions):
@@ -47,7 +46,7 @@ class Options(CommandOptions):
     def opt_poetry_path(self, value: str) -> None:
         """
         The folders to look for poems in, first to last, with a colon between them [default:
-        /etc/fastpoetry/poetry, /usr/share/fastpoetry/poetry, then what pip has installed].
+        /etc/fastpoetry/poetry, /usr/share/fastpoetry/poetry, then those of pip or of the clone].
         """
         self.setOnce("--poetry-path", "poetryPath", value)
 
@@ -70,8 +69,9 @@ class Options(CommandOptions):
 
 def findPoetryPath() -> str:
     """@return: the folders to look for poems in where --poetry-path names none."""
-    packaged = [str(_PACKAGED)] if _PACKAGED.is_dir() else []
-    return ":".join([DEFAULT_POETRY_PATH, *packaged])
+    isClone = (_PACKAGE.parent / "pyproject.toml").exists()
+    poetry = (_PACKAGE.parent if isClone else _PACKAGE) / "poetry"  # a wheel has it in the package
+    return f"{DEFAULT_POETRY_PATH}:{poetry}" if poetry.is_dir() else DEFAULT_POETRY_PATH
 
 
 def makeService(options: Options, reactor: Any = None, clock: Any = None) -> MultiService:

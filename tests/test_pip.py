@@ -99,10 +99,8 @@ class PipTests(SynchronousTestCase):
         refused = run(python, "-c", ADOPT, cwd=folder)
         self.assertRegex(refused.stderr, r"\Aadopted: no descriptor was passed[^\n]*\n\Z")
 
-    def test_wheel(self) -> None:
-        """Installed, it has commands, endpoint and poems: the line of the page serves one."""
-        folder = self.environment(self.wheel)
-        self.check(folder)
+    def checkPoem(self, folder: Path) -> None:
+        """Check that an environment serves a poem by name."""
         path = folder / "socket"
         twistd = "from twisted.scripts.twistd import run; run()"
         command = [folder / "bin/python", "-c", twistd, "--nodaemon", "--pidfile="]
@@ -117,6 +115,12 @@ class PipTests(SynchronousTestCase):
                 server.terminate()
         self.assertEqual(poem, (ROOT / "poetry/ecstasy.txt").read_bytes())
 
+    def test_wheel(self) -> None:
+        """Installed, it has commands, endpoint and poems: the line of the page serves one."""
+        folder = self.environment(self.wheel)
+        self.check(folder)
+        self.checkPoem(folder)
+
     def test_editable(self) -> None:
         """So has an editable installation, and what it runs is the clone."""
         folder = self.environment("--editable", ROOT)
@@ -124,6 +128,7 @@ class PipTests(SynchronousTestCase):
         python = folder / "bin/python"
         where = run(python, "-c", "import fastpoetry; print(fastpoetry.__file__)", cwd=folder)
         self.assertEqual(where.stdout, f"{ROOT}/fastpoetry/__init__.py\n")
+        self.checkPoem(folder)
 
     def test_wheelContents(self) -> None:
         """The wheel has every module, the drop-in and the poems, and nothing else."""

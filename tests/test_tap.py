@@ -5,6 +5,7 @@ Tests for L{fastpoetry.tap}: what a command line becomes, up to the ports in a r
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 from unittest import skipUnless
 
@@ -25,10 +26,11 @@ from twisted.python import usage
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from fastpoetry import tap
 from fastpoetry.command import assembly
-from fastpoetry.poem import Anthology, PoemAt, PoemNamed
+from fastpoetry.poem import DEFAULT_POETRY_PATH, Anthology, PoemAt, PoemNamed
 from fastpoetry.service import PoetryService
-from fastpoetry.tap import Options, makeService
+from fastpoetry.tap import Options, findPoetryPath, makeService
 
 
 def parse(*line: str) -> Options:
@@ -79,11 +81,26 @@ class OptionsTests(TapCase):
         A poem without a slash is a name, looked up where a distribution and its administrator
         put poems.
         """
+        self.patch(tap, "_PACKAGE", Path(self.folder))
         (block,) = parse("--poem", "ecstasy").blocks
         self.assertEqual(
             block.what,
             PoemNamed("ecstasy", ["/etc/fastpoetry/poetry", "/usr/share/fastpoetry/poetry"]),
         )
+
+    def test_installed(self) -> None:
+        """After those come the poems that pip has installed with the package."""
+        os.mkdir(f"{self.folder}/poetry")
+        self.patch(tap, "_PACKAGE", Path(self.folder))
+        self.assertEqual(findPoetryPath(), f"{DEFAULT_POETRY_PATH}:{self.folder}/poetry")
+
+    def test_clone(self) -> None:
+        """In a clone they are beside the package; elsewhere that may be anybody's folder."""
+        os.mkdir(f"{self.folder}/poetry")
+        self.patch(tap, "_PACKAGE", Path(self.folder, "fastpoetry"))
+        self.assertEqual(findPoetryPath(), DEFAULT_POETRY_PATH)
+        write(self.folder, "pyproject.toml")
+        self.assertEqual(findPoetryPath(), f"{DEFAULT_POETRY_PATH}:{self.folder}/poetry")
 
     def test_poetryPath(self) -> None:
         """It is looked up along the folders that were said, wherever that was."""
