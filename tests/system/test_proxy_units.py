@@ -36,6 +36,23 @@ for folder, folders, _ in os.walk("/"):
     print(folder)
 """
 
+# Another user takes names of the port for reloads, and fills their queues.
+_INTRUDER = """
+import os, socket, sys
+os.setgid(65534)
+os.setuid(65534)
+taken = []
+for suffix in sys.argv[2:]:
+    name = f"\\0fastpoetry/reload/{sys.argv[1]}/{suffix}"
+    listener, client = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    listener.bind(name)
+    listener.listen(0)
+    client.connect(name)
+    taken += [listener, client]
+print("taken", flush=True)
+sys.stdin.read()
+"""
+
 Set = Callable[..., None]
 
 
@@ -185,6 +202,19 @@ def test_reload(edge: Machine) -> None:
         edge.systemctl("reload", EDGE)
         assert edge.fetch("-U", SOCKET).decode() == poem
     assert edge.show(EDGE, "MainPID") == process
+
+
+def test_intruder(edge: Machine) -> None:
+    """A reload ends well, whichever names for it another local user has taken."""
+    edge.fetch("-U", SOCKET)
+    names = (edge.show(EDGE, "InvocationID"), edge.show(EDGE, "MainPID"), "0" * 32)
+    command = edge.command("python3", "-c", _INTRUDER, *names)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as intruder:
+        assert intruder.stdin
+        assert intruder.stdout
+        assert intruder.stdout.readline() == b"taken\n"
+        edge.systemctl("reload", EDGE)
+        intruder.stdin.close()
 
 
 def test_upstreams(edge: Machine, setEdge: Set) -> None:
