@@ -182,8 +182,7 @@ class ProxyCase(SynchronousTestCase):
         for piece in pieces:
             self.upstream.send(piece)
         self.upstream.close()
-        self.threads.work()  # the digest
-        self.threads.work()  # the file
+        self.threads.work()  # the copy
 
     def fetch(self, text: bytes = b"a poem") -> None:
         """Have a poem fetched that is not fresh."""

@@ -189,18 +189,6 @@ class FailureTests(ProxyCase):
             self.refusing(ThreadError("no thread can be had: none is left")),
         )
 
-    def test_noThreadForTheDigest(self) -> None:
-        """Also where that turns out when all has come."""
-
-        def fail() -> None:
-            self.threads.why = ThreadError("no thread can be had: none is left")
-            self.upstream.accept()
-            self.upstream.send(b"new")
-            self.upstream.close()
-            self.threads.why = None
-
-        self.assertKept("no thread can be had: none is left", fail)
-
     def test_other(self) -> None:
         """Anything else has the cause that it says itself."""
         self.assertKept("upstream failed: no luck", self.refusing(ValueError("no luck")))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+from unittest import mock
+
 from fakes import records, said
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +12,7 @@ from messages import FETCHED
 from proxies import UPSTREAM, FakeUpstream, ProxyCase
 from twisted.application.service import IService
 from twisted.internet import defer
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import capturedLogs
@@ -57,15 +60,30 @@ class FetchTests(ProxyCase):
         self.give(*pieces)
         self.assertEqual(self.successResultOf(waiting).text, b"".join(pieces))
 
-    def test_digestInAThread(self) -> None:
-        """A thread looks at the poem's bytes: a large one does not hold up the reactor."""
+    def test_digest(self) -> None:
+        """The poem knows its SHA-256, in however many pieces it came."""
         waiting = self.wait()
-        self.upstream.accept()
-        self.upstream.send(b"a poem")
-        self.upstream.close()
-        self.assertNoResult(waiting)
-        self.threads.work()
-        self.successResultOf(waiting)
+        self.give(b"a ", b"poem")
+        self.assertEqual(self.successResultOf(waiting).digest, sha256(b"a poem").hexdigest())
+
+    def test_cancelledMeanwhile(self) -> None:
+        """A reader that leaves while another is given the poem is no fault, and gets nothing."""
+        one, other = self.wait(), self.wait()
+        one.addCallback(lambda _: other.cancel())
+        self.give(b"a poem")
+        self.failureResultOf(other, CancelledError)
+        self.assertEqual(self.served, b"a poem")
+
+    def test_unforeseen(self) -> None:
+        """Whatever keeps a poem from being held, the next fetch brings one."""
+        keeper = mock.Mock(save=mock.Mock(side_effect=MemoryError), load=lambda: succeed(None))
+        self.restart(keeper=keeper)
+        self.fetch()
+        keeper.save = mock.Mock()
+        keeper.finish = lambda: None
+        self.reactor.advance(2)
+        self.fetch(b"another")
+        self.assertEqual(self.served, b"another")
 
     def test_coalesced(self) -> None:
         """There is one fetch for all who wait, and each gets what it brings."""

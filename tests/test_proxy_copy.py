@@ -194,7 +194,6 @@ class CopyTests(ProxyCase):
             self.upstream.accept()
             self.upstream.send(b"a poem")
             self.upstream.close()
-            self.threads.work()
             stopped = self.service.stopService()
             assert stopped is not None
             self.assertNoResult(stopped)
@@ -208,7 +207,6 @@ class CopyTests(ProxyCase):
         self.upstream.accept()
         self.upstream.send(b"a poem")
         self.upstream.close()
-        self.threads.work()
         self.successResultOf(waiting)
         self.assertIsNone(load(self.path))
         self.threads.work()

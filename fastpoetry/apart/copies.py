@@ -13,11 +13,11 @@ import os
 from fcntl import LOCK_EX, LOCK_NB, flock
 from hashlib import sha256
 
-from fastpoetry.apart.poems import OPEN_FLAGS, examine, findFault
+from fastpoetry.apart.poems import OPEN_FLAGS, findFault
 from fastpoetry.apart.worker import WorkError
 
-Found = tuple[bytes, float, str, int | None]
-"""A poem, when it was fetched in seconds since 1970, and what is known of the poem's bytes."""
+Found = tuple[bytes, float, str]
+"""A poem, when it was fetched in seconds since 1970, and the SHA-256 of the poem."""
 
 _MOST_HEAD_BYTES = 100
 """What stands before the poem: a digest, and the time."""
@@ -52,7 +52,7 @@ def readCopy(path: str, mostBytes: int) -> Found | None:
         raise CopyError(f"{path}: is damaged, and will be replaced")
     if len(text) > mostBytes:
         raise CopyError(f"{path}: has {len(text)} bytes of poetry, more than may be")
-    return text, float(time), *examine(text)
+    return text, float(time), sha256(text).hexdigest()
 
 
 def writeCopy(path: str, text: bytes, fetchedAt: float, parent: int) -> None:

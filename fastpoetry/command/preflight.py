@@ -75,6 +75,6 @@ def _checkPath(path: str) -> None:
             client.setblocking(False)
             client.connect(path)
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-    for leftover in (f"{path}.lock", path):
-        with suppress(FileNotFoundError):
-            os.unlink(leftover)
+        os.unlink(path)  # not what another program has made since
+    with suppress(FileNotFoundError):
+        os.unlink(f"{path}.lock")

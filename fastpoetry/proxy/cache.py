@@ -107,17 +107,16 @@ class Keeper:
     def _make(self, found: Found | None) -> Copy | None:
         if found is None:
             return None
-        text, fetchedAt, digest, strangeAt = found
-        return Copy(Poem(self._upstream, text, self.path, digest, strangeAt), fetchedAt)
+        text, fetchedAt, digest = found
+        return Copy(Poem(self._upstream, text, self.path, digest), fetchedAt)
 
     def _saveNext(self) -> None:
         """Write the latest copy, if it is not written yet, in a process of its own."""
         copy, self._next = self._next, None
         self._isSaving = copy is not None
         if copy is None:
-            finished, self._finished = self._finished, []
-            for each in finished:
-                each.callback(None)
+            while self._finished:
+                self._finished.pop().callback(None)
             return
         work = partial(writeCopy, self.path, copy.poem.text, copy.fetchedAt, os.getpid())
         try:

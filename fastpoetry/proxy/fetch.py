@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any, NoReturn
 
 from twisted.internet import error
@@ -29,11 +30,12 @@ class UpstreamError(PoemError):
 
 async def fetch(
     endpoint: IStreamClientEndpoint, freshness: Freshness, clock: IReactorTime
-) -> bytes:
+) -> tuple[bytes, str]:
     """
     Get the poem that is at an endpoint.
 
     @param freshness: has the limits.
+    @return: the poem, and its SHA-256 in hexadecimal.
     @raise UpstreamError: for one, if it is not whole; L{explain} knows the others.
     """
     upstream = _Upstream(freshness, clock)
@@ -72,17 +74,18 @@ class _Upstream(Protocol, TimeoutMixin):
     """
     One connection to an upstream: what it sends until it closes is the poem.
 
-    @ivar whole: fires with the poem; fails with L{UpstreamError} if it is not whole.
+    @ivar whole: fires with the poem and its SHA-256, or fails with L{UpstreamError}.
     """
 
     transport: Any
 
     def __init__(self, freshness: Freshness, clock: IReactorTime) -> None:
         """@param freshness: has the limits."""
-        self.whole: Deferred[bytes] = Deferred(lambda _: self._abort())
+        self.whole: Deferred[tuple[bytes, str]] = Deferred(lambda _: self._abort())
         self._freshness = freshness
         self._clock = clock
         self._pieces: list[bytes] = []
+        self._digest = sha256()
         self._size = 0
 
     def callLater(self, period: float, func: Callable[[], object]) -> IDelayedCall:
@@ -97,6 +100,7 @@ class _Upstream(Protocol, TimeoutMixin):
         """Keep a piece, unless there are too many."""
         self.resetTimeout()
         self._pieces.append(data)
+        self._digest.update(data)  # of a large poem at once it would hold up the reactor
         self._size += len(data)
         if self._size > self._freshness.mostBytes:
             self._end(f"upstream sends more than {self._freshness.mostBytes} bytes")
@@ -115,7 +119,7 @@ class _Upstream(Protocol, TimeoutMixin):
         elif not self._size:
             self._end("upstream sent nothing and closed")
         elif not self.whole.called:
-            self.whole.callback(b"".join(self._pieces))
+            self.whole.callback((b"".join(self._pieces), self._digest.hexdigest()))
 
     def _end(self, why: str) -> None:
         """Fail, once, and let go of the connection."""

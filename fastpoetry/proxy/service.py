@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from twisted.application import service
@@ -17,7 +16,6 @@ from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from fastpoetry.apart.threads import callAside
 from fastpoetry.poem import Poem
 from fastpoetry.proxy.cache import Copy, Keeper
 from fastpoetry.proxy.fetch import UpstreamError, explain, fetch, tookTooLong
@@ -139,9 +137,9 @@ class PoetryProxyService(service.Service):
         self._isDue = False
         if self._fetch is not None:
             self._fetch.cancel()
-        if self._updating is not None:
+        if self._updating is not None and self._updating.active():
             self._updating.cancel()
-            self._updating = None
+        self._updating = None
         for waiter in list(self._waiters):
             waiter.cancel()
         return None if self._keeper is None else self._keeper.finish()
@@ -209,16 +207,16 @@ class PoetryProxyService(service.Service):
 
     def _give(self, poem: Poem) -> None:
         """Give a poem to who waits."""
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            waiter.callback(poem)
+        while self._waiters:  # one that is called may cancel another
+            self._waiters.pop(0).callback(poem)
 
     def _beginFetch(self) -> None:
         """Fetch, for all who wait and will wait."""
         self._isDue = self._isDropped = False
         fetched: Deferred[Poem] = Deferred.fromCoroutine(self._fetchWhole())
         self._fetch = fetched.addTimeout(self._freshness.totalSeconds, self._reactor, tookTooLong)
-        fetched.addCallbacks(self._keep, self._fail).addCallback(self._endFetch)
+        # What comes after a failure of any kind, since no other fetch begins before that.
+        fetched.addCallback(self._keep).addErrback(self._fail).addBoth(self._endFetch)
 
     async def _fetchWhole(self) -> Poem:
         """
@@ -226,10 +224,8 @@ class PoetryProxyService(service.Service):
 
         @raise UpstreamError: for one, if it is not whole, or not the one that is expected.
         """
-        text = await fetch(self._endpoint, self._freshness, self._reactor)
-        # In a thread, since it looks at every byte.
-        make = partial(Poem, self._upstream, text, self._upstream)
-        poem = await callAside(self._reactor, make)
+        text, digest = await fetch(self._endpoint, self._freshness, self._reactor)
+        poem = Poem(self._upstream, text, self._upstream, digest)
         if not self._isExpected(poem):
             raise UpstreamError(f"upstream sent another poem, SHA-256 {poem.digest}")
         return poem
@@ -252,7 +248,7 @@ class PoetryProxyService(service.Service):
         if self._keeper is not None:
             self._keeper.save(Copy(self._poem, self._wallSeconds()))
 
-    def _fail(self, failure: Failure) -> UpstreamError | None:
+    def _fail(self, failure: Failure) -> Failure | None:
         """Keep what there is, and try again later: sooner at first, and never twice a second."""
         if not self.running:
             return None
@@ -260,9 +256,9 @@ class PoetryProxyService(service.Service):
             self._outage = Outage(self._upstream, self._reactor)
         cause = explain(failure)
         self._outage.add(cause)
-        return UpstreamError(cause)
+        return Failure(UpstreamError(cause))
 
-    def _endFetch(self, why: UpstreamError | None) -> None:
+    def _endFetch(self, why: Any) -> None:
         """See what has come of it."""
         self._fetch = None
         reloads: list[Deferred[None]] = []
@@ -271,4 +267,4 @@ class PoetryProxyService(service.Service):
         if self.running:
             self._update()
         for reload in reloads:
-            reload.callback(None if why is None else Failure(why))
+            reload.callback(why)

@@ -143,6 +143,7 @@ class Resolver:
         @see: C{IHostnameResolver}
         @raise ThreadError: if no thread can be had.
         """
+        found = self._find(hostName, portNumber)
         lookup = _Lookup(hostName)
         resolutionReceiver.resolutionBegan(lookup)
 
@@ -152,7 +153,7 @@ class Resolver:
                     resolutionReceiver.addressResolved(address)
             resolutionReceiver.resolutionComplete()
 
-        self._find(hostName, portNumber).addCallback(tell)
+        found.addCallback(tell)
         return lookup
 
     def _find(self, name: str, port: int) -> Deferred[list[_Address]]:
@@ -167,15 +168,19 @@ class Resolver:
             found = callAside(self._reactor, look)
             # Who waits is told of no error, but that there are no addresses. Not only a gaierror
             # comes, but whatever kept the C library from asking (EAI_SYSTEM).
-            found.addErrback(lambda _: [])
+            found.addCallback(_makeAddresses).addErrback(lambda _: [])
             found.addCallback(self._end, key)
         waiters.append(Deferred())
         return waiters[-1]
 
-    def _end(self, found: list[Any], key: tuple[str, int]) -> None:
-        addresses: list[_Address] = [
-            IPv6Address("TCP", *where) if family == AF_INET6 else IPv4Address("TCP", *where)
-            for family, _, _, _, where in found
-        ]
+    def _end(self, addresses: list[_Address], key: tuple[str, int]) -> None:
         for waiter in self._waiters.pop(key):
             waiter.callback(addresses)
+
+
+def _makeAddresses(found: list[Any]) -> list[_Address]:
+    """Make addresses of what getaddrinfo(3) found."""
+    return [
+        IPv6Address("TCP", *where) if family == AF_INET6 else IPv4Address("TCP", *where)
+        for family, _, _, _, where in found
+    ]

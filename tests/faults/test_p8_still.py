@@ -357,8 +357,12 @@ class ProxyTests(MachineCase, ProxyCase):
             self.assertFetches(address, POEM)
 
     def test_threads(self) -> None:
-        """Where no thread can be had a fetch says so in one line, and a later one works again."""
-        address = self.proxy(self.upstream(sends(POEM)).endpoint)
+        """
+        Where no thread can be had to look a name up, a fetch says so in one line, and a later one
+        works again.
+        """
+        port = self.upstream(sends(POEM)).port
+        address = self.proxy(f"tcp:host=silent.example:port={port}")
         server = self.serve()
         self.fault("threads")
         (client,) = self.hold(1, address)
