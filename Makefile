@@ -8,6 +8,7 @@ SHELL = /bin/sh
 # The system's own Python, where there is one: Debian's python3-twisted is of no use to another.
 PYTHON := $(firstword $(wildcard /usr/bin/python3) python3)
 VENV := .venv
+BUILDDIR = build
 
 DESTDIR =
 # The units and the default poetry path say /usr; another prefix needs drop-ins that say otherwise.
@@ -71,11 +72,46 @@ ifeq ($(shell id -u),0)
 TEST_PACKAGES += systemd-container mmdebstrap lintian
 endif
 
-TESTS = tests
+# Without TESTS, all tests: in shards side by side, each with a log in LOGS; then those that measure time
+# or count CPU, alone. No shard has a file, a port or a machine of another.
+TESTS =
+SYSTEMS = bookworm trixie
+LOGS = $(BUILDDIR)/tests
+PYTEST = $(VENV)/bin/python -m pytest $(PYTESTFLAGS) --package=$(LOGS)/package/dist
+HELPER = cd tests && $(abspath $(VENV))/bin/python -m
+
 .PHONY: test
 test: $(VENV)/test
 	@packaging/need $(TEST_PACKAGES) || echo 'Tests that need it are skipped, and say so.'
-	@$(VENV)/bin/python -m pytest $(PYTESTFLAGS) $(TESTS)
+ifneq ($(TESTS),)
+	@$(PYTEST) $(SYSTEMS:%=--system=%) $(TESTS)
+else
+	@rm -rf $(LOGS) && install -d $(LOGS)
+	@begun=$$(date +%s) && systems=$$($(HELPER) system.bootable $(SYSTEMS)) && \
+	echo 'Running; see tail -f $(LOGS)/*.log' && \
+	$(MAKE) --no-print-directory --jobs test-alone SYSTEMS="$$systems" && \
+	$(VENV)/bin/python tests/summary.py $$begun $(LOGS)/*.log
+endif
+
+SHARDS = modules faults $(SYSTEMS)
+modules = tests/test_*.py
+faults = tests/faults
+
+.PHONY: $(SHARDS:%=test-%) test-alone
+$(SHARDS:%=test-%): test-%: $(LOGS)/package
+	@$(PYTEST) -m 'not alone' $(or $($*),tests/system --system=$*) >$(LOGS)/$*.log 2>&1; \
+	echo "$*: $$(tail -n 1 $(LOGS)/$*.log)"
+$(SYSTEMS:%=test-%): test-%: $(LOGS)/root-%
+
+test-alone: $(SHARDS:%=test-%)
+	@$(PYTEST) -m alone $(modules) $(faults) $(if $(SYSTEMS),tests/system $(SYSTEMS:%=--system=%)) \
+		>$(LOGS)/alone.log 2>&1; echo "alone: $$(tail -n 1 $(LOGS)/alone.log)"
+
+$(LOGS)/package:
+	@$(HELPER) system.package $(abspath $@)
+$(LOGS)/root-%:
+	@$(HELPER) system.roots $*
+	@touch $@
 
 .PHONY: check
 check: $(VENV)/check $(VENV)/test
@@ -100,7 +136,6 @@ DEB_PACKAGES = git build-essential fakeroot debhelper bash-completion dh-python 
 
 # A package is made of a commit, and of nothing else: whoever builds it, gets the same file.
 COMMIT = HEAD
-BUILDDIR = build
 DISTDIR = dist
 .PHONY: deb
 deb: SOURCE = $(abspath $(BUILDDIR))/deb/fastpoetry

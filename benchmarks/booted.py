@@ -23,8 +23,6 @@ from system.machine import Machine
 from system.package import buildPackage, installPackage
 from system.roots import findRoot
 
-_PACKAGES = ("systemd", "systemd-sysv", "dbus", "python3-twisted", "python3-systemd")
-
 _POEM = "/etc/fastpoetry/poetry/ecstasy.txt"
 
 # Runs in the machine: a reader must not wait for us to get in there.
@@ -107,7 +105,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         package = buildPackage(Path(folder))
         for release in sys.argv[1:] or ("bookworm", "trixie"):
-            machine = Machine(findRoot(release, _PACKAGES), f"bench-{release}")
+            machine = Machine(findRoot(release, "package"), f"bench-{release}")
             machine.start()
             with closing(machine):
                 installPackage(machine, package)

@@ -6,9 +6,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Generator
+from pathlib import Path
 
+import pluggy
 import pytest
 from hypothesis import settings
+from system.package import buildPackage, findBuildObstacle
 
 # Whoever runs the tests may be a service itself; what systemd told it is not about the tests.
 for name in (
@@ -27,6 +31,30 @@ settings.register_profile("fastpoetry", deadline=None, database=None, derandomiz
 settings.load_profile("fastpoetry")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what boots machines after all that takes milliseconds."""
-    items.sort(key=lambda item: "system" in item.path.parent.parts)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What the Makefile says to each shard."""
+    parser.addoption(
+        "--system", action="append", help="a release of Debian to boot; each of the supported ones"
+    )
+    parser.addoption("--package", type=Path, help="the folder of the package, if it is built")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pluggy.Result[pytest.TestReport], None]:
+    """Where nobody would notice that a test is skipped, it has failed."""
+    outcome = yield
+    report = outcome.get_result()
+    if os.environ.get("CI") and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+
+
+@pytest.fixture(scope="session")
+def package(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with what C{make deb} makes."""
+    built: Path | None = pytestconfig.getoption("--package")
+    if built is not None and built.is_dir():
+        return built
+    obstacle = findBuildObstacle()
+    if obstacle is not None:
+        pytest.skip(obstacle)
+    return buildPackage(tmp_path_factory.mktemp("package"))

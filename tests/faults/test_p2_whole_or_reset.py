@@ -10,6 +10,7 @@ import asyncio
 import random
 import signal
 
+import pytest
 from messages import SENT, SERVING
 
 from .server import (
@@ -98,6 +99,7 @@ class KillTests(FaultCase):
             self.assertEqual(count, len(poem))
             self.assertIn(end, ("reset", "end"))
 
+    @pytest.mark.alone
     def test_hundredsOfKillsUnderLoad(self) -> None:
         """
         Of 250 servers killed at work, one after the other, none leaves a reply that is short and

@@ -12,6 +12,7 @@ import socket
 import time
 from pathlib import Path
 
+import pytest
 from messages import LOADED, SERVING
 
 from .server import (
@@ -128,6 +129,7 @@ def _saysItStops(server: Server) -> bool:
 class UnderLoadTests(FaultCase):
     """A server that is replaced, or its poem, while clients come all the time."""
 
+    @pytest.mark.alone
     def test_restarts(self) -> None:
         """20 restarts under load: no client is refused or reset, none gets less than all."""
         poems = {"small": self.write(makeText(3003), "small")}

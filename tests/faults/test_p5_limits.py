@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 
+import pytest
 from messages import FULL, GAVE_UP, LEFT, SENT, SERVING, SUMMARY, TURNED_AWAY
 
 from .server import (
@@ -29,6 +30,7 @@ from .server import (
 class DescriptorTests(FaultCase):
     """More clients than the server may have open."""
 
+    @pytest.mark.alone
     def test_fewDescriptors(self) -> None:
         """
         With 64 descriptors 500 clients are all served exactly, a few at a time; while all who are
@@ -46,6 +48,7 @@ class DescriptorTests(FaultCase):
         self.assertEqual(run(readAllAtOnce(clients)), [(len(poem), "end")] * 500)
         self.assertEqual(server.tracebacks(), [])
 
+    @pytest.mark.alone
     def test_noDescriptorAtAll(self) -> None:
         """
         When accept(2) itself finds no descriptor, clients wait in the backlog until there is one.

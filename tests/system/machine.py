@@ -15,13 +15,13 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 _BOOT_SECONDS = 60.0
 _HALT_SECONDS = 30.0
-_POLL_SECONDS = 0.05
+_POLL_SECONDS, _LONGEST_POLL_SECONDS = 0.05, 0.4
 _POWEROFF = signal.SIGRTMIN + 4
 """Tells systemd to power off; see systemd(1), Signals."""
 
@@ -64,24 +64,27 @@ class Machine:
 
     def __init__(
         self,
-        root: Path,
+        layers: Sequence[Path],
         name: str,
         *,
         binds: Mapping[Path, str] | None = None,
+        shared: Mapping[Path, str] | None = None,
         environment: Mapping[str, str] | None = None,
         boot: bool = True,
         network: bool = False,
     ) -> None:
         """
-        @param root: a folder with a whole Debian in it.
+        @param layers: folders that make up a whole Debian, the uppermost first.
         @param binds: what to show of this machine in that one, read-only, and where.
+        @param shared: the same for what may be written to.
         @param environment: variables for commands in the machine.
         @param boot: whether its first process is its systemd; otherwise one that does nothing.
         @param network: share this machine's network, instead of a loopback of its own.
         """
         self.name = name
-        self._root = root
+        self._layers = ":".join(map(str, layers))
         self._binds = dict(binds or {})
+        self._shared = dict(shared or {})
         self._environment = {**_ENVIRONMENT, **(environment or {})}
         self._boots = boot
         self._network = network
@@ -102,7 +105,7 @@ class Machine:
         start = ("unshare", "--mount", "sh", "-c", _START, "sh", self._cgroup or "", memory)
         with self._console.open("wb") as console:
             self._container = subprocess.Popen(
-                [*map(str, start), self._root, *self._nspawn(memory / "root")],
+                [*map(str, start), self._layers, *self._nspawn(memory / "root")],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
@@ -128,6 +131,7 @@ class Machine:
             *([] if self._network else ["--private-network"]),
             *([] if self._cgroup is None else ["--keep-unit"]),
             *(f"--bind-ro={here}:{there}" for here, there in self._binds.items()),
+            *(f"--bind={here}:{there}" for here, there in self._shared.items()),
             *first,
         ]
 
@@ -139,7 +143,7 @@ class Machine:
             if self._leader and not self._boots:
                 return
             if self._leader:
-                state = self.run("systemctl", "is-system-running", check=False).stdout.strip()
+                state = self._readState()
             if state == "running":
                 return
             if state == "degraded":
@@ -147,6 +151,11 @@ class Machine:
             time.sleep(_POLL_SECONDS)
         seen = self._console.read_text(errors="replace").strip()[-2000:]
         raise MachineError(f"{self.name} did not start ({state or 'no first process'}): {seen}")
+
+    def _readState(self) -> str:
+        """How the machine is, once it is through with starting; before it can tell, nothing."""
+        look = ("systemctl", "is-system-running", "--wait")
+        return self.run(*look, check=False).stdout.strip()
 
     def _isAlive(self) -> bool:
         return self._container is not None and self._container.poll() is None
@@ -168,6 +177,16 @@ class Machine:
         self.run("systemctl", "reboot", check=False)
         waitFor(lambda: not before.exists(), "the machine to go down", _HALT_SECONDS)
         self._awaitStart()
+
+    def keep(self, folder: Path) -> None:
+        """
+        Copy what was written since the start.
+
+        @param folder: made now; a layer that other machines can start from.
+        """
+        assert self._container is not None
+        written = f"/proc/{self._container.pid}/root{self._folder}/memory/upper"
+        subprocess.run(["cp", "--archive", written, str(folder)], check=True)
 
     def close(self) -> None:
         """Halt the machine and remove what it left."""
@@ -284,18 +303,16 @@ def waitFor(seek: Callable[[], _T], what: str, seconds: float = 20.0) -> _T:
     @raise MachineError: if it does not come in time.
     """
     deadline = time.monotonic() + seconds
+    pause = _POLL_SECONDS
     while True:
         found = seek()
         if found:
             return found
         if time.monotonic() > deadline:
             raise MachineError(f"waited {seconds:g} s for {what}; found {found!r}")
-        time.sleep(_POLL_SECONDS)
-
-
-def awaitTime(due: float) -> None:
-    """Wait until C{time.monotonic()} has come that far: for promises that name a time."""
-    time.sleep(max(0.0, due - time.monotonic()))
+        time.sleep(pause)
+        # A look into a machine takes processes, which would be all that a small one runs.
+        pause = min(2 * pause, _LONGEST_POLL_SECONDS)
 
 
 def _findChildren(process: int) -> list[int]:

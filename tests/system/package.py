@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from system.machine import Machine, MachineError
-
-CLONE = Path(__file__).resolve().parent.parent.parent
+from system.roots import CLONE, runApt
 
 _BUILD_SECONDS = 600.0
 
@@ -38,8 +38,11 @@ def buildPackage(folder: Path, **environment: str) -> Path:
     @return: the folder of what was built.
     @raise MachineError: if it cannot be built, with what was printed last.
     """
-    # Uncommitted changes as a commit that belongs to no branch; nothing, if there are none.
-    changes = _run(["git", "-C", str(CLONE), "stash", "create"], environment)
+    # Uncommitted changes as a commit that belongs to no branch; nothing, if there are none. The
+    # package has the time of its commit, so that this one needs one that stays.
+    git = ["git", "-C", str(CLONE)]
+    date = _run([*git, "log", "-1", "--format=%cI"], environment).strip()
+    changes = _run([*git, "stash", "create"], {**environment, "GIT_COMMITTER_DATE": date})
     _run(
         [
             *("make", f"--directory={CLONE}", "deb", f"COMMIT={changes.strip() or 'HEAD'}"),
@@ -70,18 +73,6 @@ def installPackage(machine: Machine, *packages: Path) -> str:
     return runApt(machine, "install", *(f"/tmp/{file.name}" for file in files))
 
 
-def runApt(machine: Machine, *command: str) -> str:
-    """
-    Run apt-get where there is nobody to ask.
-
-    @return: what it printed.
-    @raise MachineError: if it does not succeed.
-    """
-    quiet = ("DEBIAN_FRONTEND=noninteractive", "apt-get", "--yes", "-o", "Dpkg::Use-Pty=0")
-    ran = machine.run("env", *quiet, *command, seconds=120)
-    return ran.stdout + ran.stderr
-
-
 def _run(command: list[str], environment: dict[str, str]) -> str:
     ran = subprocess.run(
         command,
@@ -94,3 +85,9 @@ def _run(command: list[str], environment: dict[str, str]) -> str:
     if ran.returncode != 0:
         raise MachineError(f"{' '.join(command)}: {(ran.stdout + ran.stderr)[-3000:]}")
     return ran.stdout
+
+
+if __name__ == "__main__":
+    # Where there is an obstacle, the tests that want the package are skipped with it.
+    if findBuildObstacle() is None:
+        buildPackage(Path(sys.argv[1]))

@@ -13,17 +13,6 @@ from typing import NamedTuple
 
 from system.machine import Machine
 
-PROGRAMS = (
-    *("systemd", "systemd-sysv", "dbus", "curl", "netcat-openbsd", "openssl", "openssh-client"),
-    *("python3-twisted", "python3-systemd", "bind9-dnsutils"),
-    *("buildbot", "buildbot-worker"),
-    *("magic-wormhole-transit-relay", "python3-magic-wormhole-mailbox-server"),
-    *("python3-autobahn", "python3-eliot", "python3-structlog", "python3-txsni"),
-    *("python3-werkzeug", "python3-daphne", "python3-django", "python3-foolscap"),
-    *("graphite-carbon", "python3-scrapy", "nginx-light"),
-)
-"""What the pages take for granted, and other people's programs."""
-
 
 class Step(NamedTuple):
     """

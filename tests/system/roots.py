@@ -1,7 +1,9 @@
 """
 Whole Debians in folders, for machines to start from.
 
-Each is made once and kept in the user's cache; to have newer packages in it, remove the folder.
+A root is made of layers, which the user's cache keeps together with the packages that they took. To
+get newer packages, remove its folder. C{python -m system.roots RELEASE} makes all roots before any
+test needs them.
 """
 
 from __future__ import annotations
@@ -9,15 +11,86 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import closing
+from fcntl import LOCK_EX, flock
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
-from system.machine import MachineError
+from system.machine import Machine, MachineError
+
+CLONE = Path(__file__).resolve().parent.parent.parent
+
+_BUILD_SECONDS = 600.0
+
+_NO_INDEX = ("-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=")
+"""Has apt keep no index of its lists, which is larger than many a layer."""
+
+
+class Kind(NamedTuple):
+    """
+    What a root is for.
+
+    @ivar base: the kind that it adds to.
+    @ivar packages: what it adds.
+    @ivar disabled: what systemd is not to start there by itself.
+    """
+
+    base: str
+    packages: Sequence[str]
+    disabled: Sequence[str] = ()
+
+
+def _readBuildDepends() -> list[str]:
+    """What the package says to take for building, by name."""
+    control = (CLONE / "packaging/debian/control").read_text()
+    field = control.partition("\nBuild-Depends:\n")[2].partition("\nStandards-Version")[0]
+    names = [line.split()[0].rstrip(",") for line in field.splitlines()]
+    return ["debhelper" if name == "debhelper-compat" else name for name in names]
+
+
+KINDS = {
+    # What C{mmdebstrap --variant=minbase} makes.
+    "minimal": Kind("", ()),
+    # Whoever has just cloned the repository.
+    "clone": Kind("minimal", ("git", "make", "python3")),
+    # A chroot to build the package in.
+    "build": Kind("minimal", ("build-essential", "fakeroot", "lintian", *_readBuildDepends())),
+    # What the package depends on, and nothing else that Python could import.
+    "package": Kind(
+        "minimal",
+        (
+            *("systemd", "systemd-sysv", "dbus", "netcat-openbsd", "man-db", "autopkgtest"),
+            *("python3-twisted", "python3-systemd"),
+        ),
+    ),
+    # What all the other tests and the pages of docs/ take for granted, and other people's programs.
+    "full": Kind(
+        "package",
+        (
+            *("python3-pytest", "python3-hypothesis", "python3-hamcrest", "python3-werkzeug"),
+            *("curl", "openssl", "openssh-client", "bind9-dnsutils", "iproute2", "haproxy"),
+            *("prometheus", "python3-prometheus-client", "buildbot", "buildbot-worker"),
+            *("magic-wormhole-transit-relay", "python3-magic-wormhole-mailbox-server"),
+            *("python3-autobahn", "python3-eliot", "python3-structlog", "python3-txsni"),
+            *("python3-daphne", "python3-django", "python3-foolscap", "python3-scrapy"),
+            *("graphite-carbon", "nginx-light"),
+        ),
+        disabled=("haproxy", "prometheus", "carbon-cache", "nginx"),
+    ),
+}
 
 _TOOLS = ("systemd-nspawn", "mmdebstrap", "nsenter", "unshare")
-_BUILD_SECONDS = 600.0
+
+# What starting a machine takes of the kernel.
+_TRIAL = """
+mount -t tmpfs tmpfs /mnt &&
+mkdir /mnt/lower /mnt/upper /mnt/work /mnt/root &&
+mount -t overlay -o lowerdir=/mnt/lower,upperdir=/mnt/upper,workdir=/mnt/work overlay /mnt/root
+"""
 
 
 def findObstacle() -> str | None:
@@ -27,43 +100,96 @@ def findObstacle() -> str | None:
     missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
     if missing:
         return f"no {', '.join(missing)}; Debian has them in systemd-container and mmdebstrap"
+    spaces = ("--mount", "--pid", "--fork", "--net", "--uts", "--ipc")
+    tried = subprocess.run(["unshare", *spaces, "sh", "-c", _TRIAL], capture_output=True, text=True)
+    if tried.returncode:
+        return f"starting machines needs CAP_SYS_ADMIN and overlays: {tried.stderr.strip()}"
     return None
 
 
-def findRoot(release: str, packages: Sequence[str]) -> Path:
+def findRoot(release: str, kind: str) -> list[Path]:
     """
     A root of one release of Debian, made now if there is none yet.
 
-    @param packages: what is in it beyond C{mmdebstrap --variant=minbase}.
-    @raise MachineError: if it cannot be made, with what mmdebstrap said last.
+    @param kind: one of L{KINDS}.
+    @return: its layers, the uppermost first.
+    @raise MachineError: if it cannot be made, with what was printed last.
     """
+    base, packages, disabled = KINDS[kind]
+    below = findRoot(release, base) if base else []
+    known = sha256(repr((below, packages, disabled)).encode()).hexdigest()[:8]
+    layer = findCache(f"{release}-{kind}-{known}")
+    with open(findCache(f"{release}-lock"), "w") as lock:
+        flock(lock, LOCK_EX)
+        if not layer.is_dir():
+            _make(release, kind, below, layer)
+    return [layer, *below]
+
+
+def findCache(name: str) -> Path:
+    """What the cache has, or will have, by that name."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastpoetry"
-    key = sha256(" ".join(sorted(packages)).encode()).hexdigest()[:12]
-    root = cache / f"{release}-{key}"
-    if not root.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        _makeRoot(release, packages, root)
-    return root
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache / name
 
 
-def _makeRoot(release: str, packages: Sequence[str], root: Path) -> None:
-    # Nobody ever sees half a root.
-    scratch = Path(tempfile.mkdtemp(prefix=f"{release}-", dir=root.parent))
-    command = ["mmdebstrap", "--variant=minbase", f"--include={','.join(packages)}"]
-    command += [f"--aptopt={setting}" for setting in readAptSettings()]
+def findArchives(release: str) -> dict[Path, str]:
+    """What apt has downloaded in machines of a release, and where it looks for that."""
+    archives = findCache(f"{release}-archives")
+    archives.mkdir(exist_ok=True)
+    return {archives: "/var/cache/apt/archives"}
+
+
+def _make(release: str, kind: str, below: list[Path], layer: Path) -> None:
+    """Make a layer, of which nobody ever sees half."""
+    scratch = Path(tempfile.mkdtemp(prefix=f"{release}-", dir=layer.parent))
     try:
-        made = subprocess.run(
-            [*command, release, str(scratch / "root")],
-            capture_output=True,
-            text=True,
-            timeout=_BUILD_SECONDS,
-        )
-        if made.returncode != 0:
-            raise MachineError(f"{' '.join(command)} {release}: {made.stderr.strip()[-1000:]}")
-        if not root.is_dir():
-            (scratch / "root").rename(root)
+        if below:
+            _addLayer(release, kind, below, scratch / "layer")
+        else:
+            _bootstrap(release, scratch / "layer")
+        (scratch / "layer").rename(layer)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _bootstrap(release: str, root: Path) -> None:
+    """Make the least that is a Debian."""
+    command = ["mmdebstrap", "--variant=minbase"]
+    command += [f"--aptopt={setting}" for setting in readAptSettings()]
+    made = subprocess.run(
+        [*command, release, str(root)], capture_output=True, text=True, timeout=_BUILD_SECONDS
+    )
+    if made.returncode != 0:
+        raise MachineError(f"{' '.join(command)} {release}: {made.stderr.strip()[-1000:]}")
+
+
+def _addLayer(release: str, kind: str, below: list[Path], layer: Path) -> None:
+    """Install the packages of a kind on what it adds to, and keep what that wrote."""
+    lists = findCache(f"{release}-lists")
+    lists.mkdir(exist_ok=True)
+    shared = {**findArchives(release), lists: "/var/lib/apt/lists"}
+    machine = Machine(below, f"root-{release}", shared=shared, boot=False, network=True)
+    machine.start()
+    with closing(machine):
+        runApt(machine, *_NO_INDEX, "update")
+        runApt(machine, *_NO_INDEX, "install", "--no-install-recommends", *KINDS[kind].packages)
+        if KINDS[kind].disabled:
+            machine.run("systemctl", "disable", *KINDS[kind].disabled)
+        machine.keep(layer)
+
+
+def runApt(machine: Machine, *command: str, seconds: float = _BUILD_SECONDS) -> str:
+    """
+    Run apt-get where there is nobody to ask.
+
+    @param seconds: how long it may take.
+    @return: what it printed.
+    @raise MachineError: if it does not succeed.
+    """
+    quiet = ("DEBIAN_FRONTEND=noninteractive", "apt-get", "--yes", "-o", "Dpkg::Use-Pty=0")
+    ran = machine.run("env", *quiet, *command, seconds=seconds)
+    return ran.stdout + ran.stderr
 
 
 def readAptSettings() -> list[str]:
@@ -74,3 +200,9 @@ def readAptSettings() -> list[str]:
         for line in dump.splitlines()
         if line.startswith(("Acquire::http::", "Acquire::https::"))
     ]
+
+
+if __name__ == "__main__":
+    for each in sys.argv[1:]:
+        for one in KINDS:
+            findRoot(each, one)

@@ -7,14 +7,12 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
-from system.conftest import CLONE, startMachine
+from system.conftest import CLONE, Layers, startMachine
 from system.machine import Machine, waitFor
-from system.package import findPackage, installPackage
-from system.printed import PROGRAMS, follow, readFiles, readSteps, writeFiles
+from system.printed import follow, readFiles, readSteps, writeFiles
 
 TEXT = (CLONE / "docs/twisted-under-systemd.md").read_text("utf-8")
 
@@ -39,11 +37,9 @@ journalctl --quiet --rotate --vacuum-files=1
 
 
 @pytest.fixture(scope="module")
-def guided(release: str, package: Path) -> Iterator[Machine]:
-    """A booted system with the package installed, and a curl."""
-    machine = startMachine(release, PROGRAMS, "guided")
-    with closing(machine):
-        installPackage(machine, findPackage(package, "python3-fastpoetry"))
+def guided(release: str, libraryRoot: Layers) -> Iterator[Machine]:
+    """A booted system with the package of the modules."""
+    with closing(startMachine(libraryRoot, f"{release}-guided")) as machine:
         yield machine
 
 

@@ -30,7 +30,7 @@ time.time = lambda: real() + struct.unpack("d", offset[:8])[0]
 
 @pytest.fixture
 def stepped(machine: Machine) -> Machine:
-    """A machine whose service has a clock that can be set, and a watchdog of three seconds."""
+    """A machine whose service has a clock that can be set, and a watchdog of two seconds."""
     folder = machine.path(FOLDER)
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(_FAKE)
@@ -38,7 +38,7 @@ def stepped(machine: Machine) -> Machine:
     dropIns = machine.path(f"/run/systemd/system/{SERVICE}.d")
     dropIns.mkdir(parents=True, exist_ok=True)
     (dropIns / "clock.conf").write_text(
-        f"[Service]\nEnvironment=PYTHONPATH={FOLDER}\nWatchdogSec=3\n"
+        f"[Service]\nEnvironment=PYTHONPATH={FOLDER}\nWatchdogSec=2\n"
     )
     machine.systemctl("daemon-reload")
     machine.systemctl("start", SERVICE)
@@ -54,18 +54,17 @@ def setClock(machine: Machine, seconds: float) -> None:
         file.write(struct.pack("d", seconds))
 
 
-@pytest.mark.parametrize("seconds", [-3600, -600, 86400])
-def test_step(stepped: Machine, seconds: int) -> None:
+def test_step(stepped: Machine) -> None:
     """
-    After a step the watchdog is fed, readers are served and closed, and a reload and a stop end.
+    After a step back the watchdog is fed, readers are served and closed; a reload and a stop end.
     """
     pid = stepped.show(SERVICE, "MainPID")
     poem = stepped.path(POEM).read_bytes()
     assert f"{FOLDER}/offset" in stepped.run("cat", f"/proc/{pid}/maps").stdout
     before = countDescriptors(stepped, pid)
-    setClock(stepped, seconds)
+    setClock(stepped, -3600)
     # Twice as long as a watchdog waits that is not fed.
-    stepped.run("sleep", "6")
+    stepped.run("sleep", "4")
     for _ in range(20):
         assert stepped.fetch("127.0.0.1", "10000") == poem
     waitFor(lambda: countDescriptors(stepped, pid) <= before, "the readers to be closed")

@@ -209,6 +209,7 @@ def test_killed(server: Machine) -> None:
     assert outcomes.keys() <= {"whole", "reset"}
 
 
+@pytest.mark.alone
 def test_newcomers(server: Machine) -> None:
     """
     Who comes in a restart waits no longer for a hundred who do not read than for nobody.
@@ -236,17 +237,6 @@ print(time.monotonic() - began)
 restart.wait()
 """
     return float(machine.run("python3", "-c", program, SERVICE, str(PORT)).stdout)
-
-
-def test_reboot(server: Machine) -> None:
-    """After a reboot there is nobody to take over, and everything is as after any start."""
-    with holding(server, "stopped=5", *copies(server, text(0))):
-        server.systemctl("restart", SERVICE)
-        before = len(starts(server))
-    server.reboot()
-    server.systemctl("start", SERVICE)
-    assert len(starts(server)) <= before
-    assert "took over" not in server.show(SERVICE, "StatusText")
 
 
 def test_reexec(server: Machine) -> None:

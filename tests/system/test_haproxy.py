@@ -11,20 +11,13 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 from messages import SENT, TURNED_AWAY, UNIT_STARTING
 
-from system.conftest import CLONE, SOURCE, startMachine
+from system.conftest import CLONE, SOURCE, Layers, startMachine
 from system.machine import Machine, waitFor
-from system.package import installPackage
 from system.readers import reading
-
-_PACKAGES = (
-    *("systemd", "systemd-sysv", "dbus", "netcat-openbsd", "iproute2", "haproxy"),
-    *("python3-twisted", "python3-systemd"),
-)
 
 SERVERS = {"a": "192.0.2.11", "b": "192.0.2.12", "c": "192.0.2.13"}
 """The poems, all the same text, and where C{fastpoetry.cfg} has their servers."""
@@ -60,11 +53,9 @@ ListenStream={}:10100
 
 
 @pytest.fixture(scope="module")
-def balanced(release: str, package: Path) -> Iterator[Machine]:
+def balanced(release: str, packageRoot: Layers) -> Iterator[Machine]:
     """Three servers and a balancer."""
-    machine = startMachine(release, _PACKAGES, "balanced")
-    with closing(machine):
-        installPackage(machine, package)
+    with closing(startMachine(packageRoot, f"{release}-balanced")) as machine:
         units = "/etc/systemd/system"
         machine.run("cp", "-r", f"{SOURCE}/packaging/examples/haproxy/.", units)
         for name, address in SERVERS.items():
@@ -164,7 +155,7 @@ def test_configuration(machine: Machine) -> None:
         ("::1", "::1", READERS, "[::1]:"),
         ("127.0.0.5", "127.0.0.1", LOCAL, "127.0.0.5:"),
     ],
-    ids=["v2", "v2 IPv6", "v1 UNIX"],
+    ids=["v2", "v2-IPv6", "v1-UNIX"],
 )
 def test_peer(quiet: Machine, client: str, balancer: str, port: int, peer: str) -> None:
     """Who comes through the balancer gets the poem, and is recorded under the client's address."""

@@ -15,14 +15,13 @@ from ssl import get_default_verify_paths
 
 import pytest
 
-from system.conftest import CLONE, UNITS, startMachine
+from system.conftest import CLONE, startMachine
 from system.machine import Machine, waitFor
-from system.roots import readAptSettings
+from system.roots import findArchives, findRoot, readAptSettings
 
 ADDRESS = ("127.0.0.1", 10000)
 HOME = "/root/fastpoetry"
 CTRL_C = b"\x03"
-_PAGES = "packaging/man/*.[1-8]"
 _SETUP_SECONDS = 300.0
 
 
@@ -34,7 +33,12 @@ def fresh(release: str) -> Iterator[Machine]:
     settings = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
     settings.update(PIP_CERT=bundle, SSL_CERT_FILE=bundle)
     machine = startMachine(
-        release, ("git", "make", "python3"), "fresh", environment=settings, boot=False, network=True
+        findRoot(release, "clone"),
+        f"{release}-fresh",
+        shared=findArchives(release),
+        environment=settings,
+        boot=False,
+        network=True,
     )
     with closing(machine):
         authorities = get_default_verify_paths().cafile
@@ -217,34 +221,6 @@ def test_deb(fresh: Machine, package: Path) -> None:
         there = fresh.run(*list_, f"{HOME}/dist/{here.name}").stdout
         ours = subprocess.run([*list_, here], check=True, capture_output=True, text=True).stdout
         assert _listFiles(there) == _listFiles(ours)
-
-
-def test_install(tmp_path: Path) -> None:
-    """C{make install} puts everything where it is told to, and nothing else anywhere."""
-    where = (f"DESTDIR={tmp_path}", "prefix=/usr", "unitdir=/lib/systemd/system")
-    subprocess.run(["make", f"--directory={CLONE}", "install", *where], check=True)
-    files = {path for path in tmp_path.rglob("*") if not path.is_dir()}
-    commands = {path for path in files if path.stat().st_mode & 0o7777 == 0o755}
-    assert [path.name for path in commands] == ["announce"]
-    assert {path.stat().st_mode & 0o7777 for path in files - commands} == {0o644}
-    assert {str(path.relative_to(tmp_path)) for path in files} == {
-        *_list("usr/lib/python3/dist-packages", "fastpoetry/**/*.py", "fastpoetry/py.typed"),
-        *_list("usr/lib/python3/dist-packages", "twisted/plugins/*.py"),
-        *_list("usr/share/fastpoetry", "poetry/*.txt"),
-        *_list("lib/systemd/system", "*.socket", "*.service", "*.d/*.conf", within=UNITS),
-        *_list("usr/libexec/fastpoetry", "announce", within=UNITS),
-        *_list("usr/lib/systemd/catalog", "*.catalog", within=UNITS),
-        *_list("usr/lib/systemd/system-preset", "*.preset", within=UNITS),
-        *(f"usr/share/bash-completion/completions/_{name}" for name in ("twistd", "twistd3")),
-        *(f"usr/share/man/man{page.suffix[1:]}/{page.name}" for page in CLONE.glob(_PAGES)),
-    }
-    assert (tmp_path / "etc/fastpoetry/poetry").is_dir()
-
-
-def _list(folder: str, *patterns: str, within: Path = CLONE) -> Iterator[str]:
-    """Where files of the clone are installed."""
-    for pattern in patterns:
-        yield from (f"{folder}/{path.relative_to(within)}" for path in within.glob(pattern))
 
 
 def _listFiles(contents: str) -> set[str]:

@@ -1,8 +1,7 @@
-"""Tests of the Debian package: what is in it, and what it does when it comes and goes."""
+"""Tests of the Debian package as it comes and goes, on booted systems."""
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
 import re
@@ -12,21 +11,15 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import pytest
+from test_package import LINTIAN, findings, run
 
-from fastpoetry import __version__
 from system.conftest import CLONE, listUnits, startMachine
 from system.machine import Machine, waitFor
-from system.package import buildPackage, findPackage, installPackage, runApt
-
-_PACKAGES = (
-    *("systemd", "systemd-sysv", "dbus", "netcat-openbsd", "man-db", "autopkgtest"),
-    # What the package depends on; the machines have no network to fetch it by.
-    *("python3-twisted", "python3-systemd"),
-)
+from system.package import findPackage, installPackage
+from system.roots import findRoot, runApt
 
 _CACHE = "/usr/lib/python3/dist-packages/twisted/plugins/dropin.cache"
 _RUNNING = ("fastpoetry@ecstasy", "fastpoetry", "fastpoetry-proxy@copy")
@@ -54,8 +47,6 @@ while not select.select([sys.stdin], [], [], 0.005)[0]:
 print(read)
 """
 
-_LINTIAN = ("--no-cfg", "--allow-root", "-I", "--pedantic")
-
 _SINGLE = """\
 Package: fastpoetry
 Version: 1.0.0
@@ -79,11 +70,6 @@ shift $(($# - 1))
 cp /root/written "$1"
 """
 
-_PACKAGE_ONLY = re.compile(
-    r"usr/(share/doc/(python3-)?fastpoetry|share/lintian"
-    r"|lib/python3/dist-packages/fastpoetry-[^/]*-info)/"
-)
-"""Documents, and what tells dpkg's and Python's tools of the package."""
 
 # Every file that may matter: not logs, caches and notes of dpkg, unless they are called after us.
 _LIST_FILES = r"""
@@ -106,7 +92,7 @@ systemctl daemon-reload
 @pytest.fixture(scope="session")
 def bare(release: str) -> Iterator[Machine]:
     """A booted system with what the package depends on, for all tests of a release."""
-    with closing(startMachine(release, _PACKAGES, "package")) as machine:
+    with closing(startMachine(findRoot(release, "package"), f"{release}-package")) as machine:
         yield machine
 
 
@@ -170,30 +156,6 @@ def isInstalled(machine: Machine) -> bool:
     return status.stdout == "installed"
 
 
-def listContents(package: Path) -> set[str]:
-    """The files of a package, with the units where every release has them."""
-    lines = run("dpkg-deb", "--contents", package).splitlines()
-    return {line.split()[5].removeprefix(".").replace("/usr/lib/", "/lib/") for line in lines}
-
-
-def listFiles(root: Path) -> dict[str, bytes]:
-    """
-    The files below a folder, with the units where systemd has them and the pages as they are read.
-    """
-    found = {}
-    for path in filter(Path.is_file, root.rglob("*")):
-        name, text = str(path.relative_to(root)), path.read_bytes()
-        if "/man/" in name and path.suffix == ".gz":
-            name, text = name.removesuffix(".gz"), gzip.decompress(text)
-        found[re.sub("^lib/", "usr/lib/", name)] = text
-    return found
-
-
-def run(*command: str | Path) -> str:
-    """Run a command out here, and return what it printed."""
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
 def listListeners(machine: Machine) -> list[str]:
     """The TCP ports somebody listens on."""
     lines = machine.run("cat", "/proc/net/tcp", "/proc/net/tcp6").stdout.splitlines()
@@ -216,104 +178,6 @@ def startEverything(machine: Machine) -> None:
     waitFor(lambda: machine.fetch("-U", "/run/fastpoetry-proxy/copy.sock"), "the proxy's poem")
 
 
-def test_contents(package: Path) -> None:
-    """
-    The packages have every module, unit, poem, page, completion and example that there is, and the
-    two folders for the administrator; the plugin comes without what Twisted or Python make beside
-    it. That of the modules has no unit.
-    """
-    library = listContents(findPackage(package, "python3-fastpoetry"))
-    assert not [file for file in library if "systemd/system" in file]
-    files = library | listContents(findPackage(package))
-    python = "/lib/python3/dist-packages"
-    for folder, pattern, inside in (
-        ("fastpoetry", "**/*.py", f"{python}/fastpoetry"),
-        ("fastpoetry", "py.typed", f"{python}/fastpoetry"),
-        ("packaging/systemd", "*.service", "/lib/systemd/system"),
-        ("packaging/systemd", "*.socket", "/lib/systemd/system"),
-        ("packaging/systemd", "*.d/*.conf", "/lib/systemd/system"),
-        ("packaging/systemd", "announce", "/usr/libexec/fastpoetry"),
-        ("packaging/systemd", "*.catalog", "/lib/systemd/catalog"),
-        ("packaging/systemd", "*.preset", "/lib/systemd/system-preset"),
-        ("packaging/examples", "**/*.*", "/usr/share/doc/fastpoetry/examples"),
-        ("packaging/haproxy", "*", "/usr/share/doc/fastpoetry/examples/haproxy"),
-        ("poetry", "*.txt", "/usr/share/fastpoetry/poetry"),
-    ):
-        for path in filter(Path.is_file, (CLONE / folder).glob(pattern)):
-            assert f"{inside}/{path.relative_to(CLONE / folder)}" in files
-    for page in (CLONE / "packaging/man").glob("*.[1-8]"):
-        assert f"/usr/share/man/man{page.suffix[1]}/{page.name}.gz" in files
-    for one in (
-        "/etc/fastpoetry/poetry/",
-        "/etc/fastpoetry/proxy/",
-        "/usr/share/bash-completion/completions/_twistd3",
-        "/usr/share/doc/fastpoetry/README.Debian",
-    ):
-        assert one in files
-    assert f"{python}/fastpoetry/tap.py" in library
-    twisted = {file for file in files if "/twisted/" in file and not file.endswith("/")}
-    assert twisted == {f"{python}/twisted/plugins/fastpoetry_plugin.py"}
-
-
-def test_sameAsInstalled(package: Path, tmp_path: Path) -> None:
-    """
-    C{make install} and the package put the same files in the same places; the package alone has
-    what every package of Debian's has.
-    """
-    run("make", f"--directory={CLONE}", "install", f"DESTDIR={tmp_path / 'staged'}")
-    for each in package.glob("*.deb"):
-        run("dpkg-deb", "--extract", each, tmp_path / "packed")
-    staged = listFiles(tmp_path / "staged")
-    packed = listFiles(tmp_path / "packed")
-    # Debian has twistd3 only.
-    del staged["usr/share/bash-completion/completions/_twistd"]
-    assert {name: packed.get(name) for name in staged} == staged
-    assert [each for each in packed.keys() - staged.keys() if not _PACKAGE_ONLY.match(each)] == []
-
-
-def test_version(package: Path) -> None:
-    """The packages have the version of the program, which was released when both changelogs say."""
-    for each in package.glob("*.deb"):
-        assert run("dpkg-deb", "--field", each, "Version").strip() == __version__
-    ours = (CLONE / "CHANGELOG.md").read_text()
-    (told,) = re.findall(rf"^## \[{re.escape(__version__)}\] - (.+)$", ours, re.M)
-    changelog = CLONE / "packaging/debian/changelog"
-    date = run("dpkg-parsechangelog", f"--file={changelog}", "--show-field=Date").strip()
-    assert parsedate_to_datetime(date).date().isoformat() == told
-
-
-def test_dependencies(package: Path) -> None:
-    """
-    The modules depend on the distribution's Twisted and systemd for Python, and on Python itself;
-    the units on the modules, of the same version.
-    """
-    library, units = findPackage(package, "python3-fastpoetry"), findPackage(package)
-    depends = run("dpkg-deb", "--field", library, "Depends").strip().split(", ")
-    names = {name.split()[0] for name in depends}
-    assert names == {"python3:any", "python3-systemd", "python3-twisted"}
-    on = run("dpkg-deb", "--field", units, "Depends").strip()
-    assert on == f"python3-fastpoetry (= {__version__})"
-
-
-def test_reproducible(built: Path, tmp_path: Path) -> None:
-    """Whoever builds it again, elsewhere and with other habits, gets the same files."""
-    umask = os.umask(0o077)
-    try:
-        again = buildPackage(tmp_path, TZ="Pacific/Kiritimati", LC_ALL="C", LANG="C")
-    finally:
-        os.umask(umask)
-    names = {path.name for path in built.iterdir()}
-    assert {path.suffix for path in built.iterdir()} == {".deb", ".dsc", ".xz"}
-    assert {path.name for path in again.iterdir()} == names
-    assert all((built / name).read_bytes() == (again / name).read_bytes() for name in names)
-
-
-def test_lintian(built: Path) -> None:
-    """lintian has nothing to say of the package and of its source, as picky as it can be."""
-    (changes,) = (built.parent / "deb").glob("*.changes")
-    assert findings(run("lintian", *_LINTIAN, changes)) == []
-
-
 def test_build(builder: Machine, build: subprocess.Popen[str]) -> None:
     """
     Somebody who is not root builds the packages in a clean chroot of each release, without a
@@ -324,43 +188,19 @@ def test_build(builder: Machine, build: subprocess.Popen[str]) -> None:
     assert lint(builder, "/home/builder/fastpoetry_*.changes") == []
 
 
-def test_lintianElsewhere(builder: Machine, built: Path) -> None:
+def test_lintianElsewhere(builder: Machine, package: Path) -> None:
     """What was built here has no finding on the other release either."""
     folder = builder.path("/tmp/elsewhere")
     folder.mkdir()
-    for file in (*(built.parent / "deb").glob("*.*"),):
+    for file in (*(package.parent / "deb").glob("*.*"),):
         shutil.copy(file, folder)
     assert lint(builder, "/tmp/elsewhere/fastpoetry_*.changes") == []
 
 
 def lint(machine: Machine, changes: str) -> list[str]:
     """What lintian says of a build."""
-    command = f"lintian {' '.join(_LINTIAN)} {changes}"
+    command = f"lintian {' '.join(LINTIAN)} {changes}"
     return findings(machine.run("sh", "-c", command, check=False, seconds=120).stdout)
-
-
-def findings(said: str) -> list[str]:
-    """
-    What lintian has found, but for what is so on one release alone.
-
-    Debian 12's knows no newer standards. It wants two fields that have a default since dpkg
-    1.22.13; without it, the binary packages lack one of them. It wants an init script beside a
-    service, unless a timer or a path starts that, and has forgotten sockets; to override that is an
-    error for the newer one. Debian's newest wants a debhelper that Debian 12 lacks.
-    """
-    only = (
-        "newer-standards-version",
-        "out-of-date-standards-version",
-        "silent-on-rules-requiring-root",
-        "package-supports-alternative-init-but-no-init.d-script",
-        "package-uses-old-debhelper-compat-version",
-    )
-    priority = re.compile("recommended-field .*Priority")
-    return [
-        line
-        for line in said.splitlines()
-        if not priority.search(line) and not any(tag in line for tag in only)
-    ]
 
 
 def test_install(fresh: Machine, package: Path) -> None:
@@ -439,7 +279,7 @@ def test_firstBoot(release: str, package: Path) -> None:
     An image that boots for the first time, when systemd enables what nobody speaks against, has
     nothing of ours enabled, and none of our ports open.
     """
-    with closing(startMachine(release, _PACKAGES, "image")) as image:
+    with closing(startMachine(findRoot(release, "package"), f"{release}-image")) as image:
         installPackage(image, package)
         image.path("/etc/machine-id").write_text("uninitialized\n")
         # What shows that there were presets: Debian's own file enables it.
@@ -475,10 +315,10 @@ def test_help(installed: Machine) -> None:
     assert "fastpoetry@.socket" in installed.systemctl("help", "fastpoetry@ecstasy")
 
 
-def test_autopkgtest(installed: Machine, built: Path) -> None:
+def test_autopkgtest(installed: Machine, package: Path) -> None:
     """The tests that the package brings pass, as autopkgtest runs them: the first as nobody."""
     tree = installed.path("/tmp/tree")
-    shutil.copytree(built.parent / "deb/fastpoetry", tree, dirs_exist_ok=True)
+    shutil.copytree(package.parent / "deb/fastpoetry", tree, dirs_exist_ok=True)
     # This machine is the isolated container that one of the tests asks for.
     setting = ("--user=nobody", "--ignore-restrictions=isolation-container")
     command = ("autopkgtest", "--no-built-binaries", *setting, "/tmp/tree", "--", "null")

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from system.conftest import CLONE, skip, startMachine
+from system.conftest import CLONE, Layers, startMachine
 from system.machine import Machine
-from system.package import findPackage, installPackage
-from system.printed import PROGRAMS, follow, readFiles, readSections, readSteps, writeFiles
+from system.printed import follow, readFiles, readSections, readSteps, writeFiles
 
 PAGE = CLONE / "docs/recipes.md"
 RECIPES = {title: text for title, text in readSections(PAGE).items() if readSteps(text)}
@@ -43,17 +42,12 @@ chmod +x /opt/venv/bin/twistd
 """
 """The page's venv, with the same wheels and this clone, without a network."""
 
-_OWN = ("carbon-cache.service", "nginx.service")
-"""Units that Debian's packages start."""
-
 
 @pytest.fixture(scope="module")
-def equipped(release: str, package: Path, fromPip: Path, wheels: Path) -> Iterator[Machine]:
+def equipped(release: str, libraryRoot: Layers, fromPip: Path, wheels: Path) -> Iterator[Machine]:
     """A booted system with the package, Debian's programs, and what of them is from pip."""
-    machine = startMachine(release, PROGRAMS, "equipped", binds={wheels: "/opt/wheels"})
-    with closing(machine):
-        machine.systemctl("disable", "--quiet", "--now", *_OWN)
-        installPackage(machine, findPackage(package, "python3-fastpoetry"))
+    shown = {wheels: "/opt/wheels"}
+    with closing(startMachine(libraryRoot, f"{release}-equipped", binds=shown)) as machine:
         shutil.copytree(fromPip, machine.path("/opt/pip"))
         machine.path("/opt/pip").chmod(0o755)
         machine.run("bash", "-ec", _VENV)
@@ -83,7 +77,7 @@ def install(folder: Path, *arguments: str) -> Path:
     command = [sys.executable, "-m", "pip", "install", "--quiet", f"--target={folder}", *arguments]
     ran = subprocess.run(command, capture_output=True, text=True)
     if ran.returncode:
-        skip(ran.stderr)
+        pytest.skip(ran.stderr)
     return folder
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import subprocess
 
+import pytest
+
 from system.machine import Machine, waitFor
 from system.readers import reading
 
@@ -34,6 +36,7 @@ the same time does not slow all down alike.
 """
 
 
+@pytest.mark.alone
 def test_underLoad(machine: Machine, build: subprocess.Popen[str]) -> None:
     """
     While services of 3 kB and of 1 MiB are each restarted 20 times, none of their readers is

@@ -8,9 +8,7 @@ import json
 
 import pytest
 
-from fastpoetry.delivery.limits import Limits
-from fastpoetry.poem import MAX_POEM_BYTES
-from system.conftest import SOURCE, UNITS
+from system.conftest import SOURCE
 from system.machine import Machine
 
 SERVICES = ("fastpoetry@ecstasy.service", "fastpoetry.service")
@@ -89,53 +87,3 @@ def test_manyRestarts(machine: Machine, unit: str) -> None:
     if "proxy" not in unit:
         address = ("-U", "/run/fastpoetry/ecstasy.sock") if "@" in unit else ("127.0.0.1", "17")
         assert machine.fetch(*address)
-
-
-def test_limits() -> None:
-    """The limits in the units leave room for what the program allows itself."""
-    limits = Limits()
-    unit = readSettings("fastpoetry@")
-    assert int(unit["LimitNOFILE"]) >= 2 * limits.maxReaders + 100
-    assert float(unit["TimeoutStopSec"]) >= limits.drainSeconds + 5
-    program, stopped = 50 * 1024**2, 320 * 1024
-    most = program + 3 * MAX_POEM_BYTES + limits.maxReaders * stopped
-    assert int(unit["MemoryMax"].removesuffix("G")) * 1024**3 >= most
-
-
-def test_sameSettings() -> None:
-    """
-    The two services differ in their names and in what they serve, and in nothing else; the proxy
-    in its network and its copy too. All share their drop-ins.
-    """
-    poem, quote, proxy = map(readSettings, ("fastpoetry@", "fastpoetry", "fastpoetry-proxy@"))
-    named = {"Description", "Requires", "After", "Also", "ExecStart"}
-    assert listDiffering(poem, quote) == named
-    network = {"PrivateNetwork", "RestrictAddressFamilies", "IPAddressDeny"}
-    copy = {"CacheDirectory", "CacheDirectoryMode"}
-    source = {"Documentation", "Environment", "EnvironmentFile"}
-    assert listDiffering(poem, proxy) == named | network | copy | source
-    for name in ("fastpoetry", "fastpoetry-proxy@"):
-        for drop in ("10-sandbox.conf", "20-service.conf"):
-            ours, shared = (UNITS / f"{each}.service.d" / drop for each in (name, "fastpoetry@"))
-            assert ours.read_bytes() == shared.read_bytes()
-    announce = [each.read_bytes() for each in UNITS.glob("*.service.d/40-announce.conf")]
-    assert (len(announce), len(set(announce))) == (2, 1)
-
-
-def listDiffering(one: dict[str, str], other: dict[str, str]) -> set[str]:
-    """Which settings two units do not share."""
-    return {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
-
-
-def readSettings(name: str) -> dict[str, str]:
-    """
-    The settings of a service and of the drop-in that says how it runs; those of one name together.
-    """
-    settings: dict[str, str] = {}
-    parts = (f"{name}.service", f"{name}.service.d/20-service.conf")
-    text = "".join((UNITS / part).read_text() for part in parts)
-    for line in text.replace("\\\n", "").splitlines():
-        key, equals, value = line.partition("=")
-        if equals and not line.startswith("#"):
-            settings[key] = f"{settings[key]}\n{value}" if key in settings else value
-    return settings

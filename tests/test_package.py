@@ -1,0 +1,169 @@
+"""Tests of what is in the Debian package, and of what lintian says of it."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import subprocess
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+from system.package import buildPackage, findPackage
+from system.roots import CLONE
+
+from fastpoetry import __version__
+
+LINTIAN = ("--no-cfg", "--allow-root", "-I", "--pedantic")
+
+_PACKAGE_ONLY = re.compile(
+    r"usr/(share/doc/(python3-)?fastpoetry|share/lintian"
+    r"|lib/python3/dist-packages/fastpoetry-[^/]*-info)/"
+)
+"""Documents, and what tells dpkg's and Python's tools of the package."""
+
+
+def run(*command: str | Path) -> str:
+    """Run a command out here, and return what it printed."""
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def listContents(package: Path) -> set[str]:
+    """The files of a package, with the units where every release has them."""
+    lines = run("dpkg-deb", "--contents", package).splitlines()
+    return {line.split()[5].removeprefix(".").replace("/usr/lib/", "/lib/") for line in lines}
+
+
+def listFiles(root: Path) -> dict[str, bytes]:
+    """
+    The files below a folder, with the units where systemd has them and the pages as they are read.
+    """
+    found = {}
+    for path in filter(Path.is_file, root.rglob("*")):
+        name, text = str(path.relative_to(root)), path.read_bytes()
+        if "/man/" in name and path.suffix == ".gz":
+            name, text = name.removesuffix(".gz"), gzip.decompress(text)
+        found[re.sub("^lib/", "usr/lib/", name)] = text
+    return found
+
+
+def test_contents(package: Path) -> None:
+    """
+    The packages have every module, unit, poem, page, completion and example that there is, and the
+    two folders for the administrator; the plugin comes without what Twisted or Python make beside
+    it. That of the modules has no unit.
+    """
+    library = listContents(findPackage(package, "python3-fastpoetry"))
+    assert not [file for file in library if "systemd/system" in file]
+    files = library | listContents(findPackage(package))
+    python = "/lib/python3/dist-packages"
+    for folder, pattern, inside in (
+        ("fastpoetry", "**/*.py", f"{python}/fastpoetry"),
+        ("fastpoetry", "py.typed", f"{python}/fastpoetry"),
+        ("packaging/systemd", "*.service", "/lib/systemd/system"),
+        ("packaging/systemd", "*.socket", "/lib/systemd/system"),
+        ("packaging/systemd", "*.d/*.conf", "/lib/systemd/system"),
+        ("packaging/systemd", "announce", "/usr/libexec/fastpoetry"),
+        ("packaging/systemd", "*.catalog", "/lib/systemd/catalog"),
+        ("packaging/systemd", "*.preset", "/lib/systemd/system-preset"),
+        ("packaging/examples", "**/*.*", "/usr/share/doc/fastpoetry/examples"),
+        ("packaging/haproxy", "*", "/usr/share/doc/fastpoetry/examples/haproxy"),
+        ("poetry", "*.txt", "/usr/share/fastpoetry/poetry"),
+    ):
+        for path in filter(Path.is_file, (CLONE / folder).glob(pattern)):
+            assert f"{inside}/{path.relative_to(CLONE / folder)}" in files
+    for page in (CLONE / "packaging/man").glob("*.[1-8]"):
+        assert f"/usr/share/man/man{page.suffix[1]}/{page.name}.gz" in files
+    for one in (
+        "/etc/fastpoetry/poetry/",
+        "/etc/fastpoetry/proxy/",
+        "/usr/share/bash-completion/completions/_twistd3",
+        "/usr/share/doc/fastpoetry/README.Debian",
+    ):
+        assert one in files
+    assert f"{python}/fastpoetry/tap.py" in library
+    twisted = {file for file in files if "/twisted/" in file and not file.endswith("/")}
+    assert twisted == {f"{python}/twisted/plugins/fastpoetry_plugin.py"}
+
+
+def test_sameAsInstalled(package: Path, tmp_path: Path) -> None:
+    """
+    C{make install} and the package put the same files in the same places; the package alone has
+    what every package of Debian's has.
+    """
+    run("make", f"--directory={CLONE}", "install", f"DESTDIR={tmp_path / 'staged'}")
+    for each in package.glob("*.deb"):
+        run("dpkg-deb", "--extract", each, tmp_path / "packed")
+    staged = listFiles(tmp_path / "staged")
+    packed = listFiles(tmp_path / "packed")
+    # Debian has twistd3 only.
+    del staged["usr/share/bash-completion/completions/_twistd"]
+    assert {name: packed.get(name) for name in staged} == staged
+    assert [each for each in packed.keys() - staged.keys() if not _PACKAGE_ONLY.match(each)] == []
+
+
+def test_version(package: Path) -> None:
+    """The packages have the version of the program, which was released when both changelogs say."""
+    for each in package.glob("*.deb"):
+        assert run("dpkg-deb", "--field", each, "Version").strip() == __version__
+    ours = (CLONE / "CHANGELOG.md").read_text()
+    (told,) = re.findall(rf"^## \[{re.escape(__version__)}\] - (.+)$", ours, re.M)
+    changelog = CLONE / "packaging/debian/changelog"
+    date = run("dpkg-parsechangelog", f"--file={changelog}", "--show-field=Date").strip()
+    assert parsedate_to_datetime(date).date().isoformat() == told
+
+
+def test_dependencies(package: Path) -> None:
+    """
+    The modules depend on the distribution's Twisted and systemd for Python, and on Python itself;
+    the units on the modules, of the same version.
+    """
+    library, units = findPackage(package, "python3-fastpoetry"), findPackage(package)
+    depends = run("dpkg-deb", "--field", library, "Depends").strip().split(", ")
+    names = {name.split()[0] for name in depends}
+    assert names == {"python3:any", "python3-systemd", "python3-twisted"}
+    on = run("dpkg-deb", "--field", units, "Depends").strip()
+    assert on == f"python3-fastpoetry (= {__version__})"
+
+
+def test_reproducible(package: Path, tmp_path: Path) -> None:
+    """Whoever builds it again, elsewhere and with other habits, gets the same files."""
+    umask = os.umask(0o077)
+    try:
+        again = buildPackage(tmp_path, TZ="Pacific/Kiritimati", LC_ALL="C", LANG="C")
+    finally:
+        os.umask(umask)
+    names = {path.name for path in package.iterdir()}
+    assert {path.suffix for path in package.iterdir()} == {".deb", ".dsc", ".xz"}
+    assert {path.name for path in again.iterdir()} == names
+    assert all((package / name).read_bytes() == (again / name).read_bytes() for name in names)
+
+
+def test_lintian(package: Path) -> None:
+    """lintian has nothing to say of the package and of its source, as picky as it can be."""
+    (changes,) = (package.parent / "deb").glob("*.changes")
+    assert findings(run("lintian", *LINTIAN, changes)) == []
+
+
+def findings(said: str) -> list[str]:
+    """
+    What lintian has found, but for what is so on one release alone.
+
+    Debian 12's knows no newer standards. It wants two fields that have a default since dpkg
+    1.22.13; without it, the binary packages lack one of them. It wants an init script beside a
+    service, unless a timer or a path starts that, and has forgotten sockets; to override that is an
+    error for the newer one. Debian's newest wants a debhelper that Debian 12 lacks.
+    """
+    only = (
+        "newer-standards-version",
+        "out-of-date-standards-version",
+        "silent-on-rules-requiring-root",
+        "package-supports-alternative-init-but-no-init.d-script",
+        "package-uses-old-debhelper-compat-version",
+    )
+    priority = re.compile("recommended-field .*Priority")
+    return [
+        line
+        for line in said.splitlines()
+        if not priority.search(line) and not any(tag in line for tag in only)
+    ]
