@@ -1,8 +1,8 @@
 """
 Tests of what other packages keep to themselves, and fastpoetry relies on all the same.
 
-They run with each Twisted and Python that is supported: here with the newest, and on a Debian of
-each release with its own (tests/system/test_within.py, and when the package is built).
+They run with each supported Twisted and Python: here with the newest, and with those of a Debian
+when its package is built there (C{tests/system/test_package.py}).
 """
 
 from __future__ import annotations
