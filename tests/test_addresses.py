@@ -105,6 +105,11 @@ class TwistedTests(SynchronousTestCase):
         )
         self.assertEqual(normalise(UNIXAddress(b"/run/s")), UNIXAddress(b"/run/s"))
 
+    def test_port(self) -> None:
+        """So is a port that cannot be one."""
+        for port in (-5, 65536, 10**60):
+            self.assertRaises(ValueError, normalise, IPv4Address("TCP", "192.0.2.7", port))
+
     def test_none(self) -> None:
         """What is no address is refused, as what somebody would like to see in a record."""
         for host in ("192.0.2.7\nMESSAGE=x", "192.0.2", "a\0b", "::1"):

@@ -121,7 +121,7 @@ class HandOverTests(HandOverCase):
             records(events),
             [
                 {
-                    "text": "took over 1 readers",
+                    "text": "took over 1 reader",
                     "level": "info",
                     "readers": 1,
                     "message_id": TOOK_OVER,
@@ -161,7 +161,7 @@ class HandOverTests(HandOverCase):
             self.begin()
         self.assertEqual(
             [each["text"] for each in records(events)],
-            ["took over 0 readers, and reset 1 others: what was handed over is damaged"],
+            ["took over 0 readers, and reset 1 more: what was handed over is damaged"],
         )
         with self.assertRaises(ConnectionResetError):
             receiveAll(client)
@@ -177,7 +177,7 @@ class HandOverTests(HandOverCase):
             stopped = self.stop()
         self.assertEqual(
             [each["text"] for each in records(events)],
-            ["cannot hand over 1 readers, and wait for them: no room"],
+            ["cannot hand over 1 reader: no room"],
         )
         self.assertEqual(self.store.held, {})
         self.assertNoResult(stopped)

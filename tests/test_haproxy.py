@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any
 
 from fakes import POEM, FakeSource, FakeTransport, Reactor, said
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet.address import IPv4Address, UNIXAddress
+from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol, ITCPTransport
 from twisted.internet.protocol import ServerFactory
@@ -19,6 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from fastpoetry.delivery.haproxy import PatientFactory
+from fastpoetry.delivery.ledger import Counts
 from fastpoetry.delivery.limits import Limits
 from fastpoetry.delivery.lingering import LINGER_SECONDS
 from fastpoetry.delivery.policy import Policy
@@ -124,10 +126,6 @@ class HeaderTests(ProxiedCase):
         header = b"PROXY TCP6 2001:DB8:0:0::7 2001:db8::2 40000 10000\r\n"
         self.assertSentTo("[2001:db8::7]:40000", header)
 
-    def test_version1Unknown(self) -> None:
-        """The shortest header of version 1 leaves the balancer's address."""
-        self.assertSentTo("192.0.2.1:50000", b"PROXY UNKNOWN\r\n")
-
     def test_version2(self) -> None:
         """A header of version 2 names the client."""
         self.assertSentTo("192.0.2.7:40000", version2())
@@ -137,20 +135,16 @@ class HeaderTests(ProxiedCase):
         """What else a header of version 2 says is of no interest."""
         self.assertSentTo("192.0.2.7:40000", version2(extra=b"\x04\0\x01x"))
 
-    def test_local(self) -> None:
-        """A balancer's check gets the poem as well, under the balancer's own address."""
-        self.assertSentTo("192.0.2.1:50000", version2(command=0))
-
-    def test_localUNIX(self) -> None:
-        """On a UNIX socket that has none."""
-        said = self.receive(version2(command=0), peer=UNIXAddress(b""))
-        self.assertEqual(said, [f"sending {len(POEM.text)} bytes of poetry to unix"])
+    def test_unspecified(self) -> None:
+        """A client of a family that the balancer cannot name has the balancer's address."""
+        header = bytearray(version2())
+        header[13] = 0
+        self.assertSentTo("192.0.2.1:50000", bytes(header))
 
     def test_inPieces(self) -> None:
         """A header may come in pieces, down to single bytes."""
         for header, peer in (
             (V1, "192.0.2.7:40000"),
-            (b"PROXY UNKNOWN\r\n", "192.0.2.1:50000"),
             (version2(), "192.0.2.7:40000"),
         ):
             self.start()
@@ -202,6 +196,9 @@ class RefusalTests(ProxiedCase):
             b"PROXY TCP6 \0 2001:db8::2 40000 10000\r\n",
             b"PROXY SCTP 192.0.2.7 192.0.2.2 40000 10000\r\n",
             b"PROXY TCP4 " + b"1" * 200,
+            b"PROXY TCP4 192.0.2.7 192.0.2.2 -5 10000\r\n",
+            b"PROXY TCP4 192.0.2.7 192.0.2.2 40000 -5\r\n",
+            b"PROXY TCP4 192.0.2.7 192.0.2.2 " + b"9" * 60 + b" 1\r\n",
             version2()[:14] + struct.pack("!H", 3) + b"abc",
             version2(command=7),
         ):
@@ -237,20 +234,40 @@ class RefusalTests(ProxiedCase):
 class EndTests(ProxiedCase):
     """Tests for what ends before the header is there."""
 
+    def assertCheck(self, events: Sequence[Any]) -> None:
+        """Assert that there was a check, and nothing else."""
+        self.assertEqual((said(events), self.policy.readers), ([], 0))
+        self.assertEqual(self.policy.ledger.counts, Counts(checks=1))
+
     def test_check(self) -> None:
-        """A check that connects and leaves is no error: there is no record."""
+        """A connection that says nothing and leaves is a check: it is counted, with no record."""
         with capturedLogs() as events:
             self.connect()
             self.lose()
-        self.assertEqual(said(events), [])
-        self.assertEqual(self.policy.readers, 0)
+        self.assertCheck(events)
 
     def test_halfClosedCheck(self) -> None:
-        """Nor is one that only closes its own side."""
+        """So is one that only closes its own side, and it is closed."""
         with capturedLogs() as events:
             transport = self.connect()
             self.wrapper.readConnectionLost()
-        self.assertEqual((said(events), transport.did), ([], ["loseConnection"]))
+            self.lose()
+        self.assertCheck(events)
+        self.assertEqual(transport.did, ["loseConnection"])
+
+    def test_headerOfCheck(self) -> None:
+        """So is one whose header says that it is for no client: it gets an end, and no poem."""
+        whole = (b"PROXY UNKNOWN\r\n", b"PROXY UNKNOWN a b 1 2\r\n", version2(command=0))
+        pieces = [tuple(bytes([each]) for each in header) for header in whole]
+        for sent in [*((header,) for header in whole), *pieces]:
+            self.start()
+            with capturedLogs() as events:
+                self.receive(*sent)
+                self.lose()
+            self.assertCheck(events)
+            self.assertEqual((self.sent, self.did), (b"", ["loseConnection"]))
+            self.reactor.advance(self.limits.stallSeconds)
+            self.assertEqual(self.policy.ledger.counts, Counts(checks=1))
 
     def test_halfClosedClient(self) -> None:
         """A client that closes its side first gets the poem to its end."""

@@ -96,6 +96,7 @@ class MeterTests(MetricsCase):
                 "fastpoetry_left_total": 3,
                 "fastpoetry_gave_up_total": 4,
                 "fastpoetry_turned_away_total": 5,
+                "fastpoetry_checks_total": 6,
             },
         )
 

@@ -59,7 +59,7 @@ class ArrivalTests(PolicyCase):
         """A source has so many of them; those of no source are not counted."""
         first = [self.arrive(HERE) for _ in range(3)]
         late, other = self.arrive(HERE), self.arrive(THERE)
-        self.assertEqual(late.dismissed, "3 connections of its source say nothing")
+        self.assertEqual(late.dismissed, "its source has 3 connections already, saying nothing")
         self.assertEqual([each.dismissed for each in [*first, other]], [""] * 4)
         self.assertFalse(self.policy.isTooMany(HERE))
         self.policy.remove(first[0])
@@ -308,7 +308,7 @@ class SourceTests(PolicyCase):
             self.policy.turnAway(HERE)
         self.assertEqual(
             said(events),
-            ["turned 192.0.2.7:40000 away: 2 readers of its source are here"],
+            ["turned 192.0.2.7:40000 away: its source has 2 readers here"],
         )
         self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=1))
 
@@ -359,11 +359,11 @@ class CrowdTests(PolicyCase):
             [
                 {
                     "text": "gave up on 192.0.2.7:40000, who does not take the last 300 bytes: "
-                    "2 readers of its source take nothing",
+                    "its source has 2 readers already, taking nothing",
                     "level": "warn",
                     "peer": "192.0.2.7:40000",
                     "bytes": 300,
-                    "cause": "2 readers of its source take nothing",
+                    "cause": "its source has 2 readers already, taking nothing",
                     "message_id": GAVE_UP_NEAR_THE_END,
                 }
             ],

@@ -21,6 +21,7 @@ from fastpoetry.command.handover import HandOverService
 from fastpoetry.command.idle import IdleService
 from fastpoetry.command.options import Block, CommandOptions, refuse
 from fastpoetry.command.preflight import Preflight
+from fastpoetry.delivery.ledger import countOf
 from fastpoetry.delivery.policy import Policy
 from fastpoetry.delivery.readers import Source
 from fastpoetry.listen import PoetryListener
@@ -90,12 +91,9 @@ def assemble(
 
     def status() -> str:
         served = ", ".join(source.description for source in sources)
-        sent = policy.ledger.counts.poems
-        readers = policy.readers
-        return (
-            f"Serving {served}: {sent:,} {'poem' if sent == 1 else 'poems'} sent, "
-            f"{readers:,} {'reader' if readers == 1 else 'readers'}{handOver.description}"
-        )
+        sent = countOf(policy.ledger.counts.poems, "poem")
+        readers = countOf(policy.readers, "reader")
+        return f"Serving {served}: {sent} sent, {readers}{handOver.description}"
 
     def reloadSource(source: Source) -> Deferred[None]:
         reloaded: Deferred[None] = source.reload() if meter is None else meter.reload(source)

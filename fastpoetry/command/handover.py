@@ -16,6 +16,7 @@ from twisted.application.service import Service
 from twisted.logger import Logger
 
 from fastpoetry.delivery.handover import describe, restore
+from fastpoetry.delivery.ledger import countOf
 from fastpoetry.delivery.policy import Policy
 from fastpoetry.delivery.readers import Progress, Reader
 from fastpoetry.systemd.store import Store, StoreError, makeMemory, pack, unpack
@@ -69,7 +70,7 @@ class HandOverService(Service):
     def description(self) -> str:
         """For the status: how many readers were taken over, if any were."""
         count = self.takenOver
-        return f"; took over {count:,} {'reader' if count == 1 else 'readers'}" if count else ""
+        return f"; took over {countOf(count, 'reader')}" if count else ""
 
     def handOver(self, readers: Mapping[Reader, Progress]) -> bool:
         """
@@ -111,7 +112,7 @@ class HandOverService(Service):
         # Where that fails, the next process resets the readers that were sent more by then.
         self._clear()
         self._log.warn(
-            "cannot hand over {readers} readers, and wait for them: {cause}",
+            "cannot hand over " + _formatCount(len(readers)) + ": {cause}",
             readers=len(readers),
             cause=str(why),
             message_id="211c64da4e404641899567ad9db46522",
@@ -143,15 +144,20 @@ class HandOverService(Service):
         """One record, with the numbers."""
         if not faults:
             self._log.info(
-                "took over {readers} readers",
+                "took over " + _formatCount(self.takenOver),
                 readers=self.takenOver,
                 message_id="2439ffc2fe1e4e2a9320762c90721e57",
             )
         else:
             self._log.warn(
-                "took over {readers} readers, and reset {lost} others: {cause}",
+                "took over " + _formatCount(self.takenOver) + ", and reset {lost} more: {cause}",
                 readers=self.takenOver,
                 lost=lost,
                 cause=faults[0],
                 message_id="135be9b276f1418086abe61315355e14",
             )
+
+
+def _formatCount(readers: int) -> str:
+    """What a record says of a number of readers: a part of its format."""
+    return "{readers} reader" if readers == 1 else "{readers} readers"

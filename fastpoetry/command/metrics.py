@@ -36,6 +36,7 @@ _COUNTS = {
     "left": ("left", "Connections that clients closed before the end of their poem."),
     "gaveUp": ("gave_up", "Connections that were reset because of a deadline."),
     "turnedAway": ("turned_away", "Connections that were reset before their poem began."),
+    "checks": ("checks", "Connections by which balancers saw whether the server is there."),
 }
 """For each of L{Counts}: its name, and what it says."""
 

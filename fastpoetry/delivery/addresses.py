@@ -71,10 +71,12 @@ def normalise(peer: Any) -> Any:
     """
     The address that a PROXY header says, as the kernel would write it.
 
-    @raise OSError: if it is none, but what somebody would like to see in a record.
-    @raise ValueError: likewise.
+    @raise OSError: if it is not an address; it may be text meant to forge a record.
+    @raise ValueError: likewise, or its port is not from 0 to 65535.
     """
     if isinstance(peer, IPv4Address | IPv6Address):
+        if not 0 <= peer.port <= 65535:
+            raise ValueError(f"{peer.port} is no port")
         family = AF_INET6 if isinstance(peer, IPv6Address) else AF_INET
         host = inet_ntop(family, inet_pton(family, peer.host))
         return type(peer)(peer.type, host, peer.port)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from twisted.internet.interfaces import IReactorTime
 
+from fastpoetry.delivery.ledger import countOf
 from fastpoetry.delivery.limits import Limits
 from fastpoetry.delivery.quota import Quota
 from fastpoetry.delivery.readers import Arrival
@@ -44,7 +45,8 @@ class Arrivals:
     def add(self, arrival: Arrival) -> None:
         """A connection came that has said nothing. If there are too many, the oldest gives way."""
         if self._quota.isFull(arrival.address):
-            arrival.dismiss(f"{self._mostPerSource} connections of its source say nothing")
+            most = countOf(self._mostPerSource, "connection")
+            arrival.dismiss(f"its source has {most} already, saying nothing")
             return
         if len(self) >= self._most and self._silentSince:
             self._dismiss(next(iter(self._silentSince)))

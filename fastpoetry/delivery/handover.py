@@ -100,14 +100,16 @@ def restore(numbers: Iterable[int], policy: Policy, reactor: IReactorFDSet) -> R
         os.close(number)
     for number in connections:
         try:
-            reader, progress = _restoreReader(number, told.get(_identify(number)), poems, now)
+            reader, progress = _restoreReader(number, told.pop(_identify(number), None), poems, now)
         except (HandOverError, OSError) as why:
             faults.append(str(why))
             _reset(number)
         else:
             reader.home = home
             readers[reader] = progress
-    return Restored(readers, len(connections) - len(readers), faults)
+    if told:
+        faults.insert(0, "the limit of open files is too low for all of them (LimitNOFILE=)")
+    return Restored(readers, len(connections) - len(readers) + len(told), faults)
 
 
 def _identify(number: int) -> int:

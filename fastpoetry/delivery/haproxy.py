@@ -46,6 +46,9 @@ _LEAST_BYTES = 16
 _UNKNOWN = b"PROXY UNKNOWN\r\n"
 """What a balancer's own check says in version 1; Twisted knows it only with a space at the end."""
 
+_CHECKS = (b"PROXY UNKNOWN ", V2Parser.PREFIX + b"\x20")
+"""How the headers begin that name no client: the latter is version 2, command LOCAL."""
+
 
 @implementer(IHalfCloseableProtocol)
 class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
@@ -97,7 +100,8 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         if not self._read(data):
             self.dismiss("no valid PROXY header")
         elif self._proxyInfo is not None:
-            self._begin()
+            isCheck = self._proxyInfo.header.startswith(_CHECKS)
+            (self._endCheck if isCheck else self._begin)()
 
     def getPeer(self) -> Any:
         """The client, as soon as it is known."""
@@ -108,6 +112,7 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         try:
             super().dataReceived(data)
             if self._proxyInfo is not None:
+                normalise(self._proxyInfo.destination)
                 self._client = normalise(self.getPeer())
         except (ValueError, OSError):  # the former from Twisted's parser too
             return False
@@ -140,8 +145,7 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         if self._hasBegun:
             IHalfCloseableProtocol(self.wrappedProtocol).readConnectionLost()
         elif self._parser is None and not self._beginning:
-            self._setLinger(END_ON_CLOSE)
-            self.transport.loseConnection()
+            self._endCheck()
         else:
             self.dismiss("it left in the middle of its PROXY header")
 
@@ -152,6 +156,8 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         """Nothing is left of the connection."""
         if self._isArriving and (self._parser is not None or self._beginning):
             self._count("it left in the middle of its PROXY header")
+        elif self._isArriving:
+            self.policy.ledger.checked()
         self.setTimeout(None)
         self.policy.remove(self)
         super().connectionLost(reason)
@@ -164,9 +170,18 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
 
     def dismiss(self, cause: str) -> None:
         """Reset a connection that does not say where it comes from, and count it."""
-        self._count(cause)
+        if self._isArriving:
+            self._count(cause)
         self.disconnecting = True
         self.transport.abortConnection()
+
+    def _endCheck(self) -> None:
+        """End a connection by which the balancer only sees whether the server is there."""
+        self._isArriving = False
+        self.disconnecting = True
+        self.policy.ledger.checked()
+        self._setLinger(END_ON_CLOSE)
+        lowestTransport(self.transport).loseConnection()  # below TLS, which would wait
 
     def _count(self, cause: str) -> None:
         """Count a connection for which no poem is begun."""

@@ -21,6 +21,11 @@ from fastpoetry.delivery.readers import Reader
 from fastpoetry.poem import Poem
 
 
+def countOf(number: int, noun: str) -> str:
+    """A number with its noun, for a person: C{1 reader}, C{2,735 readers}."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 @dataclass
 class Counts:
     """
@@ -32,6 +37,7 @@ class Counts:
     @ivar gaveUp: by a deadline, with a reset.
     @ivar turnedAway: before a poem was begun, with a reset: too many of its source were here, it
         did not say who it is, or there was no poem.
+    @ivar checks: by balancers that only saw whether the server is there; never in a record.
     """
 
     poems: int = 0
@@ -39,10 +45,11 @@ class Counts:
     left: int = 0
     gaveUp: int = 0
     turnedAway: int = 0
+    checks: int = 0
 
     @property
     def connections(self) -> int:
-        """All of them, each ended in one of those ways."""
+        """All readers' connections, each ended in one of those ways."""
         return self.poems + self.left + self.gaveUp + self.turnedAway
 
 
@@ -151,6 +158,10 @@ class Ledger:
                 readers=readers,
                 message_id="fbb58c123b214fef889bb057cdfb5239",
             )
+
+    def checked(self) -> None:
+        """A balancer has seen that the server is there."""
+        self.counts.checks += 1
 
     def flush(self) -> None:
         """Tell what is still untold, and run no timer until the next reader."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from twisted.internet.interfaces import IReactorTime
 
-from fastpoetry.delivery.ledger import Ledger
+from fastpoetry.delivery.ledger import Ledger, countOf
 from fastpoetry.delivery.limits import Limits, measure
 from fastpoetry.delivery.quota import Quota
 from fastpoetry.delivery.readers import Progress, Reader
@@ -150,7 +150,8 @@ class Lingering:
         if reader in self._quota:
             return ""
         if self._quota.isFull(reader.address):
-            return f"{self._limits.maxReadersPerSource} readers of its source take nothing"
+            most = countOf(self._limits.maxReadersPerSource, "reader")
+            return f"its source has {most} already, taking nothing"
         self._quota.add(reader)
         return ""
 

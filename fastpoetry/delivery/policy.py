@@ -18,7 +18,7 @@ from fastpoetry.delivery.addresses import Address
 from fastpoetry.delivery.arrivals import Arrivals
 from fastpoetry.delivery.drain import Drain
 from fastpoetry.delivery.gate import Gate
-from fastpoetry.delivery.ledger import Ledger
+from fastpoetry.delivery.ledger import Ledger, countOf
 from fastpoetry.delivery.limits import Limits, measure
 from fastpoetry.delivery.lingering import Lingering
 from fastpoetry.delivery.quota import Quota
@@ -112,7 +112,8 @@ class Policy:
     def pauseIfFull(self) -> None:
         """Have the ports wait, if nobody more may be here and nobody can go who only lingers."""
         if not self.room:
-            self.pause(f"no more than {self.limits.maxReaders} readers may be here (--max-readers)")
+            most = countOf(self.limits.maxReaders, "reader")
+            self.pause(f"no more than {most} may be here (--max-readers)")
 
     def addArrival(self, arrival: Arrival) -> None:
         """A connection came that has yet to say who it is: it takes no reader's place."""
@@ -190,8 +191,8 @@ class Policy:
 
     def turnAway(self, address: Address) -> None:
         """Count a connection that was reset because L{isTooMany}."""
-        most = self.limits.maxReadersPerSource
-        self.ledger.turnedAway(address, f"{most} readers of its source are here")
+        most = countOf(self.limits.maxReadersPerSource, "reader")
+        self.ledger.turnedAway(address, f"its source has {most} here")
 
     def pause(self, cause: str) -> None:
         """

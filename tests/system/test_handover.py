@@ -266,6 +266,21 @@ def test_full(server: Machine) -> None:
     assert held.outcomes() == {"whole": 5}
 
 
+def test_fewerDescriptors(server: Machine) -> None:
+    """A process with fewer descriptors takes over what it can, and counts all others as lost."""
+    folder = server.path(f"/run/systemd/system/{SERVICE}.d")
+    folder.mkdir(parents=True, exist_ok=True)
+    with holding(server, "stopped=100", *copies(server, text(0))) as held:
+        (folder / "files.conf").write_text("[Service]\nLimitNOFILE=80\n")
+        server.systemctl("daemon-reload")
+        server.systemctl("restart", SERVICE)
+    (record,) = starts(server, TOOK_OVER_PART)
+    readers, lost = int(record["READERS"]), int(record["LOST"])
+    assert (readers + lost, readers > 0, lost > 0) == (100, True, True)
+    assert "LimitNOFILE=" in record["CAUSE"]
+    assert held.outcomes() == {"whole": readers, "reset": lost}
+
+
 def test_UNIX(server: Machine) -> None:
     """Readers on the UNIX socket are handed over too."""
     with (
