@@ -20,6 +20,7 @@ from system.machine import Machine
 from system.printed import follow, readFiles, readSections, readSteps, writeFiles
 
 PAGE = CLONE / "docs/recipes.md"
+GUIDE = CLONE / "docs/twisted-under-systemd.md"
 RECIPES = {title: text for title, text in readSections(PAGE).items() if readSteps(text)}
 
 _TIDY = """
@@ -30,6 +31,7 @@ systemctl daemon-reload
 """
 
 
+_PACKAGES = {"Synapse": "matrix-synapse"}
 _PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
 
 _VENV = """
@@ -65,10 +67,11 @@ def fromPip(release: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheels(release: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the page has pip install into the venv, for a release's Python."""
-    (wanted,) = re.findall(r"/opt/venv/bin/pip install (.*) \S+\n", PAGE.read_text("utf-8"))
+    """What the page has pip install into the venv, in the table's versions, for a release."""
+    found = re.findall(r"^\| (scrapyd|cowrie|Synapse) \| of pip, (\S+) ", GUIDE.read_text(), re.M)
+    wanted = [f"{_PACKAGES.get(name, name)}=={version}" for name, version in found]
     chosen = (f"--python-version={_PYTHONS[release]}", "--only-binary=:all:")
-    return install(tmp_path_factory.mktemp("wheels"), *chosen, *wanted.split())
+    return install(tmp_path_factory.mktemp("wheels"), *chosen, *wanted)
 
 
 def install(folder: Path, *arguments: str) -> Path:
@@ -122,8 +125,11 @@ def test_table(equipped: Machine) -> None:
         ("buildbot", r"Buildbot, master and worker \|"),
         ("python3-autobahn", r"Autobahn \|"),
         ("graphite-carbon", r"carbon \|"),
+        ("python3-daphne", r"daphne, with Django \|"),
+        ("python3-foolscap", r"foolscap's flappserver \|"),
+        ("python3-scrapy", r"Scrapy \|"),
     ):
-        versions = re.search(rf"^\| {row} ([\d.]+), ([\d.]+) ", PAGE.read_text(), re.M)
+        versions = re.search(rf"^\| {row} ([\d.]+), ([\d.]+) ", GUIDE.read_text(), re.M)
         assert versions, row
         installed = equipped.run(*query, package).stdout
         assert re.match(rf"{re.escape(versions[1 + column[release]])}\b", installed)
