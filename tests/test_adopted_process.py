@@ -192,7 +192,8 @@ class ProcessTests(Passing, SynchronousTestCase):
         self.assertEqual(
             self.refusal(self.start([sys.executable, "-c", PROGRAM, "name=a"], [])),
             "adopted:name=a: no descriptor was passed: "
-            "a .socket unit or systemd-socket-activate must pass one\n",
+            "a .socket unit or systemd-socket-activate must pass one; "
+            "if the address of the .socket was changed, restart that; else=ENDPOINT does without\n",
         )
 
     def test_otherProcess(self) -> None:

@@ -14,15 +14,15 @@ from twisted.trial.unittest import SynchronousTestCase
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {
-    "adopted": "descriptors",
+    "adopted": "stderr descriptors",
     "clock": "",
-    "descriptors": "",
+    "descriptors": "stderr",
     "ending": "",
-    "journal": "ending records",
+    "journal": "ending records stderr",
     "manager": "steps",
     "notify": ("clock loops steps manager heartbeat deferreds reload signals reloading starting"),
     "reload": "",
-    "store": "clock descriptors steps manager",
+    "store": "clock stderr descriptors steps manager",
 }
 """The public modules, and which of them each needs."""
 
@@ -143,7 +143,8 @@ class AdoptedTests(SynchronousTestCase):
         self.assertEqual(
             self.refusal("adopted:"),
             "adopted: no descriptor was passed: "
-            "a .socket unit or systemd-socket-activate must pass one",
+            "a .socket unit or systemd-socket-activate must pass one; "
+            "if the address of the .socket was changed, restart that; else=ENDPOINT does without",
         )
 
     def test_otherName(self) -> None:

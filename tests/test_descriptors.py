@@ -95,7 +95,8 @@ class EnvironmentTests(Passing, SynchronousTestCase):
         self.assertEqual(
             str(caught.exception),
             "adopted:name=a: no descriptor was passed: "
-            "a .socket unit or systemd-socket-activate must pass one",
+            "a .socket unit or systemd-socket-activate must pass one; "
+            "if the address of the .socket was changed, restart that; else=ENDPOINT does without",
         )
 
     def test_leftNames(self) -> None:

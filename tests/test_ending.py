@@ -20,7 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 ROOT = Path(__file__).resolve().parents[1]
 
-RECORDS = 600
+RECORDS = 300
 """More than the journal's socket holds."""
 
 BEGIN = f"""

@@ -152,6 +152,27 @@ class JournalObserverTests(SynchronousTestCase):
         self.log(observer, "after")
         self.assertEqual(journald.take()["MESSAGE"], b"after")
 
+    def test_lostAgain(self) -> None:
+        """
+        If the record that counts the lost is lost itself, because the journal stands still again at
+        the end, the next one counts them too.
+        """
+        self.patch(journal, "_END_SECONDS", 0.0)
+        journald = self.journald()
+        reader, writer = self.pipe()
+        observer = journal.JournalObserver("test", self.path, writer, backlogBytes=10_000)
+        self.log(observer, *range(2000))
+        waiting = len(observer._backlog)
+        found = [journald.take() for _ in range(waiting)]
+        with observer._changed:
+            observer._changed.wait_for(lambda: len(observer._backlog) == 1, 20)
+        observer.end()
+        self.assertIn("cannot write to the journal", reader.readline())
+        lost = int(reader.readline().rpartition(": ")[2])
+        while "MESSAGE_ID" not in (record := journald.take()):
+            found.append(record)
+        self.assertEqual(len(found) + lost, 2000)
+
     def test_smallestBacklog(self) -> None:
         """However little may wait, one record may."""
         journald = self.journald()
@@ -247,6 +268,14 @@ class JournalObserverTests(SynchronousTestCase):
         self.log(journal.observer({}, self.path), 2)
         names = [journald.take()["SYSLOG_IDENTIFIER"] for _ in range(2)]
         self.assertEqual(names, [b"poems", b"twistd3"])
+
+    def test_facility(self) -> None:
+        """Each record is a daemon's, unless the environment names another facility."""
+        journald = self.journald()
+        for environ in ({}, {"SYSLOG_FACILITY": ""}, {"SYSLOG_FACILITY": "16"}):
+            self.log(journal.observer(environ, self.path), 1)
+        facilities = [journald.take()["SYSLOG_FACILITY"] for _ in range(3)]
+        self.assertEqual(facilities, [b"3", b"3", b"16"])
 
     def test_waitedTime(self) -> None:
         """A record that had to wait says when it was logged; one that was sent at once does not."""
@@ -367,6 +396,7 @@ class JournalHandlerTests(SynchronousTestCase):
                 "MESSAGE": b"from there",
                 "PRIORITY": b"4",
                 "SYSLOG_IDENTIFIER": b"test",
+                "SYSLOG_FACILITY": b"3",
                 "LOG_NAMESPACE": b"somebody.else",
                 "LOG_LEVEL": b"warn",
                 "CODE_FILE": __file__.encode(),

@@ -84,7 +84,7 @@ def _unescape(text: str) -> str:
     return text
 
 
-_OF_ALL = ("message_id", "priority", "syslog_identifier")
+_OF_ALL = ("message_id", "priority", "syslog_facility", "syslog_identifier")
 _LEVELS = {"failure": "critical", "send": "error"}
 """Of what is called otherwise: C{send} is the journal's own, where there is no Twisted."""
 

@@ -78,6 +78,7 @@ def main(unit: str, name: str, *options: str) -> None:
             MESSAGE_ID="b83c73a7a3594e89a9dbc2e1756b7d16",
             PRIORITY=3,
             SYSLOG_IDENTIFIER="fastpoetry",
+            SYSLOG_FACILITY=3,
             OBJECT_SYSTEMD_UNIT=of,
         )
         raise SystemExit(1) from None

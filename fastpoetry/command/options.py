@@ -21,6 +21,7 @@ from twisted.python import usage
 from fastpoetry import __version__
 from fastpoetry.delivery.limits import Limits
 from fastpoetry.systemd.signals import ignoreHangup
+from fastpoetry.systemd.stderr import refusalLine
 
 DEFAULT_PORT = 10000
 DEFAULT_INTERFACE = "localhost"
@@ -33,8 +34,7 @@ def refuse(why: object) -> NoReturn:
     @param why: becomes one line, whatever it holds.
     @raise SystemExit: always, with that line; Python prints it and exits with status 1.
     """
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(why))
-    raise SystemExit(f"fastpoetry: {line}")
+    raise SystemExit(refusalLine(f"fastpoetry: {why}"))
 
 
 @dataclass

@@ -29,6 +29,7 @@ from twisted.python import usage
 
 from fastpoetry.systemd.notify import NotifyService, StartingService
 from fastpoetry.systemd.ports import AdoptedPorts, adoptPorts
+from fastpoetry.systemd.stderr import refusalLine
 
 __all__ = ["Options", "makeService"]
 
@@ -77,8 +78,10 @@ class Options(usage.Options):
         if (self.subCommand is None) == (self["python"] is None):
             twistd = os.path.basename(sys.argv[0])  # Debian calls it twistd3
             raise SystemExit(
-                f"systemd: which command? {twistd} systemd COMMAND [options of that command], or "
-                f"{twistd} systemd --python=FILE; {twistd} systemd --help has all"
+                refusalLine(
+                    f"systemd: which command? {twistd} systemd COMMAND [options of that command], "
+                    f"or {twistd} systemd --python=FILE; {twistd} systemd --help has all"
+                )
             )
 
 

@@ -15,10 +15,15 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from functools import cache
 from typing import NamedTuple
 
+from fastpoetry.systemd.stderr import oneLine, refusalLine
+
 __all__ = ["AdoptError", "Descriptor", "Inherited", "inherited", "refusal"]
 
 _VARIABLES = ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES")
-_NOTHING = "no descriptor was passed: a .socket unit or systemd-socket-activate must pass one"
+_NOTHING = (
+    "no descriptor was passed: a .socket unit or systemd-socket-activate must pass one; "
+    "if the address of the .socket was changed, restart that; else=ENDPOINT does without"
+)
 
 # The families that Twisted serves, and how an address of each is shown.
 _FAMILIES = {
@@ -51,13 +56,13 @@ class AdoptError(Exception):
 
     def __init__(self, line: str) -> None:
         """@param line: the refusal. It stays one line, whatever the names in it hold."""
-        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
+        super().__init__(oneLine(line))
 
 
 class _AdoptExit(AdoptError, SystemExit):
     def __init__(self, line: str) -> None:
         super().__init__(line)
-        self.code = str(self)
+        self.code = refusalLine(line)
 
 
 def refusal(line: str) -> AdoptError:

@@ -23,7 +23,7 @@ from functools import cache
 from select import select
 from socket import AF_UNIX, MSG_DONTWAIT, SOCK_DGRAM, socket
 from threading import Condition, Thread
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from twisted.logger import ILogObserver, LogEvent, LogLevel
 from twisted.python.reflect import safe_str
@@ -36,6 +36,7 @@ from fastpoetry.systemd.ending import (
     findReactor,
 )
 from fastpoetry.systemd.records import (
+    DAEMON,
     Record,
     datagram,
     fields,
@@ -44,6 +45,7 @@ from fastpoetry.systemd.records import (
     shownTime,
     streamLine,
 )
+from fastpoetry.systemd.stderr import isJournalStream
 
 __all__ = ["JournalHandler", "JournalObserver", "observer"]
 
@@ -60,6 +62,24 @@ _END_SECONDS = 1.0
 
 _RETRY_SECONDS = 1.0
 """Seconds after which a thread is tried again where none could be made."""
+
+
+class _Waiting(NamedTuple):
+    """
+    A record in the backlog.
+
+    @ivar data: for the journal.
+    @ivar text: for the fallback.
+    @ivar lost: how many records are untold if this is lost.
+    """
+
+    data: bytes
+    text: bytes
+    lost: int = 1
+
+    @property
+    def size(self) -> int:
+        return len(self.data) + len(self.text)
 
 
 @implementer(ILogObserver)
@@ -86,6 +106,7 @@ class JournalObserver:
         fallback: TextIO | None = None,
         backlogBytes: int = BACKLOG_BYTES,
         stream: str = "",
+        facility: str = DAEMON,
     ) -> None:
         """
         @param identifier: the program's name in the journal.
@@ -93,8 +114,10 @@ class JournalObserver:
         @param fallback: where text goes while there is no journal.
         @param backlogBytes: how much may wait.
         @param stream: which file is a stream into the journal, as C{JOURNAL_STREAM} has it.
+        @param facility: the kind of program, in syslog's numbers.
         """
         self._identifier = identifier
+        self._facility = facility
         self._path = path
         self._fallback = fallback
         self._backlogBytes = backlogBytes
@@ -106,7 +129,7 @@ class JournalObserver:
 
     def __call__(self, event: LogEvent) -> None:
         """Send an event; as with Twisted's own observers, one without text is no record."""
-        self.send(fields(event, self._identifier), event.get("log_time"))
+        self.send(self._fields(event), event.get("log_time"))
 
     def log(self, entry: logging.LogRecord, text: str) -> None:
         """
@@ -115,7 +138,8 @@ class JournalObserver:
         @param entry: what it has logged.
         @param text: that as text.
         """
-        self.send(loggedFields(entry, text, self._identifier), entry.created)
+        record = loggedFields(entry, text, self._identifier, self._facility)
+        self.send(record, entry.created)
 
     def send(self, record: Record, when: float | None = None) -> None:
         """
@@ -152,7 +176,7 @@ class JournalObserver:
         self.flush(max(0.0, self._endsAt - time.monotonic()))
         with self._changed:
             if self._backlog:
-                self._dropped += len(self._backlog)
+                self._dropped += sum(each.lost for each in self._backlog)
                 self._empty()
                 self._tellDropped()
                 self._sendAtOnce()
@@ -172,7 +196,7 @@ class JournalObserver:
         self._retrying = False
 
     def _empty(self) -> None:
-        self._backlog: deque[tuple[bytes, bytes]] = deque()
+        self._backlog: deque[_Waiting] = deque()
         self._waitingBytes = 0
 
     def _trySend(self, data: bytes) -> bool:
@@ -186,19 +210,19 @@ class JournalObserver:
     def _keep(self, record: Record, when: float) -> None:
         """Leave a record to the thread, or count it as dropped."""
         data = datagram({**record, "LOG_TIME": shownTime(when)})
-        text = self._line(record, when)
+        waiting = _Waiting(data, self._line(record, when))
         with self._changed:
-            full = self._waitingBytes + len(data) + len(text) > self._backlogBytes
+            full = self._waitingBytes + waiting.size > self._backlogBytes
             if self._backlog and (full or self._dropped):
                 self._dropped += 1
             else:
-                self._append(data, text)
+                self._append(waiting)
             # Also for one that is dropped: where no thread could be made, one may be by now.
             self._startThread()
 
-    def _append(self, data: bytes, text: bytes) -> None:
-        self._backlog.append((data, text))
-        self._waitingBytes += len(data) + len(text)
+    def _append(self, waiting: _Waiting) -> None:
+        self._backlog.append(waiting)
+        self._waitingBytes += waiting.size
         self._changed.notify_all()
 
     def _startThread(self) -> None:
@@ -243,7 +267,7 @@ class JournalObserver:
             with self._changed:
                 self._changed.wait_for(lambda: self._backlog)
                 first = self._backlog[0]
-            self._send(*first)
+            self._send(first)
             with self._changed:
                 # It was given up on, if it is not there any more.
                 if self._backlog and self._backlog[0] is first:
@@ -252,25 +276,27 @@ class JournalObserver:
     def _sendAtOnce(self) -> None:
         """Send the backlog, and write as text what the journal does not take at once."""
         while self._backlog:
-            self._send(*self._backlog[0], MSG_DONTWAIT)
+            self._send(self._backlog[0], MSG_DONTWAIT)
             self._removeFirst()
 
     def _removeFirst(self) -> None:
-        data, text = self._backlog.popleft()
-        self._waitingBytes -= len(data) + len(text)
+        self._waitingBytes -= self._backlog.popleft().size
         if not self._backlog and self._dropped:
             self._tellDropped()
         self._changed.notify_all()
 
-    def _send(self, data: bytes, text: bytes, flags: int = 0) -> None:
+    def _send(self, waiting: _Waiting, flags: int = 0) -> None:
         """Send one record, for however long that takes, or write it as text."""
         try:
-            self._socket.sendto(data, flags, self._path)
+            self._socket.sendto(waiting.data, flags, self._path)
         except OSError as error:
             if not self._announced:
                 self._announced = True
                 self._write(self._announcement(error), flags)
-            self._write(text, flags)
+            self._write(waiting.text, flags)
+
+    def _fields(self, event: LogEvent) -> Record:
+        return fields(event, self._identifier, self._facility)
 
     def _announcement(self, error: OSError) -> bytes:
         event = {
@@ -281,23 +307,11 @@ class JournalObserver:
             "path": self._path,
             "cause": error.strerror,
         }
-        return self._line(fields(event, self._identifier), time.time())
+        return self._line(self._fields(event), time.time())
 
     def _line(self, record: Record, when: float) -> bytes:
-        return streamLine(record) if self._isStream() else line(record, when)
-
-    def _isStream(self) -> bool:
-        """
-        @return: whether the fallback is the stream into the journal that systemd.exec(5) tells of,
-            and not what somebody has put in its place since.
-        """
-        if not self._stream or self._fallback is None:
-            return False
-        try:
-            found = os.fstat(self._fallback.fileno())
-        except (OSError, ValueError):
-            return False
-        return self._stream == f"{found.st_dev}:{found.st_ino}"
+        isStream = isJournalStream(self._fallback, self._stream)
+        return streamLine(record) if isStream else line(record, when)
 
     def _write(self, text: bytes, flags: int) -> None:
         """
@@ -320,8 +334,9 @@ class JournalObserver:
             "dropped": self._dropped,
             "message_id": "18dca92ef40d43e18a4550720f27a296",
         }
-        record = fields(event, self._identifier)
-        self._append(datagram(record), self._line(record, time.time()))
+        record = self._fields(event)
+        line = self._line(record, time.time())
+        self._append(_Waiting(datagram(record), line, self._dropped))
         self._dropped = 0
 
 
@@ -372,7 +387,8 @@ def observer(environ: Mapping[str, str] = os.environ, path: str = SOCKET) -> Jou
     """
     Make the observer for C{twistd --logger=fastpoetry.systemd.journal.observer}.
 
-    The records bear the name in C{SYSLOG_IDENTIFIER}, else that of the program.
+    The records bear the name in C{SYSLOG_IDENTIFIER}, else that of the program, and the number in
+    C{SYSLOG_FACILITY}, else that of daemons.
 
     @param environ: the environment.
     @param path: the journal's socket.
@@ -381,13 +397,14 @@ def observer(environ: Mapping[str, str] = os.environ, path: str = SOCKET) -> Jou
         written to C{sys.stderr} to the log.
     """
     identifier = environ.get("SYSLOG_IDENTIFIER") or os.path.basename(sys.argv[0])
-    return _share(identifier, path, environ.get("JOURNAL_STREAM", ""))
+    facility = environ.get("SYSLOG_FACILITY") or DAEMON
+    return _share(identifier, path, environ.get("JOURNAL_STREAM", ""), facility)
 
 
 @cache
-def _share(identifier: str, path: str, stream: str) -> JournalObserver:
+def _share(identifier: str, path: str, stream: str, facility: str) -> JournalObserver:
     """@return: one observer for all that want the same: they wait once, and keep their order."""
-    journal = JournalObserver(identifier, path, sys.__stderr__, stream=stream)
+    journal = JournalObserver(identifier, path, sys.__stderr__, stream=stream, facility=facility)
     os.register_at_fork(after_in_child=journal.forget)
     callBeforeDaemon(journal.flush)
     callAtEnd(journal.end)

@@ -85,12 +85,17 @@ Record = Mapping[str, bytes]
 """Names and values, as they go into the journal."""
 
 
-def fields(event: LogEvent, identifier: str) -> Record:
+DAEMON = "3"
+"""The facility of system services, in syslog's numbers (RFC 5424, 6.2.1)."""
+
+
+def fields(event: LogEvent, identifier: str, facility: str = DAEMON) -> Record:
     """
     Map an event to the fields of one record; the event's own keys never replace the others.
 
     @param event: any event, in Twisted's newer or older way; it is not changed.
     @param identifier: the program's name in the journal.
+    @param facility: the kind of program, in syslog's numbers.
     @return: the fields; an empty C{MESSAGE} if the event has no text.
     """
     level = _level(event)
@@ -102,6 +107,7 @@ def fields(event: LogEvent, identifier: str) -> Record:
         "MESSAGE": _encoded(text.strip("\n")),
         "PRIORITY": _PRIORITIES[level],
         "SYSLOG_IDENTIFIER": _encoded(identifier),
+        "SYSLOG_FACILITY": _encoded(facility),
         "LOG_NAMESPACE": _encoded(event.get("log_namespace", "-")),
         "LOG_LEVEL": level.encode(),
     }
@@ -115,13 +121,16 @@ def fields(event: LogEvent, identifier: str) -> Record:
     return record
 
 
-def loggedFields(entry: logging.LogRecord, text: str, identifier: str) -> Record:
+def loggedFields(
+    entry: logging.LogRecord, text: str, identifier: str, facility: str = DAEMON
+) -> Record:
     """
     Map what C{logging} has logged to the fields of one record, as L{fields} does an event.
 
     @param entry: any of C{logging}'s records; it is not changed.
     @param text: the entry as text, with its traceback.
     @param identifier: the program's name in the journal.
+    @param facility: the kind of program, in syslog's numbers.
     @return: the fields. C{CODE_*} is the place that logged, and what was C{extra} is treated as an
         event's own keys are.
     """
@@ -132,6 +141,7 @@ def loggedFields(entry: logging.LogRecord, text: str, identifier: str) -> Record
         "MESSAGE": _encoded(text.strip("\n")),
         "PRIORITY": _PRIORITIES[level],
         "SYSLOG_IDENTIFIER": _encoded(identifier),
+        "SYSLOG_FACILITY": _encoded(facility),
         "LOG_NAMESPACE": _encoded(entry.name),
         "LOG_LEVEL": level.encode(),
         "THREAD_NAME": _encoded(entry.threadName),

@@ -141,6 +141,7 @@ def configure() -> JournalObserver:
     if os.fork() == 0:
         journal.forget()
     journal.flush(0.5)
+    journal.end()
     return journal
 
 

@@ -1,0 +1,37 @@
+"""What a program says on stderr before it logs anything, and whether that goes into the journal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TextIO
+
+
+def oneLine(text: str) -> str:
+    """@return: a text in one line, whatever it holds."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def refusalLine(text: str) -> str:
+    """
+    @param text: why the program cannot start.
+    @return: that in one line for stderr. If stderr is a stream into the journal, the line begins
+        with the priority C{err} (sd-daemon(3)).
+    """
+    isInJournal = isJournalStream(sys.stderr, os.environ.get("JOURNAL_STREAM", ""))
+    return ("<3>" if isInJournal else "") + oneLine(text)
+
+
+def isJournalStream(file: TextIO | None, told: str) -> bool:
+    """
+    @param file: a file, such as C{sys.stderr}.
+    @param told: what systemd has put into C{JOURNAL_STREAM} (systemd.exec(5)).
+    @return: whether the file is that stream, and not what somebody has put in its place since.
+    """
+    if not told or file is None:
+        return False
+    try:
+        found = os.fstat(file.fileno())
+    except (OSError, ValueError):
+        return False
+    return told == f"{found.st_dev}:{found.st_ino}"
