@@ -148,6 +148,24 @@ class MeterTests(MetricsCase):
             },
         )
 
+    def test_sameName(self) -> None:
+        """
+        What two blocks serve under one name is told together: both of their reloads, and the older
+        poem.
+        """
+        sources = [Reloading(), Reloading()]
+        for age, source in enumerate(sources):
+            source.freshAt = NOW - age
+            self.meter.add("ecstasy", source)
+            self.meter.reload(source)
+            source.reloading[0].callback(None)
+        self.assertEqual(
+            self.about("fastpoetry_poem_timestamp"),
+            {"fastpoetry_poem_timestamp_seconds{source=ecstasy}": NOW - 1},
+        )
+        done = self.about("fastpoetry_reloads_total{result=done")
+        self.assertEqual(done, {"fastpoetry_reloads_total{result=done,source=ecstasy}": 2})
+
 
 class PageTests(MetricsCase):
     """Tests for how it is told."""

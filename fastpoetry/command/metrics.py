@@ -73,17 +73,19 @@ class Meter:
         self._policy = policy
         self._now = now
         self._seconds = seconds
-        self._sources: dict[str, Source] = {}
-        self._reloads: dict[Source, _Reloads] = {}
+        self._names: dict[Source, str] = {}
+        self._reloads: dict[str, _Reloads] = {}
 
     def add(self, name: str, source: Source) -> None:
         """
         Tell of a source, too.
 
-        @param name: what to call it; one that is served twice is told of once.
+        @param name: what to call it. What several blocks serve under one name is told together: all
+            of its reloads, and the poem of the one that has the oldest.
+        @param source: reloads, and has a poem.
         """
-        self._sources[name] = source
-        self._reloads[source] = _Reloads()
+        self._names[source] = name
+        self._reloads.setdefault(name, _Reloads())
 
     def reload(self, source: Source) -> Deferred[None]:
         """
@@ -91,7 +93,7 @@ class Meter:
 
         @return: what the source returns.
         """
-        reloads, begun = self._reloads[source], self._seconds()
+        reloads, begun = self._reloads[self._names[source]], self._seconds()
 
         def end(outcome: Any) -> Any:
             if isinstance(outcome, Failure):
@@ -133,10 +135,11 @@ class Meter:
             "How long the last reload took.",
             labels=["source"],
         )
-        for name, source in self._sources.items():
-            if source.freshAt is not None:
-                fresh.add_metric([name], source.freshAt)
-            reloads = self._reloads[source]
+        for name, reloads in self._reloads.items():
+            sources = [source for source, called in self._names.items() if called == name]
+            times = [source.freshAt for source in sources if source.freshAt is not None]
+            if times:
+                fresh.add_metric([name], min(times))
             counts.add_metric([name, "done"], reloads.done)
             counts.add_metric([name, "failed"], reloads.failed)
             if reloads.endedAt is not None:
