@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -94,6 +95,42 @@ def test_notAsked(metered: Machine) -> None:
     assert f"fastpoetry: no --metrics=adopted:name=metrics in OPTIONS= of {ENVIRONMENT}" in said
     metered.systemctl("start", "fastpoetry@ecstasy")
     assert metered.fetch("127.0.0.1", "10000")
+
+
+def test_running(metered: Machine) -> None:
+    """
+    Systemd starts no socket while its service runs. The line that says so names the command that
+    does it, and that is also what follows an edit.
+    """
+    setUp(metered)
+    metered.systemctl("disable", "--now", SOCKET)
+    metered.path(ENVIRONMENT).unlink()
+    metered.systemctl("restart", "fastpoetry@ecstasy")
+    metered.path(ENVIRONMENT).write_text("OPTIONS=--metrics=adopted:name=metrics\n")
+    assert metered.run("systemctl", "enable", "--now", SOCKET, check=False).returncode != 0
+    said = [record["MESSAGE"] for record in metered.journal("--boot", f"--unit={SOCKET}")]
+    named = re.findall(r"^Failed .*\(opened by: systemctl (.*)\)", "\n".join(said), re.MULTILINE)
+    metered.systemctl(*named[-1].split())
+    assert "fastpoetry_poems_total" in get(metered)
+    edit = metered.path(f"/etc/systemd/system/{SOCKET}.d/override.conf")
+    edit.write_text(PORT.replace("9100", "9101"))
+    metered.systemctl("daemon-reload")
+    metered.systemctl("stop", SOCKET)
+    metered.systemctl("restart", "fastpoetry@ecstasy")
+    text = metered.run("curl", "-sS", "http://127.0.0.1:9101/metrics").stdout
+    assert "fastpoetry_poems_total" in text
+
+
+def test_users(metered: Machine) -> None:
+    """The UNIX socket is for root: nobody else can ask there."""
+    setUp(metered)
+    path = "/run/fastpoetry/ecstasy.metrics.sock"
+    command = ("curl", "-sS", "--unix-socket", path, "http://x/metrics")
+    assert "fastpoetry_poems_total" in metered.run(*command).stdout
+    nobody = metered.run(
+        "setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", *command, check=False
+    )
+    assert nobody.returncode != 0
 
 
 def test_missing(metered: Machine) -> None:

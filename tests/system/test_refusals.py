@@ -233,3 +233,72 @@ def test_unreadablePoem(machine: Machine) -> None:
     machine.path(POEM).chmod(0o600)
     assert machine.run("systemctl", "start", "fastpoetry@ecstasy", check=False).returncode != 0
     assert machine.journal("--boot", "--unit=fastpoetry@ecstasy", f"--grep=chmod a\\+r {POEM}")
+
+
+REFUSALS = {
+    f"touch {POEM}": f"fastpoetry: --poem ecstasy: {POEM}: is empty",
+    "echo OPTIONS=--nosuch >ENV": "fastpoetry: option --nosuch not recognized",
+    "echo OPTIONS=--max-readers=0 >ENV": "fastpoetry: --max-readers 0: ",
+    "echo OPTIONS=--listen=tcp:1 >ENV": "fastpoetry: --listen tcp:1: ",
+    "echo OPTIONS=--listen=adopted:name=x >ENV": "fastpoetry: adopted:name=x: no passed descriptor",
+}
+"""What makes a start fail, and how the line that says so begins."""
+
+
+@pytest.mark.parametrize("break_", REFUSALS)
+def test_priority(machine: Machine, break_: str) -> None:
+    """C{journalctl -p err} shows why a start failed."""
+    machine.run("sh", "-c", break_.replace("ENV", "/etc/fastpoetry/fastpoetry@ecstasy.env"))
+    assert machine.run("systemctl", "start", "fastpoetry@ecstasy", check=False).returncode != 0
+    said = listErrors(machine, "fastpoetry@ecstasy")
+    assert [line for line in said if line.startswith(REFUSALS[break_])], said
+
+
+def test_priorityOfOthers(machine: Machine) -> None:
+    """So it does for a mistyped name, for a proxy without an upstream, and for any program."""
+    machine.path("/etc/fastpoetry/proxy/none.env").write_text("\n")
+    for unit in ("fastpoetry@ecstacy", "fastpoetry-proxy@none"):
+        assert machine.run("systemctl", "start", unit, check=False).returncode != 0
+        assert [line for line in listErrors(machine, unit) if line.startswith("fastpoetry: ")]
+    machine.path("/etc/fastpoetry/proxy/none.env").unlink()
+    command = ("/usr/bin/twistd3", "--nodaemon", "--pidfile=", "web", "--listen=adopted:")
+    machine.run("systemd-run", "--quiet", "--wait", "--unit=any", *command, check=False)
+    assert [line for line in listErrors(machine, "any") if line.startswith("adopted: no descr")]
+
+
+def listErrors(machine: Machine, unit: str) -> list[str]:
+    """What C{journalctl -p err} has of a unit."""
+    records = machine.journal("--boot", f"--unit={unit}", "--priority=err")
+    return [record["MESSAGE"] for record in records]
+
+
+def test_changedAddress(machine: Machine) -> None:
+    """
+    A service that is passed nothing, because the address of its active socket was changed, says
+    that the socket has to be restarted; after that it serves.
+    """
+    machine.systemctl("start", "fastpoetry@alla_sera")
+    folder = machine.path("/run/systemd/system/fastpoetry@alla_sera.socket.d")
+    folder.mkdir(parents=True)
+    (folder / "zz.conf").write_text("[Socket]\nListenStream=\nListenStream=127.0.0.1:10033\n")
+    machine.systemctl("daemon-reload")
+    machine.run("systemctl", "restart", "fastpoetry@alla_sera", check=False)
+    assert machine.show("fastpoetry@alla_sera.socket", "ActiveState") == "active"
+    said = listErrors(machine, "fastpoetry@alla_sera")
+    assert [line for line in said if "restart" in line], said
+    machine.systemctl("restart", "fastpoetry@alla_sera.socket")
+    assert machine.fetch("127.0.0.1", "10033")
+
+
+def test_pauseEnds(machine: Machine) -> None:
+    """A restart of the socket ends the pause: who connects then is served at once."""
+    pause = "fastpoetry-pause@fastpoetry@ecstasy.service"
+    machine.path(POEM).write_text("")
+    machine.systemctl("start", "fastpoetry@ecstasy.socket")
+    client = subprocess.Popen(machine.command("nc", "-d", "127.0.0.1", "10000"))
+    waitFor(lambda: machine.show(pause, "ActiveState") == "activating", "the pause")
+    machine.path(POEM).write_text("mended\n")
+    machine.systemctl("restart", "fastpoetry@ecstasy.socket")
+    assert machine.show(pause, "ActiveState") == "inactive"
+    assert machine.fetch("127.0.0.1", "10000") == b"mended\n"
+    client.wait()
