@@ -36,6 +36,7 @@ def test_levels(machine: Machine) -> None:
     _, records = probe(machine, "levels")
     found = {record["STEP"]: (record["PRIORITY"], record["LOG_LEVEL"]) for record in records}
     assert len(records) == 7
+    assert {record["SYSLOG_FACILITY"] for record in records} == {"3"}
     assert found == {
         "0": ("7", "debug"),
         "1": ("6", "info"),
