@@ -220,5 +220,7 @@ class ProcessTests(Programs):
             "reload failed: only systemd can ask for it: MAINPID is not set\n",
         )
         self.assertEqual(
-            other.stderr, "reload failed: the program cannot be asked: it has no NotifyService\n"
+            other.stderr,
+            "reload failed: the program cannot be asked: it has no NotifyService, or no "
+            "NOTIFY_SOCKET\n",
         )

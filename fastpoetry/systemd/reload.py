@@ -97,7 +97,7 @@ def _connect(pid: int, environ: Mapping[str, str]) -> socket.socket:
                 pass  # it is gone
             server.close()
         if not isBusy or monotonic() > deadline:
-            raise ConnectionRefusedError("it has no NotifyService")
+            raise ConnectionRefusedError("it has no NotifyService, or no NOTIFY_SOCKET")
         sleep(0.1)
 
 

@@ -7,7 +7,6 @@ Who else is told of a reload is not known here.
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -201,7 +200,7 @@ class ReloadPort:
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._socket.setblocking(False)
-            self._socket.bind(f"\0{portName(environ)}{secrets.token_hex(16)}")
+            self._socket.bind(f"\0{portName(environ)}{os.urandom(16).hex()}")
             self._socket.listen(16)
             reactor.addReader(self)
         except BaseException:
