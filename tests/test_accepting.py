@@ -273,6 +273,19 @@ class ExhaustionTests(PortCase):
             self.assertTrue(text.startswith(f"{os.strerror(number)}; "), text)
             self.reactor.advance(10)
 
+    def test_otherPorts(self) -> None:
+        """While one port cannot accept, the others do."""
+        other = self.listen()
+        address = self.address
+        plain = FakePort()
+        plain.socket = FakeListener(*[errno.EINVAL] * 1000)
+        self.listen(port=plain).doRead()
+        self.assertEqual(self.reactor.getReaders(), [other])
+        self.address = address
+        client = self.connect()
+        self.reactor.turn()
+        self.assertEqual(receiveAll(client), POEM.text)
+
     def test_notWatched(self) -> None:
         """A port that the reactor cannot watch for a while accepts as soon as it can."""
         port = self.listen()

@@ -25,6 +25,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from fastpoetry.delivery.addresses import Address
+from fastpoetry.delivery.gate import Gate
 from fastpoetry.delivery.policy import Policy
 from fastpoetry.delivery.readers import Reader, Source
 from fastpoetry.delivery.sockets import (
@@ -237,6 +238,7 @@ class BorrowedPort:
         self.fileno = self._socket.fileno  # which the reactor asks for at each turn
         self.policy = policy
         self.reactor = reactor
+        self._gate = Gate(policy.clock, policy.tellClosed)
 
     def startListening(self) -> None:
         """
@@ -247,6 +249,7 @@ class BorrowedPort:
         """
         setLinger(self._socket, RESET_ON_CLOSE)
         self._isListening = True
+        self._gate.add(self)
         self._port.stopReading()
         self.startReading()
 
@@ -257,6 +260,8 @@ class BorrowedPort:
         @return: fires when the socket is given back.
         """
         self._isListening = False
+        self._gate.remove(self)
+        self._gate.open()  # which runs no timer from now on
         self.stopReading()
         stopped: Deferred[None] = maybeDeferred(self._port.stopListening)
         return stopped
@@ -264,7 +269,8 @@ class BorrowedPort:
     @property
     def isAlive(self) -> bool:
         """Whether the port accepts, or will by itself."""
-        return self in self.reactor.getReaders() or self.policy.willOpenPorts
+        willAccept = self._gate.willOpen or self.policy.willOpenPorts
+        return willAccept or self in self.reactor.getReaders()
 
     def getHost(self) -> IAddress:
         """Where we listen."""
@@ -286,7 +292,7 @@ class BorrowedPort:
     def connectionLost(self, reason: Failure) -> None:
         """The reactor lets go of the port, as it ends or after an error: try again in a moment."""
         if self._isListening:
-            self.policy.closePorts(_FAILED)
+            self._pauseAlone(_FAILED)
 
     def doRead(self) -> None:
         """Accept connections, and make transports for them as the other port does."""
@@ -353,10 +359,19 @@ class BorrowedPort:
         @param failures: how many connections of this batch could not be accepted.
         @return: whether it does.
         """
-        isLasting = why.errno in _EXHAUSTED or failures == _BATCH
-        if isLasting:
-            self.policy.pause(why.strerror or str(why))
-        return isLasting
+        cause = why.strerror or str(why)
+        if why.errno in _EXHAUSTED:
+            self.policy.pause(cause)
+        elif failures == _BATCH:
+            self._pauseAlone(cause)
+        else:
+            return False
+        return True
+
+    def _pauseAlone(self, cause: str) -> None:
+        """Accept nobody for a moment; other ports may."""
+        self._gate.close()
+        self.policy.tellClosed(cause)
 
 
 class FastPort(BorrowedPort):
@@ -490,7 +505,7 @@ class FastPort(BorrowedPort):
         """There is a poem for who has waited."""
         self._waiting = None
         self.policy.removeWaitingPort(self)
-        self.policy.openPorts()
+        self._gate.reopen()
 
     def _resetAll(self, failure: Failure) -> None:
         """Let who has waited know that there is no poem, and begin anew with who comes next."""
@@ -502,4 +517,4 @@ class FastPort(BorrowedPort):
         try:
             self.doRead()
         finally:
-            self.policy.openPorts()
+            self._gate.reopen()

@@ -13,7 +13,7 @@ _CLOSED_SECONDS = 0.25
 
 
 class Gate:
-    """All ports of the process, open or closed together."""
+    """Ports that are open or closed together."""
 
     def __init__(self, clock: IReactorTime, tell: Callable[[str], object]) -> None:
         """
@@ -61,6 +61,11 @@ class Gate:
             else:
                 self._reopening.cancel()
                 self._reopening = None
+
+    def reopen(self) -> None:
+        """Have all ports accept: at once or, if one cannot, after a moment."""
+        self.close()
+        self.open()
 
     def _openLater(self) -> None:
         """Open this after a moment, and not sooner."""

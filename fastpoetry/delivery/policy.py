@@ -54,7 +54,7 @@ class Policy:
         self._deadlines = Round(clock, LATER_SECONDS, self._visit)
         self._quota = Quota(limits.maxReadersPerSource)
         self._lingering = Lingering(clock, limits, self._quota, self.ledger, self._seeWhoIsLeft)
-        self._gate = Gate(clock, self._tellFull)
+        self._gate = Gate(clock, self.tellClosed)
         self._waitingPorts: set[Pausable] = set()
         self._emptySince = clock.seconds()
         self._drain: Drain | None = None
@@ -208,26 +208,13 @@ class Policy:
             return
         if self.room:  # so it is descriptors that are short
             self._arrivals.giveWay()
-        self.closePorts(cause)
-
-    def closePorts(self, cause: str) -> None:
-        """
-        Leave new connections in the backlogs for a moment.
-
-        @param cause: as in L{pause}.
-        """
         self._gate.close()
-        self._tellFull(cause)
+        self.tellClosed(cause)
 
     @property
     def willOpenPorts(self) -> bool:
         """Whether the ports do not accept now, and will by themselves."""
         return self._gate.willOpen
-
-    def openPorts(self) -> None:
-        """Have all ports accept: at once or, if one cannot, after a moment."""
-        self._gate.close()
-        self._gate.open()
 
     def drain(self) -> Deferred[None]:
         """
@@ -296,8 +283,8 @@ class Policy:
         self._deadlines.stop()
         self.ledger.flush()
 
-    def _tellFull(self, cause: str) -> None:
-        """Tell now and then why ports do not accept."""
+    def tellClosed(self, cause: str) -> None:
+        """Tell now and then why a port does not accept."""
         self.ledger.full(cause, self.readers)
 
     def _seeWhoIsLeft(self) -> None:
