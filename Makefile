@@ -20,7 +20,11 @@ presetdir = $(prefix)/lib/systemd/system-preset
 catalogdir = $(prefix)/lib/systemd/catalog
 libexecdir = $(prefix)/libexec
 datadir = $(prefix)/share
+completiondir = $(datadir)/bash-completion/completions
+docdir = $(datadir)/doc/fastpoetry
 mandir = $(datadir)/man
+# Debian's name for it; most other distributions have /usr/bin/twistd.
+twistd = /usr/bin/twistd3
 
 .PHONY: help
 help:
@@ -30,7 +34,7 @@ help:
 	@echo 'make bench    measure: poems a second, seconds of CPU, beside other servers'
 	@echo 'make docs     the pages of the API, in build/api'
 	@echo 'make deb      the Debian packages of what is committed, in dist/ (COMMIT=HEAD)'
-	@echo 'make install  DESTDIR=$(DESTDIR) prefix=$(prefix) unitdir=$(unitdir)'
+	@echo 'make install  DESTDIR=$(DESTDIR) prefix=$(prefix) unitdir=$(unitdir) twistd=$(twistd)'
 	@echo 'make clean    remove what the others made in this folder'
 	@echo 'What a target needs of Debian it installs first, as root or with sudo, and says so.'
 
@@ -69,7 +73,7 @@ TEST_PACKAGES = systemd netcat-openbsd iproute2 strace openssl jq groff mandoc b
 	faketime python3-gi python3-twisted
 # The system tests make Debian roots and boot them. Without root they are skipped.
 ifeq ($(shell id -u),0)
-TEST_PACKAGES += systemd-container mmdebstrap lintian
+TEST_PACKAGES += systemd-container mmdebstrap lintian rpm
 endif
 
 # Without TESTS, all tests: in shards side by side, each with a log in LOGS; then those that measure time
@@ -153,6 +157,10 @@ deb:
 	cp $(dir $(SOURCE))*.deb $(SOURCE)_*.dsc $(SOURCE)_*.tar.* $(DISTDIR)
 
 INSTALL = install -D --mode=644
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' fastpoetry/__init__.py)
+# What calls twistd by its name.
+NAMING = $(DESTDIR)$(unitdir)/fastpoetry*.service $(DESTDIR)$(mandir)/man8/fastpoetry*.8 \
+	$(DESTDIR)$(docdir)/examples/cores/*.service $(DESTDIR)$(completiondir)/_$(notdir $(twistd))
 .PHONY: install
 install:
 	for d in $(patsubst %/__init__.py,%,$(wildcard fastpoetry/__init__.py fastpoetry/*/__init__.py)); do \
@@ -168,11 +176,18 @@ install:
 	$(INSTALL) --target-directory=$(DESTDIR)$(datadir)/fastpoetry/poetry poetry/*.txt
 	install -d $(DESTDIR)$(sysconfdir)/fastpoetry/poetry
 	install -d $(DESTDIR)$(sysconfdir)/fastpoetry/proxy
-	for command in twistd twistd3; do \
-		$(INSTALL) packaging/completion/fastpoetry \
-			$(DESTDIR)$(datadir)/bash-completion/completions/_$$command || exit; done
+	for command in $(sort twistd $(notdir $(twistd))); do \
+		$(INSTALL) packaging/completion/fastpoetry $(DESTDIR)$(completiondir)/_$$command || exit; done
 	for page in $(wildcard packaging/man/*.[1-8]); do \
 		$(INSTALL) --target-directory=$(DESTDIR)$(mandir)/man$${page##*.} $$page || exit; done
+	$(INSTALL) --target-directory=$(DESTDIR)$(docdir) SECURITY.md
+	$(INSTALL) --target-directory=$(DESTDIR)$(docdir)/docs docs/scaling.md
+	for file in $$(cd packaging && find examples -type f); do \
+		$(INSTALL) packaging/$$file $(DESTDIR)$(docdir)/$$file || exit; done
+	$(INSTALL) --target-directory=$(DESTDIR)$(docdir)/examples/haproxy packaging/haproxy/*
+	$(PYTHON) packaging/metadata | $(INSTALL) /dev/stdin \
+		$(DESTDIR)$(pythondir)/fastpoetry-$(VERSION).dist-info/METADATA
+	sed -i -e 's|/usr/bin/twistd3|$(twistd)|g' -e 's|twistd3|$(notdir $(twistd))|g' $(NAMING)
 ifeq ($(DESTDIR),)
 	# Where nothing is staged: tell Twisted, systemd and journald what is there now.
 	$(PYTHON) -c 'from twisted.plugin import IPlugin, getPlugins; list(getPlugins(IPlugin))'

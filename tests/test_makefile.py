@@ -8,6 +8,8 @@ from pathlib import Path
 
 from system.roots import CLONE
 
+from fastpoetry import __version__
+
 UNITS = CLONE / "packaging/systemd"
 
 _PAGES = "packaging/man/*.[1-8]"
@@ -29,6 +31,10 @@ def test_install(tmp_path: Path) -> None:
         *_list("usr/libexec/fastpoetry", "announce", within=UNITS),
         *_list("usr/lib/systemd/catalog", "*.catalog", within=UNITS),
         *_list("usr/lib/systemd/system-preset", "*.preset", within=UNITS),
+        *_list("usr/share/doc/fastpoetry", "SECURITY.md", "docs/scaling.md"),
+        *_list("usr/share/doc/fastpoetry", "examples/**/*.*", within=CLONE / "packaging"),
+        *_list("usr/share/doc/fastpoetry/examples", "haproxy/*", within=CLONE / "packaging"),
+        f"usr/lib/python3/dist-packages/fastpoetry-{__version__}.dist-info/METADATA",
         *(f"usr/share/bash-completion/completions/_{name}" for name in ("twistd", "twistd3")),
         *(f"usr/share/man/man{page.suffix[1:]}/{page.name}" for page in CLONE.glob(_PAGES)),
     }
@@ -38,4 +44,5 @@ def test_install(tmp_path: Path) -> None:
 def _list(folder: str, *patterns: str, within: Path = CLONE) -> Iterator[str]:
     """Where files of the clone are installed."""
     for pattern in patterns:
-        yield from (f"{folder}/{path.relative_to(within)}" for path in within.glob(pattern))
+        files = filter(Path.is_file, within.glob(pattern))
+        yield from (f"{folder}/{path.relative_to(within)}" for path in files)
