@@ -90,7 +90,7 @@ class PoetryListener(service.Service):
             self._listening = None
         ports, self._ports = self._ports, ()
         for port in ports:
-            self._factory.policy.removePort(port)
+            self._factory.policy.gate.remove(port)
         stopped = DeferredList([maybeDeferred(port.stopListening) for port in ports])
         return stopped.addCallback(lambda _: self._factory.policy.drain())
 
@@ -98,7 +98,7 @@ class PoetryListener(service.Service):
         """Serve on every socket of a port, the fast way where there is nothing in between."""
         self._ports = tuple(self._borrow(each) for each in getattr(port, "ports", (port,)))
         for each in self._ports:
-            self._factory.policy.addPort(each)
+            self._factory.policy.gate.add(each)
         self._log.info(
             "serving poetry on {addresses}",
             addresses=", ".join(map(formatHost, self.addresses)),

@@ -142,7 +142,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         """Begin to send."""
         self.poem = poem
         self._isArriving = False
-        self._policy.begin(self, self._policy.seconds())
+        self._policy.begin(self, self._policy.clock.seconds())
         if self._socket is not None:
             limitUnsent(self._socket)
         self.transport.registerProducer(self, False)

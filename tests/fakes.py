@@ -346,7 +346,7 @@ class FakeReader:
 
     def __init__(self, policy: Policy, address: Address = None, poem: Poem = POEM) -> None:
         self.poem, self.address = poem, address
-        self.startedAt = policy.seconds()
+        self.startedAt = policy.clock.seconds()
         self.policy = policy
         self.taken = 0
         self.closed = False
@@ -365,8 +365,8 @@ class FakeReader:
         return self.taken
 
     def _ask(self) -> None:
-        if self.policy.seconds() not in self.asked:
-            self.asked.append(self.policy.seconds())
+        if self.policy.clock.seconds() not in self.asked:
+            self.asked.append(self.policy.clock.seconds())
 
     def end(self) -> None:
         """Remember it."""

@@ -26,7 +26,7 @@ class PolicyCase(SynchronousTestCase):
         self.clock = Clock()
         self.policy = Policy(self.limits, self.clock)
         self.port = FakePort()
-        self.policy.addPort(self.port)
+        self.policy.gate.add(self.port)
 
     def sending(self, address: Address = HERE, poem: Poem = POEM) -> FakeReader:
         """@return: a reader whose poem is under way."""

@@ -48,7 +48,7 @@ class PortCase(SynchronousTestCase):
         self.source.poem = poem
         plain = port or self.plainPort()
         self.port = FastPort(plain, self.source, self.policy, self.reactor)
-        self.policy.addPort(self.port)
+        self.policy.gate.add(self.port)
         self.port.startListening()
         self.addCleanup(self.stop)
         self.address = plain.socket.getsockname()
@@ -56,8 +56,8 @@ class PortCase(SynchronousTestCase):
 
     def stop(self) -> None:
         """Stop to listen, and reset who is still there."""
-        if self.port in self.policy._gate._ports:
-            self.policy.removePort(self.port)
+        if self.port in self.policy.gate._ports:
+            self.policy.gate.remove(self.port)
             self.port.stopListening()
             self.reactor.advance(0)
         self.policy.drain()

@@ -533,7 +533,7 @@ class UNIXTests(PortCase):
     def test_given(self) -> None:
         """After a stop its file is gone, as it was Twisted that made it."""
         port = self.listen()
-        self.policy.removePort(port)
+        self.policy.gate.remove(port)
         port.stopListening()
         self.reactor.advance(0)
         self.assertFalse(os.path.exists(self.path))

@@ -85,7 +85,7 @@ class HandOverCase(SynchronousTestCase):
         reader.poem, reader.address, reader.sentBytes = LONG, address, 0
         reader.home = Home(self.policy, self.reactor)
         self.reader = reader
-        self.assertFalse(reader.start(self.policy.seconds()))
+        self.assertFalse(reader.start(self.policy.clock.seconds()))
         return client
 
     def stop(self) -> Any:
@@ -187,7 +187,7 @@ class HandOverTests(HandOverCase):
         """While a reader is left that cannot be handed over, all are sent to as before."""
         client = self.connect()
         other = FakeReader(self.policy, poem=LONG)
-        self.policy.begin(other, self.policy.seconds())
+        self.policy.begin(other, self.policy.clock.seconds())
         stopped = self.stop()
         self.assertEqual(self.store.held, {})
         self.policy.remove(other)
@@ -200,7 +200,7 @@ class HandOverTests(HandOverCase):
         """At the end of the drain the readers are handed over that can be; the others are reset."""
         self.connect()
         other = FakeReader(self.policy, poem=LONG)
-        self.policy.begin(other, self.policy.seconds())
+        self.policy.begin(other, self.policy.clock.seconds())
         stopped = self.stop()
         self.reactor.advance(20)
         self.successResultOf(stopped)

@@ -269,7 +269,7 @@ class BorrowedPort:
     @property
     def isAlive(self) -> bool:
         """Whether the port accepts, or will by itself."""
-        willAccept = self._gate.willOpen or self.policy.willOpenPorts
+        willAccept = self._gate.willOpen or self.policy.gate.willOpen
         return willAccept or self in self.reactor.getReaders()
 
     def getHost(self) -> IAddress:
@@ -409,7 +409,7 @@ class FastPort(BorrowedPort):
 
     def doRead(self) -> None:
         """Serve who has come."""
-        now = self.policy.seconds()
+        now = self.policy.clock.seconds()
         served: list[Reader] = []
         try:
             self._serve(served, now)

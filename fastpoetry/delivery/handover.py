@@ -82,7 +82,7 @@ def restore(numbers: Iterable[int], policy: Policy, reactor: IReactorFDSet) -> R
     @param policy: has the rules for the readers from now on, and a clock that both processes share.
     @param reactor: sends to them from now on.
     """
-    home, now = Home(policy, reactor), policy.seconds()
+    home, now = Home(policy, reactor), policy.clock.seconds()
     files: list[int] = []
     connections: list[int] = []
     for number in numbers:

@@ -38,6 +38,7 @@ class Policy:
     @ivar mostDescriptor: the number of a new connection's descriptor from which on the others are
         kept from readers: the lowest free one is given out first (open(2)), so that it tells how
         many are in use, by whomever.
+    @ivar gate: has the ports wait when there is no room.
     @ivar clock: times the deadlines.
     @ivar handOver: hands readers in mid-poem over to the next process, if there is one.
     """
@@ -54,16 +55,12 @@ class Policy:
         self._deadlines = Round(clock, LATER_SECONDS, self._visit)
         self._quota = Quota(limits.maxReadersPerSource)
         self._lingering = Lingering(clock, limits, self._quota, self.ledger, self._seeWhoIsLeft)
-        self._gate = Gate(clock, self.tellClosed)
+        self.gate = Gate(clock, self.tellClosed)
         self._waitingPorts: set[Pausable] = set()
         self._emptySince = clock.seconds()
         self._drain: Drain | None = None
         most, _ = getrlimit(RLIMIT_NOFILE)
         self.mostDescriptor = 2**31 if most == RLIM_INFINITY else most - _RESERVED_DESCRIPTORS
-
-    def seconds(self) -> float:
-        """The time that the deadlines go by."""
-        return self.clock.seconds()
 
     @property
     def readers(self) -> int:
@@ -85,14 +82,6 @@ class Policy:
         """For how long nobody has been connected, or has waited for a poem in a backlog."""
         isBusy = self._waitingPorts or not self._isEmpty
         return 0.0 if isBusy else self.clock.seconds() - self._emptySince
-
-    def addPort(self, port: Pausable) -> None:
-        """Have a port wait when there is no room."""
-        self._gate.add(port)
-
-    def removePort(self, port: Pausable) -> None:
-        """Leave a port alone from now on."""
-        self._gate.remove(port)
 
     def addWaitingPort(self, port: Pausable) -> None:
         """A port leaves who comes in its backlog until there is a poem."""
@@ -200,7 +189,7 @@ class Policy:
 
         @param cause: why, for the administrator: told now and then.
         """
-        if self._gate.isClosed:
+        if self.gate.isClosed:
             return
         before = self.readers
         self._lingering.closeAll()
@@ -208,13 +197,8 @@ class Policy:
             return
         if self.room:  # so it is descriptors that are short
             self._arrivals.giveWay()
-        self._gate.close()
+        self.gate.close()
         self.tellClosed(cause)
-
-    @property
-    def willOpenPorts(self) -> bool:
-        """Whether the ports do not accept now, and will by themselves."""
-        return self._gate.willOpen
 
     def drain(self) -> Deferred[None]:
         """
@@ -278,7 +262,7 @@ class Policy:
 
     def _rest(self) -> None:
         """Nobody is left, and nobody will come: run no timer, and leave nothing untold."""
-        self._gate.open()
+        self.gate.open()
         self._lingering.stop()
         self._deadlines.stop()
         self.ledger.flush()
@@ -289,7 +273,7 @@ class Policy:
 
     def _seeWhoIsLeft(self) -> None:
         """Somebody has gone: there is room for another, or nobody is left."""
-        self._gate.open()
+        self.gate.open()
         self._admitQueued()
         if self._isEmpty:
             self._emptySince = self.clock.seconds()
