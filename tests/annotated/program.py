@@ -95,12 +95,14 @@ def listenForDatagrams(reactor: Any) -> IAddress | str:
 async def restart(port: AdoptedPort) -> int:
     await port.stopListening()
     port.startListening()
+    print("serves", port.factory)
     return len(port.ports)
 
 
 def handBack(found: tuple[Descriptor, ...]) -> None:
     inherited().release(found)
     inherited().reclaim(found)
+    print("left:", *inherited().free)
 
 
 def restore(reactor: Any, clock: MonotonicClock, factory: IProtocolFactory) -> Store:
