@@ -156,7 +156,9 @@ def _make(release: str, kind: str, below: list[Path], layer: Path) -> None:
 def _bootstrap(release: str, root: Path) -> None:
     """Make the least that is a Debian."""
     command = ["mmdebstrap", "--variant=minbase"]
-    command += [f"--aptopt={setting}" for setting in readAptSettings()]
+    # A mirror may be a snapshot, whose lists have expired.
+    settings = (*readAptSettings(), 'Acquire::Check-Valid-Until "false"')
+    command += [f"--aptopt={setting}" for setting in settings]
     made = subprocess.run(
         [*command, release, str(root)], capture_output=True, text=True, timeout=_BUILD_SECONDS
     )
