@@ -30,8 +30,10 @@ from .server import (
     Server,
     connect,
     fetchMany,
+    kernelBytes,
     makeText,
     readAll,
+    readAllAtOnce,
     resetNow,
     run,
     wait,
@@ -371,6 +373,72 @@ class HeaderTests(EveryWay, WayCase):
         causes = {record["cause"] for record in server.waitFor(TURNED_AWAY, 20)}
         self.assertEqual(causes, {"it left in the middle of its PROXY header"})
 
+    def arrive(self, times: int, address: Address, **how: Any) -> list[socket.socket]:
+        """Connect so many clients, and say who they are."""
+        clients = self.hold(times, address, **how)
+        for client in clients:
+            client.sendall(HEADER)
+        return clients
+
+    def test_writingBeforeReading(self) -> None:
+        """200 clients that each write 64 KiB first get a poem of 1 MiB exactly."""
+        _, address, poem = self.start(MEBI)
+        write = HEADER + bytes(64 * KIBI)
+        self.assertAll("isExact", run(fetchMany(200, address, poem, write=write)))
+
+    def test_smallBufferAndLateRead(self) -> None:
+        """The smallest receive buffer and a late first read cost no byte."""
+        _, address, poem = self.start(64 * KIBI)
+        how = {"write": HEADER + b"\n", "receiveBuffer": KIBI, "pauseSeconds": 0.5}
+        self.assertAll("isExact", run(fetchMany(100, address, poem, **how)))
+
+    def test_halfClosingFirst(self) -> None:
+        """Clients that close their side first get a poem of 16 MiB exactly."""
+        _, address, poem = self.start(16 * MEBI)
+        replies = run(fetchMany(20, address, poem, write=HEADER, halfClose=True))
+        self.assertAll("isExact", replies)
+
+    def test_killedHalfWay(self) -> None:
+        """Readers half-way through when the server is killed get a reset."""
+        server, address, poem = self.start(16 * MEBI)
+        clients = self.arrive(20, address)
+        self.assertKillResets(server, clients, poem)
+
+    def test_stoppedReaders(self) -> None:
+        """500 clients that take nothing are reset at the deadline, and cost little until then."""
+        server, address, poem = self.start(MEBI, "--stall-timeout=2", "--journal-budget=2000")
+        self.assertAll("isExact", run(fetchMany(20, address, poem, write=HEADER)))
+        descriptors = server.descriptors()
+        server.forgetPeak()
+        resident = server.residentKiB()
+        clients = self.arrive(500, address, receiveBuffer=KIBI)
+        wait(lambda: server.descriptors() >= descriptors + 500, "the readers")
+        kernel = kernelBytes(int(address[1]))
+        wait(lambda: server.descriptors() <= descriptors, "the close")
+        self.assertLess(server.residentKiB("VmHWM") - resident, 20 * KIBI)
+        for count, end in map(readAll, clients):
+            self.assertLess(count, len(poem))
+            self.assertEqual(end, "reset")
+        if kernel is not None:
+            self.assertLess(kernel / len(clients), 400 * KIBI)
+
+    def test_fewDescriptors(self) -> None:
+        """With 64 descriptors 200 clients are all served exactly."""
+        server, address, poem = self.start(MEBI, descriptors=64)
+        clients = self.arrive(200, address)
+        server.waitFor(FULL)
+        self.assertEqual(run(readAllAtOnce(clients)), [(len(poem), "end")] * 200)
+        self.assertEqual(server.tracebacks(), [])
+
+    def test_whoNeverSaysWhoItIs(self) -> None:
+        """Connections that send no header are ended by the stall timeout."""
+        server, address, poem = self.start(3003, "--stall-timeout=0.5")
+        self.assertAll("isExact", run(fetchMany(5, address, poem, write=HEADER)))
+        descriptors = server.descriptors()
+        clients = self.hold(100, address)
+        self.assertEqual({readAll(client) for client in clients}, {(0, "reset")})
+        wait(lambda: server.descriptors() <= descriptors, "the close")
+
 
 class TLSTests(EveryWay, WayCase):
     """TLS."""
@@ -427,6 +495,58 @@ class TLSTests(EveryWay, WayCase):
         wait(lambda: server.descriptors() >= before, "the clients")
         server.end(signal.SIGKILL)
         self.assertEqual([readAll(client) for client in clients], [(0, "reset")] * 2)
+
+    def test_exact(self) -> None:
+        """Readers get every byte, and then TLS's end."""
+        for size in (3003, 4 * MEBI):
+            server, _, poem = self.start(size)
+            for _ in range(20):
+                with self.open() as client:
+                    self.assertEqual(readAll(client), (len(poem), "end"))
+            server.end()
+            self.log.unlink()
+
+    def test_killedHalfWay(self) -> None:
+        """A reader half-way through when the server is killed gets no end of TLS's."""
+        server, _, poem = self.start(16 * MEBI)
+        clients = [self.open() for _ in range(5)]
+        for client in clients:
+            self.assertTrue(client.recv(1000))
+        server.end(signal.SIGKILL)
+        for client in clients:
+            count, end = readAll(client)
+            self.assertLess(count, len(poem))
+            self.assertEqual(end, "reset")
+
+    def test_stopped(self) -> None:
+        """
+        Readers half-way through when the server is told to stop get the rest; those that take
+        nothing are cut off at the drain timeout, and can tell.
+        """
+        server, _, poem = self.start(8 * MEBI, "--drain-timeout=1")
+        reader, stopped = self.open(), self.open(receiveBuffer=KIBI)
+        count = len(reader.recv(1000))
+        self.assertTrue(stopped.recv(1))
+        server.send(signal.SIGTERM)
+        more, end = readAll(reader)
+        self.assertEqual((count + more, end), (len(poem), "end"))
+        server.wait()
+        count, end = readAll(stopped)
+        self.assertLess(count, len(poem))
+        self.assertEqual(end, "reset")
+
+    def test_whoNeverShakesHands(self) -> None:
+        """Clients that say nothing, or take nothing, are ended by the stall timeout."""
+        server, address, poem = self.start(MEBI, "--stall-timeout=0.5")
+        with self.open() as client:
+            self.assertEqual(readAll(client), (len(poem), "end"))
+        descriptors = server.descriptors()
+        self.hold(20, address)
+        for _ in range(5):
+            self.assertTrue(self.open(receiveBuffer=KIBI).recv(1))
+        server.waitFor(TURNED_AWAY, 20)
+        server.waitFor(GAVE_UP, 5)
+        wait(lambda: server.descriptors() <= descriptors, "the close")
 
 
 class ReserveTests(FaultCase):

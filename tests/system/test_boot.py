@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
+from messages import TOOK_OVER
 
 from system import test_handover, test_metrics
 from system.conftest import Layers, startMachine
 from system.machine import Machine, MachineError
-from system.test_handover import copies, holding, starts, text
+from system.test_handover import copies, holding, text
 from system.test_refusals import listLeft
 from system.test_serving import ECSTASY, read
 
@@ -63,5 +64,5 @@ def test_listens(rebooted: Machine) -> None:
 def test_nobodyToTakeOver(rebooted: Machine) -> None:
     """There is nobody to take over, and everything is as after any start."""
     rebooted.systemctl("start", test_handover.SERVICE)
-    assert not starts(rebooted)
+    assert not rebooted.journal("--boot", f"MESSAGE_ID={TOOK_OVER}")
     assert "took over" not in rebooted.show(test_handover.SERVICE, "StatusText")
