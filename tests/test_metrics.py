@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 from unittest import SkipTest
 
@@ -28,6 +30,8 @@ from prometheus_client.parser import text_string_to_metric_families as parseText
 
 from fastpoetry.command.metrics import Meter, makeMetricsService
 
+EXAMPLES = Path(__file__).resolve().parent.parent / "packaging/examples"
+RULES = EXAMPLES / "prometheus/fastpoetry.rules.yml"
 ADDRESS = IPv4Address("TCP", "192.0.2.7", 40000)
 NOW = 1_800_000_000.0
 
@@ -123,6 +127,17 @@ class MeterTests(MetricsCase):
         self.meter.add("upstream x", FakeSource())
         name = "fastpoetry_poem_timestamp_seconds"
         self.assertEqual(self.about(name), {f"{name}{{source=poem ecstasy}}": NOW - 5})
+
+    def test_alerts(self) -> None:
+        """The example's alerts ask for metrics that there are."""
+        ecstasy = Reloading()
+        ecstasy.freshAt = NOW
+        self.meter.add("poem ecstasy", ecstasy)
+        self.meter.reload(ecstasy)
+        ecstasy.reloading[0].callback(None)
+        asked = set(re.findall(r"\bfastpoetry_\w+", RULES.read_text()))
+        self.assertGreater(len(asked), 4)
+        self.assertEqual(asked - {key.partition("{")[0] for key in self.samples()}, set())
 
     def test_reloads(self) -> None:
         """The reloads of each source are counted by how they end, and the last one is timed."""

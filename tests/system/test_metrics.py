@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from system.conftest import Layers, startMachine
+from system.conftest import SOURCE, Layers, startMachine
 from system.machine import Machine
 from system.roots import runApt
 
@@ -131,6 +131,13 @@ def test_users(metered: Machine) -> None:
         "setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", *command, check=False
     )
     assert nobody.returncode != 0
+
+
+def test_alerts(metered: Machine) -> None:
+    """The example's alerts are as Prometheus takes them, and fire for what they are named for."""
+    rules = f"{SOURCE}/packaging/examples/prometheus/fastpoetry.rules.yml"
+    assert "5 rules found" in metered.run("promtool", "check", "rules", rules).stdout
+    metered.run("promtool", "test", "rules", f"{SOURCE}/tests/alerts.yml")
 
 
 def test_missing(metered: Machine) -> None:
