@@ -516,6 +516,7 @@ class UNIXTests(PortCase):
         self.reactor.turn()
         self.assertEqual((self.policy.readers, self.policy.ledger.counts.turnedAway), (1, 1))
         self.assertEqual(self.underWay.address, os.getuid())
+        self.assertEqual(receiveAll(clients[1]), b"")
         with mock.patch("fastpoetry.delivery.fastport.findAddress", return_value=os.getuid() + 1):
             clients.append(self.connect())
             self.reactor.turn()

@@ -30,6 +30,7 @@ from fastpoetry.delivery.policy import Policy
 from fastpoetry.delivery.readers import Reader, Source
 from fastpoetry.delivery.sockets import (
     END_ON_CLOSE,
+    FAMILIES,
     MOST_UNSENT_BYTES,
     RESET_ON_CLOSE,
     countUnacknowledged,
@@ -111,20 +112,28 @@ class SocketReader(socket.SocketType):
         try:
             if len(self.poem.text) > MOST_UNSENT_BYTES:
                 limitUnsent(self)
+                # Where there is no reset, a part of the poem would look whole.
+                if not FAMILIES[self.family].hasReset and self._turnAwayIfTooMany():
+                    return False
             if self._send():
                 return True
         except OSError:  # reset while it was in the backlog
             self.home.policy.ledger.left(self.poem, self.address, 0)
             self.close()
             return False
-        self.address = findAddress(self, self.address)
-        if self.home.policy.isTooMany(self.address):
-            self.home.policy.turnAway(self.address)
-            self.close()
-        else:
+        if not self._turnAwayIfTooMany():
             self.home.policy.begin(self, now)
             self.home.reactor.addWriter(self)
         return False
+
+    def _turnAwayIfTooMany(self) -> bool:
+        """Turn the reader away, if its source has as many as it may; whether that was so."""
+        self.address = findAddress(self, self.address)
+        isTooMany = self.home.policy.isTooMany(self.address)
+        if isTooMany:
+            self.home.policy.turnAway(self.address)
+            self.close()
+        return isTooMany
 
     def sendRest(self) -> None:
         """Send what the client has yet to get, as it takes it."""
