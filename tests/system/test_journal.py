@@ -141,3 +141,20 @@ def test_servesOnUnderLoad(machine: Machine) -> None:
     run = machine.show("fastpoetry@ecstasy", "InvocationID")
     sent = (f"MESSAGE_ID={SENT}", f"_SYSTEMD_INVOCATION_ID={run}")
     waitFor(lambda: len(machine.journal(*sent)) > 513, "more records than fit into the socket")
+
+
+def test_lastWords(machine: Machine) -> None:
+    """A stop waits until a journald that stood still has every record, to twistd's last line."""
+    # 513 records fill the socket.
+    addOptions(machine, "--journal-budget=1000")
+    machine.systemctl("start", "fastpoetry@ecstasy")
+    run = machine.show("fastpoetry@ecstasy", "InvocationID")
+    journald = machine.show("systemd-journald", "MainPID")
+    fetching = "for each in $(seq 600); do nc -d 127.0.0.1 10000 >/dev/null; done"
+    stop = "systemctl stop --no-block fastpoetry@ecstasy"
+    machine.run("sh", "-c", f"kill -STOP {journald}; {fetching}; {stop}; kill -CONT {journald}")
+    waitFor(lambda: machine.show("fastpoetry@ecstasy", "ActiveState") == "inactive", "the stop")
+    machine.run("journalctl", "--sync")
+    records = machine.journal(f"_SYSTEMD_INVOCATION_ID={run}")
+    assert len([each for each in records if each.get("MESSAGE_ID") == SENT]) == 600
+    assert "Server Shut Down." in [each["MESSAGE"] for each in records]
