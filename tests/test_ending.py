@@ -208,7 +208,7 @@ class EndingTests(SynchronousTestCase):
     def test_stuck(self) -> None:
         """
         While the journal stands still to the end, each record is there or is counted as lost, on
-        stderr; that is also so for what is logged after the last wait.
+        stderr. What is logged after the last wait is there as text.
         """
         program = SERVICE.replace("END", "kill(signal.SIGTERM)")
         ended, errors = self.runProgram(program, "--nodaemon", isStuck=True)
@@ -218,8 +218,16 @@ class EndingTests(SynchronousTestCase):
         )
         words = len(self.numbers())
         self.assertLess(words, RECORDS)
-        others = [b"Main loop terminated.", b"Server Shut Down."]
-        self.assertEqual(words + lost, RECORDS + len(others))
+        self.assertEqual(words + lost, RECORDS)
+        self.assertTrue(errors.endswith("Server Shut Down.\n"), errors)
+
+    def test_goesOn(self) -> None:
+        """A program may go on after its reactor. Without a journal, its records are on stderr."""
+        os.unlink(self.path)
+        program = REACTOR.replace("END", "reactor.stop()")
+        later = "reactor.run()\njournal._endsAt -= 1\nLogger().info('later')\nos._exit(0)"
+        _, errors = self.runProgram(program + later)
+        self.assertTrue(errors.endswith("later\n"), errors)
 
     def test_dropped(self) -> None:
         """What the backlog could not hold is counted in the journal's last record."""

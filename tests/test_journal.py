@@ -157,7 +157,7 @@ class JournalObserverTests(SynchronousTestCase):
         If the record that counts the lost is lost itself, because the journal stands still again at
         the end, the next one counts them too.
         """
-        self.patch(journal, "_END_SECONDS", 0.0)
+        self.patch(journal, "_END_SECONDS", 0.01)
         journald = self.journald()
         reader, writer = self.pipe()
         observer = journal.JournalObserver("test", self.path, writer, backlogBytes=10_000)

@@ -168,18 +168,20 @@ class JournalObserver:
         """
         Wait for the backlog, because the program ends, and count what is left of it as lost.
 
-        All waiting after the first call takes a second at most, also that for records which are
-        logged after it.
+        All waiting after the first call takes a second at most. What is logged after that second
+        waits for nothing: the journal takes it at once, or it is written as text.
         """
         if self._endsAt is None:
             self._endsAt = time.monotonic() + _END_SECONDS
-        self.flush(max(0.0, self._endsAt - time.monotonic()))
+        seconds = self._endsAt - time.monotonic()
+        if seconds > 0:
+            self.flush(seconds)
         with self._changed:
-            if self._backlog:
+            if seconds > 0 and self._backlog:
                 self._dropped += sum(each.lost for each in self._backlog)
                 self._empty()
                 self._tellDropped()
-                self._sendAtOnce()
+            self._sendAtOnce()
 
     def forget(self) -> None:
         """
