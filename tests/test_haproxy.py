@@ -163,6 +163,14 @@ class HeaderTests(ProxiedCase):
         self.assertTrue(self.policy.isTooMany(("192.0.2.7", 1)))
         self.assertFalse(self.policy.isTooMany(("192.0.2.1", 1)))
 
+    def test_noSource(self) -> None:
+        """Before the header names one, the balancer is no source."""
+        self.limits = Limits(maxReadersPerSource=1)
+        self.start()
+        transports = [self.connect() for _ in range(3)]
+        self.assertEqual([each.did for each in transports], [[], [], []])
+        self.assertEqual(self.policy.readers, 0)
+
 
 class RefusalTests(ProxiedCase):
     """Tests for connections that do not say who they are."""

@@ -392,6 +392,51 @@ class TLSTests(ProtocolCase):
         self.assertEqual(self.lower.did[-1], "abortConnection")
 
 
+class HandshakeTests(ProtocolCase):
+    """Tests for connections that have yet to shake hands."""
+
+    limits = Limits(maxReaders=1, maxReadersPerSource=2)
+
+    def shake(self, host: str) -> tuple[FakeTransport, Any]:
+        """@return: the transport of a connection through TLS, and its protocol."""
+        lower = FakeTransport(IPv4Address("TCP", host, 40000))
+        wrapping = WrappingFactory(self.factory)
+        wrapping.protocol = FakeTLS
+        upper: Any = wrapping.buildProtocol(lower.getPeer())
+        upper.makeConnection(lower)
+        return lower, upper.wrappedProtocol
+
+    def test_silent(self) -> None:
+        """They are no readers, and one address has so many of them; more are reset."""
+        transports = [self.shake("192.0.2.7")[0] for _ in range(3)]
+        other, _ = self.shake("192.0.2.8")
+        self.assertEqual(self.policy.readers, 0)
+        self.assertEqual([each.did for each in transports], [[], [], ["abortConnection"]])
+        self.assertEqual((other.did, self.policy.ledger.counts.turnedAway), ([], 1))
+
+    def test_placesAreGivenBack(self) -> None:
+        """Each way out makes room for another of the address: a reset, a time-out, a reader."""
+        (_, first), (lower, _), _ = (self.shake("192.0.2.7") for _ in range(3))
+        first.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.shake("192.0.2.7")[0].did, [])
+        self.reactor.advance(self.limits.stallSeconds)
+        self.assertEqual(lower.did, ["abortConnection"])
+        (lower, first), (other, _) = (self.shake("192.0.2.7") for _ in range(2))
+        first.handshakeCompleted()
+        last, _ = self.shake("192.0.2.7")
+        self.assertEqual([each.did for each in (lower, other, last)], [[], [], []])
+
+    def test_noPlace(self) -> None:
+        """One that has shaken hands waits for a place, and has its poem when there is one."""
+        (_, reader), (lower, queued) = (self.shake("192.0.2.7") for _ in range(2))
+        reader.handshakeCompleted()
+        queued.handshakeCompleted()
+        self.assertEqual((self.policy.readers, lower.producer), (1, None))
+        reader.connectionLost(Failure(ConnectionDone()))
+        self.pull(lower)
+        self.assertEqual(lower.value(), POEM.text)
+
+
 class WaitTests(ProtocolCase):
     """Tests for a source that has no poem yet, as a proxy's."""
 
