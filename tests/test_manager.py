@@ -41,6 +41,20 @@ class TellTests(SynchronousTestCase):
         self.assertEqual(str(why), "systemd has not read what it was told for 0 s")
         self.assertEqual(set(os.listdir("/proc/self/fd")), before)
 
+    def test_noMemory(self) -> None:
+        """A descriptor that the reactor does not take is an error at once, and leaves nothing."""
+
+        class Reactor:
+            def addReader(self, _reader: object) -> None:
+                raise MemoryError
+
+        before = set(os.listdir("/proc/self/fd"))
+        clock = Clock()
+        waiting = drive(self.manager.tell(), 5, Reactor(), clock)
+        self.failureResultOf(waiting, MemoryError)
+        self.assertEqual(clock.getDelayedCalls(), [])
+        self.assertEqual(set(os.listdir("/proc/self/fd")), before)
+
     def test_closed(self) -> None:
         """A manager that is closed while somebody waits for room leaves nothing in the reactor."""
         for n in range(2000):

@@ -95,10 +95,10 @@ class StartWatch:
         """Leave all services as they were."""
         while self._undo:
             self._undo.pop()()
-        for returned in self._returned:
-            returned.addErrback(lambda _: None)  # there is a record of the first failure
-        for each in (self._services, self._begun, self._returned, self._awaited):
-            each.clear()
+        for each in (*self._returned.keys(), *self._returned.values()):
+            each.addErrback(lambda _: None)  # there is a record of the first failure
+        for known in (self._services, self._begun, self._returned, self._awaited):
+            known.clear()
 
     async def whenStarted(self, service: Any, ready: Any) -> None:
         """
