@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from typing import Any
+from unittest import SkipTest
 
 from messages import UNASKED
 from passing import Greeter, Passing, fetch, inherit
@@ -145,6 +146,24 @@ class StreamTests(PortsCase):
         self.assertTrue(self.isFree(passed))
         self.listen("listenTCP", number, self.factory, interface="::")
         self.assertFalse(self.isFree(passed))
+
+    def test_protocols(self) -> None:
+        """Multipath TCP serves a program that wants TCP. UDP-Lite is not UDP."""
+        for kind, protocol, name, user, isTaken in (
+            (socket.SOCK_STREAM, 262, "listenTCP", self.factory, True),
+            (socket.SOCK_DGRAM, 136, "listenUDP", Echo(), False),
+        ):
+            try:
+                passed = socket.socket(socket.AF_INET, kind, protocol)
+            except OSError as why:
+                raise SkipTest(f"no protocol {protocol}: {why}") from why
+            self.addCleanup(passed.close)
+            passed.bind(("127.0.0.1", 0))
+            if kind == socket.SOCK_STREAM:
+                passed.listen()
+            self.adopt(passed)
+            self.listen(name, passed.getsockname()[1], user, interface="127.0.0.1")
+            self.assertNotEqual(self.isFree(passed), isTaken, name)
 
     def test_together(self) -> Deferred[None]:
         """The sockets for IPv4 and for IPv6 of one port are one port."""

@@ -31,18 +31,25 @@ systemctl daemon-reload
 """
 
 
-_PACKAGES = {"Synapse": "matrix-synapse"}
 _PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
 
-_VENV = """
-python3 -m venv --without-pip /opt/venv
-cd /opt/venv/lib/python3*/site-packages
-printf '/opt/wheels\n/src\n' >fastpoetry.pth
-ln -s /usr/lib/python3/dist-packages/systemd .
-sed '1s|.*|#!/opt/venv/bin/python|' /opt/wheels/bin/twistd >/opt/venv/bin/twistd
-chmod +x /opt/venv/bin/twistd
+_VENVS = {
+    "venv": {"scrapyd": "scrapyd", "Synapse": "matrix-synapse"},
+    "cowrie": {"cowrie": "cowrie"},
+}
+"""For each of the page's venvs: what the table calls a program, and what pip does."""
+
+_MAKE_VENVS = """
+for venv in venv cowrie; do
+    python3 -m venv --without-pip /opt/$venv
+    cd /opt/$venv/lib/python3*/site-packages
+    printf '%s\n' /opt/wheels/$venv /src >fastpoetry.pth
+    ln -s /usr/lib/python3/dist-packages/systemd .
+    sed "1s|.*|#!/opt/$venv/bin/python|" /opt/wheels/$venv/bin/twistd >/opt/$venv/bin/twistd
+    chmod +x /opt/$venv/bin/twistd
+done
 """
-"""The page's venv, with the same wheels and this clone, without a network."""
+"""The same venvs with the same wheels and this clone, without a network."""
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +59,7 @@ def equipped(release: str, libraryRoot: Layers, fromPip: Path, wheels: Path) -> 
     with closing(startMachine(libraryRoot, f"{release}-equipped", binds=shown)) as machine:
         shutil.copytree(fromPip, machine.path("/opt/pip"))
         machine.path("/opt/pip").chmod(0o755)
-        machine.run("bash", "-ec", _VENV)
+        machine.run("bash", "-ec", _MAKE_VENVS)
         yield machine
 
 
@@ -67,11 +74,16 @@ def fromPip(release: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheels(release: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the page has pip install into the venv, in the table's versions, for a release."""
-    found = re.findall(r"^\| (scrapyd|cowrie|Synapse) \| of pip, (\S+) ", GUIDE.read_text(), re.M)
-    wanted = [f"{_PACKAGES.get(name, name)}=={version}" for name, version in found]
+    """What the page has pip install into venvs, in the table's versions, for a release."""
+    folder = tmp_path_factory.mktemp("wheels")
+    folder.chmod(0o755)
     chosen = (f"--python-version={_PYTHONS[release]}", "--only-binary=:all:")
-    return install(tmp_path_factory.mktemp("wheels"), *chosen, *wanted)
+    versions = dict(re.findall(r"^\| (\w+) \| of pip, (\S+) ", GUIDE.read_text("utf-8"), re.M))
+    for venv, programs in _VENVS.items():
+        wanted = [f"{package}=={versions[name]}" for name, package in programs.items()]
+        (folder / venv).mkdir()
+        install(folder / venv, *chosen, *wanted)
+    return folder
 
 
 def install(folder: Path, *arguments: str) -> Path:
