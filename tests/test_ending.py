@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from select import select
-from signal import SIGABRT, SIGHUP, SIGINT, SIGQUIT, SIGTERM
+from signal import SIGABRT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXCPU
 from socket import AF_UNIX, SOCK_DGRAM, socket
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -186,7 +186,7 @@ class EndingTests(SynchronousTestCase):
             ("sys.exit(3)", 3),
             ("1 / 0", 1),
             *((f"kill({number})", -number) for number in (SIGABRT, SIGHUP, SIGINT, SIGQUIT)),
-            ("kill(signal.SIGTERM)", -SIGTERM),
+            *((f"kill({number})", -number) for number in (SIGTERM, SIGXCPU)),
         ):
             ended, _ = self.runProgram(f"{PLAIN}say()\n{end}")
             self.assertEqual((ended, self.numbers()), (status, list(range(RECORDS))), end)

@@ -11,12 +11,22 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from signal import SIG_DFL, SIGABRT, SIGHUP, SIGQUIT, SIGTERM, getsignal, signal
+from signal import (
+    SIG_DFL,
+    SIGABRT,
+    SIGHUP,
+    SIGINT,
+    SIGQUIT,
+    SIGTERM,
+    SIGXCPU,
+    getsignal,
+    signal,
+)
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (SIGHUP, SIGQUIT, SIGABRT, SIGTERM)
-"""Signals by which systemd and people end programs. Python makes an exception of SIGINT."""
+_SIGNALS = (SIGHUP, SIGINT, SIGQUIT, SIGABRT, SIGTERM, SIGXCPU)
+"""Signals by which people, systemd and its limits end programs."""
 
 
 def callAtEnd(end: Callable[[], None]) -> None:
