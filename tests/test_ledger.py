@@ -8,7 +8,7 @@ from typing import Any
 from fakes import POEM, Receipt, records, said
 from hypothesis import given
 from hypothesis import strategies as st
-from messages import GAVE_UP, LEFT, SENT, SUMMARY, TURNED_AWAY
+from messages import FULL, GAVE_UP, GAVE_UP_NEAR_THE_END, LEFT, SENT, SUMMARY, TURNED_AWAY
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
@@ -217,6 +217,29 @@ class BudgetTests(LedgerCase):
         self.assertEqual(
             [(each["message_id"], each["connections"]) for each in events], [(SUMMARY, 2)]
         )
+
+
+class QuietTests(LedgerCase):
+    """Tests for what may go on and on, and is told now and then."""
+
+    def test_now(self) -> None:
+        """The first record is told, the others are not until 10 s have passed."""
+        ledger, told = self.ledger(), []
+        for second in range(21):
+            with capturedLogs() as events:
+                ledger.full("no room", 2)
+            told += [second] * len(events)
+            self.clock.advance(1)
+        self.assertEqual(told, [0, 10, 20])
+
+    def test_kinds(self) -> None:
+        """Each kind has turns of its own."""
+        ledger = self.ledger()
+        with capturedLogs() as events:
+            ledger.full("no room", 2)
+            ledger.stalled(POEM, HERE, 0, "it took nothing")
+            ledger.full("no room", 2)
+        self.assertEqual([each["message_id"] for each in events], [FULL, GAVE_UP_NEAR_THE_END])
 
 
 class CloseTests(LedgerCase):

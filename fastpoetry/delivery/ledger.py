@@ -16,9 +16,11 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from fastpoetry.delivery.addresses import Address, formatPeer
-from fastpoetry.delivery.quiet import Quiet
 from fastpoetry.delivery.readers import Reader
 from fastpoetry.poem import Poem
+
+_QUIET_SECONDS = 10.0
+"""The least time between two records that are told now and then, of the same kind."""
 
 
 def countOf(number: int, noun: str) -> str:
@@ -72,7 +74,7 @@ class Ledger:
         self._clock = clock
         self._budget = self._allowance = budgetPerSecond
         self._second: IDelayedCall | None = None
-        self._quiet = Quiet(clock)
+        self._quietUntil: dict[str, float] = {}
 
     def sent(self, readers: Sequence[Reader]) -> None:
         """Whole poems are with the system, which goes on sending them whatever becomes of us."""
@@ -140,7 +142,7 @@ class Ledger:
 
     def stalled(self, poem: Poem, address: Address, takenBytes: int, cause: str) -> None:
         """A client that L{sent} has counted was reset: told now and then."""
-        if self._quiet.takeTurn("stalled"):
+        if self._takeTurn("stalled"):
             self._log.warn(
                 "gave up on {peer}, who does not take the last {bytes} bytes: {cause}",
                 peer=formatPeer(address),
@@ -151,7 +153,7 @@ class Ledger:
 
     def full(self, cause: str, readers: int) -> None:
         """New connections wait in the backlog: told now and then."""
-        if self._quiet.takeTurn("full"):
+        if self._takeTurn("full"):
             self._log.warn(
                 "{cause}; with {readers} here, new ones wait in the backlog",
                 cause=cause,
@@ -168,6 +170,14 @@ class Ledger:
         if self._second is not None:
             self._second.cancel()
         self._endSecond()
+
+    def _takeTurn(self, kind: str) -> bool:
+        """Take the turn of a kind of record. Whether it has one: not if one was told lately."""
+        now = self._clock.seconds()
+        if now < self._quietUntil.get(kind, now):
+            return False
+        self._quietUntil[kind] = now + _QUIET_SECONDS
+        return True
 
     def _spendRecord(self) -> bool:
         """Spend one record of this second's budget, if there is one."""
