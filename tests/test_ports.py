@@ -42,7 +42,30 @@ class Echo(DatagramProtocol):
         transport.write(datagram.upper(), addr)
 
 
-class PortsCase(Passing, TestCase):
+class Binding(Passing):
+    """Mixed into a test case: sockets at chosen addresses."""
+
+    def bind(
+        self: Any, family: int, host: str, port: int = 0, kind: int = socket.SOCK_STREAM
+    ) -> Any:
+        """
+        @param family: of the address.
+        @param host: of the address; C{::} takes IPv4 too, if there is another socket for that not.
+        @param port: of the address.
+        @param kind: the socket's type.
+        @return: a socket there, which listens if it can.
+        """
+        made = socket.socket(family, kind)
+        self.addCleanup(made.close)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, port != 0)
+        made.bind((host, port))
+        if kind == socket.SOCK_STREAM:
+            made.listen()
+        return made
+
+
+class PortsCase(Binding, TestCase):
     """A program in this process, and the sockets that it is passed."""
 
     def setUp(self) -> None:
@@ -76,23 +99,6 @@ class PortsCase(Passing, TestCase):
         """@return: whether nobody has these of the sockets that were passed."""
         numbers = {each.fileno() for each in passed}
         return numbers <= {each.number for each in self.inherited.free}
-
-    def bind(self, family: int, host: str, port: int = 0, kind: int = socket.SOCK_STREAM) -> Any:
-        """
-        @param family: of the address.
-        @param host: of the address; C{::} takes IPv4 too, if there is another socket for that not.
-        @param port: of the address.
-        @param kind: the socket's type.
-        @return: a socket there, which listens if it can.
-        """
-        made = socket.socket(family, kind)
-        self.addCleanup(made.close)
-        if family == socket.AF_INET6:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, port != 0)
-        made.bind((host, port))
-        if kind == socket.SOCK_STREAM:
-            made.listen()
-        return made
 
 
 class StreamTests(PortsCase):
@@ -212,6 +218,18 @@ class StreamTests(PortsCase):
                 self.assertTrue(self.isFree(passed))
 
         return Deferred.fromCoroutine(serve())
+
+    def test_tls(self) -> None:
+        """A program that listens with TLS has the socket too."""
+        try:
+            from twisted.internet.ssl import CertificateOptions
+        except ImportError as why:
+            raise SkipTest(str(why)) from why
+        passed = self.listening()
+        self.adopt(passed)
+        host, number = passed.getsockname()
+        self.listen("listenSSL", number, self.factory, CertificateOptions(), interface=host)
+        self.assertFalse(self.isFree(passed))
 
     def test_endpoint(self) -> Deferred[None]:
         """An endpoint description with a port number is served too."""
@@ -448,7 +466,7 @@ reactor.run()
 """
 
 
-class ProcessTests(Passing, SynchronousTestCase):
+class ProcessTests(Binding, SynchronousTestCase):
     """Programs that know port numbers only, as processes."""
 
     def setUp(self) -> None:
@@ -536,6 +554,16 @@ class ProcessTests(Passing, SynchronousTestCase):
         self.assertEqual(process.returncode, 1)
         self.assertIn("the start failed, so the program ends", output)
         self.assertNotIn("READY=1", self.systemd.heard())
+
+    def test_otherInterface(self) -> None:
+        """A program that ends because systemd has its port for all interfaces says so."""
+        self.passed = self.bind(socket.AF_INET, "0.0.0.0")
+        self.number = self.passed.getsockname()[1]
+        self.write("x.tac", APPLICATION)
+        process = self.twistd("systemd", "--adopt", "--python=x.tac")
+        output, errors = process.communicate(timeout=30)
+        where = f"AF_INET 0.0.0.0:{self.number}"
+        self.assertIn(f"{where}, which was passed; asked for: TCP 127.0.0.1:", output + errors)
 
     def test_starter(self) -> None:
         """A program with its own starter has the passed socket under a reactor of its choice."""

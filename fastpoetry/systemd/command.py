@@ -9,6 +9,7 @@ passed sockets for whose addresses the program listens.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -99,6 +100,8 @@ def makeService(options: Options) -> MultiService:
     from twisted.internet import reactor
 
     ports = adoptPorts(reactor) if options["adopt"] else None
+    if ports is not None:
+        atexit.register(ports.report)  # after a start that failed, it explains why
     service, description = _loadApplication(options) if options["python"] else _runMaker(options)
     services = StartingService()
     service.setServiceParent(services)
