@@ -1,9 +1,9 @@
 """
-Work in threads that nobody waits for, for what a process takes too long to begin.
+Work in threads that nobody waits for: names are looked up there, since getaddrinfo(3) blocks.
 
-A thread of the reactor's pool is one of ten, and a stop waits for all of them: one that stands
-still, as at a resolver that does not answer, keeps its place from others and the process from its
-end. These are daemons. How many there are is up to who asks.
+The reactor's pool has ten threads, and a stop waits for all of them. A thread that stands still, as
+at a resolver that does not answer, would hold up others and the stop. These threads are daemons:
+they end with the process. Callers limit how many there are.
 """
 
 from __future__ import annotations
