@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 
-from messages import NOT_ALIVE, SENT, SERVING
+from messages import NOT_ALIVE, SENT, SERVING, TURNED_AWAY
 
 from system.conftest import CLONE, UNITS, writeDropIn
 from system.machine import Machine, waitFor
@@ -39,6 +39,16 @@ with socket.create_connection(("127.0.0.1", 10000)) as client:
         print(client.recv(1))
     except ConnectionResetError:
         print("reset")
+"""
+
+# Holds 20 connections that read nothing until its input ends.
+_GREEDY = """
+import socket, sys
+held = [socket.socket(socket.AF_UNIX) for _ in range(20)]
+for each in held:
+    each.connect("/run/fastpoetry/ecstasy.sock")
+print("held", flush=True)
+sys.stdin.read()
 """
 
 # Takes the ports out of the reactor at SIGUSR2.
@@ -303,3 +313,22 @@ def test_enableService(machine: Machine) -> None:
     """Enabling a service enables its socket."""
     machine.systemctl("enable", "fastpoetry@ecstasy.service")
     assert machine.systemctl("is-enabled", "fastpoetry@ecstasy.socket") == "enabled"
+
+
+def test_users(machine: Machine) -> None:
+    """On a UNIX socket one user cannot take all places: others are told apart in the sandbox."""
+    poem = b"a line of a long poem\n" * 200_000
+    machine.path("/etc/fastpoetry/poetry/ecstasy.txt").write_bytes(poem)
+    addOptions(machine, "--max-readers=10 --max-readers-per-source=5")
+    machine.systemctl("restart", "fastpoetry@ecstasy")
+    greedy = subprocess.Popen(
+        machine.command("runuser", "-u", "nobody", "--", "python3", "-c", _GREEDY),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with greedy:
+        assert greedy.stdout is not None
+        assert greedy.stdout.readline() == b"held\n"
+        waitFor(lambda: len(machine.journal(f"MESSAGE_ID={TURNED_AWAY}")) >= 15, "the limit")
+        assert machine.fetch("-U", "/run/fastpoetry/ecstasy.sock") == poem
+        greedy.communicate()
