@@ -54,8 +54,7 @@ class NotifyService(Service):
 
     READY waits for C{ready}, for every C{StreamServerEndpointService} and L{StartingService} of the
     program, and for what C{startService} of any service returns. If one of them fails, that is a
-    record and the end of the program, with exit status 1. Until then, and while the program stops,
-    systemd is asked for more time than the unit allows, up to a bound.
+    record and the end of the program, with exit status 1.
     """
 
     _log = Logger()
@@ -89,8 +88,7 @@ class NotifyService(Service):
             have started. If it raises, the start has failed.
         @param alive: asked before each sign of life. Unless it returns true, systemd gets no sign
             of life, and restarts the program after C{WatchdogSec=}; a record says so.
-        @param extendSeconds: by how much a start or a stop may at most take longer than the unit
-            allows.
+        @param extendSeconds: how much longer than the unit allows a start or a stop may take.
         @param reloadSeconds: after this time a reload is cancelled and has failed.
         @param clock: provides C{IReactorTime}. Without it, a L{MonotonicClock}: no step of the wall
             clock holds up a sign of life.
@@ -196,8 +194,8 @@ class NotifyService(Service):
 
     def _begin(self, start: object) -> None:
         """The reactor runs."""
-        if start is not self._start:
-            return  # stopped before
+        if start is not self._start:  # stopped before
+            return
         self._handlers.stopOnce(self._reactor)
         if self._manager is not None:
             self._heartbeat.start(self._manager, watchdogSeconds(withHidden(self._environ)))
@@ -211,7 +209,7 @@ class NotifyService(Service):
         if start is not self._start or self._handlers.hasStopped:
             return  # because the program stops
         if isStopping(self._reactor):
-            # A start can fail so as well: Buildbot's logs why, stops the reactor, and has ended.
+            # Buildbot's start fails so: it logs why, stops the reactor, and has ended.
             raise NotReady("it was stopped by itself before it was ready")
         self._starts.finish()
         if extending is not None:
