@@ -361,6 +361,11 @@ class DatagramTests(PortsCase):
 
         return Deferred.fromCoroutine(serve())
 
+    def test_noName(self) -> None:
+        """A program that only sends needs no path."""
+        self.adopt()
+        self.listen("listenUNIXDatagram", None, Echo())
+
 
 class StartTests(PortsCase):
     """Tests for what is said of a program's start."""

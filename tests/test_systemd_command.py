@@ -120,6 +120,11 @@ class CommandTests(SynchronousTestCase):
         """A command and a file are one too many."""
         self.assertRaises(SystemExit, self.parse, "--python=x.tac", "other")
 
+    def test_noFile(self) -> None:
+        """A file that is not there is refused in one line that names it."""
+        why = self.assertRaises(SystemExit, makeService, self.parse("--python=nowhere.tac"))
+        self.assertEqual(str(why).count("nowhere.tac: [Errno 2] No such file"), 1)
+
     def test_user(self) -> None:
         """A user that an application asks for is twistd's to become, unless twistd was told one."""
         application = Application("x", uid=7, gid=8)

@@ -131,8 +131,12 @@ def _loadApplication(options: Options) -> tuple[Any, str]:
     Load a file as C{twistd --python} does. A user and a group in it are used by twistd.
 
     @return: the application's service, and its name.
+    @raise SystemExit: the file cannot be read, or one that it reads.
     """
-    application = loadApplication(options["python"], "python")
+    try:
+        application = loadApplication(options["python"], "python")
+    except OSError as why:
+        raise SystemExit(refusalLine(f"systemd: --python={options['python']}: {why}")) from None
     process = IProcess(application)
     twistd: Any = options.parent or {}
     for key in ("uid", "gid"):

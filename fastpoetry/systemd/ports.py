@@ -308,9 +308,9 @@ def _scope(sockaddr: Any) -> int:
     return sockaddr[3] if len(sockaddr) > 2 else 0
 
 
-def _realPath(path: str | bytes) -> bytes:
-    """@return: a socket's path without links; an abstract name as it is."""
-    name = os.fsencode(path)
+def _realPath(path: str | bytes | None) -> bytes:
+    """@return: a socket's path without links; an abstract name, or none at all, as it is."""
+    name = os.fsencode(path or b"")
     return name if name[:1] in (b"", b"\0") else os.path.realpath(name)
 
 
