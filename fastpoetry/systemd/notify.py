@@ -155,9 +155,8 @@ class NotifyService(Service):
 
     def tell(self, state: str = "", /, **fields: object) -> None:
         """
-        Tell systemd anything, after all that it was told before: C{tell(ERRNO=2)},
-        C{tell("READY=1\\nSTATUS=Serving")}. Outside systemd, and while this service does not run,
-        it is told to nobody.
+        Tell systemd anything, after all messages before: C{tell("READY=1\\nSTATUS=Serving")} or
+        C{tell(ERRNO=2)}. Outside systemd, and while this service does not run, nothing is sent.
 
         @param state: fields as sd_notify(3) takes them, one on a line.
         @param fields: more of them, in the same message. Values become one line.
