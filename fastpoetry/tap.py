@@ -67,8 +67,14 @@ class Options(CommandOptions):
             block.what = _select(block, folders)
 
 
-def findPoetryPath() -> str:
-    """@return: the folders to look for poems in where --poetry-path names none."""
+def findPoetryPath(deployment: str | None = None) -> str:
+    """
+    @param deployment: a file in C{packaging/tac} of a clone: the poems of that clone come first.
+    @return: the folders to look for poems in where --poetry-path names none.
+    """
+    if deployment is not None:
+        poems = os.path.abspath(os.path.join(deployment, "../../../poetry"))
+        return f"{poems}:{findPoetryPath()}"
     isClone = (_PACKAGE.parent / "pyproject.toml").exists()
     poetry = (_PACKAGE.parent if isClone else _PACKAGE) / "poetry"  # a wheel has it in the package
     return f"{DEFAULT_POETRY_PATH}:{poetry}" if poetry.is_dir() else DEFAULT_POETRY_PATH

@@ -6,7 +6,6 @@ which is a C{MultiService} of its own; what tells systemd, and reloads at SIGHUP
 serves nothing by itself: plain Python only reads it.
 """
 
-import os
 from contextlib import suppress
 
 from twisted.application.service import Application, MultiService
@@ -24,9 +23,7 @@ from fastpoetry.tap import findPoetryPath
 poem = "ecstasy"
 listen = "tcp:10000:interface=127.0.0.1"
 
-# The poems of the clone that this file is in come first; where there is none, those installed.
-clone = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
-folders = [os.path.abspath(os.path.join(clone, "poetry")), *findPoetryPath().split(":")]
+folders = findPoetryPath(__file__).split(":")
 
 # twistd runs it under another name; what follows reads the poem and tries the port.
 if __name__ != "__main__":

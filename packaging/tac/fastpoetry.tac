@@ -5,8 +5,6 @@ The settings are those of C{twistd fastpoetry}, kept in a file. It serves nothin
 Python only reads it.
 """
 
-import os
-
 from twisted.application.service import Application
 
 from fastpoetry.tap import Options, findPoetryPath, makeService
@@ -14,10 +12,7 @@ from fastpoetry.tap import Options, findPoetryPath, makeService
 poem = "ecstasy"
 port = 10000
 interface = "localhost"
-
-# The poems of the clone that this file is in come first; where there is none, those installed.
-clone = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
-poetryPath = os.path.join(clone, "poetry") + ":" + findPoetryPath()
+poetryPath = findPoetryPath(__file__)
 
 # twistd runs it under another name; what follows reads the poem and tries the port.
 if __name__ != "__main__":

@@ -13,7 +13,6 @@ datagram's sender may be somebody else's address: give such a unit an C{IPAddres
 It serves nothing by itself: plain Python only reads it.
 """
 
-import os
 from contextlib import suppress
 from socket import AF_INET, SOCK_DGRAM, socket
 from time import monotonic
@@ -42,9 +41,7 @@ mostBytes = 512
 # With this and the loopback interface nobody can have us flood anybody.
 mostAnswersPerSecond = 20
 
-# The poems of the clone that this file is in come first; where there is none, those installed.
-clone = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
-folders = [os.path.abspath(os.path.join(clone, "poetry")), *findPoetryPath().split(":")]
+folders = findPoetryPath(__file__).split(":")
 
 
 class PoetryDatagrams(DatagramProtocol):

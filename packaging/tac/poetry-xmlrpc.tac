@@ -9,7 +9,6 @@ A C{PoetryService} knows no protocol, so one of them serves both: plain TCP, and
 It serves nothing by itself: plain Python only reads it.
 """
 
-import os
 from contextlib import suppress
 
 from twisted.application.service import Application
@@ -31,9 +30,7 @@ poem = "ecstasy"
 listen = "tcp:10000:interface=127.0.0.1"
 listenForXMLRPC = "tcp:10080:interface=127.0.0.1"
 
-# The poems of the clone that this file is in come first; where there is none, those installed.
-clone = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
-folders = [os.path.abspath(os.path.join(clone, "poetry")), *findPoetryPath().split(":")]
+folders = findPoetryPath(__file__).split(":")
 
 
 class PoetryXMLRPC(XMLRPC):

@@ -5,18 +5,13 @@ Each is a block with a C{MultiService} of its own, and both are in one process, 
 limits. It serves nothing by itself: plain Python only reads it.
 """
 
-import os
-
 from twisted.application.service import Application
 
 from fastpoetry.tap import Options, findPoetryPath, makeService
 
 ports = {"ecstasy": 10000, "fascination": 10001}
 interface = "localhost"
-
-# The poems of the clone that this file is in come first; where there is none, those installed.
-clone = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
-poetryPath = os.path.join(clone, "poetry") + ":" + findPoetryPath()
+poetryPath = findPoetryPath(__file__)
 
 # twistd runs it under another name; what follows reads the poems and tries the ports.
 if __name__ != "__main__":
