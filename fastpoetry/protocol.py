@@ -37,8 +37,8 @@ from fastpoetry.delivery.sockets import (
     limitUnsent,
     lowestTransport,
     orReset,
+    resetWhenLost,
     setLinger,
-    socketOf,
 )
 from fastpoetry.poem import Poem
 
@@ -76,10 +76,8 @@ class PoetryProtocol(Protocol, TimeoutMixin):
     def connectionMade(self) -> None:
         """Begin to send, as soon as the client has shaken hands and there is a place and a poem."""
         self._lowest = lowestTransport(self.transport)
-        self._socket = socketOf(self._lowest)
+        self._socket = resetWhenLost(self._lowest)
         self.address = self._findAddress()
-        if self._socket is not None:
-            setLinger(self._socket, RESET_ON_CLOSE)
         self._isArriving = True
         if ISSLTransport.providedBy(self.transport):
             self._awaited = "no TLS handshake came"

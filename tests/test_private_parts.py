@@ -44,6 +44,7 @@ PACKAGE = Path(fastpoetry.__file__).parent
 NAMED = {
     "_accept": "delivery/fastport.py",
     "_buildAddr": "delivery/fastport.py",
+    "_shouldShutdown": "delivery/sockets.py",
     "dataBuffer": "protocol.py",
     "twisted.protocols.haproxy._v1parser": "delivery/haproxy.py",
     "twisted.protocols.haproxy._v2parser": "delivery/haproxy.py",
@@ -291,6 +292,20 @@ class UNIXPortTests(SynchronousTestCase):
                 client.setblocking(False)
                 self.assertEqual(client.connect_ex(self.path) != 0, shouldShutdown)
         self.port._preexistingSocket.close()
+
+    def test_shouldShutdownConnection(self) -> None:
+        """A connection has C{_shouldShutdown} too: without it, its socket is closed and no more."""
+        for shouldShutdown in (False, True):
+            ours, theirs = socket.socketpair()
+            with theirs, socket.socket(fileno=os.dup(ours.fileno())):
+                connection: Any = tcp.Server.__new__(tcp.Server)
+                connection.socket, connection._shouldShutdown = ours, shouldShutdown
+                connection._closeSocket(True)
+                theirs.setblocking(False)
+                if shouldShutdown:
+                    self.assertEqual(theirs.recv(1), b"")
+                else:
+                    self.assertRaises(BlockingIOError, theirs.recv, 1)
 
     def test_reservedFD(self) -> None:
         """Twisted keeps one descriptor for the case that there is none left, once it is told to."""

@@ -31,9 +31,9 @@ from fastpoetry.delivery.lingering import LINGER_SECONDS
 from fastpoetry.delivery.policy import Policy
 from fastpoetry.delivery.sockets import (
     END_ON_CLOSE,
-    RESET_ON_CLOSE,
     lowestTransport,
     orReset,
+    resetWhenLost,
     setLinger,
     socketOf,
 )
@@ -77,7 +77,7 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         directlyProvides(self, providedBy(transport) + implementedBy(type(self)))
         Protocol.makeConnection(self, transport)
         self.factory.registerProtocol(self)
-        self._setLinger(RESET_ON_CLOSE)
+        resetWhenLost(lowestTransport(transport))
         self.setTimeout(self.policy.limits.stallSeconds)
         self.policy.addArrival(self)
 

@@ -200,6 +200,23 @@ def orReset(method: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+def resetWhenLost(transport: Any) -> socket.socket | None:
+    """
+    Make the loss of a connection a reset, until L{setLinger} makes it an end.
+
+    Twisted shuts a connection down when sending fails (ENOMEM, for one). To the client that would
+    be an end, so the transport may only close its socket.
+
+    @param transport: the lowest one.
+    @return: its socket, if it has one.
+    """
+    handle = socketOf(transport)
+    if handle is not None:
+        transport._shouldShutdown = False
+        setLinger(handle, RESET_ON_CLOSE)
+    return handle
+
+
 def lowestTransport(transport: Any) -> Any:
     """The TCP or UNIX transport below TLS and all other layers."""
     while isinstance(transport, ProtocolWrapper):
