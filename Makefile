@@ -30,6 +30,7 @@ twistd = /usr/bin/twistd3
 help:
 	@echo 'make run      serve poetry/ecstasy.txt on 127.0.0.1:10000, in the foreground'
 	@echo 'make test     all tests; on booted systems too, as root on Debian (TESTS=path for some)'
+	@echo 'make lives    random lives of the server, until one breaks a promise (SEED=number for one run)'
 	@echo 'make check    lint and types'
 	@echo 'make bench    measure: poems a second, seconds of CPU, beside other servers'
 	@echo 'make docs     the pages of the API, in build/api'
@@ -98,7 +99,7 @@ else
 endif
 
 SHARDS = modules faults $(SYSTEMS)
-modules = tests/test_*.py
+modules = tests/test_*.py tests/lives
 faults = tests/faults
 
 .PHONY: $(SHARDS:%=test-%) test-alone
@@ -116,6 +117,11 @@ $(LOGS)/package:
 $(LOGS)/root-%:
 	@$(HELPER) system.roots $*
 	@touch $@
+
+# New lives until one breaks a promise, or until Ctrl-C.
+.PHONY: lives
+lives: $(VENV)/test
+	@PYTHONPATH=tests $(VENV)/bin/python -m lives.run $(SEED)
 
 .PHONY: check
 check: $(VENV)/check $(VENV)/test

@@ -1,0 +1,371 @@
+"""The events of a life, and the promises that hold after each of them (SECURITY.md)."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from messages import GAVE_UP, LEFT, SENT, TURNED_AWAY
+
+from fastpoetry.delivery.sockets import countWaiting
+from lives.kernel import Faults
+from lives.process import LIMITS, WAYS, Process
+from lives.reader import Client
+from lives.world import CALM, LATE, SIZES, SOURCES, World
+
+HEADERS = {
+    "whole": b"PROXY TCP4 192.0.2.7 192.0.2.1 40000 10000\r\n",
+    "other": b"PROXY TCP4 192.0.2.8 192.0.2.1 40000 10000\r\n",
+    "half": b"PROXY TCP4 192.0",
+    "bad": b"GET / HTTP/1.0\r\n\r\n",
+    "unknown": b"PROXY UNKNOWN\r\n",
+}
+"""What a client says on the port that wants a PROXY header."""
+
+_SLACK_SECONDS = 3.0
+"""Deadlines are looked at once a second; a client that has everything may linger for two."""
+
+EVENTS: Counter[str] = Counter()
+"""How often each event has happened, in all lives."""
+
+_ways = st.sampled_from(WAYS)
+_sources = st.sampled_from(SOURCES)
+_sizes = st.sampled_from(sorted(SIZES))
+_index = st.integers(0, 30)
+_times = st.sampled_from([0.001, 0.05, 0.12, 0.3, 1.0, 2.5, 6.0, 14.0, 45.0, 86_400.0])
+_faults = st.sampled_from(
+    [(kind, number) for kind, numbers in Faults.KINDS.items() for number in numbers]
+)
+
+
+class Life(RuleBasedStateMachine):
+    """One life of a server whose poem comes from a file."""
+
+    @initialize(size=_sizes, isKilled=st.booleans())
+    def begin(self, size: str, isKilled: bool) -> None:
+        """A process starts. At its end it is killed, or it stops."""
+        self.isKilled = isKilled
+        self.world = World(size)
+        self.world.start()
+
+    def _happen(self, name: str) -> None:
+        EVENTS[name] += 1
+
+    def _pick(self, index: int) -> Client | None:
+        connected = [client for _, client in self.world.clients if client.outcome is None]
+        return connected[index % len(connected)] if connected else None
+
+    def _pickProcess(self, index: int) -> Process | None:
+        processes = self.world.processes
+        return processes[index % len(processes)] if processes else None
+
+    # Clients.
+
+    @rule(way=_ways, source=_sources, count=st.integers(1, 5))
+    def arrive(self, way: str, source: str, count: int) -> None:
+        """Clients connect, and say nothing."""
+        self._happen(f"arrive {way}")
+        for _ in range(count):
+            self.world.arrive(way, source)
+        self.world.settle()
+
+    @rule(source=_sources, header=st.sampled_from(sorted(HEADERS)))
+    def introduce(self, source: str, header: str) -> None:
+        """A balancer connects for a client, and says so more or less well."""
+        self._happen(f"introduce {header}")
+        self.world.arrive("header", source).write(HEADERS[header])
+        self.world.settle()
+
+    @rule(index=_index, size=st.sampled_from([1, 100_000]))
+    def write(self, index: int, size: int) -> None:
+        """A client writes what nobody asked for."""
+        client = self._pick(index)
+        if client is not None:
+            self._happen("write")
+            client.write(b"w" * size)
+            self.world.settle()
+
+    @rule(index=_index, most=st.sampled_from([1, 5_000]))
+    def readLittle(self, index: int, most: int) -> None:
+        """A client reads a little."""
+        client = self._pick(index)
+        if client is not None:
+            self._happen("read a little")
+            client.read(self.world.time.now, most)
+            self.world.settle()
+
+    @rule(index=_index)
+    def readAll(self, index: int) -> None:
+        """A client reads all that there is."""
+        client = self._pick(index)
+        if client is not None:
+            self._happen("read all")
+            self.world.readAll([client])
+
+    @rule(index=_index)
+    def finish(self, index: int) -> None:
+        """A client closes its side, and reads on."""
+        client = self._pick(index)
+        if client is not None:
+            self._happen("half-close")
+            client.finish()
+            self.world.settle()
+
+    @rule(index=_index, withReset=st.booleans())
+    def leave(self, index: int, withReset: bool) -> None:
+        """A client closes its connection, or resets it."""
+        client = self._pick(index)
+        if client is not None:
+            self._happen("reset" if withReset else "close")
+            client.leave(withReset=withReset)
+            self.world.settle()
+
+    @rule(seconds=_times)
+    def wait(self, seconds: float) -> None:
+        """Time passes."""
+        self._happen(f"wait {seconds:g} s")
+        self.world.wait(seconds)
+
+    # The poem.
+
+    @rule(size=_sizes)
+    def replace(self, size: str) -> None:
+        """Another poem takes the place of the old one."""
+        self._happen("replace")
+        self.world.poetry.replace(size)
+
+    @rule()
+    def spoil(self) -> None:
+        """The poem's file is spoilt."""
+        self._happen("spoil")
+        self.world.poetry.isBroken = True
+
+    @rule(index=_index, hangs=st.booleans())
+    def reload(self, index: int, hangs: bool) -> None:
+        """A process reloads; reading the file may hang."""
+        process = self._pickProcess(index)
+        if process is not None:
+            self._happen("reload" + " and hang" * hangs)
+            self.world.poetry.hangs = hangs
+            reloaded = self.world.perform(process, process.source.reload)
+            reloaded.addErrback(lambda _: None)
+            self.world.settle()
+
+    @rule()
+    def goOn(self) -> None:
+        """The disk answers again."""
+        self._happen("the disk answers")
+        self.world.poetry.goOn()
+        self.world.settle()
+
+    # Processes.
+
+    @precondition(lambda self: len(self.world.processes) < 2)
+    @rule()
+    def start(self) -> None:
+        """A process starts: the first, or a second one on the same sockets."""
+        self._happen(f"start beside {len(self.world.processes)}")
+        self.world.poetry.isBroken = False
+        self.world.start()
+
+    @rule(index=_index, restarts=st.booleans(), storeWorks=st.booleans())
+    def stop(self, index: int, restarts: bool, storeWorks: bool) -> None:
+        """A process stops; another may take its place and its readers."""
+        process = self._pickProcess(index)
+        if process is None:
+            return
+        self._happen("restart" if restarts else "stop")
+        self.world.store.isBroken = not storeWorks
+        self._end(process)
+        if restarts:
+            self.world.poetry.isBroken = False
+            self.world.start()
+        elif not self.world.processes:
+            self.world.store.clear()
+
+    def _end(self, process: Process) -> None:
+        self.world.faults.clear()
+        self.world.poetry.goOn()
+        self.world.stop(process)
+        checkCounts(self.world, process)
+
+    @rule(index=_index)
+    def kill(self, index: int) -> None:
+        """A process is killed with SIGKILL."""
+        process = self._pickProcess(index)
+        if process is not None:
+            self._happen("kill")
+            self.world.exit(process)
+
+    # The machine.
+
+    @rule(faults=st.lists(_faults, min_size=1, max_size=2), times=st.integers(1, 3))
+    def fail(self, faults: list[tuple[str, int]], times: int) -> None:
+        """The next system calls of one or two kinds fail."""
+        self.world.wasFaulty = True
+        for fault in faults:
+            self._happen(f"fail {fault[0]}")
+            self.world.faults.plan(*fault, times)
+
+    @rule(index=_index, isShort=st.booleans())
+    def runShort(self, index: int, isShort: bool) -> None:
+        """Few descriptors are left, or there are enough again."""
+        process = self._pickProcess(index)
+        if process is not None:
+            self._happen("descriptors " + ("run short" if isShort else "return"))
+            process.policy.mostDescriptor = 0 if isShort else 2**31
+            self.world.settle()
+
+    # Promises.
+
+    @invariant()
+    def promisesHold(self) -> None:
+        """What SECURITY.md promises holds after each event."""
+        self.noShortPoemLooksWhole()
+        self.limitsHold()
+        self.silenceTakesNoPlace()
+        self.nobodyOutlivesTheDeadline()
+        self.eachPortListens()
+        self.nobodyWaitsWhileThereIsRoom()
+        self.noTraceback()
+
+    def noShortPoemLooksWhole(self) -> None:
+        """What has ended is whole, or is a reset; on a UNIX socket there is no reset (P2)."""
+        for way, client in self.world.clients:
+            if way == "tls":
+                continue  # what it got is a complaint about its handshake
+            poems = self.world.poetry.versions
+            assert client.isPart(poems), "a client got what is not how a poem begins"
+            if client.outcome == "end" and client.isTCP:
+                isCheck = way == "header" and not client.seen
+                assert isCheck or client.isWhole(poems), (
+                    f"a short poem looks whole: {len(client.seen)} bytes by {way}"
+                )
+
+    def limitsHold(self) -> None:
+        """No process has more readers than it may (P5)."""
+        for process in self.world.processes:
+            assert process.policy.readers <= LIMITS.maxReaders
+
+    def silenceTakesNoPlace(self) -> None:
+        """Of one source, no more connections say nothing than it may have readers (P5)."""
+        silent = Counter(
+            client.source
+            for way, client in self.world.clients
+            if way == "tls" and client.isConnected
+        )
+        most = LIMITS.maxReadersPerSource * len(self.world.processes)
+        most += countWaiting(self.world.sockets["tls"])
+        if self.world.processes and not self.world.faults.isPending:
+            for source, count in silent.items():
+                assert count <= most, f"{count} connections of {source} say nothing"
+
+    def nobodyOutlivesTheDeadline(self) -> None:
+        """Each connection that a process has was accepted lately, or has moved lately (P4)."""
+        # A client's system may acknowledge late what it took, which counts as having moved.
+        since = self.world.time.now - 2 * LIMITS.stallSeconds - _SLACK_SECONDS
+        if self.world.faults.isPending or self.world.resumedAt >= since:
+            return
+        recent = sum(client.movedAt >= since for _, client in self.world.clients)
+        for process in self.world.processes:
+            recent += sum(at >= since for at in process.acceptedAt)
+        present = sum(process.policy.readers for process in self.world.processes)
+        assert present <= recent, f"{present} connections, of which {recent} may be here"
+
+    def eachPortListens(self) -> None:
+        """A port is in the reactor, or a timer will put it there (P3)."""
+        for process in self.world.processes:
+            reading = process.reactor.getReaders()
+            for port in process.ports:
+                isReading = any(each.fileno() == port.fileno() for each in reading)
+                assert isReading or process.clock.getDelayedCalls(), "a port is deaf"
+
+    def nobodyWaitsWhileThereIsRoom(self) -> None:
+        """A backlog is empty, unless a process is full or pauses (P3)."""
+        if self.world.faults.isPending:
+            return
+        for process in self.world.processes:
+            reading = process.reactor.getReaders()
+            for way, listener in process.listeners.items():
+                isReading = any(port in reading for port in listener._ports)
+                if isReading and process.policy.room and way != "unix":
+                    assert not countWaiting(self.world.sockets[way]), f"clients wait at {way}"
+
+    def noTraceback(self) -> None:
+        """No record has a traceback, unless a system call has failed."""
+        if not self.world.wasFaulty:
+            assert not self.world.failures, self.world.failures[0]["log_failure"].getTraceback()
+
+    def teardown(self) -> None:
+        """Whatever has happened, all ends well once nothing fails any more."""
+        if hasattr(self, "world"):
+            try:
+                self._recover()
+            finally:
+                left = self.world.close()
+            assert not left, f"descriptors are left over: {left}"
+
+    def _recover(self) -> None:
+        world = self.world
+        world.faults.clear()
+        world.poetry.isBroken = False
+        world.poetry.goOn()
+        for process in world.processes:
+            process.policy.mostDescriptor = 2**31
+        if not world.processes:
+            world.start()
+        for _ in range(4):
+            world.wait(LIMITS.stallSeconds)
+            self.promisesHold()
+        self._serveTheLast()
+        if self.isKilled:
+            self._killAll()
+        else:
+            for process in list(world.processes):
+                self._end(process)
+
+    def _serveTheLast(self) -> None:
+        """New clients get the whole poem, also one that wrote first and reads late (P1)."""
+        world = self.world
+        last = [world.arrive(way, CALM) for way in ("fast", "unix", "standard")]
+        late = world.arrive("fast", LATE)
+        late.write(b"w" * 100_000)
+        world.settle()
+        for _ in range(20):
+            world.readAll(last)
+            world.wait(0.3)
+        for _ in range(10):
+            world.readAll([late])
+            world.wait(0.3)
+        for client in [*last, late]:
+            assert client.outcome == "end", f"a new client got {client.outcome}"
+            assert client.isWhole(world.poetry.versions), "a new client got a short poem"
+
+    def _killAll(self) -> None:
+        """Clients in the middle of a poem get a reset when their process is killed (P2)."""
+        world = self.world
+        world.poetry.replace("long")
+        for process in world.processes:
+            world.perform(process, process.source.reload)
+        last = [world.arrive(way, CALM) for way in ("fast", "standard")]
+        world.settle()
+        for process in list(world.processes):
+            world.exit(process)
+        world.readAll(last)
+        for client in last:
+            assert client.outcome == "reset", f"a client of a killed process got {client.outcome}"
+
+
+def checkCounts(world: World, process: Process) -> None:
+    """Each connection is counted once, and has one record, when a process has stopped."""
+    counts = process.policy.ledger.counts
+    came = len(process.acceptedAt) + process.takenOver
+    ended = counts.connections + process.handedOver
+    silent = sum(way == "header" and not client.seen for way, client in world.clients)  # XXX checks
+    assert 0 <= came - ended <= silent, f"{came} connections came and {ended} ended: {counts}"
+    told = process.records
+    assert (told[SENT], told[LEFT], told[TURNED_AWAY]) == (
+        counts.poems, counts.left, counts.turnedAway,
+    )  # fmt: skip
+    assert told[GAVE_UP] <= counts.gaveUp

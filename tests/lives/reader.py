@@ -1,0 +1,108 @@
+"""A client of a life, on a real socket: what it does, and what it has seen."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from contextlib import suppress
+from typing import Any
+
+from fastpoetry.poem import Poem
+
+_SMALL_BUFFER_BYTES = 16384
+_PIECE_BYTES = 65536
+_ESTABLISHED = b"\1"
+_RESET = struct.pack("ii", 1, 0)
+
+
+class Client:
+    """
+    A reader as the model sees it.
+
+    @ivar source: its address; C{None} on a UNIX socket.
+    @ivar isTCP: whether its connection can be reset.
+    @ivar seen: the bytes that it has read.
+    @ivar outcome: C{end} or C{reset}; C{None} while it is connected; C{left} if it ended itself.
+    @ivar movedAt: when it last read something, or came, in seconds.
+    """
+
+    def __init__(self, address: Any, source: str | None, now: float) -> None:
+        """
+        @param address: where the server listens: a path, or a host and a port.
+        @param source: the address that a TCP client has; C{None} for a UNIX socket.
+        @param now: the time, in seconds.
+        @raise OSError: there is no server, or its backlog is full.
+        """
+        self.source = source
+        self.isTCP = source is not None
+        self.seen = b""
+        self.outcome: str | None = None
+        self.movedAt = now
+        self._socket = socket.socket(socket.AF_INET if self.isTCP else socket.AF_UNIX)
+        self._socket.setblocking(False)
+        if self.isTCP:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SMALL_BUFFER_BYTES)
+            self._socket.bind((source, 0))
+        with suppress(BlockingIOError):
+            self._socket.connect(address)
+
+    def write(self, data: bytes) -> None:
+        """Write as much as the system takes. A client that cannot write has been reset."""
+        try:
+            socket.SocketType.send(self._socket, data, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            pass
+        except OSError:  # the kernel says so once only, and the next read would be an end
+            self._end("reset")
+
+    def finish(self) -> None:
+        """Close this side only."""
+        with suppress(OSError):
+            socket.SocketType.shutdown(self._socket, socket.SHUT_WR)
+
+    def read(self, now: float, most: int = _PIECE_BYTES) -> bool:
+        """
+        Read once.
+
+        @return: whether there was something to read.
+        """
+        if self.outcome is not None:
+            return False
+        try:
+            piece = self._socket.recv(most)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self._end("reset")
+            return True
+        if piece:
+            self.seen += piece
+            self.movedAt = now
+        else:
+            self._end("end")
+        return True
+
+    def leave(self, *, withReset: bool) -> None:
+        """Close the connection."""
+        if withReset and self.isTCP:
+            socket.SocketType.setsockopt(self._socket, socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._end("left")
+
+    def _end(self, outcome: str) -> None:
+        self.outcome = outcome
+        self._socket.close()
+
+    @property
+    def isConnected(self) -> bool:
+        """Whether neither side of a TCP connection has ended it."""
+        if self.outcome is not None:
+            return False
+        return self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _ESTABLISHED
+
+    def isWhole(self, poems: list[Poem]) -> bool:
+        """@return: whether it has read one poem, all of it and nothing else."""
+        return any(self.seen == poem.text for poem in poems)
+
+    def isPart(self, poems: list[Poem]) -> bool:
+        """@return: whether what it has read is how some poem begins."""
+        return any(poem.text.startswith(self.seen) for poem in poems)

@@ -1,0 +1,265 @@
+"""A life: the time, the sockets that systemd holds, the processes, and the clients."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import astuple
+from functools import cache, partial
+from typing import Any, TypeVar
+from unittest import mock
+
+from twisted.internet import tcp
+from twisted.internet.defer import Deferred
+from twisted.logger import LogEvent, globalLogPublisher
+
+from fastpoetry import service
+from fastpoetry.apart.poems import Found
+from fastpoetry.poem import Poem, PoemError, Selection
+from fastpoetry.service import PoetryService
+from lives.kernel import Faults, Time, controlled
+from lives.process import LIMITS, WAYS, Process, Store
+from lives.reader import Client
+
+_T = TypeVar("_T")
+
+SIZES = {"short": 90, "middle": 60_000, "long": 400_000}
+"""Bytes. Sockets take the first at once, the second in part, the third in many pieces."""
+
+SOURCES = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
+CALM, LATE = "127.0.0.8", "127.0.0.9"
+"""Sources that no event of a life uses, for the last readers."""
+
+_LONG_SECONDS = 60.0
+"""A longer time passes at once, as for a machine that was suspended."""
+
+
+@cache
+def makePoem(version: int, size: str) -> Poem:
+    """
+    Make a poem that differs from all others in each of its lines.
+
+    @param version: which one.
+    @param size: a key of L{SIZES}.
+    """
+    lines = (b"%03d %07d\n" % (version, number) for number in range(SIZES[size] // 12 + 1))
+    return Poem("poem", b"".join(lines), "/poetry/poem.txt")
+
+
+class Poetry(Selection):
+    """
+    The file of the poem, and how reading it goes.
+
+    @ivar versions: each poem that was ever there.
+    @ivar isBroken: whether what is there now is not a poem.
+    @ivar hangs: whether reading it does not end.
+    """
+
+    def __init__(self, size: str) -> None:
+        self.versions = [makePoem(0, size)]
+        self.isBroken = self.hangs = False
+        self._waiting: list[Callable[[], None]] = []
+
+    def replace(self, size: str) -> None:
+        """Put another poem there."""
+        self.versions.append(makePoem(len(self.versions), size))
+        self.isBroken = False
+
+    @property
+    def reading(self) -> partial[Found]:
+        """Reads the poem."""
+        return partial(self._read)
+
+    def _read(self) -> Found:
+        if self.isBroken:
+            raise PoemError("poem.txt is not a poem")
+        poem = self.versions[-1]
+        return [astuple(poem)], [], []
+
+    def readApart(self, work: Callable[[], _T]) -> Deferred[_T]:
+        """Read as the server's helper does: now, or when L{goOn} is called."""
+        done: Deferred[_T] = Deferred()
+
+        def finish() -> None:
+            if done.called:
+                return
+            try:
+                done.callback(work())
+            except PoemError as why:
+                done.errback(why)
+
+        if self.hangs:
+            self._waiting.append(finish)
+        else:
+            finish()
+        return done
+
+    def goOn(self) -> None:
+        """Have all reading end."""
+        self.hangs = False
+        waiting, self._waiting = self._waiting, []
+        for finish in waiting:
+            finish()
+
+
+class World:
+    """
+    Everything in one life.
+
+    @ivar clients: all that ever came, with the way that each came in.
+    @ivar processes: those that run or stop.
+    @ivar wasFaulty: whether a fault was planned, after which a traceback may be logged.
+    @ivar resumedAt: when the machine was last resumed, in seconds. Deadlines start anew then.
+    @ivar failures: tracebacks in the log.
+    """
+
+    def __init__(self, size: str) -> None:
+        """@param size: of the first poem."""
+        tcp._reservedFD.reserve()  # Twisted keeps one for the whole program
+        self._descriptors = _listDescriptors()
+        self.time = Time()
+        self.faults = Faults()
+        self.poetry = Poetry(size)
+        self.store = Store()
+        self.clients: list[tuple[str, Client]] = []
+        self.processes: list[Process] = []
+        self.wasFaulty = False
+        self.resumedAt = 0.0
+        self.failures: list[LogEvent] = []
+        self._current: Process | None = None
+        self._stack = ExitStack()
+        self._counts = self._stack.enter_context(controlled(self.time, self.faults))
+        self._stack.enter_context(
+            mock.patch.object(service, "callApart", lambda _, work, __: self.poetry.readApart(work))
+        )
+        self._folder = tempfile.mkdtemp(prefix="life-")
+        self._stack.callback(shutil.rmtree, self._folder)
+        self.sockets = {way: self._listen(way) for way in WAYS}
+        observer: Any = self._observe
+        globalLogPublisher.addObserver(observer)
+        self._stack.callback(globalLogPublisher.removeObserver, observer)
+
+    def _listen(self, way: str) -> socket.socket:
+        if way == "unix":
+            listening = socket.socket(socket.AF_UNIX)
+            listening.bind(os.path.join(self._folder, "poem.sock"))
+        else:
+            listening = socket.socket(socket.AF_INET)
+            listening.bind(("127.0.0.1", 0))
+        listening.listen(128)
+        self._stack.enter_context(listening)
+        return listening
+
+    def _observe(self, event: LogEvent) -> None:
+        if "log_failure" in event:
+            self.failures.append(event)
+        if self._current is not None and "message_id" in event:
+            self._current.records[event["message_id"]] += 1
+
+    def perform(self, process: Process, do: Callable[[], _T]) -> _T:
+        """Do something in one process, and count what it accepts and records."""
+        self._current, before = process, self._counts["accept"]
+        try:
+            return do()
+        finally:
+            self._current = None
+            process.acceptedAt += [self.time.now] * (self._counts["accept"] - before)
+
+    def settle(self) -> None:
+        """Let each process do all that it has to do now."""
+        for process in list(self.processes):
+            self.perform(process, process.reactor.settle)
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass. Each timer has its own turn, unless the time is very long."""
+        target = self.time.now + seconds
+        if seconds >= _LONG_SECONDS:
+            self.resumedAt = target
+        while seconds < _LONG_SECONDS:
+            due = self.time.next
+            if due is None or due > target:
+                break
+            self.time.advance(max(0.0, due - self.time.now))
+            self.settle()
+        self.time.advance(max(0.0, target - self.time.now))
+        self.settle()
+
+    def start(self) -> None:
+        """Start a process on the sockets of this life. A failing call may be its end."""
+        with self.faults.paused():  # the operating system would not have begun such a process
+            process = Process(self._makeSource, self.sockets, self.store, self.time, self.faults)
+        self.processes.append(process)
+        try:
+            self.perform(process, process.start)
+        except (OSError, MemoryError):
+            if not self.wasFaulty:
+                raise
+            self.exit(process)
+        self.settle()
+
+    def _makeSource(self, reactor: Any) -> PoetryService:
+        return PoetryService(self.poetry, reactor, seconds=self.time.monotonic)
+
+    def stop(self, process: Process) -> None:
+        """Stop a process, and wait until it has stopped."""
+        self.perform(process, process.stop)
+        self.settle()
+        until = self.time.now + LIMITS.drainSeconds + 1.0
+        while not process.hasStopped:
+            assert self.time.now < until, "the stop did not end"
+            self.wait(0.05)
+        self.exit(process)
+
+    def exit(self, process: Process) -> None:
+        """End a process."""
+        self.processes.remove(process)
+        process.exit()
+        self.settle()
+
+    def arrive(self, way: str, source: str) -> Client:
+        """Have a client connect."""
+        address = self.sockets[way].getsockname()
+        client = Client(address, None if way == "unix" else source, self.time.now)
+        self.clients.append((way, client))
+        return client
+
+    def readAll(self, clients: Sequence[Client]) -> None:
+        """Have clients read until there is nothing more to read."""
+        isMoving = True
+        while isMoving:
+            moved = [client.read(self.time.now) for client in clients]
+            isMoving = any(moved)
+            self.settle()
+
+    def close(self) -> set[str]:
+        """
+        End everything.
+
+        @return: descriptors that are left over.
+        """
+        for process in self.processes:
+            process.exit()
+        self.processes = []
+        self.store.clear()
+        for _, client in self.clients:
+            if client.outcome is None:
+                client.leave(withReset=True)
+        self._stack.close()
+        left = _listDescriptors() - self._descriptors
+        if left:  # a traceback may hold them until the next collection
+            gc.collect()
+            left &= _listDescriptors()
+        return left
+
+
+def _listDescriptors() -> set[str]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the folder's own
+            found.add(f"{name} {os.readlink('/proc/self/fd/' + name)}")
+    return found
