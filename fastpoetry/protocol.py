@@ -148,8 +148,9 @@ class PoetryProtocol(Protocol, TimeoutMixin):
     def dismiss(self, cause: str) -> None:
         """Reset the connection if it has no poem yet, and count it."""
         if self._isArriving:
-            self._endArrival(cause)
+            self._isArriving = False
             self.transport.abortConnection()
+            self._endArrival(cause)  # at last: it may end a stop, and with it the transport
 
     def _endArrival(self, cause: str) -> None:
         """Count a connection that gets no poem."""

@@ -38,6 +38,7 @@ from zope.interface.verify import verifyObject
 
 from fastpoetry.delivery.ledger import Counts
 from fastpoetry.delivery.limits import Limits
+from fastpoetry.delivery.lingering import LINGER_SECONDS
 from fastpoetry.delivery.policy import Policy
 from fastpoetry.poem import Poem
 from fastpoetry.protocol import PoetryFactory, PoetryProtocol
@@ -425,6 +426,14 @@ class HandshakeTests(ProtocolCase):
         first.handshakeCompleted()
         last, _ = self.shake("192.0.2.7")
         self.assertEqual([each.did for each in (lower, other, last)], [[], [], []])
+
+    def test_stop(self) -> None:
+        """At a stop the last one is reset before the stop ends."""
+        lower, _ = self.shake("192.0.2.7")
+        seen: list[str] = []
+        self.policy.drain().addCallback(lambda _: seen.extend(lower.did))
+        self.reactor.advance(LINGER_SECONDS)
+        self.assertEqual(seen, ["abortConnection"])
 
     def test_noPlace(self) -> None:
         """One that has shaken hands waits for a place, and has its poem when there is one."""
