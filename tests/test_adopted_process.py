@@ -19,6 +19,7 @@ from typing import Any
 from unittest import SkipTest
 
 from passing import Passing, fetch
+from processes import SECONDS
 from twisted.trial.unittest import SynchronousTestCase
 
 from fastpoetry.systemd import adopted
@@ -87,7 +88,7 @@ class ProcessTests(Passing, SynchronousTestCase):
             pass_fds=numbers,
             env={**os.environ, "PYTHONPATH": _ROOT, "PYTHONDONTWRITEBYTECODE": "1"},
         )
-        self.addCleanup(process.communicate, timeout=10)
+        self.addCleanup(process.communicate, timeout=SECONDS)
         self.addCleanup(process.kill)
         return process
 
@@ -111,7 +112,7 @@ class ProcessTests(Passing, SynchronousTestCase):
         """
         line = process.stdout.readline()
         if not line:
-            self.fail(process.communicate(timeout=10)[1])
+            self.fail(process.communicate(timeout=SECONDS)[1])
         pid, descriptors, child = json.loads(line)
         self.addCleanup(self.end, pid)
         return descriptors, child
@@ -126,7 +127,7 @@ class ProcessTests(Passing, SynchronousTestCase):
         @param process: a process that was launched.
         @return: the line that it ended with.
         """
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=SECONDS)
         self.assertEqual((process.returncode, out, err.count("\n")), (1, "", 1), err)
         return str(err)
 
@@ -182,7 +183,7 @@ class ProcessTests(Passing, SynchronousTestCase):
         process = self.launch([made])
         self.serving(process)
         process.terminate()
-        process.wait(timeout=10)
+        process.wait(timeout=SECONDS)
         self.assertEqual(stat.S_IMODE(os.stat(made.getsockname()).st_mode), 0o600)
         self.serving(self.launch([made]))
         self.assertEqual(fetch(made.family, made.getsockname()), b"hello")

@@ -83,6 +83,8 @@ KINDS = {
     ),
 }
 
+_ARCHIVES = "var/cache/apt/archives"
+
 _TOOLS = ("systemd-nspawn", "mmdebstrap", "nsenter", "unshare")
 
 # What starting a machine takes of the kernel.
@@ -133,11 +135,11 @@ def findCache(name: str) -> Path:
     return cache / name
 
 
-def findArchives(release: str) -> dict[Path, str]:
-    """What apt has downloaded in machines of a release, and where it looks for that."""
+def findArchives(release: str) -> Path:
+    """A layer with the packages that were downloaded for the roots of a release."""
     archives = findCache(f"{release}-archives")
-    archives.mkdir(exist_ok=True)
-    return {archives: "/var/cache/apt/archives"}
+    (archives / _ARCHIVES).mkdir(parents=True, exist_ok=True)
+    return archives
 
 
 def _make(release: str, kind: str, below: list[Path], layer: Path) -> None:
@@ -170,7 +172,7 @@ def _addLayer(release: str, kind: str, below: list[Path], layer: Path) -> None:
     """Install the packages of a kind on what it adds to, and keep what that wrote."""
     lists = findCache(f"{release}-lists")
     lists.mkdir(exist_ok=True)
-    shared = {**findArchives(release), lists: "/var/lib/apt/lists"}
+    shared = {findArchives(release) / _ARCHIVES: f"/{_ARCHIVES}", lists: "/var/lib/apt/lists"}
     machine = Machine(below, f"root-{release}", shared=shared, boot=False, network=True)
     machine.start()
     with closing(machine):

@@ -34,9 +34,9 @@ def fresh(release: str) -> Iterator[Machine]:
     settings = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
     settings.update(PIP_CERT=bundle, SSL_CERT_FILE=bundle)
     machine = startMachine(
-        findRoot(release, "clone"),
+        # What is downloaded already need not come again.
+        [findArchives(release), *findRoot(release, "clone")],
         f"{release}-fresh",
-        shared=findArchives(release),
         environment=settings,
         boot=False,
         network=True,
