@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from system.conftest import SOURCE, Layers, startMachine
-from system.machine import Machine
+from system.machine import Machine, waitFor
 from system.roots import runApt
 
 SOCKET = "fastpoetry-metrics@ecstasy.socket"
@@ -69,6 +69,38 @@ def test_manual(metered: Machine) -> None:
     checked = metered.run("sh", "-c", look, check=False)
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
     assert get(metered, "-H", ASKS).endswith("\n# EOF\n")
+
+
+SCRAPING = """
+global:
+  scrape_interval: 1s
+scrape_configs:
+  - job_name: poems
+    static_configs:
+      - targets: ["127.0.0.1:9100"]
+"""
+
+
+def test_prometheus(metered: Machine) -> None:
+    """A real Prometheus gets the counts, also while 100 clients say nothing."""
+    setUp(metered)
+    metered.fetch("127.0.0.1", "10000")
+    metered.path("/run/scraping.yml").write_text(SCRAPING)
+    silent = "for each in $(seq 100); do nc -d 127.0.0.1 9100 & done; wait"
+    options = ("--config.file=/run/scraping.yml", "--storage.tsdb.path=/run/scraped")
+    listen = "--web.listen-address=127.0.0.1:9091"
+    metered.systemctl("reset-failed")
+    metered.run("systemd-run", "--unit=silent", "sh", "-c", silent)
+    metered.run("systemd-run", "--unit=scraping", "/usr/bin/prometheus", *options, listen)
+    asked = "http://127.0.0.1:9091/api/v1/query?query=fastpoetry_poems_total"
+    try:
+        waitFor(
+            lambda: ',"1"]' in metered.run("curl", "-sS", asked, check=False).stdout,
+            "the count of one poem in Prometheus",
+            60,
+        )
+    finally:
+        metered.systemctl("stop", "scraping", "silent")
 
 
 def test_reload(metered: Machine) -> None:
