@@ -176,13 +176,14 @@ class BoundsTests(PageCase):
         self.assertEqual(connections[2][1].did, ["abortConnection"])
 
     def test_pause(self) -> None:
-        """After each connection its port pauses, and then accepts one more."""
-        port, other = FakePort(), FakePort()
-        self.connect(port)
-        self.connect(port)
-        self.assertEqual((port.isReading, other.isReading), (False, True))
-        self.clock.advance(0.005)
-        self.assertEqual((port.isReading, port.numberAccepts), (True, 1))
+        """After a connection its port pauses, and then accepts as many as 500 a second would be."""
+        port = FakePort()
+        for seconds, number in ((0.011, 5), (0.021, 10), (60, 16)):
+            self.connect(port)
+            self.connect(port)
+            self.assertFalse(port.isReading)
+            self.clock.advance(seconds)
+            self.assertEqual((port.isReading, port.numberAccepts), (True, number))
 
     def test_noMemory(self) -> None:
         """A port that cannot be read for a moment is tried again."""
@@ -190,7 +191,7 @@ class BoundsTests(PageCase):
         port.refusals = 2
         self.connect(port)
         for isReading in (False, False, True):
-            self.clock.advance(0.005)
+            self.clock.advance(0.01)
             self.assertEqual(port.isReading, isReading)
 
     def test_stopped(self) -> None:
@@ -198,5 +199,5 @@ class BoundsTests(PageCase):
         port = FakePort()
         self.connect(port)
         port.connected = False
-        self.clock.advance(0.005)
+        self.clock.advance(0.01)
         self.assertFalse(port.isReading)

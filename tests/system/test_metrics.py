@@ -100,7 +100,7 @@ def test_prometheus(metered: Machine) -> None:
             60,
         )
     finally:
-        metered.systemctl("stop", "scraping", "silent")
+        metered.systemctl("stop", "scraping")
 
 
 def test_reload(metered: Machine) -> None:
