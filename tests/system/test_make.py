@@ -177,7 +177,7 @@ def test_test(fresh: Machine) -> None:
     command = ("sh", "-c", f"cd {HOME} && make test TESTS=tests/test_poem.py")
     first = fresh.run(*command, seconds=_SETUP_SECONDS)
     assert " passed in " in first.stdout.splitlines()[-1]
-    assert "Setting up" not in fresh.run(*command).stdout
+    assert "Setting up" not in fresh.run(*command, seconds=_SETUP_SECONDS).stdout
 
 
 _CONTAINER = (
