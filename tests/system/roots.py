@@ -24,7 +24,7 @@ from system.machine import Machine, MachineError
 
 CLONE = Path(__file__).resolve().parent.parent.parent
 
-_BUILD_SECONDS = 600.0
+_BUILD_SECONDS = 1800.0
 
 _NO_INDEX = ("-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=")
 """Has apt keep no index of its lists, which is larger than many a layer."""
