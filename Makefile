@@ -31,6 +31,7 @@ help:
 	@echo 'make run      serve poetry/ecstasy.txt on 127.0.0.1:10000, in the foreground'
 	@echo 'make test     all tests; on booted systems too, as root on Debian (TESTS=path for some)'
 	@echo 'make lives    random lives of the server, until one breaks a promise (SEED=number for one run)'
+	@echo 'make mutants  small faults in a copy of the code that no test notices (SAMPLE=150 SEED=27)'
 	@echo 'make check    lint and types'
 	@echo 'make bench    measure: poems a second, seconds of CPU, beside other servers'
 	@echo 'make docs     the pages of the API, in build/api'
@@ -122,6 +123,13 @@ $(LOGS)/root-%:
 .PHONY: lives
 lives: $(VENV)/test
 	@PYTHONPATH=tests $(VENV)/bin/python -m lives.run $(SEED)
+
+SAMPLE = 150
+MUTATED = fastpoetry/delivery fastpoetry/protocol.py fastpoetry/proxy \
+	fastpoetry/systemd/store.py fastpoetry/systemd/clock.py
+.PHONY: mutants
+mutants: $(VENV)/test
+	@$(VENV)/bin/python tests/mutants.py $(SAMPLE) $(or $(SEED),27) $(MUTATED)
 
 .PHONY: check
 check: $(VENV)/check $(VENV)/test
