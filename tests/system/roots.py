@@ -46,7 +46,11 @@ class Kind(NamedTuple):
 
 def _readBuildDepends() -> list[str]:
     """What the package says to take for building, by name."""
-    control = (CLONE / "packaging/debian/control").read_text()
+    # Where the package is built, the folder is where dpkg wants it.
+    (control,) = (
+        each.read_text()
+        for each in (*CLONE.glob("packaging/debian/control"), *CLONE.glob("debian/control"))
+    )
     field = control.partition("\nBuild-Depends:\n")[2].partition("\nStandards-Version")[0]
     names = [line.split()[0].rstrip(",") for line in field.splitlines()]
     return ["debhelper" if name == "debhelper-compat" else name for name in names]
