@@ -190,6 +190,22 @@ class FullTests(PortCase):
         self.port.doRead()
         self.assertEqual(receiveAll(second), POEM.text)
 
+    def test_failure(self) -> None:
+        """A connection that cannot be accepted makes no room for one reader too many."""
+        port = self.listen(LONG)
+        for _ in range(3):
+            self.connect()
+        accept, lost = port._accept, [OSError(errno.ECONNABORTED, "")]
+
+        def acceptLater() -> SocketReader:
+            if lost:
+                raise lost.pop()
+            return accept()
+
+        self.patch(port, "_accept", acceptLater)
+        port.doRead()
+        self.assertEqual(self.policy.readers, 1)
+
 
 class FakeListener:
     """A listening socket whose accept(2) goes as a test says."""
@@ -389,6 +405,17 @@ class StopTests(PortCase):
         port.connectionLost(Failure(ConnectionDone()))
         self.assertGreater(port.fileno(), -1)
 
+    def test_notWatched(self) -> None:
+        """A port that stops while it is paused and cannot be watched does not accept again."""
+        port = self.listen()
+        port.connectionLost(Failure(MemoryError()))
+        patch = self.patch(self.reactor, "addReader", mock.Mock(side_effect=MemoryError))
+        self.policy.gate.remove(port)
+        port.stopListening()
+        patch.restore()
+        self.reactor.advance(1)
+        self.assertEqual(self.reactor.getReaders(), [])
+
 
 class AliveTests(PortCase):
     """Tests for what a port says of itself."""
@@ -479,6 +506,8 @@ class WaitTests(PortCase):
         self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=1))
         self.assertEqual(self.policy.readers, 0)
         self.assertEqual(self.reactor.getReaders(), [self.port])
+        self.reactor.advance(1)
+        self.assertEqual(self.policy.idleSeconds, 1)
         self.connect()
         self.reactor.turn()
         self.assertEqual(len(self.source.waiting), 1)
@@ -607,6 +636,19 @@ class BorrowedTests(PortCase):
         while self.policy.readers:
             self.reactor.turn()
         self.assertEqual(self.reactor.fetch(clients[70]), LONG.text)
+
+    def test_fewDescriptors(self) -> None:
+        """When few descriptors are left, the next reader waits in the backlog."""
+        port = self.listen()
+        self.policy.mostDescriptor = 0
+        first, second = self.connect(), self.connect()
+        port.doRead()
+        self.assertEqual((self.policy.readers, self.reactor.getReaders()), (1, [mock.ANY]))
+        self.assertNotIn(port, self.reactor.getReaders())
+        self.policy.mostDescriptor = 2**31
+        self.reactor.advance(0.25)
+        self.assertEqual(self.reactor.fetch(second), POEM.text)
+        self.assertEqual(receiveAll(first), POEM.text)
 
     def test_fails(self) -> None:
         """

@@ -105,8 +105,14 @@ class TwistedTests(SynchronousTestCase):
         )
         self.assertEqual(normalise(UNIXAddress(b"/run/s")), UNIXAddress(b"/run/s"))
 
+    def test_ports(self) -> None:
+        """Each number that a port may have is one, the first and the last too."""
+        for port in (0, 65535):
+            peer = IPv4Address("TCP", "192.0.2.7", port)
+            self.assertEqual(normalise(peer), peer)
+
     def test_port(self) -> None:
-        """So is a port that cannot be one."""
+        """What cannot be a port is refused."""
         for port in (-5, 65536, 10**60):
             self.assertRaises(ValueError, normalise, IPv4Address("TCP", "192.0.2.7", port))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Sequence
 from ipaddress import ip_address
@@ -10,6 +11,7 @@ from typing import Any
 from fakes import POEM, FakeSource, FakeTransport, Reactor, said
 from hypothesis import given
 from hypothesis import strategies as st
+from ports import lingerOf
 from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol, ITCPTransport
@@ -48,7 +50,7 @@ def version2(source: str = "192.0.2.7", command: int = 1, extra: bytes = b"") ->
 class ProxiedCase(SynchronousTestCase):
     """A factory as the endpoint C{haproxy:} wraps it, and what connects to it."""
 
-    limits = Limits(stallSeconds=30.0, drainSeconds=20.0)
+    limits = Limits(stallSeconds=30.0, drainSeconds=20.0, minRateBytesPerSecond=1)
 
     def setUp(self) -> None:
         self.reactor = Reactor()
@@ -59,9 +61,9 @@ class ProxiedCase(SynchronousTestCase):
         self.policy = Policy(self.limits, self.reactor)
         self.factory = PatientFactory(PoetryFactory(FakeSource(), self.policy))
 
-    def connect(self, peer: Any = BALANCER) -> FakeTransport:
+    def connect(self, peer: Any = BALANCER, handle: Any = None) -> FakeTransport:
         """@return: the transport of a new connection."""
-        transport = FakeTransport(peer)
+        transport = FakeTransport(peer, handle)
         wrapper: Any = self.factory.buildProtocol(peer)
         wrapper.makeConnection(transport)
         self.wrapper = wrapper
@@ -277,6 +279,17 @@ class EndTests(ProxiedCase):
             self.reactor.advance(self.limits.stallSeconds)
             self.assertEqual(self.policy.ledger.counts, Counts(checks=1))
 
+    def test_linger(self) -> None:
+        """The end of the process is a reset to a client, and an end to a balancer's check."""
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            client = socket.create_connection(listening.getsockname())
+            server, _ = listening.accept()
+        with client, server:
+            self.connect(handle=server)
+            self.assertEqual(lingerOf(server.fileno()), (1, 0))
+            self.wrapper.dataReceived(version2(command=0))
+            self.assertEqual(lingerOf(server.fileno()), (0, 0))
+
     def test_halfClosedClient(self) -> None:
         """A client that closes its side first gets the poem to its end."""
         transport = self.connect()
@@ -303,6 +316,25 @@ class EndTests(ProxiedCase):
         self.lose()
         self.reactor.advance(1.0)
         self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_slowReader(self) -> None:
+        """The time for the header does not end a reader that takes its poem slowly."""
+        transport = self.connect()
+        self.wrapper.dataReceived(V1)
+        self.reactor.pump([1.0] * 20)
+        transport.producer.resumeProducing()
+        self.reactor.pump([1.0] * 15)
+        self.assertEqual(transport.did, [])
+
+    def test_leaves(self) -> None:
+        """A client that leaves in the middle of its header is counted, with a record."""
+        self.connect()
+        self.wrapper.dataReceived(V1[:20])
+        with capturedLogs() as events:
+            self.lose()
+        expected = ["turned 192.0.2.1:50000 away: it left in the middle of its PROXY header"]
+        self.assertEqual(said(events), expected)
+        self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=1))
 
     def test_stop(self) -> None:
         """A stop waits a moment for headers on their way, and for the poems after them."""

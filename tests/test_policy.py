@@ -102,6 +102,14 @@ class ArrivalTests(PolicyCase):
         self.policy.remove(second)
         self.assertEqual(self.entered, [second, third])
 
+    def test_lingerer(self) -> None:
+        """A reader that only lingers makes room for one at once."""
+        self.lingering()
+        self.sending()
+        arrival = self.arrive()
+        self.admit(arrival)
+        self.assertEqual(self.entered, [arrival])
+
     def test_waiting(self) -> None:
         """While they wait for a poem they count for their source, until they leave or begin."""
         arrivals = [self.arrive(HERE), self.arrive(HERE)]

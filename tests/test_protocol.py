@@ -285,6 +285,13 @@ class SocketTests(ProtocolCase):
         self.pull(transport)
         self.assertEqual(self.lingerOf(server), (0, 0))
 
+    def test_reset(self) -> None:
+        """A reset is one, whatever closes the socket, though the last byte was written before."""
+        server, _ = self.pairOfSockets()
+        self.pull(self.connect(FakeTransport(PEER, server)))
+        self.protocol.reset()
+        self.assertEqual(self.lingerOf(server), (1, 0))
+
     def test_memory(self) -> None:
         """For a stopped reader no more than a part of a long poem waits in the kernel."""
         self.source.poem = LONG
@@ -383,6 +390,14 @@ class TLSTests(ProtocolCase):
         self.wait(15)
         self.assertEqual(self.lower.did[-1], "abortConnection")
 
+    def test_notLeftToSystem(self) -> None:
+        """A stop leaves no reader to the system, which may not have the rest from the layer."""
+        self.fill()
+        self.pull(self.lower)
+        self.policy.drain()
+        self.wait(5)
+        self.assertEqual(self.lower.did, [])
+
     def test_buffer(self) -> None:
         """So is one for which the transport still has something."""
         self.lower.dataBuffer = bytes(1000)
@@ -426,6 +441,13 @@ class HandshakeTests(ProtocolCase):
         first.handshakeCompleted()
         last, _ = self.shake("192.0.2.7")
         self.assertEqual([each.did for each in (lower, other, last)], [[], [], []])
+
+    def test_leaves(self) -> None:
+        """One that leaves before leaves no timer behind."""
+        _, protocol = self.shake("192.0.2.7")
+        protocol.connectionLost(Failure(ConnectionDone()))
+        self.reactor.advance(1)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_stop(self) -> None:
         """At a stop the last one is reset before the stop ends."""

@@ -205,10 +205,5 @@ def _asAddress(address: Any) -> Address:
 
 def _reset(number: int) -> None:
     """Reset a connection: a plain close would look like the end of a poem."""
-    try:
-        connection = socket.socket(fileno=number)
-    except OSError:
-        os.close(number)
-        return
-    with connection, suppress(OSError):
+    with socket.socket(fileno=number) as connection, suppress(OSError):
         setLinger(connection, RESET_ON_CLOSE)
