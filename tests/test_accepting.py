@@ -1,7 +1,8 @@
 """
-Tests for L{fastpoetry.delivery.fastport}: who is accepted, in which port's place, and when.
+Tests for L{fastpoetry.delivery.fastport}: which clients a port accepts, when, and in which port's
+place.
 
-What a reader gets then is in C{test_fastport}.
+What a reader gets afterwards is in C{test_fastport}.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ from fastpoetry.protocol import PoetryFactory
 
 
 class LingerTests(PortCase):
-    """Tests for what the end of the process, kill -9 included, is to a reader."""
+    """Tests for what a reader sees when the process ends, C{kill -9} included."""
 
     def test_listening(self) -> None:
-        """The listening socket makes a reset of every close."""
+        """The listening socket's linger option turns every close into a reset."""
         self.assertEqual(lingerOf(self.listen().fileno()), (1, 0))
 
     def test_stopped(self) -> None:
-        """The socket keeps that option: another process may accept from it."""
+        """A stopped port leaves that option set: another process may accept from the socket."""
         plain = self.plainPort()
         port = self.listen(port=plain)
         with socket.socket(fileno=os.dup(plain.fileno())) as theirs:
@@ -58,7 +59,9 @@ class LingerTests(PortCase):
         self.assertEqual(lingerOf(self.underWay.fileno()), (1, 0))
 
     def test_sentAtOnce(self) -> None:
-        """One that was sent everything at once is not, from when it was looked after."""
+        """
+        A reader that was sent everything at once is no longer reset once the port has handled it.
+        """
         self.listen()
         readers: list[SocketReader] = []
         start = SocketReader.start
@@ -76,7 +79,7 @@ class LingerTests(PortCase):
         self.assertEqual(receiveAll(client), POEM.text)
 
     def test_afterTheLastByte(self) -> None:
-        """One that was sent everything is not."""
+        """A reader that was sent everything is not reset by a close."""
         self.listen(LONG)
         client = self.connect()
         self.reactor.turn()
@@ -87,14 +90,14 @@ class LingerTests(PortCase):
 
 class BacklogTests(PortCase):
     """
-    Tests for who was in the backlog before the port listened, as after a restart or the very
-    first time: the listening socket's options come too late for them.
+    Tests for clients that were in the backlog before the port listened, as after a restart or at
+    the first start: the listening socket's options come too late for them.
     """
 
     limits = Limits(maxReadersPerSource=1)
 
     def listenFor(self, clients: int) -> list[socket.socket]:
-        """@return: clients that came before."""
+        """@return: clients that connected before the port listened."""
         plain = self.plainPort()
         self.address = plain.socket.getsockname()
         waiting = [self.connect() for _ in range(clients)]
@@ -102,20 +105,23 @@ class BacklogTests(PortCase):
         return waiting
 
     def test_armedThoughItCameBefore(self) -> None:
-        """They are reset by a close like all others."""
+        """A close resets earlier clients like all others."""
         self.listenFor(1)
         self.reactor.turn()
         self.assertEqual(lingerOf(self.underWay.fileno()), (1, 0))
 
     def test_turnedAwayThoughItCameBefore(self) -> None:
-        """Who of them is turned away can tell."""
+        """An earlier client that is turned away sees a reset."""
         _, client = self.listenFor(2)
         self.reactor.turn()
         self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=1))
         self.assertRaises(ConnectionResetError, receiveAll, client)
 
     def test_reset(self) -> None:
-        """Who has gone meanwhile is counted and does no harm, and the next is served."""
+        """
+        A client that has left the backlog is counted and does no harm; the port serves the next
+        one.
+        """
         self.listen()
         before = countDescriptors()
         for _ in range(10):
@@ -135,12 +141,12 @@ class BacklogTests(PortCase):
 
 
 class TurnAwayTests(PortCase):
-    """Tests for the limit of one source."""
+    """Tests for the limit of readers of one source."""
 
     limits = Limits(maxReadersPerSource=1)
 
     def test_tooMany(self) -> None:
-        """Who comes from a source that has enough under way is reset."""
+        """A client whose source has enough readers under way is reset."""
         self.listen(LONG)
         first, second = self.connect(), self.connect()
         self.reactor.turn()
@@ -149,7 +155,10 @@ class TurnAwayTests(PortCase):
         self.assertEqual(self.reactor.fetch(first), LONG.text)
 
     def test_atOnce(self) -> None:
-        """A poem that goes out at once is sent nevertheless, for it takes nothing from others."""
+        """
+        A client that can be sent the poem at once is served despite the limit: it takes no
+        resources from others.
+        """
         self.listen(LONG)
         self.connect()
         self.reactor.turn()
@@ -160,12 +169,12 @@ class TurnAwayTests(PortCase):
 
 
 class FullTests(PortCase):
-    """Tests for the limit of all readers."""
+    """Tests for the limit of all readers together."""
 
     limits = Limits(maxReaders=1)
 
     def test_waits(self) -> None:
-        """Who comes when there is no room waits in the backlog until somebody leaves."""
+        """At the limit, a new client waits in the backlog until a reader leaves."""
         self.listen(LONG)
         first, second = self.connect(), self.connect()
         self.reactor.turn()
@@ -180,7 +189,7 @@ class FullTests(PortCase):
         self.assertEqual(self.reactor.fetch(second), LONG.text)
 
     def test_lingering(self) -> None:
-        """Who only lingers makes room at once."""
+        """A reader that only lingers does not count towards the limit."""
         self.listen()
         first, second = self.connect(), self.connect()
         self.reactor.turn()
@@ -208,7 +217,7 @@ class FullTests(PortCase):
 
 
 class FakeListener:
-    """A listening socket whose accept(2) goes as a test says."""
+    """A listening socket whose accept(2) fails as a test says."""
 
     family = socket.AF_INET
 
@@ -225,29 +234,29 @@ class FakeListener:
     _accept = accept
 
     def setsockopt(self, *option: object) -> None:
-        """Have another option."""
+        """Ignore the option."""
 
     def getsockopt(self, *option: object) -> Any:
-        """Know of no option."""
+        """Return no option."""
         raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
 
     def getsockname(self) -> Any:
-        """Where it listens."""
+        """Return an address."""
         return ("127.0.0.1", 1)
 
     def fileno(self) -> int:
-        """No number."""
+        """Return no number."""
         return -1
 
     def close(self) -> None:
-        """Be gone."""
+        """Do nothing."""
 
 
 class ExhaustionTests(PortCase):
     """Tests for connections that cannot be accepted."""
 
     def look(self, *failures: int) -> FakeListener:
-        """@return: a listening socket, after one look at it."""
+        """@return: a listening socket, after the port has tried to accept from it once."""
         plain = FakePort()
         plain.socket = listener = FakeListener(*failures)
         self.listen(port=plain)
@@ -255,7 +264,10 @@ class ExhaustionTests(PortCase):
         return listener
 
     def test_exhausted(self) -> None:
-        """Where the system has no room everybody waits, and one warning names its cause."""
+        """
+        When the system has run out of descriptors or memory, all clients wait, and one warning
+        names the cause.
+        """
         for number in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
             with capturedLogs() as events:
                 listener = self.look(number)
@@ -268,13 +280,15 @@ class ExhaustionTests(PortCase):
             self.reactor.advance(10)
 
     def test_clientsFault(self) -> None:
-        """What was wrong with one connection is no reason to keep the next waiting."""
+        """An error of one connection does not delay the next one."""
         listener = self.look(errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN)
         self.assertEqual(listener.accepts, 4)
         self.assertIn(self.port, self.reactor.getReaders())
 
     def test_lastingFailure(self) -> None:
-        """While accepting fails for all the port pauses, with one record that names the cause."""
+        """
+        While accept(2) fails for every client, the port pauses, and one record names the cause.
+        """
         for number in (errno.EPERM, errno.EACCES, errno.EINVAL, errno.EPROTO, errno.ECONNABORTED):
             plain = FakePort()
             plain.socket = FakeListener(*[number] * 1000)
@@ -290,7 +304,7 @@ class ExhaustionTests(PortCase):
             self.reactor.advance(10)
 
     def test_otherPorts(self) -> None:
-        """While one port cannot accept, the others do."""
+        """While one port cannot accept, the other ports do."""
         other = self.listen()
         address = self.address
         plain = FakePort()
@@ -303,7 +317,7 @@ class ExhaustionTests(PortCase):
         self.assertEqual(receiveAll(client), POEM.text)
 
     def test_notWatched(self) -> None:
-        """A port that the reactor cannot watch for a while accepts as soon as it can."""
+        """A port that the reactor temporarily cannot watch accepts as soon as the reactor can."""
         port = self.listen()
         patch = self.patch(self.reactor, "addReader", mock.Mock(side_effect=OSError(errno.ENOSPC)))
         self.reactor.removeReader(port)
@@ -317,8 +331,8 @@ class ExhaustionTests(PortCase):
 
     def test_unexpected(self) -> None:
         """
-        Nor does the port end where one cannot be accepted as nobody expects: its descriptor is
-        closed, the port tries again in a moment, and serves who comes then.
+        An unexpected error in accepting does not end the port: it closes the descriptor, tries
+        again in a moment and serves the next client.
         """
         port = self.listen()
         client, before = self.connect(), countDescriptors()
@@ -339,7 +353,9 @@ class ExhaustionTests(PortCase):
         self.assertEqual(self.reactor.fetch(client), POEM.text)
 
     def test_startFails(self) -> None:
-        """One who cannot be served, as nobody expects, is reset, counted, and not held."""
+        """
+        A reader that fails to start, for an unexpected reason, is reset, counted and released.
+        """
         port = self.listen()
         for method in ("isTooMany", "begin"):
             before = countDescriptors()
@@ -352,7 +368,10 @@ class ExhaustionTests(PortCase):
         self.assertEqual((self.policy.readers, self.policy.ledger.counts), (0, Counts(gaveUp=2)))
 
     def test_descriptors(self) -> None:
-        """Where there really are no more descriptors, nobody is lost who waits."""
+        """
+        With no descriptor left in the process, waiting clients stay in the backlog and are served
+        later.
+        """
         self.listen()
         client = self.connect()
         held = []
@@ -375,10 +394,10 @@ class ExhaustionTests(PortCase):
 
 
 class StopTests(PortCase):
-    """Tests for the end."""
+    """Tests for the end of a port."""
 
     def test_acceptsNobody(self) -> None:
-        """After a stop nobody is accepted; who is here goes on."""
+        """A stopped port accepts no client; readers under way go on."""
         self.listen(LONG)
         client = self.connect()
         self.reactor.turn()
@@ -389,7 +408,7 @@ class StopTests(PortCase):
         self.assertEqual(self.reactor.fetch(client), LONG.text)
 
     def test_given(self) -> None:
-        """The socket is given back to the port it came from, which closes it as it sees fit."""
+        """The socket is given back to the port it came from, which decides how to close it."""
         plain = self.plainPort()
         port = self.listen(port=plain)
         self.policy.gate.remove(port)
@@ -400,7 +419,7 @@ class StopTests(PortCase):
         self.assertFalse(plain.connected)
 
     def test_reactorLetsGo(self) -> None:
-        """When the reactor disconnects all it has, the port's socket is left to its owner."""
+        """When the reactor disconnects everything, the port's socket is left to its owner."""
         port = self.listen()
         port.connectionLost(Failure(ConnectionDone()))
         self.assertGreater(port.fileno(), -1)
@@ -418,17 +437,17 @@ class StopTests(PortCase):
 
 
 class AliveTests(PortCase):
-    """Tests for what a port says of itself."""
+    """Tests for whether a port reports itself alive."""
 
     def test_accepts(self) -> None:
-        """A port is alive that is in the reactor."""
+        """A port in the reactor is alive."""
         port = self.listen()
         self.assertTrue(port.isAlive)
         self.reactor.removeReader(port)
         self.assertFalse(port.isAlive)
 
     def test_paused(self) -> None:
-        """So is one that is to accept in a moment, whatever happens in between."""
+        """A paused port that will retry is alive, whatever happens in between."""
         port = self.listen()
         self.policy.pause("a test")
         self.assertTrue(port.isAlive)
@@ -437,7 +456,7 @@ class AliveTests(PortCase):
         self.assertEqual((port in self.reactor.getReaders(), port.isAlive), (False, True))
 
     def test_waits(self) -> None:
-        """So is one that waits for a poem."""
+        """A port that waits for a poem is alive."""
         port = self.listen(None)
         self.connect()
         self.reactor.turn()
@@ -445,11 +464,12 @@ class AliveTests(PortCase):
 
 
 class WaitTests(PortCase):
-    """Tests for a source that has no poem yet, as a proxy's."""
+    """Tests for a source that has no poem yet, such as a proxy's."""
 
     def test_waits(self) -> None:
         """
-        Who comes before there is a poem waits in the backlog, and is served when there is one.
+        A client that comes before the first poem waits in the backlog and is served when the poem
+        comes.
         """
         self.listen(None)
         client = self.connect()
@@ -464,7 +484,7 @@ class WaitTests(PortCase):
         self.assertEqual(receiveAll(client), POEM.text)
 
     def test_waitsOnce(self) -> None:
-        """It waits once for all who come meanwhile, and for the next poem again."""
+        """The port waits for the source once for all clients, and again for the next poem."""
         self.listen(None)
         self.connect()
         self.port.doRead()
@@ -476,7 +496,9 @@ class WaitTests(PortCase):
         self.assertEqual(len(self.source.waiting), 1)
 
     def test_notWatched(self) -> None:
-        """A port that the reactor cannot watch when the poem comes accepts as soon as it can."""
+        """
+        A port that the reactor cannot watch when the poem comes accepts as soon as the reactor can.
+        """
         port = self.listen(None)
         client = self.connect()
         self.reactor.turn()
@@ -497,7 +519,9 @@ class WaitTests(PortCase):
         self.assertEqual((self.reactor.getReaders(), self.policy.idleSeconds), ([port], 1))
 
     def test_fails(self) -> None:
-        """Where there will be no poem who has waited is reset and counted; the next waits anew."""
+        """
+        When the source fails, waiting clients are reset and counted; the next client waits anew.
+        """
         self.listen(None)
         client = self.connect()
         self.port.doRead()
@@ -513,7 +537,10 @@ class WaitTests(PortCase):
         self.assertEqual(len(self.source.waiting), 1)
 
     def test_failsForMany(self) -> None:
-        """However many have waited, all are reset by and by, and none waits once more."""
+        """
+        When the source fails, all waiting clients are reset in turn, and no second wait begins for
+        them.
+        """
         self.listen(None)
         clients = [self.connect() for _ in range(200)]
         self.port.doRead()
@@ -526,7 +553,7 @@ class WaitTests(PortCase):
         self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=200))
 
     def test_failsForTheOldBacklog(self) -> None:
-        """Who came before the port listened is reset too."""
+        """Clients from before the port listened are reset too."""
         plain = self.plainPort()
         self.address = plain.socket.getsockname()
         client = self.connect()
@@ -536,7 +563,7 @@ class WaitTests(PortCase):
         self.assertRaises(ConnectionResetError, receiveAll, client)
 
     def test_failsAtOnce(self) -> None:
-        """It makes no difference whether that is known at once."""
+        """A source that fails at once has the same effect."""
         self.listen(None)
         self.source.failsAtOnce = True
         for _ in range(3):
@@ -545,7 +572,10 @@ class WaitTests(PortCase):
             self.assertRaises(ConnectionResetError, receiveAll, client)
 
     def test_resetFails(self) -> None:
-        """That somebody who has waited cannot even be accepted does not make the port deaf."""
+        """
+        An error in accepting a waiting client, to reset it, does not keep the port from accepting
+        later.
+        """
         plain = FakePort()
         plain.socket = FakeListener(errno.ECONNABORTED, errno.EMFILE)
         port = self.listen(None, plain)
@@ -557,18 +587,18 @@ class WaitTests(PortCase):
         self.assertEqual(plain.socket.accepts, 3)
 
     def test_failsOtherwise(self) -> None:
-        """Whatever goes wrong when nobody is left to accept, the port goes on."""
+        """If resetting the waiting clients fails unexpectedly, the port goes on."""
         port = self.listen(None)
         self.connect()
         port.doRead()
         self.patch(self.policy.ledger, "turnedAway", lambda *_: 1 // 0)
         self.source.giveUp()
-        gc.collect()  # logs what nobody has handled
+        gc.collect()  # logs unhandled errors
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.assertEqual(self.reactor.getReaders(), [port])
 
     def test_stop(self) -> None:
-        """A stop does not wait for a poem, and leaves who waits in the backlog."""
+        """A stop does not wait for a poem, and leaves waiting clients in the backlog."""
         self.listen(None)
         self.connect()
         self.port.doRead()
@@ -582,7 +612,7 @@ class WaitTests(PortCase):
 
 
 class BorrowedTests(PortCase):
-    """Tests for L{BorrowedPort}, where Twisted's own port makes the connections."""
+    """Tests for L{BorrowedPort}, in which Twisted's own port makes the connections."""
 
     limits = Limits(maxReaders=70)
 
@@ -600,7 +630,7 @@ class BorrowedTests(PortCase):
         return self.port
 
     def test_interfaces(self) -> None:
-        """It is a listening port, in the place of the other."""
+        """It is a listening port and takes the place of the other one."""
         port = self.listen()
         verifyObject(IListeningPort, port)
         verifyObject(IReadDescriptor, port)
@@ -614,7 +644,8 @@ class BorrowedTests(PortCase):
 
     def test_many(self) -> None:
         """
-        Who is in the backlog is accepted in batches, with a look at everything else in between.
+        Clients in the backlog are accepted in batches, and the reactor handles other events in
+        between.
         """
         self.listen()
         clients = [self.connect() for _ in range(69)]
@@ -624,7 +655,7 @@ class BorrowedTests(PortCase):
         self.assertEqual(self.policy.readers, len(clients))
 
     def test_noMore(self) -> None:
-        """There are never more readers than may be; who else comes waits in the backlog."""
+        """At the limit of readers, further clients wait in the backlog."""
         self.listen(LONG)
         clients = [self.connect() for _ in range(75)]
         self.port.doRead()
@@ -652,7 +683,7 @@ class BorrowedTests(PortCase):
 
     def test_fails(self) -> None:
         """
-        While accepting fails as nobody expects it is tried now and then, and who comes is served
+        While accepting fails unexpectedly, the port retries now and then, and serves clients
         afterwards.
         """
         port = self.listen()
@@ -673,14 +704,16 @@ class BorrowedTests(PortCase):
         self.assertEqual(self.reactor.fetch(client), POEM.text)
 
     def test_nobody(self) -> None:
-        """It does not wait where nobody has come, and asks once."""
+        """With an empty backlog the port does not pause, and calls accept(2) once."""
         port = self.listen()
         self.patch(port, "_socket", FakeListener())
         port.doRead()
         self.assertEqual(port._socket.accepts, 1)
 
     def test_lastingFailure(self) -> None:
-        """While accepting fails for all it pauses, with one record that names the cause."""
+        """
+        While accept(2) fails for every client, the port pauses, and one record names the cause.
+        """
         for number in (errno.EPERM, errno.EACCES, errno.ECONNABORTED, errno.ENFILE, errno.ENOMEM):
             port = self.listen()
             self.patch(port, "_socket", FakeListener(*[number] * 1000))
@@ -695,7 +728,7 @@ class BorrowedTests(PortCase):
             self.reactor.advance(10)
 
     def test_clientsFault(self) -> None:
-        """What was wrong with one connection is no reason to keep the next waiting."""
+        """An error of one connection does not delay the next one."""
         port = self.listen()
         client = self.connect()
         accept = mock.Mock(

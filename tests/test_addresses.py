@@ -29,12 +29,15 @@ class PeerTests(SynchronousTestCase):
         self.assertEqual(formatPeer(("2001:db8::7", 40000, 0, 0)), "[2001:db8::7]:40000")
 
     def test_mapped(self) -> None:
-        """An IPv4 client is itself on an IPv6 socket too; what only looks like one is not."""
+        """
+        An IPv4 client is written as IPv4 on an IPv6 socket too; an address that only resembles a
+        mapped one is not.
+        """
         self.assertEqual(formatPeer(MAPPED), "192.0.2.7:40000")
         self.assertEqual(formatPeer(("::ffff:c000", 40000, 0, 0)), "[::ffff:c000]:40000")
 
     def test_UNIX(self) -> None:
-        """The clients of a UNIX socket are all called the same."""
+        """All clients of a UNIX socket have the same name."""
         self.assertEqual([formatPeer(each) for each in ("", b"", None)], ["unix"] * 3)  # type: ignore[arg-type]
 
 
@@ -42,12 +45,14 @@ class HostTests(SynchronousTestCase):
     """Tests for L{formatHost}."""
 
     def test_IP(self) -> None:
-        """It is written as a client's address is."""
+        """A listening address is written like a client's."""
         self.assertEqual(formatHost(IPv4Address("TCP", "127.0.0.1", 17)), "127.0.0.1:17")
         self.assertEqual(formatHost(IPv6Address("TCP", "::", 17)), "[::]:17")
 
     def test_UNIX(self) -> None:
-        """It is the path, of whatever bytes; or it has none."""
+        """
+        A UNIX socket's name is its path, whatever its bytes; an unnamed socket has a name too.
+        """
         self.assertEqual(formatHost(UNIXAddress(b"/run/\xff.sock")), "/run/\udcff.sock")
         self.assertEqual(formatHost(UNIXAddress(None)), "a UNIX socket without a name")
 
@@ -56,49 +61,51 @@ class SourceTests(SynchronousTestCase):
     """Tests for L{sourceOf}."""
 
     def isSame(self, first: Address, second: Address) -> bool:
-        """@return: whether both are of one source."""
+        """@return: whether both addresses belong to one source."""
         return sourceOf(first) == sourceOf(second)
 
     def test_IPv4(self) -> None:
-        """Each IPv4 address is one, whatever the port."""
+        """Each IPv4 address is one source, whatever the port."""
         self.assertTrue(self.isSame(("192.0.2.7", 1), ("192.0.2.7", 2)))
         self.assertFalse(self.isSame(("192.0.2.7", 1), ("192.0.2.8", 1)))
 
     def test_IPv6(self) -> None:
-        """Each /64 of IPv6 is one."""
+        """Each /64 of IPv6 is one source."""
         here: Address = ("2001:db8:0:1::1", 1, 0, 0)
         self.assertTrue(self.isSame(here, ("2001:db8:0:1:ffff::2", 1, 0, 0)))
         self.assertFalse(self.isSame(here, ("2001:db8:0:2::1", 1, 0, 0)))
 
     def test_linkLocal(self) -> None:
-        """So is one of an interface, whose name comes with the address."""
+        """
+        Each link-local /64 of an interface is one source; the address carries the interface's name.
+        """
         self.assertTrue(self.isSame(("fe80::1%lo", 1, 0, 1), ("fe80::2%lo", 1, 0, 1)))
 
     def test_mapped(self) -> None:
-        """IPv4 clients of an IPv6 socket are one each, though all come from one /64."""
+        """Each IPv4 client of an IPv6 socket is a source of its own, though all share one /64."""
         self.assertTrue(self.isSame(MAPPED, ("::ffff:192.0.2.7", 2, 0, 0)))
         self.assertFalse(self.isSame(MAPPED, ("::ffff:192.0.2.8", 2, 0, 0)))
 
     def test_user(self) -> None:
-        """On a UNIX socket it is a user, where that was asked for."""
+        """On a UNIX socket the source is a user, if the option asks for that."""
         self.assertTrue(self.isSame(1000, 1000))
         self.assertFalse(self.isSame(1000, 0))
 
     def test_UNIX(self) -> None:
-        """Elsewhere there is none."""
+        """Otherwise a UNIX client has no source."""
         self.assertEqual([sourceOf(each) for each in ("", None)], [None, None])
 
 
 class TwistedTests(SynchronousTestCase):
-    """Tests for the addresses that Twisted has."""
+    """Tests for Twisted's address objects."""
 
     def test_addressOf(self) -> None:
-        """They are as accept(2) says them."""
+        """Addresses from accept(2) become Twisted's."""
         self.assertEqual(addressOf(IPv4Address("TCP", "192.0.2.7", 1)), ("192.0.2.7", 1))
         self.assertIsNone(addressOf(UNIXAddress(b"/run/s")))
 
     def test_normalise(self) -> None:
-        """What a PROXY header says is an address as the kernel would write it."""
+        """An address from a PROXY header is normalised to the kernel's form."""
         self.assertEqual(
             normalise(IPv6Address("TCP", "2001:DB8:0:0:0:0:0:7", 1)),
             IPv6Address("TCP", "2001:db8::7", 1),
@@ -112,11 +119,11 @@ class TwistedTests(SynchronousTestCase):
             self.assertEqual(normalise(peer), peer)
 
     def test_port(self) -> None:
-        """What cannot be a port is refused."""
+        """An impossible port is refused."""
         for port in (-5, 65536, 10**60):
             self.assertRaises(ValueError, normalise, IPv4Address("TCP", "192.0.2.7", port))
 
     def test_none(self) -> None:
-        """What is no address is refused, as what somebody would like to see in a record."""
+        """Text that is not an address is refused; it may be meant to forge a record."""
         for host in ("192.0.2.7\nMESSAGE=x", "192.0.2", "a\0b", "::1"):
             self.assertRaises((OSError, ValueError), normalise, IPv4Address("TCP", host, 1))

@@ -42,14 +42,17 @@ FACTORY: Any = Factory()
 
 
 class EndpointTests(Passing, test_endpoints.ServerEndpointTestCaseMixin, SynchronousTestCase):
-    """Twisted's own tests for server endpoints, and those of the sockets it is given."""
+    """
+    Twisted's own tests for server endpoints, and tests for the sockets that this endpoint gets.
+    """
 
     def createServerEndpoint(self, reactor: Any, serverFactory: Any, **connectArgs: Any) -> Any:
         """
         @param reactor: a fake.
-        @param serverFactory: what listens.
-        @param connectArgs: none.
-        @return: an endpoint, what its reactor shall be asked, and the address the reactor answers.
+        @param serverFactory: the factory that listens.
+        @param connectArgs: empty.
+        @return: an endpoint, the expected calls of its reactor, and the address that the reactor
+            returns.
         """
         made = self.listening()
         asked = (made.fileno(), socket.AF_INET, serverFactory)
@@ -58,21 +61,21 @@ class EndpointTests(Passing, test_endpoints.ServerEndpointTestCaseMixin, Synchro
     def expectedServers(self, reactor: Any) -> Any:
         """
         @param reactor: a fake.
-        @return: what it was asked.
+        @return: the calls it received.
         """
         return reactor.adoptedPorts
 
     def listenArgs(self) -> dict[str, Any]:
-        """@return: nothing can be asked of an adopted socket."""
+        """@return: empty: an adopted socket takes no arguments."""
         return {}
 
     def test_portInterface(self) -> None:
-        """What listens provides L{IListeningPort}."""
+        """The listening object provides L{IListeningPort}."""
         endpoint = endpointOn(MemoryReactor(), self.listening())
         verifyObject(IListeningPort, self.successResultOf(endpoint.listen(FACTORY)))
 
     def test_endpointInterface(self) -> None:
-        """The endpoint tells which sockets it has."""
+        """The endpoint's text names its sockets."""
         made = self.listening()
         endpoint = endpointOn(MemoryReactor(), made)
         verifyObject(IStreamServerEndpoint, endpoint)
@@ -82,7 +85,7 @@ class EndpointTests(Passing, test_endpoints.ServerEndpointTestCaseMixin, Synchro
         )
 
     def test_families(self) -> None:
-        """Each socket is adopted under its own family."""
+        """Each socket is adopted with its own address family."""
         reactor = MemoryReactor()
         passed = [self.listening(family) for family in (socket.AF_INET6, socket.AF_INET)]
         port: Any = self.successResultOf(endpointOn(reactor, *passed).listen(FACTORY))
@@ -93,13 +96,13 @@ class EndpointTests(Passing, test_endpoints.ServerEndpointTestCaseMixin, Synchro
         self.assertEqual(len(port.ports), 2)
 
     def test_notBlocking(self) -> None:
-        """A socket does not block once it is listened on."""
+        """A socket is non-blocking once it listens."""
         made = self.listening()
         endpointOn(MemoryReactor(), made).listen(FACTORY)
         self.assertFalse(os.get_blocking(made.fileno()))
 
     def test_allOrNone(self) -> None:
-        """If one socket cannot be listened on, none is."""
+        """If one socket cannot listen, no socket does."""
 
         class Reactor(MemoryReactor):
             def adoptStreamPort(self, number: int, family: Any, factory: Any) -> Any:
@@ -122,9 +125,9 @@ class ParserTests(Passing, SynchronousTestCase):
 
     def parse(self, *args: str, **kwargs: str) -> list[str]:
         """
-        @param args: the values of a description.
+        @param args: the positional values of a description.
         @param kwargs: its named values.
-        @return: the names of the sockets of the endpoint.
+        @return: the names of the endpoint's sockets.
         """
         found = inherit((self.listening(), "a"), (self.listening(), "b"))
         self.patch(adopted, "inherited", lambda: found)
@@ -145,19 +148,17 @@ class ParserTests(Passing, SynchronousTestCase):
         self.assertEqual(self.parse(""), ["a", "b"])
 
     def test_name(self) -> None:
-        """C{adopted:name=b} takes those of that name."""
+        """C{adopted:name=b} takes the sockets of that name."""
         self.assertEqual(self.parse(name="b"), ["b"])
 
     def test_emptyName(self) -> None:
-        """C{adopted:name=} is a name, not the lack of one."""
+        """C{adopted:name=} takes sockets whose name is empty."""
         with self.assertRaises(AdoptError) as caught:
             self.parse(name="")
         self.assertIn("adopted:name=: no passed descriptor has that name", str(caught.exception))
 
     def test_else(self) -> None:
-        """
-        With C{else=} it is another endpoint where nothing was passed, and not where something was.
-        """
+        """C{else=} names another endpoint, used only where no socket was passed."""
         reactor = MemoryReactor()
         nothing = Inherited({}, {}, dict)
         self.patch(adopted, "inherited", lambda: nothing)
@@ -167,7 +168,9 @@ class ParserTests(Passing, SynchronousTestCase):
         self.assertEqual(self.parse(**{"name": "b", "else": "tcp:8080"}), ["b"])
 
     def test_elseNotForUs(self) -> None:
-        """What was passed to another process, or under another name, is refused all the same."""
+        """
+        Sockets passed to another process or under another name are refused even with C{else=}.
+        """
         environ = {"LISTEN_FDS": "1", "LISTEN_PID": "1", "LISTEN_FDNAMES": "a"}
         others = Inherited(environ, {}, dict)
         self.patch(adopted, "inherited", lambda: others)
@@ -209,7 +212,7 @@ class PortTests(Passing, TestCase):
     async def fetch(self, made: Any) -> bytes:
         """
         @param made: a listening socket.
-        @return: what it says to one who connects.
+        @return: the text that a client receives from it.
         """
         from twisted.internet.threads import deferToThread
 
@@ -220,7 +223,7 @@ class PortTests(Passing, TestCase):
         Listen, connect twice to each socket, and stop.
 
         @param passed: listening sockets.
-        @return: what was said.
+        @return: the texts received.
         """
         port: Any = await endpointOn(self.reactor, *passed).listen(self.factory)
         said = [await self.fetch(each) for each in (*passed, *passed)]
@@ -238,7 +241,7 @@ class PortTests(Passing, TestCase):
         return Deferred.fromCoroutine(serve())
 
     def test_firstHost(self) -> Deferred[None]:
-        """The address is that of the first socket; each port has its own."""
+        """The address is the first socket's; each port has its own."""
 
         async def listen() -> None:
             a, b = self.listening(socket.AF_UNIX), self.listening()
@@ -251,7 +254,7 @@ class PortTests(Passing, TestCase):
         return Deferred.fromCoroutine(listen())
 
     def test_modeAndPathStay(self) -> Deferred[None]:
-        """The file of a UNIX socket is the same afterwards, with the mode that it had."""
+        """The file of a UNIX socket stays, with its mode."""
 
         async def serve() -> None:
             made = self.listening(socket.AF_UNIX)
@@ -265,7 +268,7 @@ class PortTests(Passing, TestCase):
         return Deferred.fromCoroutine(serve())
 
     def test_unixBacklogStays(self) -> Deferred[None]:
-        """As many clients can wait at a UNIX socket as before, since it is still listening."""
+        """A UNIX socket that keeps listening keeps its backlog."""
 
         async def serve() -> None:
             made = self.listening(socket.AF_UNIX, backlog=3)
@@ -283,13 +286,14 @@ class PortTests(Passing, TestCase):
         return Deferred.fromCoroutine(serve())
 
     def test_tcpBacklogStays(self) -> Deferred[None]:
-        """As many clients can wait at a TCP socket as before, since it is still listening."""
+        """A TCP socket that keeps listening keeps its backlog."""
 
         async def serve() -> None:
             made = self.listening(backlog=3)
             await self.serve(made)
             info = made.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
-            # tcp(7): of a listening socket, tcpi_state is TCP_LISTEN and tcpi_sacked the backlog.
+            # tcp(7): for a listening socket, tcpi_state is TCP_LISTEN and tcpi_sacked is the
+            # backlog.
             self.assertEqual((info[0], *struct.unpack_from("I", info, 28)), (10, 3))
 
         return Deferred.fromCoroutine(serve())
@@ -310,7 +314,7 @@ class PortTests(Passing, TestCase):
         return Deferred.fromCoroutine(serve())
 
     def test_again(self) -> Deferred[None]:
-        """A service that was stopped can be started again, on all its sockets."""
+        """A stopped service can be started again, on all its sockets."""
 
         async def serve() -> None:
             passed = [self.listening(socket.AF_UNIX), self.listening()]
@@ -325,7 +329,7 @@ class PortTests(Passing, TestCase):
         return Deferred.fromCoroutine(serve())
 
     def test_portAgain(self) -> Deferred[None]:
-        """A port that was stopped can be started again."""
+        """A stopped port can be started again."""
 
         async def serve() -> None:
             passed = [self.listening(socket.AF_UNIX), self.listening()]
@@ -339,7 +343,9 @@ class PortTests(Passing, TestCase):
         return Deferred.fromCoroutine(serve())
 
     def test_startedTwice(self) -> Deferred[None]:
-        """A port that listens already goes on, and gives back what it has when it stops."""
+        """
+        Starting a listening port again changes nothing; it gives its socket back when it stops.
+        """
 
         async def serve() -> None:
             found = inherit((self.listening(), "a"))
@@ -355,7 +361,8 @@ class PortTests(Passing, TestCase):
 
     def test_givenBack(self) -> Deferred[None]:
         """
-        When a port has stopped, another endpoint can have its socket, and the first one has not.
+        A stopped port's socket is free for another endpoint, and the first endpoint no longer has
+        it.
         """
 
         async def serve() -> None:
@@ -392,7 +399,7 @@ class PortTests(Passing, TestCase):
         return Deferred.fromCoroutine(serve())
 
     def test_stoppedHost(self) -> Deferred[None]:
-        """A port that has stopped says so when it is asked for its address."""
+        """A stopped port reports that when it is asked for its address."""
 
         async def serve() -> None:
             port: Any = await endpointOn(self.reactor, self.listening()).listen(self.factory)
@@ -405,7 +412,7 @@ class PortTests(Passing, TestCase):
 
 
 class Echo(DatagramProtocol):
-    """Sends back what comes, louder."""
+    """Sends back what it receives, in upper case."""
 
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
         transport: Any = self.transport
@@ -421,7 +428,7 @@ class DatagramTests(Passing, TestCase):
         self.reactor = reactor
 
     async def ask(self, made: Any) -> bytes:
-        """@return: what comes back from a socket that was asked something."""
+        """@return: the answer that a socket sends to a question."""
         from twisted.internet.threads import deferToThread
 
         with self.bound(made.family, socket.SOCK_DGRAM) as client:
@@ -432,7 +439,8 @@ class DatagramTests(Passing, TestCase):
 
     def test_families(self) -> Deferred[None]:
         """
-        Sockets of all families are served together, time and again, blocking as systemd has them.
+        Sockets of all families are served together and repeatedly; systemd passes them in blocking
+        mode.
         """
 
         async def serve() -> None:
@@ -467,7 +475,7 @@ class ConnectionTests(Passing, TestCase):
         self.factory: Any = Factory.forProtocol(Greeter)
 
     def connection(self, family: int = socket.AF_INET) -> tuple[Any, Any]:
-        """@return: a client, and a connection to it."""
+        """@return: a client and the connection that it made."""
         listening = self.listening(family)
         client = socket.socket(family)
         self.addCleanup(client.close)
@@ -476,7 +484,7 @@ class ConnectionTests(Passing, TestCase):
         return client, listening.accept()[0]
 
     def test_adopt(self) -> Deferred[None]:
-        """A connection is served as if it had been accepted here, to its end."""
+        """A passed connection is served to its end like an accepted one."""
         from twisted.internet.threads import deferToThread
 
         async def serve() -> None:
@@ -488,14 +496,14 @@ class ConnectionTests(Passing, TestCase):
         return Deferred.fromCoroutine(serve())
 
     def test_noConnection(self) -> None:
-        """What is no connection is an error, and closed."""
+        """A descriptor that is not a connection is an error, and is closed."""
         made = self.bound()
         number = made.detach()
         self.assertRaises(OSError, adoptConnection, self.reactor, number, self.factory)
         self.assertRaises(OSError, os.fstat, number)
 
     def test_detach(self) -> Deferred[None]:
-        """A connection that was detached outlives its transport, and can be adopted again."""
+        """A detached connection outlives its transport and can be adopted again."""
         from twisted.internet.threads import deferToThread
 
         async def serve() -> None:

@@ -1,4 +1,4 @@
-"""Twisted's own tests for listening ports, on those of L{fastpoetry.systemd.adopted}."""
+"""Twisted's own tests for listening ports, run on the ports of L{fastpoetry.systemd.adopted}."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 
 class Adopting(Passing):
-    """Mixed into Twisted's tests for listening ports: the port under test is an adopted one."""
+    """A mixin for Twisted's tests of listening ports: the port under test is an adopted one."""
 
     _reactors: Any = (
         "twisted.internet.epollreactor.EPollReactor",
@@ -23,7 +23,7 @@ class Adopting(Passing):
     def adopt(self: Any, reactor: Any, factory: Any, made: Any) -> Any:
         """
         @param reactor: a reactor of any kind.
-        @param factory: what listens.
+        @param factory: the factory that listens.
         @param made: a listening socket.
         @return: the port on it.
         """
@@ -33,7 +33,7 @@ class Adopting(Passing):
 
 if find_spec("hamcrest"):
     with warnings.catch_warnings():
-        # Twisted 22.4 deprecates what its own tests import.
+        # Twisted 22.4 deprecates a module that its own tests import.
         warnings.simplefilter("ignore", DeprecationWarning)
         from twisted.internet.test import test_tcp, test_unix
 
@@ -57,10 +57,10 @@ if find_spec("hamcrest"):
         ) -> Any:
             """
             @param reactor: a reactor of any kind.
-            @param factory: what listens.
-            @param port: where to listen.
-            @param interface: where to listen.
-            @return: a port.
+            @param factory: the factory that listens.
+            @param port: the port's number.
+            @param interface: the interface's address.
+            @return: a listening port.
             """
             found = socket.getaddrinfo(interface or None, port, type=socket.SOCK_STREAM)[-1]
             made = socket.socket(found[0])
@@ -81,8 +81,8 @@ if find_spec("hamcrest"):
         def getListeningPort(self, reactor: Any, factory: Any) -> Any:
             """
             @param reactor: a reactor of any kind.
-            @param factory: what listens.
-            @return: a port.
+            @param factory: the factory that listens.
+            @return: a listening port.
             """
             return self.adopt(reactor, factory, self.listening(socket.AF_UNIX))
 
@@ -91,7 +91,7 @@ if find_spec("hamcrest"):
 else:
 
     class TwistedPortTests(SynchronousTestCase):
-        """Twisted's own tests for ports, where they cannot be imported."""
+        """Stands in for Twisted's own tests where they cannot be imported."""
 
         skip = "Twisted's tests for ports need PyHamcrest"
 

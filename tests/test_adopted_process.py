@@ -1,6 +1,6 @@
 """
-Tests for L{fastpoetry.systemd.adopted} in processes that are passed descriptors: the protocol of
-sd_listen_fds(3) is about the start of one.
+Tests for L{fastpoetry.systemd.adopted} in processes that inherit descriptors: the protocol of
+sd_listen_fds(3) concerns a process's start.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fastpoetry.systemd import adopted
 
 _ROOT = str(Path(adopted.__file__).parents[2])
 
-# What systemd does: put the descriptors from 3 on, say so, and become the program.
+# As systemd does: put the descriptors at 3 and up, set the variables, exec the program.
 LAUNCHER = """
 import json, os, sys
 numbers, variables, program = json.loads(sys.argv[1])
@@ -39,8 +39,8 @@ os.environ.update({"LISTEN_PID": str(os.getpid()), **variables})
 os.execv(program[0], program)
 """
 
-# A service that adopts what its arguments name, and forks then if one of them is "fork". Its first
-# line says what it adopted and what a child process of its own inherits.
+# A service that adopts the endpoints its arguments name, and forks before listening if one argument
+# is "fork". Its first line lists what it adopted and what its own child process inherits.
 PROGRAM = """
 import json, os, subprocess, sys
 if "endpoints" in sys.argv:
@@ -72,7 +72,7 @@ reactor.run()
 
 
 class ProcessTests(Passing, SynchronousTestCase):
-    """Tests for a process that is passed descriptors."""
+    """Tests for a process that inherits descriptors."""
 
     def start(self, command: list[str], numbers: list[int]) -> Any:
         """
@@ -94,9 +94,9 @@ class ProcessTests(Passing, SynchronousTestCase):
 
     def launch(self, passed: list[Any], *arguments: str, **variables: str) -> Any:
         """
-        @param passed: what L{PROGRAM} is passed.
+        @param passed: the descriptors for L{PROGRAM}.
         @param arguments: its arguments.
-        @param variables: those of the protocol that differ from the rule.
+        @param variables: variables of the protocol that differ from the rule.
         @return: the process.
         """
         numbers = [each.fileno() for each in passed]
@@ -107,8 +107,8 @@ class ProcessTests(Passing, SynchronousTestCase):
 
     def serving(self, process: Any) -> tuple[list[str], str]:
         """
-        @param process: a process that was launched.
-        @return: the descriptors that it adopted, and what a child process of its own inherits.
+        @param process: a launched process.
+        @return: the descriptors that it adopted, and what its own child process inherits.
         """
         line = process.stdout.readline()
         if not line:
@@ -124,15 +124,15 @@ class ProcessTests(Passing, SynchronousTestCase):
 
     def refusal(self, process: Any) -> str:
         """
-        @param process: a process that was launched.
-        @return: the line that it ended with.
+        @param process: a launched process.
+        @return: its last line.
         """
         out, err = process.communicate(timeout=SECONDS)
         self.assertEqual((process.returncode, out, err.count("\n")), (1, "", 1), err)
         return str(err)
 
     def test_families(self) -> None:
-        """UNIX, INET and INET6 sockets of one name are listened on together, time and again."""
+        """UNIX, INET and INET6 sockets of one name listen together, repeatedly."""
         families = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
         passed = [self.listening(family) for family in families]
         descriptors, _ = self.serving(self.launch(passed, "name=a", LISTEN_FDNAMES="a:a:a"))
@@ -143,41 +143,39 @@ class ProcessTests(Passing, SynchronousTestCase):
         self.assertEqual(said, [b"hello"] * 9)
 
     def test_names(self) -> None:
-        """Each of two endpoints has the socket of its own name."""
+        """Each of two endpoints gets the socket with its name."""
         passed = [self.listening(), self.listening()]
         process = self.launch(passed, "name=b", "name=a", LISTEN_FDNAMES="a:b")
         descriptors, _ = self.serving(process)
         self.assertEqual([each[:5] for each in descriptors], ["4 'b'", "3 'a'"])
 
     def test_withoutNames(self) -> None:
-        """Where no names are passed, each is C{unknown}."""
+        """Where no names are passed, each socket is named C{unknown}."""
         descriptors, _ = self.serving(self.launch([self.listening()]))
         self.assertEqual(descriptors[0][:11], "3 'unknown'")
 
     def test_endpointsImported(self) -> None:
-        """It does not matter that L{twisted.internet.endpoints} removed variables before."""
+        """Sockets are found even after L{twisted.internet.endpoints} has removed the variables."""
         made = self.listening()
         process = self.launch([made], "endpoints", "name=a", LISTEN_FDNAMES="a")
         self.serving(process)
         self.assertEqual(fetch(made.family, made.getsockname()), b"hello")
 
     def test_fork(self) -> None:
-        """A process may fork between the claim and listening, as twistd does."""
+        """A process may fork between claiming and listening, as twistd does."""
         made = self.listening()
         self.serving(self.launch([made], "fork", "name=a", LISTEN_FDNAMES="a"))
         self.assertEqual(fetch(made.family, made.getsockname()), b"hello")
 
     def test_childInheritsNothing(self) -> None:
-        """
-        A child process has neither the sockets, those not claimed included, nor the variables.
-        """
+        """A child process inherits neither the variables nor any socket, claimed or not."""
         passed = [self.listening(), self.listening()]
         _, child = self.serving(self.launch(passed, "name=a", LISTEN_FDNAMES="a:b"))
         self.assertNotIn("socket:", child)
         self.assertNotIn("LISTEN_", child)
 
     def test_end(self) -> None:
-        """When the process has ended, the socket is as it was for who else holds it."""
+        """After the process has ended, its socket is unchanged for other processes that hold it."""
         made = self.listening(socket.AF_UNIX)
         os.chmod(made.getsockname(), 0o600)
         process = self.launch([made])
@@ -189,7 +187,7 @@ class ProcessTests(Passing, SynchronousTestCase):
         self.assertEqual(fetch(made.family, made.getsockname()), b"hello")
 
     def test_nothing(self) -> None:
-        """A refusal that nobody catches is one line and exit status 1."""
+        """An uncaught refusal is one line and exit status 1."""
         self.assertEqual(
             self.refusal(self.start([sys.executable, "-c", PROGRAM, "name=a"], [])),
             "adopted:name=a: no descriptor was passed: "
@@ -198,7 +196,7 @@ class ProcessTests(Passing, SynchronousTestCase):
         )
 
     def test_otherProcess(self) -> None:
-        """What is passed to another process is refused."""
+        """Descriptors passed to another process are refused."""
         process = self.launch([self.listening()], LISTEN_PID=str(os.getpid()), LISTEN_FDNAMES="a")
         self.assertEqual(
             self.refusal(process),
@@ -208,8 +206,8 @@ class ProcessTests(Passing, SynchronousTestCase):
 
     def test_contradictions(self) -> None:
         """
-        A count that differs from the names or is none, a closed descriptor and a name that is not
-        UTF-8 are refused.
+        A count that is invalid or differs from the names, a closed descriptor, and a name that is
+        not UTF-8 are refused.
         """
         for variables in (
             {"LISTEN_FDNAMES": "a:b"},
@@ -224,7 +222,7 @@ class ProcessTests(Passing, SynchronousTestCase):
             self.assertIn(f"{key}={value!r}", line)
 
     def test_otherThings(self) -> None:
-        """What is no listening stream socket is refused, and described."""
+        """A descriptor that is not a listening stream socket is refused and described."""
         ours, theirs = os.pipe()
         self.addCleanup(os.close, theirs)
         pipe = os.fdopen(ours)
@@ -238,9 +236,7 @@ class ProcessTests(Passing, SynchronousTestCase):
         )
 
     def test_socketActivate(self) -> None:
-        """
-        A process that systemd-socket-activate starts serves the client that it was started for.
-        """
+        """A process started by systemd-socket-activate serves the client that caused its start."""
         activate = shutil.which("systemd-socket-activate")
         if activate is None:
             raise SkipTest("systemd-socket-activate is not installed")

@@ -1,4 +1,4 @@
-"""Tests that what is for any program serves one without any poetry, whatever it lacks."""
+"""Tests that the modules for any program serve a program without poetry or other dependencies."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ print(*(each for each in sys.modules if each.split(".")[0] == "fastpoetry"))
 print("twisted.internet.reactor" in sys.modules)
 """
 
-# What systemd does between fork and exec: LISTEN_PID is known only there.
+# As systemd does between fork and exec: LISTEN_PID is known only there.
 TWISTD = """
 import os, sys
 for number, descriptor in enumerate(sys.argv.pop(1).split(), 3):
@@ -72,11 +72,12 @@ def run(
     program: str, *arguments: str, passed: Sequence[socket.socket] = (), **variables: str
 ) -> tuple[int, str, str]:
     """
-    Run a Python program with what is to be tested on its path, and nothing of systemd's but this.
+    Run a Python program with only the tested package on its path, and only these variables of
+    systemd's.
 
     @param passed: sockets that it inherits.
     @param variables: of its environment.
-    @return: its exit status, and what it says on stdout and on stderr.
+    @return: its exit status, stdout and stderr.
     """
     systemd = ("LISTEN_", "NOTIFY_", "WATCHDOG_")
     environ = {key: value for key, value in os.environ.items() if not key.startswith(systemd)}
@@ -93,10 +94,12 @@ def run(
 
 
 class ImportTests(SynchronousTestCase):
-    """What comes along."""
+    """Tests for what an import brings in."""
 
     def test_alone(self) -> None:
-        """Importing a module brings in what it needs of this package, and installs no reactor."""
+        """
+        Importing a module brings in only what it needs of this package, and installs no reactor.
+        """
         for module, others in MODULES.items():
             names = [f"fastpoetry.systemd.{each}" for each in [*others.split(), module]]
             said = run(IMPORT.format(module=names[-1]))
@@ -104,20 +107,20 @@ class ImportTests(SynchronousTestCase):
             self.assertEqual(said, (0, f"{ours}\nFalse\n", ""))
 
     def test_plugin(self) -> None:
-        """Nor does the drop-in, which every twistd on the machine imports."""
+        """The drop-in, which every twistd on the machine imports, installs no reactor either."""
         _, said, _ = run(IMPORT.format(module="twisted.plugins.fastpoetry_plugin"))
         self.assertEqual(said, "\nFalse\n")
 
 
 class AdoptedTests(SynchronousTestCase):
-    """Somebody else's C{twistd web}, with sockets that are not what it wants."""
+    """Tests for another program's C{twistd web} that is passed unsuitable sockets."""
 
     def refusal(self, endpoint: str, *passed: socket.socket, names: str = "") -> str:
         """
-        @param endpoint: what twistd is to listen on.
-        @param passed: what it is passed.
+        @param endpoint: the endpoint that twistd listens on.
+        @param passed: sockets that it inherits.
         @param names: their names.
-        @return: the line that is all that it says.
+        @return: its only line of output.
         """
         options = ("--nodaemon", "--pidfile=", "--logfile=-", "web", "--path=.")
         descriptors = " ".join(str(each.fileno()) for each in passed)
@@ -130,7 +133,7 @@ class AdoptedTests(SynchronousTestCase):
         return line
 
     def socket(self, kind: int = socket.SOCK_STREAM) -> socket.socket:
-        """@return: a bound socket, which a stream socket listens on."""
+        """@return: a bound socket, which listens if it is a stream socket."""
         made = socket.socket(socket.AF_INET, kind)
         self.addCleanup(made.close)
         made.bind(("127.0.0.1", 0))
@@ -139,7 +142,7 @@ class AdoptedTests(SynchronousTestCase):
         return made
 
     def test_nothing(self) -> None:
-        """Without a socket it says who passes one."""
+        """Without a socket, the refusal names the programs that pass one."""
         self.assertEqual(
             self.refusal("adopted:"),
             "adopted: no descriptor was passed: "
@@ -148,7 +151,7 @@ class AdoptedTests(SynchronousTestCase):
         )
 
     def test_otherName(self) -> None:
-        """Without the name that it wants it says which there are."""
+        """If no socket has the wanted name, the refusal lists the names there are."""
         made = self.socket()
         port = made.getsockname()[1]
         self.assertEqual(
@@ -158,7 +161,7 @@ class AdoptedTests(SynchronousTestCase):
         )
 
     def test_otherKind(self) -> None:
-        """Of what cannot be listened on it says what that is."""
+        """The refusal describes a descriptor that cannot listen."""
         made = self.socket(socket.SOCK_DGRAM)
         port = made.getsockname()[1]
         self.assertEqual(
@@ -169,10 +172,10 @@ class AdoptedTests(SynchronousTestCase):
 
 
 class JournalTests(SynchronousTestCase):
-    """A program on a machine without a journal."""
+    """Tests for a program on a machine without a journal."""
 
     def test_nothing(self) -> None:
-        """It says so once on stderr, and writes its records there."""
+        """The program reports the missing journal once on stderr, and writes its records there."""
         status, said, complaint = run(JOURNAL)
         self.assertEqual((status, said), (0, ""))
         self.assertEqual(
@@ -188,16 +191,16 @@ class JournalTests(SynchronousTestCase):
 
 
 class NotifyTests(SynchronousTestCase):
-    """A program that systemd did not start."""
+    """Tests for a program that systemd did not start."""
 
     def test_nothing(self) -> None:
-        """It says nothing; SIGHUP reloads all the same."""
+        """The program notifies nobody, and SIGHUP reloads it all the same."""
         status, said, complaint = run(NOTIFY)
         self.assertEqual((status, complaint), (0, ""))
         self.assertNotIn("fastpoetry", said)
 
     def test_nobodyThere(self) -> None:
-        """Where nobody listens it says so once, and goes on."""
+        """If no process reads the notify socket, the program reports that once and goes on."""
         status, said, complaint = run(NOTIFY, NOTIFY_SOCKET="/nonexistent/socket")
         self.assertEqual((status, complaint), (0, ""))
         ours = [line for line in said.splitlines() if "fastpoetry" in line]
@@ -210,6 +213,6 @@ class NotifyTests(SynchronousTestCase):
         )
 
     def test_noWatchdog(self) -> None:
-        """A watchdog's time that is none is no time."""
+        """An invalid watchdog interval turns the watchdog off."""
         status, _, complaint = run(NOTIFY, NOTIFY_SOCKET="@nobody", WATCHDOG_USEC="soon")
         self.assertEqual((status, complaint), (0, ""))

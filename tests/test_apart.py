@@ -31,7 +31,7 @@ _stop = partial(signal.raise_signal, int(signal.SIGSTOP))
 
 
 def make(work: partial[Any] = _getpid) -> Process[Any]:
-    """@return: a process that has such work."""
+    """@return: a process that runs the given work."""
     return Process(work, "/disk")
 
 
@@ -39,11 +39,14 @@ class ProcessTests(SynchronousTestCase):
     """Tests for L{Process}."""
 
     def refusal(self, work: partial[Any]) -> str:
-        """@return: why nothing comes of such work."""
+        """@return: the error of such work."""
         return str(self.assertRaises(WorkError, make(work).wait))
 
     def test_result(self) -> None:
-        """Another process does the work. It is gone afterwards, and so is all that was open."""
+        """
+        Another process does the work. Afterwards the process has ended and its descriptors are
+        closed.
+        """
         before = countDescriptors()
         process = make().wait()
         self.assertNotEqual(process, os.getpid())
@@ -51,19 +54,22 @@ class ProcessTests(SynchronousTestCase):
         self.assertEqual(countDescriptors(), before)
 
     def test_anything(self) -> None:
-        """Arguments and results may be texts of any kind, and as large as a poem."""
+        """Arguments and results may be any text, and as large as a poem."""
         for value in ("\udcff\n\0", b"\xff" * (1 << 20), [("x", None, 1.5)]):
             self.assertEqual(make(partial(max, [value])).wait(), value)
 
     def test_path(self) -> None:
-        """A path has the same bytes there as it has here."""
+        """A path keeps its bytes in the other process."""
         folder = makeFolder(self)
         path = write(folder, os.fsdecode(b"\xff\xc3\xa9"), b"a poem")
         ((poem,), _, _) = make(partial(readAt, path)).wait()
         self.assertEqual(poem[1:3], (b"a poem", path))
 
     def test_failure(self) -> None:
-        """What it raises for a person is raised here, word for word; else it has its name."""
+        """
+        An error with a message for people is raised here word for word; any other error by its
+        name.
+        """
         self.assertEqual(self.refusal(partial(readAt, "/\n")), "/\n: No such file or directory")
         self.assertEqual(
             self.refusal(partial(int, "x")),
@@ -71,23 +77,26 @@ class ProcessTests(SynchronousTestCase):
         )
 
     def test_killed(self) -> None:
-        """One that is killed is a failure of one line."""
+        """A killed process is an error of one line."""
         self.assertEqual(
             self.refusal(partial(signal.raise_signal, int(signal.SIGKILL))),
             "/disk: its process was ended by signal 9",
         )
 
     def test_alone(self) -> None:
-        """It has no connection of ours, not even one that lets itself be inherited."""
+        """The process inherits no connection of ours, not even an inheritable one."""
         ours, theirs = socket.socketpair()
         with ours, theirs:
             ours.set_inheritable(True)
             links = make(partial(os.listdir, "/proc/self/fd")).wait()
-        # The last is the folder's own.
+        # The last is the directory's own descriptor.
         self.assertEqual(sorted(map(int, links)), [0, 1, 2, 3])
 
     def test_signals(self) -> None:
-        """It ends its work whatever a terminal says. This one has its signals as before."""
+        """
+        Signals from a terminal do not end the process's work; signals of this process are
+        unchanged.
+        """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self.assertIsNone(make(partial(signal.raise_signal, int(signal.SIGTERM))).wait())
         self.assertEqual(signal.pthread_sigmask(signal.SIG_BLOCK, ()), before)
@@ -105,7 +114,7 @@ class ProcessTests(SynchronousTestCase):
         self.assertEqual(caught, [])
 
     def test_imports(self) -> None:
-        """It imports next to nothing, since each reload waits for that."""
+        """The process imports few modules, since each reload waits for it."""
         for module in ("poems", "copies"):
             code = (
                 f"import sys; sys.path.append({processModule._FOLDER!r}); "
@@ -116,7 +125,7 @@ class ProcessTests(SynchronousTestCase):
                 self.assertNotIn(each, done.stdout.split())
 
     def test_none(self) -> None:
-        """Where no process can be had, or no file for it, one line says so and nothing is open."""
+        """If no process or file can be had, the error is one line and no descriptor stays open."""
         before = countDescriptors()
         for where, name in ((os, "memfd_create"), (processModule, "Popen"), (os, "pidfd_open")):
             with mock.patch.object(where, name, side_effect=OSError(11, "none is left")):
@@ -126,7 +135,10 @@ class ProcessTests(SynchronousTestCase):
         self.assertRaises(ChildProcessError, os.waitpid, -1, os.WNOHANG)
 
     def test_noPython(self) -> None:
-        """Nor is one that cannot get to the work a process, and the line has its last words."""
+        """
+        A process that ends before the work begins is an error whose line has the process's last
+        words.
+        """
         self.patch(processModule, "_FOLDER", "/nowhere")
         why = self.assertRaises(NoProcessError, make().wait)
         self.assertIn("No module named 'fastpoetry'", str(why))
@@ -136,24 +148,24 @@ class StartTests(SynchronousTestCase):
     """Tests for L{startApart}."""
 
     def test_result(self) -> None:
-        """The work begins at once, and its result comes when it is asked for."""
+        """The work begins at once; its result is available on request."""
         finish = startApart(_getpid, "/disk")
         self.assertNotEqual(finish(), os.getpid())
 
     def test_failure(self) -> None:
-        """So does its failure."""
+        """An error of the work is raised on request, too."""
         finish = startApart(partial(readAt, "/none"), "/none")
         self.assertRaises(WorkError, finish)
 
     def test_none(self) -> None:
-        """Where no process can be had, at its start or by its end, the work is done here."""
+        """If a process cannot start, or ends early, the work is done here."""
         with mock.patch.object(processModule, "Popen", side_effect=OSError(11, "none")):
             self.assertEqual(startApart(_getpid, "/disk")(), os.getpid())
         with mock.patch.object(processModule, "_FOLDER", "/nowhere"):
             self.assertEqual(startApart(_getpid, "/disk")(), os.getpid())
 
     def test_still(self) -> None:
-        """A person who waits long is told for what, and then waits on."""
+        """After a long wait the person is told the cause, and the wait goes on."""
         self.patch(processModule, "LONG_SECONDS", 0.001)
         process = make(_stop)
         os.waitid(os.P_PID, process._popen.pid, os.WSTOPPED | os.WNOWAIT)
@@ -171,24 +183,24 @@ class StartTests(SynchronousTestCase):
 
 
 class JobTests(TestCase):
-    """Tests for L{Job} and L{callApart}, in a reactor that runs."""
+    """Tests for L{Job} and L{callApart}, in a running reactor."""
 
     @property
     def reactor(self) -> Any:
-        """The one that runs."""
+        """The running reactor."""
         from twisted.internet import reactor
 
         return reactor
 
     def test_interface(self) -> None:
-        """It is what a reactor reads from."""
+        """A job is a reader for the reactor."""
         reactor = Reactor()
         Threads(self, reactor)
         verifyObject(IReadDescriptor, Job(reactor, _getpid, "/disk"))
 
     @awaited
     async def test_result(self) -> None:
-        """What comes of the work is known when the process has ended, and not before."""
+        """The result comes when the process has ended, and not before."""
         done = callApart(self.reactor, _getpid, "/disk")
         self.assertNoResult(done)
         process = await done
@@ -197,14 +209,14 @@ class JobTests(TestCase):
 
     @awaited
     async def test_failure(self) -> None:
-        """So is what it raises."""
+        """An error of the work comes in the same way."""
         with self.assertRaises(WorkError) as caught:
             await callApart(self.reactor, partial(readAt, "/none"), "/none")
         self.assertEqual(str(caught.exception), "/none: No such file or directory")
 
     @awaited
     async def test_none(self) -> None:
-        """Where no process can be had, at its start or by its end, the work is done here."""
+        """If a process cannot start, or ends early, the work is done here."""
         with mock.patch.object(processModule, "_FOLDER", "/nowhere"):
             self.assertEqual(await callApart(self.reactor, _getpid, "/disk"), os.getpid())
         for where, name in ((processModule, "Popen"), (self.reactor, "addReader")):
@@ -214,7 +226,7 @@ class JobTests(TestCase):
 
     @awaited
     async def test_cancelled(self) -> None:
-        """Who cancels waits no longer; the process is reaped all the same."""
+        """A cancelled caller stops waiting; the process is reaped all the same."""
         job = Job(self.reactor, _getpid, "/disk")
         job.done.addErrback(lambda _: None).cancel()
         await job.ended
@@ -222,7 +234,9 @@ class JobTests(TestCase):
 
     @awaited
     async def test_stopped(self) -> None:
-        """A process that never ends is ended and reaped, once nobody waits for it any more."""
+        """
+        A process that never ends is killed and reaped once the last caller has stopped waiting.
+        """
         clock = Reactor()
         self.patch(clock, "addReader", self.reactor.addReader)
         self.patch(clock, "removeReader", self.reactor.removeReader)
@@ -235,14 +249,16 @@ class JobTests(TestCase):
 
 
 class DeadlineTests(SynchronousTestCase):
-    """Tests for processes that stand still, in a time that a test tells."""
+    """Tests for processes that hang, on a fake clock."""
 
     def setUp(self) -> None:
         self.reactor = Reactor()
         self.threads = Threads(self, self.reactor)
 
     def test_record(self) -> None:
-        """After 10 s one record says what it waits for, after a minute it is ended."""
+        """
+        After 10 s one record says what the process waits for; after a minute the process is killed.
+        """
         job = Job(self.reactor, _getpid, "/disk")
         with capturedLogs() as events:
             self.reactor.advance(9.9)
@@ -266,7 +282,7 @@ class DeadlineTests(SynchronousTestCase):
         self.successResultOf(job.ended)
 
     def test_inTime(self) -> None:
-        """One that ends in time leaves no timer, and no record."""
+        """A process that ends in time leaves no timer and no record."""
         done = callApart(self.reactor, _getpid, "/disk")
         self.threads.work()
         self.assertEqual(self.successResultOf(done), os.getpid())
@@ -274,10 +290,7 @@ class DeadlineTests(SynchronousTestCase):
         self.assertEqual(self.reactor.getReaders(), [])
 
     def test_tooMany(self) -> None:
-        """
-        Where five stand still no sixth follows, until one of them ends; another place is not
-        concerned.
-        """
+        """While five processes hang, no sixth starts; other paths are not affected."""
         jobs = [Job(self.reactor, _getpid, "/disk") for _ in range(5)]
         self.reactor.advance(60)
         for job in jobs:

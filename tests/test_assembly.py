@@ -40,7 +40,7 @@ TESTS = Path(__file__).resolve().parent
 
 
 class Odes(CommandOptions):
-    """The command line of a command that serves odes."""
+    """The options of a command that serves odes."""
 
     command = "odes"
     opens = "--ode"
@@ -54,7 +54,7 @@ class Ode(FakeSource, Service):
     """
     A source of one ode.
 
-    @ivar reloading: its reloads, over when a test says so.
+    @ivar reloading: its reloads, which end when a test says so.
     """
 
     def __init__(self, block: Block) -> None:
@@ -70,7 +70,7 @@ class Ode(FakeSource, Service):
 
 class AssemblyCase(SynchronousTestCase):
     """
-    A reactor in memory, and nobody who could be told.
+    A reactor in memory, without systemd.
 
     @ivar odes: the sources that were made.
     """
@@ -100,7 +100,7 @@ class AssemblyCase(SynchronousTestCase):
         return service
 
     def factories(self) -> list[Any]:
-        """@return: what each port connects its clients to."""
+        """@return: the factory of each port."""
         return [factory for _, factory, _, _ in self.reactor.tcpServers]
 
 
@@ -112,11 +112,11 @@ class TreeTests(AssemblyCase):
         self.patch(assembly, "Preflight", FakePreflight)
 
     def listening(self) -> list[tuple[int, str]]:
-        """@return: the ports and interfaces that are listened on."""
+        """@return: the ports and interfaces that listen."""
         return [(port, interface) for port, _, _, interface in self.reactor.tcpServers]
 
     def test_default(self) -> None:
-        """Without a port it is port 10000 of localhost, which nobody is asked for."""
+        """The default is port 10000 of localhost."""
         service = self.start("--ode", "a")
         verifyObject(IService, service)
         self.assertEqual(
@@ -125,12 +125,12 @@ class TreeTests(AssemblyCase):
         self.assertEqual(self.listening(), [(10000, "127.0.0.1")])
 
     def test_anyPort(self) -> None:
-        """Port 0 is any port, not the default."""
+        """Port 0 is any free port, not the default."""
         self.start("--ode", "a", "--port", "0", "--iface", "127.0.0.1")
         self.assertEqual(self.listening(), [(0, "127.0.0.1")])
 
     def test_backlog(self) -> None:
-        """Many may wait for us."""
+        """The backlog is long."""
         self.start("--ode", "a")
         ((_, _, backlog, _),) = self.reactor.tcpServers
         self.assertEqual(backlog, 4096)
@@ -141,7 +141,7 @@ class TreeTests(AssemblyCase):
         self.assertEqual(self.listening(), [(10000, "::1")])
 
     def test_blocks(self) -> None:
-        """Each block is a service of its own, with its own source on its own ports."""
+        """Each block is a service of its own, with its own source and ports."""
         service = self.start(
             *("--ode", "a", "--port", "1"),
             *("--ode", "b", "--listen", "tcp:2", "--listen", "tcp:3:interface=127.0.0.1"),
@@ -166,14 +166,14 @@ class TreeTests(AssemblyCase):
         self.assertEqual(self.listening(), [])
 
     def test_onePolicy(self) -> None:
-        """All blocks are under the same rules, those that were asked for."""
+        """All blocks share one policy, made from the options."""
         self.start("--ode=a", "--port=1", "--ode=b", "--port=2", "--max-readers=7")
         first, second = (factory.policy for factory in self.factories())
         self.assertIs(first, second)
         self.assertEqual(first.limits, Limits(maxReaders=7))
 
     def test_exitIdleTime(self) -> None:
-        """If it was asked for, the program ends when nobody has been there for so long."""
+        """With an exit idle time, the program ends after that long without a reader."""
         service = self.start("--ode", "a", "--exit-idle-time", "7")
         block = ["Ode", "PoetryListener"]
         self.assertEqual(tree(service), [block, "IdleService", "HandOverService", "FakeNotify"])
@@ -183,7 +183,7 @@ class TreeTests(AssemblyCase):
         self.assertTrue(self.reactor.hasStopped)
 
     def test_notIdle(self) -> None:
-        """Somebody who is there counts, whichever block has them."""
+        """A reader of any block keeps the program from being idle."""
         self.start("--ode", "a", "--exit-idle-time", "7")
         policy = self.factories()[0].policy
         self.reactor.advance(6)
@@ -194,26 +194,29 @@ class TreeTests(AssemblyCase):
         self.assertFalse(self.reactor.hasStopped)
 
     def test_stop(self) -> None:
-        """When nobody is there a stop is over at once."""
+        """Without readers a stop ends at once."""
         service = self.start("--ode", "a", "--port", "1", "--ode", "b", "--port", "2")
         self.successResultOf(service.stopService())
 
 
 class NotifyTests(AssemblyCase):
-    """Tests for what systemd is told."""
+    """Tests for the messages to systemd."""
 
     def setUp(self) -> None:
         super().setUp()
         self.patch(assembly, "Preflight", FakePreflight)
 
     def notify(self, *line: str) -> FakeNotify:
-        """@return: what tells systemd of the service of a command line: the last to start."""
+        """@return: the notifier in the service of a command line: the last part to start."""
         *_, notify = self.start(*line)
         assert isinstance(notify, FakeNotify)
         return notify
 
     def test_status(self) -> None:
-        """The status says in a person's words what is served, how much was, and to how many now."""
+        """
+        The status says in plain words what is served, how many poems were sent, and how many
+        readers there are.
+        """
         notify = self.notify("--ode", "a", "--journal-budget", "0")
         self.assertEqual(notify.status(), "Serving an ode a: 0 poems sent, 0 readers")
         policy = self.factories()[0].policy
@@ -224,7 +227,7 @@ class NotifyTests(AssemblyCase):
         self.assertEqual(notify.status(), "Serving an ode a: 1,204 poems sent, 3 readers")
 
     def test_one(self) -> None:
-        """One is no plural."""
+        """A count of one has a singular noun."""
         notify = self.notify("--ode", "a")
         policy = self.factories()[0].policy
         policy.ledger.sent([Receipt(POEM, None)])
@@ -232,12 +235,12 @@ class NotifyTests(AssemblyCase):
         self.assertEqual(notify.status(), "Serving an ode a: 1 poem sent, 1 reader")
 
     def test_blocks(self) -> None:
-        """It has every block."""
+        """The status names every block."""
         notify = self.notify("--ode", "a", "--port", "1", "--ode", "b", "--port", "2")
         self.assertTrue(notify.status().startswith("Serving an ode a, an ode b: "))
 
     def test_alive(self) -> None:
-        """It is alive as long as each of its listeners is."""
+        """The service is alive as long as each listener is."""
         notify = self.notify("--ode", "a", "--port", "1", "--ode", "b", "--port", "2")
         self.assertTrue(notify.alive())
         with mock.patch.object(
@@ -246,7 +249,7 @@ class NotifyTests(AssemblyCase):
             self.assertFalse(notify.alive())
 
     def test_reload(self) -> None:
-        """A reload reaches every block, and is over when each has done with it."""
+        """A reload reaches every block, and ends when each block has finished."""
         notify = self.notify("--ode", "a", "--port", "1", "--ode", "b", "--port", "2")
         reloaded = notify.reload()
         for ode in self.odes:
@@ -256,7 +259,9 @@ class NotifyTests(AssemblyCase):
         self.successResultOf(reloaded)
 
     def test_reloadFails(self) -> None:
-        """One that fails ends no other; the whole has then failed, with what was said."""
+        """
+        A failed reload of one block ends no other; the whole reload then fails with its message.
+        """
         notify = self.notify("--ode", "a", "--port", "1", "--ode", "b", "--port", "2")
         reloaded = notify.reload()
         self.odes[0].reloading[0].errback(PoemError("is empty"))
@@ -266,7 +271,7 @@ class NotifyTests(AssemblyCase):
         self.assertEqual(why.getErrorMessage(), "is empty")
 
     def test_reloadFailsUnforeseen(self) -> None:
-        """A failure of which no source has made a record is passed on as it is."""
+        """An unexpected failure, which has no record yet, is passed on unchanged."""
         notify = self.notify("--ode", "a", "--port", "1", "--ode", "b", "--port", "2")
         reloaded = notify.reload()
         self.odes[0].reloading[0].errback(PoemError("is empty"))
@@ -274,7 +279,7 @@ class NotifyTests(AssemblyCase):
         self.failureResultOf(reloaded, MemoryError)
 
     def test_reloadRaises(self) -> None:
-        """A source that raises is no failure of another one, which is waited for."""
+        """A source that raises does not fail the others; the reload waits for them."""
         notify = self.notify("--ode", "a", "--port", "1", "--ode", "b", "--port", "2")
         self.patch(self.odes[0], "reload", lambda: 1 // 0)
         reloaded = notify.reload()
@@ -285,14 +290,14 @@ class NotifyTests(AssemblyCase):
 
 @skipUnless(find_spec("prometheus_client"), "prometheus_client is not installed")
 class MetricsTests(AssemblyCase):
-    """Tests for what a monitoring system is told."""
+    """Tests for metrics."""
 
     def setUp(self) -> None:
         super().setUp()
         self.patch(assembly, "Preflight", FakePreflight)
 
     def test_service(self) -> None:
-        """If they were asked for, the metrics have a port of their own, and reloads are timed."""
+        """If the option is given, metrics have a port of their own, and reloads are timed."""
         service = self.start("--ode", "a", "--metrics", "tcp:9100")
         self.assertEqual(
             tree(service),
@@ -310,7 +315,7 @@ class MetricsTests(AssemblyCase):
         self.successResultOf(reloaded)
 
     def test_notAskedFor(self) -> None:
-        """Otherwise nothing of what they take is imported."""
+        """Without the option, no module that metrics need is imported."""
         code = (
             "import sys\n"
             "from twisted.internet.testing import MemoryReactorClock as Reactor\n"
@@ -327,10 +332,10 @@ class MetricsTests(AssemblyCase):
 
 
 class RefusalTests(AssemblyCase):
-    """Tests for what is refused before twistd becomes a daemon, with the option and its value."""
+    """Tests for refusals before twistd becomes a daemon; each names the option and its value."""
 
     def refusal(self, *line: str) -> str:
-        """@return: why no service is made, which is one line on stderr and exit status 1."""
+        """@return: the refusal, which is one line on stderr and exit status 1."""
         before = countDescriptors()
         why = self.assertRaises(SystemExit, self.make, *line).code
         self.assertIsInstance(why, str)
@@ -339,13 +344,13 @@ class RefusalTests(AssemblyCase):
         return str(why.removeprefix("fastpoetry: "))
 
     def freePort(self) -> int:
-        """@return: a TCP port that can be had."""
+        """@return: a free TCP port."""
         with socket.create_server(("127.0.0.1", 0)) as listening:
             port: int = listening.getsockname()[1]
         return port
 
     def test_port(self) -> None:
-        """A port that is taken is refused."""
+        """A port in use is refused."""
         with socket.create_server(("127.0.0.1", 0)) as listening:
             port = listening.getsockname()[1]
             self.assertEqual(
@@ -354,14 +359,14 @@ class RefusalTests(AssemblyCase):
             )
 
     def test_endpoint(self) -> None:
-        """So is an endpoint that cannot be had."""
+        """An endpoint that cannot listen is refused."""
         self.assertEqual(
             self.refusal("--ode", "a", "--listen", "unix:/nowhere/s"),
             "--listen unix:/nowhere/s: No such file or directory",
         )
 
     def test_twoBlocks(self) -> None:
-        """A port can be had once, not for two blocks or endpoints."""
+        """Two blocks or endpoints cannot have the same port."""
         port = self.freePort()
         for own in (
             ["--port", str(port), "--iface", "127.0.0.1"],
@@ -371,13 +376,13 @@ class RefusalTests(AssemblyCase):
         self.assertIn("in use", self.refusal("--ode=a", *own, *own))
 
     def test_notHeld(self) -> None:
-        """A port that can be had is free again for the service to take."""
+        """After the check the port is free again for the service."""
         before = countDescriptors()
         self.make("--ode", "a", "--port", str(self.freePort()), "--iface", "127.0.0.1")
         self.assertEqual(countDescriptors(), before)
 
     def test_interface(self) -> None:
-        """What is no name of an interface is refused."""
+        """An invalid interface name is refused."""
         for interface in ("a..b", "." * 300, "x" * 300, "\xe9" * 70, "\udc80"):
             refusal = self.refusal("--ode", "a", "--port", "0", "--iface", interface)
             shown = interface.replace("\udc80", "\\udc80")
@@ -403,7 +408,7 @@ class RefusalTests(AssemblyCase):
 
     @skipUnless(find_spec("prometheus_client"), "prometheus_client is not installed")
     def test_metrics(self) -> None:
-        """So is a place for metrics that cannot be had, or is none."""
+        """A metrics address that is invalid or cannot be had is refused."""
         with socket.create_server(("127.0.0.1", 0)) as listening:
             own = f"tcp:{listening.getsockname()[1]}:interface=127.0.0.1"
             refusal = self.refusal("--ode", "a", "--port", "0", "--metrics", own)
@@ -412,7 +417,7 @@ class RefusalTests(AssemblyCase):
         self.assertIn("--metrics nosuch:1: not a Twisted endpoint description", refusal)
 
     def test_noPrometheus(self) -> None:
-        """Where there is no prometheus_client, who asks for metrics is told what is missing."""
+        """Without prometheus_client, the refusal of a metrics option names the missing package."""
         with mock.patch.dict(sys.modules):
             for name in list(sys.modules):
                 if name.startswith(("prometheus_client", "fastpoetry.command.metrics")):
@@ -425,13 +430,13 @@ class RefusalTests(AssemblyCase):
         )
 
     def test_nothingPassed(self) -> None:
-        """Where no descriptor was passed none can be adopted."""
+        """Without passed descriptors, adopting is refused."""
         self.patch(os, "environ", {})
         refusal = self.refusal("--ode", "a", "--listen", "adopted:name=ecstasy")
         self.assertTrue(refusal.startswith("adopted:name=ecstasy: no descriptor was "), refusal)
 
     def test_byHand(self) -> None:
-        """Who puts services together by hand has endpoints checked in the same way."""
+        """Services that a program assembles itself check their endpoints in the same way."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             free = serverFromString(self.reactor, "tcp:0:interface=127.0.0.1")

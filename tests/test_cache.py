@@ -22,7 +22,7 @@ arguments = st.binary().map(os.fsdecode)
 
 
 class KeeperTests(SynchronousTestCase):
-    """Tests for L{Keeper}: processes work, and the time passes, when a test says so."""
+    """Tests for L{Keeper}: processes finish, and time passes, when a test says so."""
 
     def setUp(self) -> None:
         self.folder = makeFolder(self)
@@ -37,13 +37,13 @@ class KeeperTests(SynchronousTestCase):
         return Copy(Poem(UPSTREAM, text, self.path), 1234.5)
 
     def said(self) -> list[str]:
-        """@return: what is said when the processes work."""
+        """@return: the records made while the processes work."""
         with capturedLogs() as events:
             self.threads.work()
         return said(events)
 
     def test_load(self) -> None:
-        """The copy is read by a process."""
+        """A process reads the copy."""
         save(self.path, b"a poem\n", 1234.5)
         loaded = self.keeper.load()
         self.assertNoResult(loaded)
@@ -51,7 +51,7 @@ class KeeperTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(loaded), self.copy())
 
     def test_loadFails(self) -> None:
-        """One that cannot be used is none, and has a warning."""
+        """A copy that cannot be used is ignored, with a warning."""
         write(self.folder, os.path.basename(self.path), b"damaged")
         loaded = self.keeper.load()
         with capturedLogs() as events:
@@ -73,7 +73,7 @@ class KeeperTests(SynchronousTestCase):
 
     def test_oneAtATime(self) -> None:
         """
-        However many copies there are while one is written, the last of them follows, and no other.
+        While one copy is written, only the latest of the following copies is kept for writing.
         """
         saved: list[bytes] = []
         self.patch(cache, "writeCopy", lambda path, text, *others: saved.append(text))
@@ -87,7 +87,7 @@ class KeeperTests(SynchronousTestCase):
         self.assertEqual(saved, [b"1", b"4"])
 
     def test_fails(self) -> None:
-        """One that fails has a warning, and does not keep the next from being written."""
+        """A failed write has a warning, and the next copy is written."""
         self.keeper.path = "/nowhere/x"
         self.keeper.save(self.copy(b"1"))
         self.keeper.save(self.copy(b"2"))
@@ -103,8 +103,8 @@ class KeeperTests(SynchronousTestCase):
 
     def test_failsOtherwise(self) -> None:
         """
-        Whatever keeps it from being written is said, and does not keep the next. The same cause is
-        said again after a copy that was written, and not before.
+        Any other failure to write has a record, and the next copy is written. The same cause has a
+        record again only after a successful write.
         """
         record = "the copy on disk cannot be used: MemoryError()"
         with mock.patch.object(cache, "writeCopy", side_effect=MemoryError):
@@ -119,8 +119,8 @@ class KeeperTests(SynchronousTestCase):
 
     def test_still(self) -> None:
         """
-        A process that stands still has a record, and another when it is killed. As long as it has
-        not ended no other joins it, and then the latest copy is written.
+        A hanging process has a record, and another when it is killed. No other process starts until
+        it has ended; then the latest copy is written.
         """
         self.keeper.save(self.copy(b"1"))
         (stuck,) = self.reactor.getReaders()
@@ -140,8 +140,8 @@ class KeeperTests(SynchronousTestCase):
 
     def test_noProcess(self) -> None:
         """
-        Where no process can be had none is written, as a warning says. One is read all the same.
-        The next is written if a process can be had.
+        If no process can start, no copy is written, with a warning. A copy is still read. The next
+        copy is written once a process can start.
         """
         save(self.path, b"0", 1234.5)
         self.threads.why = NoProcessError("no process can be had: none is left")
@@ -159,7 +159,7 @@ class KeeperTests(SynchronousTestCase):
         self.assertEqual(load(self.path), (b"2", 1234.5))
 
     def test_finish(self) -> None:
-        """The end comes when what is being written is, and what was to follow it."""
+        """The end waits for the copy being written, and for the one that follows it."""
         self.successResultOf(self.keeper.finish())
         self.keeper.save(self.copy(b"1"))
         self.keeper.save(self.copy(b"2"))
@@ -172,7 +172,7 @@ class KeeperTests(SynchronousTestCase):
             self.successResultOf(each)
 
     def test_finishLate(self) -> None:
-        """It comes after a moment in any case."""
+        """The end comes after a moment at the latest."""
         self.keeper.save(self.copy())
         finished = self.keeper.finish()
         self.reactor.advance(1)
@@ -181,7 +181,7 @@ class KeeperTests(SynchronousTestCase):
 
     @given(arguments, arguments)
     def test_upstreams(self, one: str, other: str) -> None:
-        """Each upstream has a file of its own in the folder, whatever it is called."""
+        """Each upstream has a file of its own in the folder, whatever its name."""
         paths = [Keeper(self.folder, each, self.reactor).path for each in (one, other)]
         self.assertEqual(paths[0] == paths[1], one == other)
         for path in paths:

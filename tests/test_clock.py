@@ -51,8 +51,8 @@ reactor: Any = _reactor
 ROOT = Path(__file__).resolve().parent.parent
 DEBIAN_PYTHON = "/usr/bin/python3"
 
-# What time.time() says is off by so many seconds, which are stepped while Twisted runs on it: it
-# must be told before Twisted is imported.
+# time.time() is off by so many seconds, which change while Twisted runs: it must be patched before
+# Twisted is imported.
 STEPPED = """
 import json, os, sys, time
 offset, real = 0.0, time.time
@@ -68,7 +68,7 @@ def step(seconds):
     offset += seconds
 """
 
-# Not one of the reactor's timers is due before the test has been given up.
+# No timer of the reactor is due before the test's timeout.
 BACK = """
 def wall():
     fired.append("wall")
@@ -118,10 +118,10 @@ def python(program: str, executable: str = sys.executable, **variables: str) -> 
     """
     Run a Python program to its end.
 
-    @param executable: the Python; another than this one has modules of its own.
+    @param executable: the Python; another Python has its own modules.
     @param variables: of its environment.
-    @return: what it prints.
-    @raise AssertionError: it says something on stderr, or fails.
+    @return: its output.
+    @raise AssertionError: it fails, or writes to stderr.
     """
     own = filter(None, sys.path) if executable == sys.executable else ()
     path = os.pathsep.join([str(ROOT), *own])
@@ -139,7 +139,7 @@ def python(program: str, executable: str = sys.executable, **variables: str) -> 
 
 
 class Kernel:
-    """A reactor in memory whose clock is CLOCK_MONOTONIC as well, and which reads timers."""
+    """A reactor in memory whose clock is CLOCK_MONOTONIC too, and which reads timers."""
 
     def __init__(self, case: SynchronousTestCase) -> None:
         self.memory = MemoryReactorClock()
@@ -163,7 +163,7 @@ class Kernel:
         self.set[number] = self.now + nanoseconds / 1e9
 
     def pass_(self, seconds: float) -> None:
-        """Let time pass, and the reactor read what is due then."""
+        """Let time pass, and let the reactor read the timers that are due."""
         self.now += seconds
         for reader in list(self.memory.readers):
             due = self.set.get(reader.fileno())
@@ -172,7 +172,7 @@ class Kernel:
 
 
 class CallTests(SynchronousTestCase):
-    """Calls, with time and timers in the kernel's place."""
+    """Tests for calls, with fake time and timers."""
 
     def setUp(self) -> None:
         self.kernel = Kernel(self)
@@ -184,21 +184,19 @@ class CallTests(SynchronousTestCase):
         return self.clock.callLater(seconds, self.called.append, name)
 
     def isClean(self) -> bool:
-        """Whether nothing is left in the reactor."""
+        """Whether the reactor is empty."""
         memory = self.kernel.memory
         return not memory.readers and not memory.getDelayedCalls()
 
     def test_interfaces(self) -> None:
-        """It is a clock, its calls are calls, and what the reactor reads is a reader."""
+        """It is a clock, its calls are delayed calls, and its reader is a reader."""
         verifyObject(IReactorTime, self.clock)
         verifyObject(IDelayedCall, self.later(1))
         (reader,) = self.kernel.memory.readers
         verifyObject(IReadDescriptor, reader)
 
     def test_order(self) -> None:
-        """
-        Calls are made when they are due, in their order; those of one time as they were asked for.
-        """
+        """Calls are made when due, in order; calls of the same time in the order they were made."""
         for seconds, name in ((2, "c"), (1, "a"), (1, "b"), (3, "d")):
             self.later(seconds, name)
         seen = []
@@ -208,13 +206,13 @@ class CallTests(SynchronousTestCase):
         self.assertEqual(seen, ["", "ab", "ab", "abc", "abc", "abcd"])
 
     def test_arguments(self) -> None:
-        """Whatever is to be passed is passed."""
+        """All arguments are passed on."""
         self.clock.callLater(1, lambda *args, **kw: self.called.append((args, kw)), 1, f=2)
         self.kernel.pass_(1)
         self.assertEqual(self.called, [((1,), {"f": 2})])
 
     def test_atOnce(self) -> None:
-        """What is due at once waits for the reactor, also when it is asked for by a call."""
+        """A call with no delay waits for the reactor, also when another call asks for it."""
         self.clock.callLater(0, self.later, 0, "inner")
         self.assertEqual(self.called, [])
         self.kernel.pass_(0.001)
@@ -223,7 +221,7 @@ class CallTests(SynchronousTestCase):
         self.assertEqual(self.called, ["inner"])
 
     def test_again(self) -> None:
-        """What is due at each turn of the reactor sets the kernel's timer only once."""
+        """Calls due at each turn of the reactor set the kernel's timer only once."""
 
         def again(left: int) -> None:
             self.called.append(left)
@@ -237,7 +235,7 @@ class CallTests(SynchronousTestCase):
         self.assertTrue(self.isClean())
 
     def test_cancel(self) -> None:
-        """A cancelled call is not made, and the others are."""
+        """A cancelled call is not made; the others are."""
         calls = [self.later(1, name) for name in "abc"]
         calls[0].cancel()
         self.kernel.pass_(1)
@@ -246,7 +244,7 @@ class CallTests(SynchronousTestCase):
         self.assertRaises(AlreadyCalled, calls[1].cancel)
 
     def test_moved(self) -> None:
-        """A call that was moved, to and fro, is made once and at its last time."""
+        """A call that was moved repeatedly is made once, at its last time."""
         call = self.later(5)
         call.reset(2)
         call.delay(4)
@@ -288,7 +286,7 @@ class CallTests(SynchronousTestCase):
             self.assertEqual(sorted(made[0]), sorted(made[1]))
 
     def test_pending(self) -> None:
-        """What is pending can be asked for."""
+        """Pending calls can be listed."""
         first, second, third = (self.later(1) for _ in range(3))
         first.cancel()
         self.assertEqual(set(self.clock.getDelayedCalls()), {second, third})
@@ -296,19 +294,19 @@ class CallTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_noDelay(self) -> None:
-        """What is no delay is refused, as are what is before now and what is no time."""
+        """An invalid delay is refused, as are a time in the past and an invalid time."""
         for delay in (-1, float("nan")):
             self.assertRaises(ValueError, self.clock.callLater, delay, self.fail)
         self.assertTrue(self.isClean())
 
     def test_never(self) -> None:
-        """Never is a time."""
+        """An infinite delay is accepted."""
         self.later(float("inf"))
         self.kernel.pass_(1e9)
         self.assertEqual(self.called, [])
 
     def test_failure(self) -> None:
-        """What a call raises is logged, be it an exit, and the next one is made."""
+        """Any exception of a call, an exit included, is logged, and the next call is made."""
         for error in (ValueError, SystemExit, KeyboardInterrupt):
             self.clock.callLater(1, self.raiser(error))
         self.later(1)
@@ -317,7 +315,7 @@ class CallTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors()), 3)
 
     def raiser(self, error: type[BaseException]) -> Callable[[], None]:
-        """@return: what raises that."""
+        """@return: a function that raises the exception."""
 
         def fail() -> None:
             raise error
@@ -325,9 +323,7 @@ class CallTests(SynchronousTestCase):
         return fail
 
     def test_clean(self) -> None:
-        """
-        With no call pending nothing is in the reactor, and each descriptor has been closed once.
-        """
+        """With no call pending the reactor is empty, and each descriptor was closed once."""
         self.later(1)
         self.kernel.pass_(1)
         self.assertEqual((self.isClean(), self.kernel.closed), (True, [1000]))
@@ -335,9 +331,7 @@ class CallTests(SynchronousTestCase):
         self.assertEqual((self.isClean(), self.kernel.closed), (True, [1000, 1001]))
 
     def test_cancelled(self) -> None:
-        """
-        Calls that were cancelled do not pile up: a deadline for each of many is nothing unusual.
-        """
+        """Cancelled calls do not accumulate, since a deadline for each of many readers is usual."""
         self.later(1)
         for _ in range(10_000):
             self.later(2).cancel()
@@ -346,7 +340,7 @@ class CallTests(SynchronousTestCase):
         self.assertTrue(self.isClean())
 
     def test_noTimer(self) -> None:
-        """With no descriptor left the reactor's clock wakes it, until there is one again."""
+        """With no descriptor left, the reactor's clock makes the calls until there is one again."""
         self.kernel.refuses = True
         self.later(0.5, "a")
         self.later(3, "b")
@@ -360,7 +354,10 @@ class CallTests(SynchronousTestCase):
         self.assertEqual((self.called, self.isClean()), (["a", "b"], True))
 
     def test_notWatched(self) -> None:
-        """While the reactor cannot watch the timer, or nobody set it, the reactor's clock does."""
+        """
+        While the reactor cannot watch the timer, or the timer is not set, the reactor's clock makes
+        the calls.
+        """
         for owner, name in ((self.kernel.memory, "addReader"), (module, "_set")):
             for error in (OSError(errno.ENOSPC, ""), MemoryError()):
                 patch = self.patch(owner, name, mock.Mock(side_effect=error))
@@ -377,7 +374,7 @@ class CallTests(SynchronousTestCase):
                 self.called.clear()
 
     def test_timerLost(self) -> None:
-        """After an error in reading the timer the calls that are pending are made all the same."""
+        """After an error in reading the timer, pending calls are made all the same."""
         self.later(3, "a")
         (reader,) = self.kernel.memory.readers
         self.kernel.memory.readers.clear()
@@ -387,7 +384,7 @@ class CallTests(SynchronousTestCase):
         self.assertEqual((self.called, self.isClean()), (["a"], True))
 
     def test_notLogged(self) -> None:
-        """An error that cannot even be logged keeps no other call from being made."""
+        """An error that cannot even be logged does not keep other calls from being made."""
         with mock.patch("fastpoetry.systemd.clock.log.err", side_effect=MemoryError):
             self.clock.callLater(1, self.raiser(ValueError))
             self.later(2, "a")
@@ -396,14 +393,14 @@ class CallTests(SynchronousTestCase):
         self.assertEqual((self.called, self.isClean()), (["a"], True))
 
     def test_neverTimer(self) -> None:
-        """Where there is none, a cancelled call leaves nothing in the reactor either."""
+        """Without a timer descriptor, a cancelled call leaves the reactor empty too."""
         self.kernel.refuses = True
         self.later(3).cancel()
         self.assertTrue(self.isClean())
 
     def test_shutdown(self) -> None:
         """
-        When the reactor lets go of everything the descriptor is closed; a later call has another.
+        When the reactor removes everything, the descriptor is closed; a later call opens another.
         """
         self.later(1, "a")
         (reader,) = self.kernel.memory.readers
@@ -417,10 +414,10 @@ class CallTests(SynchronousTestCase):
 
 
 class RealTests(TestCase):
-    """In the reactor of these tests, which must be clean after each."""
+    """Tests in the reactor of these tests, which must be clean after each."""
 
     def test_called(self) -> Deferred[None]:
-        """A call is made, and the clock has gone on by its delay at least."""
+        """A call is made after its delay at the earliest."""
         clock = MonotonicClock(reactor)
         made: Deferred[None] = Deferred()
         before = clock.seconds()
@@ -428,7 +425,7 @@ class RealTests(TestCase):
         return made.addCallback(lambda _: self.assertGreaterEqual(clock.seconds(), before + 0.01))
 
     def test_cancelled(self) -> None:
-        """A call that is cancelled leaves no descriptor."""
+        """A cancelled call leaves no descriptor open."""
         before = os.listdir("/proc/self/fd")
         call = MonotonicClock(reactor).callLater(1, self.fail)
         during = os.listdir("/proc/self/fd")
@@ -437,7 +434,7 @@ class RealTests(TestCase):
         self.assertEqual(os.listdir("/proc/self/fd"), before)
 
     def test_noDescriptor(self) -> Deferred[None]:
-        """A process that has no descriptor left has its calls made."""
+        """A process without free descriptors makes its calls."""
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         made: Deferred[None] = Deferred()
         clock = MonotonicClock(reactor)
@@ -461,10 +458,10 @@ class RealTests(TestCase):
 
 
 class StepTests(SynchronousTestCase):
-    """A wall clock that is stepped, in a process of its own, on one reactor after the other."""
+    """Tests for a wall clock that is stepped, in a process of its own, on each reactor."""
 
     def fired(self, name: str, program: str, executable: str = sys.executable) -> list[str]:
-        """@return: which timers a program saw."""
+        """@return: the timers that fired in a program."""
         printed = python(STEPPED.format(reactor=name) + program, executable)
         names: list[str] = json.loads(printed)
         return names
@@ -475,19 +472,21 @@ class StepTests(SynchronousTestCase):
         self.assertEqual(self.fired(name, FORWARD, executable), ["wall"])
 
     def test_select(self) -> None:
-        """With C{select}, timers go on where the reactor's own stand still or are due at once."""
+        """With C{select}, timers go on while the reactor's own stand still or fire at once."""
         self.check("select")
 
     def test_poll(self) -> None:
-        """So with C{poll}."""
+        """With C{poll}, timers go on."""
         self.check("poll")
 
     def test_epoll(self) -> None:
-        """So with C{epoll}."""
+        """With C{epoll}, timers go on."""
         self.check("epoll")
 
     def test_gi(self) -> None:
-        """So with GLib's main loop, which pip cannot bring: with Debian's own Python."""
+        """
+        With GLib's main loop, timers go on. Pip cannot install it, so this uses Debian's Python.
+        """
         executable = sys.executable if find_spec("gi") else DEBIAN_PYTHON
         probe = [executable, "-c", "import gi, twisted"]
         if not shutil.which(executable) or run(probe, capture_output=True).returncode:
@@ -495,12 +494,12 @@ class StepTests(SynchronousTestCase):
         self.check("gi", executable)
 
     def test_asyncio(self) -> None:
-        """With asyncio, whose own timers are not moved either, they go on as well."""
+        """With asyncio, whose own timers are not moved either, timers go on."""
         program = BACK.replace("reactor.callLater(0.01, wall)", "")
         self.assertEqual(self.fired("asyncio", program), ["clock"] * 3)
 
     def test_libfaketime(self) -> None:
-        """With a wall clock that the C library steps they go on as well."""
+        """With a wall clock that libfaketime steps, timers go on."""
         if shutil.which("faketime") is None:
             raise SkipTest("no faketime; Debian has it in a package of that name")
         preload = run(
@@ -524,10 +523,10 @@ def step(seconds):
 
 
 class ForkTests(SynchronousTestCase):
-    """twistd, which forks between a program's making and its start."""
+    """Tests for twistd, which forks between making a program and starting it."""
 
     def test_daemon(self) -> None:
-        """What was asked for before the fork and what after it is done by the daemon."""
+        """The daemon makes the calls from before the fork and those from after it."""
         place = Workplace(self)
         (place.folder / "clock.tac").write_text(TAC)
         place.daemon("--logfile=twistd.log", "--python=clock.tac")
@@ -538,10 +537,10 @@ class ForkTests(SynchronousTestCase):
 
 @implementer(IHostnameResolver)
 class Resolver:
-    """Knows two addresses for everything."""
+    """A resolver with two addresses for every name."""
 
     def resolveHostName(self, receiver: Any, hostName: str, portNumber: int = 0, *_: object) -> Any:
-        """Tell both at once."""
+        """Return both addresses at once."""
         receiver.resolutionBegan(None)
         for host in ("127.0.0.1", "127.0.0.2"):
             receiver.addressResolved(IPv4Address("TCP", host, portNumber))
@@ -555,14 +554,14 @@ class Memory(MemoryReactorClock):
     nameResolver: Any = None
 
     def installNameResolver(self, resolver: IHostnameResolver) -> IHostnameResolver:
-        """Ask that one from now on."""
+        """Use that resolver from now on."""
         before: IHostnameResolver = self.nameResolver
         self.nameResolver = resolver
         return before
 
 
 class ReactorTests(SynchronousTestCase):
-    """A reactor with another clock."""
+    """Tests for a reactor with another clock."""
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -578,7 +577,7 @@ class ReactorTests(SynchronousTestCase):
         self.assertEqual(self.memory.getDelayedCalls(), [])
 
     def test_rest(self) -> None:
-        """All else is the reactor's, and it provides what the reactor does."""
+        """Everything else is the reactor's, and it provides the reactor's interfaces."""
         self.assertTrue(IReactorTCP.providedBy(self.both))
         self.both.listenTCP(17, None)
         self.assertEqual(self.memory.tcpServers[0][0], 17)
@@ -586,7 +585,7 @@ class ReactorTests(SynchronousTestCase):
         self.assertTrue(IReactorPluggableNameResolver.providedBy(self.both))
 
     def test_timeout(self) -> None:
-        """A connection that is not made in time fails by that clock, whatever the reactor's."""
+        """A connection attempt times out by that clock, whatever the reactor's."""
         both: Any = MonotonicReactor(reactor, self.clock)
         with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
             waiting = [socket.socket() for _ in range(3)]
@@ -606,7 +605,7 @@ class ReactorTests(SynchronousTestCase):
         self.assertEqual(reactor.getDelayedCalls(), [])
 
     def test_hostname(self) -> None:
-        """A name with two addresses is tried with the second when that clock has gone on."""
+        """The second address of a name is tried when that clock has advanced."""
         self.memory.installNameResolver(Resolver())
         connecting = HostnameEndpoint(self.both, "poems.example", 17, attemptDelay=1).connect(
             Factory()

@@ -23,8 +23,7 @@ SCRIPT = Path(__file__).resolve().parent.parent / "packaging" / "completion" / "
 LIBRARY = Path("/usr/share/bash-completion/bash_completion")
 POEMS = ["alla_sera.txt", "ecstasy.txt", "fascination.txt", "science.txt"]
 
-# Ctrl-G prints the line as it stands between two characters that bash prints nowhere else, and
-# empties it.
+# Ctrl-G prints the line between two characters that bash prints nowhere else, and clears the line.
 _SETUP = r"""
 PS1=
 bind 'set bell-style none'
@@ -37,12 +36,12 @@ _ANSWER_SECONDS = 20.0
 
 
 class Bash:
-    """A bash that somebody types to."""
+    """A bash with keys typed to it."""
 
     def __init__(self, folder: str, setup: str) -> None:
         """
-        @param folder: the current one, and home.
-        @param setup: what to run first.
+        @param folder: the current and the home directory.
+        @param setup: commands to run first.
         """
         self._terminal, terminal = pty.openpty()
         self._process = subprocess.Popen(
@@ -74,9 +73,9 @@ class Bash:
 
     def _ask(self, text: str) -> str:
         """
-        Type a text that has bash print something between the two characters.
+        Type text that makes bash print something between the two characters.
 
-        @return: what that is.
+        @return: the printed text.
         """
         os.write(self._terminal, text.encode())
         while b"\3" not in self._seen:
@@ -108,55 +107,55 @@ class BashCase(SynchronousTestCase):
         return self.bash.press(line, "\t")
 
     def list(self, line: str) -> list[str]:
-        """@return: all that may stand for the last word of a line."""
-        completed = self.bash.press(line, "\033*")  # insert-completions, of Readline's
+        """@return: the candidates for the last word of a line."""
+        completed = self.bash.press(line, "\033*")  # Readline's insert-completions
         return completed.removeprefix(line[: line.rfind(" ") + 1]).split()
 
 
 class OptionTests(BashCase):
-    """Which options are offered."""
+    """Tests for the options that are offered."""
 
     def optionsOf(self, options: CommandOptions) -> list[str]:
-        """@return: what there is, as it is typed."""
+        """@return: a command's options as they are typed."""
         return sorted("--" + name.rstrip("=") for name in options.longOpt)
 
     def test_server(self) -> None:
-        """The options of C{fastpoetry} are those that it has."""
+        """The offered options of C{fastpoetry} are those that the command has."""
         offered = self.list("twistd3 -n fastpoetry ")
         self.assertEqual(sorted(offered), self.optionsOf(tap.Options()))
 
     def test_proxy(self) -> None:
-        """The options of C{fastpoetry-proxy} are those that it has."""
+        """The offered options of C{fastpoetry-proxy} are those that the command has."""
         offered = self.list("twistd3 -n fastpoetry-proxy ")
         self.assertEqual(sorted(offered), self.optionsOf(proxytap.Options()))
 
     def test_one(self) -> None:
         """
-        An option is completed when only one begins like that, also behind one without a value.
+        An option is completed when its beginning is unique, also after an option without a value.
         """
         completed = self.complete("twistd fastpoetry --anthology --lis")
         self.assertEqual(completed, "twistd fastpoetry --anthology --listen ")
 
     def test_afterColon(self) -> None:
-        """A value that ends with a colon does not hide the option behind it."""
+        """A value that ends with a colon does not hide the following option."""
         completed = self.complete("twistd3 fastpoetry --listen adopted: --poet")
         self.assertEqual(completed, "twistd3 fastpoetry --listen adopted: --poetry-path ")
 
     def test_number(self) -> None:
-        """Where a number stands, or an address, nothing is offered, and no file either."""
+        """For a number or an address nothing is offered, and no file either."""
         for option in ("--port", "-p", "--iface", "--max-readers"):
             self.assertEqual(self.list(f"twistd3 fastpoetry {option} "), [])
 
 
 class CommandTests(BashCase):
-    """What is ours on a line of twistd's."""
+    """Tests for our part of a twistd command line."""
 
     def test_names(self) -> None:
-        """The names of both commands are offered where a command stands."""
+        """The names of both commands are offered in the place of a command."""
         self.assertEqual(self.list("twistd3 -n fast"), ["fastpoetry", "fastpoetry-proxy"])
 
     def test_twistdsOptions(self) -> None:
-        """An option of twistd's with a value takes the next word, and one without does not."""
+        """An option of twistd with a value takes the next word; one without a value does not."""
         for option in _spellings(ServerOptions()):
             takesValue = not gnu_getopt([option, "x"], *_declared(ServerOptions()))[1]
             line = f"twistd3 {option} fastpoetry --poetry-"
@@ -164,26 +163,26 @@ class CommandTests(BashCase):
             self.assertEqual(self.complete(line), expected)
 
     def test_twistdsLetters(self) -> None:
-        """Of several letters in one word, the last may take the next one."""
+        """In a word of several option letters, the last may take the next word."""
         for letters, completed in (("-noy", "--poetry-"), ("-no", "--poetry-path ")):
             line = f"twistd3 {letters} fastpoetry "
             self.assertEqual(self.complete(f"{line}--poetry-"), f"{line}{completed}")
 
     def test_logger(self) -> None:
-        """Where twistd takes a log observer, ours is offered, for any command."""
+        """Our log observer is offered where twistd takes one, for any command."""
         for before in ("twistd3 --logger=", "twistd3 -n --logger "):
             completed = self.complete(f"{before}fast")
             self.assertEqual(completed, f"{before}fastpoetry.systemd.journal.observer ")
         self.assertEqual(self.complete("twistd3 --logger=else"), "twistd3 --logger=else")
 
     def test_others(self) -> None:
-        """Other commands of twistd have file names, as without us."""
+        """Other commands of twistd are completed with file names, as without our completion."""
         self.assertEqual(self.complete("twistd3 -ny READ"), "twistd3 -ny README.md ")
         self.assertEqual(self.complete("twistd3 web --path poe"), "twistd3 web --path poetry/")
 
 
 class PoemTests(BashCase):
-    """Which poems are offered."""
+    """Tests for the poems that are offered."""
 
     def test_all(self) -> None:
         """Every poem along the poetry path is offered by its name."""
@@ -191,7 +190,7 @@ class PoemTests(BashCase):
         self.assertEqual(offered, [name.removesuffix(".txt") for name in POEMS])
 
     def test_severalFolders(self) -> None:
-        """A poem may be in any folder of the path; one that is not there does no harm."""
+        """A poem may be in any folder of the path; a missing folder does no harm."""
         other = os.path.join(self.folder, "other")
         os.mkdir(other)
         write(other, "elegy.txt")
@@ -200,17 +199,17 @@ class PoemTests(BashCase):
         self.assertEqual(offered, ["ecstasy", "elegy"])
 
     def test_equalsSign(self) -> None:
-        """What stands before an equals sign stays."""
+        """The text before an equals sign stays."""
         line = "twistd3 fastpoetry --poetry-path=poetry --poem="
         self.assertEqual(self.complete(f"{line}ec"), f"{line}ecstasy ")
 
     def test_home(self) -> None:
-        """A tilde in the path is the home folder."""
+        """A tilde in the path means the home folder."""
         offered = self.list("twistd3 fastpoetry --poetry-path ~/poetry --poem sc")
         self.assertEqual(offered, ["science"])
 
     def test_noNames(self) -> None:
-        """What can be no name of a poem is not offered, and least of all run."""
+        """A file whose name is no valid poem name is not offered, and never run."""
         for name in ("x.y.txt", "-x.txt", "x y.txt", "$(touch run).txt", "`touch run`.txt", "x"):
             write(self.poetry, name)
         line = "twistd3 fastpoetry --poetry-path poetry --poem "
@@ -218,7 +217,7 @@ class PoemTests(BashCase):
         self.assertFalse(os.path.exists(os.path.join(self.folder, "run")))
 
     def test_path(self) -> None:
-        """Where no name begins like that, a poem is a path."""
+        """If no poem's name has that beginning, a path is completed."""
         for between in " =":
             line = f"twistd3 fastpoetry --poem{between}poetry/"
             self.assertEqual(self.complete(f"{line}ec"), f"{line}ecstasy.txt ")
@@ -230,7 +229,7 @@ class PoemTests(BashCase):
 
 
 class CooperationTests(BashCase):
-    """What becomes of a completion that was there before."""
+    """Tests for a completion that was installed before."""
 
     setup = f"""
         _theirs() {{ COMPREPLY=("theirs-$1-$2-$3"); compopt -o nospace; }}
@@ -240,17 +239,20 @@ class CooperationTests(BashCase):
     """
 
     def test_others(self) -> None:
-        """It goes on completing what is not ours, with all that it may ask bash."""
+        """
+        The other completion goes on completing other commands, with every request it may make to
+        bash.
+        """
         completed = self.complete("twistd3 web x")
         self.assertEqual(completed, "twistd3 web theirs-twistd3-x-web")
 
     def test_commands(self) -> None:
-        """Our commands' names are offered beside its own words."""
+        """Our commands' names are offered beside the other completion's words."""
         offered = self.list("twistd3 fastpoetry-")
         self.assertEqual(offered, ["theirs-twistd3-fastpoetry--twistd3", "fastpoetry-proxy"])
 
     def test_ours(self) -> None:
-        """Behind our commands' names it is not asked."""
+        """After our commands' names the other completion is not called."""
         completed = self.complete("twistd3 fastpoetry --anth")
         self.assertEqual(completed, "twistd3 fastpoetry --anthology ")
 
@@ -262,7 +264,7 @@ class CooperationTests(BashCase):
 
 @skipUnless(LIBRARY.exists(), "bash-completion is not installed")
 class LibraryTests(BashCase):
-    """How bash-completion finds us."""
+    """Tests for finding our file with bash-completion."""
 
     setup = f"""
         mkdir completions
@@ -272,18 +274,18 @@ class LibraryTests(BashCase):
     """
 
     def test_found(self) -> None:
-        """It loads our file when one of our commands' names is first completed."""
+        """bash-completion loads our file when one of our commands' names is first completed."""
         for command in ("twistd", "twistd3"):
             completed = self.complete(f"{command} fastpoetry --poetry-path=poetry --poem sc")
             self.assertEqual(completed[-8:], "science ")
 
 
 def _declared(options: Options) -> tuple[str, list[str]]:
-    """@return: the options of a command as getopt takes them."""
+    """@return: the options of a command in getopt's form."""
     return options.shortOpt, options.longOpt
 
 
 def _spellings(options: Options) -> list[str]:
-    """@return: each option of a command as it is typed."""
+    """@return: the spellings of each option of a command."""
     short, long = _declared(options)
     return [f"-{c}" for c in short if c != ":"] + [f"--{name.rstrip('=')}" for name in long]

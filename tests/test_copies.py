@@ -24,7 +24,7 @@ times = st.integers(0, 2**52).map(lambda milliseconds: milliseconds / 1000)
 
 
 class CopyCase(SynchronousTestCase):
-    """A folder for copies."""
+    """A test case with a folder for copies."""
 
     def setUp(self) -> None:
         self.folder = makeFolder(self)
@@ -32,7 +32,7 @@ class CopyCase(SynchronousTestCase):
         self.mostBytes = MAX_POEM_BYTES
 
     def copy(self, text: bytes = b"a poem\n", fetchedAt: float = 1234.5) -> tuple[bytes, float]:
-        """@return: a copy of such a poem, as L{load} gives it."""
+        """@return: a copy of such a poem, as L{load} returns it."""
         return text, fetchedAt
 
     def save(self, copy: tuple[bytes, float]) -> None:
@@ -45,22 +45,22 @@ class CopyCase(SynchronousTestCase):
         return None if found is None else found[:2]
 
     def put(self, content: bytes) -> None:
-        """Have some content where the copy is kept."""
+        """Write content to the copy's place."""
         with open(self.path, "wb") as file:
             file.write(content)
 
     def content(self) -> bytes:
-        """@return: what is there."""
+        """@return: the copy's content."""
         with open(self.path, "rb") as file:
             return file.read()
 
     def damage(self) -> str:
-        """@return: why the copy cannot be loaded."""
+        """@return: the reason why the copy cannot be loaded."""
         return str(self.assertRaises(CopyError, self.load))
 
 
 class SaveTests(CopyCase):
-    """Tests for what is saved and loaded again."""
+    """Tests for saving and loading again."""
 
     @given(texts, times)
     def test_loadsWhatWasSaved(self, text: bytes, fetchedAt: float) -> None:
@@ -69,26 +69,24 @@ class SaveTests(CopyCase):
         self.assertEqual(self.load(), self.copy(text, fetchedAt))
 
     def test_none(self) -> None:
-        """Before anything was saved there is no copy, and that is no error."""
+        """Before the first save there is no copy, and no error."""
         self.assertIsNone(self.load())
 
     def test_replaces(self) -> None:
-        """
-        The last copy takes the place of the one before, and nothing else is left in the folder.
-        """
+        """A new copy replaces the old one, and leaves no other file in the folder."""
         self.save(self.copy(b"a long old poem\n"))
         self.save(self.copy(b"new\n"))
         self.assertEqual(self.load(), self.copy(b"new\n"))
         self.assertEqual(os.listdir(self.folder), [os.path.basename(self.path)])
 
     def test_private(self) -> None:
-        """Nobody else may write to a copy."""
+        """Other users cannot write to a copy."""
         self.save(self.copy())
         self.assertEqual(os.stat(self.path).st_mode & 0o022, 0)
 
 
 class DamageTests(CopyCase):
-    """Tests for files that are not what was saved."""
+    """Tests for files that differ from what was saved."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -97,54 +95,54 @@ class DamageTests(CopyCase):
 
     @given(st.data())
     def test_damaged(self, data: st.DataObject) -> None:
-        """A byte that is another than was written, wherever it is, makes a damaged copy."""
+        """One changed byte, wherever it is, makes a damaged copy."""
         at = data.draw(st.integers(0, len(self.whole) - 1))
         byte = data.draw(st.integers(0, 255).filter(lambda value: value != self.whole[at]))
         self.put(self.whole[:at] + bytes([byte]) + self.whole[at + 1 :])
         self.assertEqual(self.damage(), f"{self.path}: is damaged, and will be replaced")
 
     def test_truncated(self) -> None:
-        """A copy that lost its end, however much of it, is damaged."""
+        """A copy without its end, however long, is damaged."""
         for size in range(len(self.whole)):
             self.put(self.whole[:size])
             self.assertIn("is damaged", self.damage())
 
     @given(st.binary(min_size=1))
     def test_appended(self, more: bytes) -> None:
-        """A copy with something after its end is damaged."""
+        """A copy with extra bytes at its end is damaged."""
         self.put(self.whole + more)
         self.assertIn("is damaged", self.damage())
 
     @given(st.binary())
     def test_strange(self, content: bytes) -> None:
-        """A file of anybody else's is damaged."""
+        """A file from another program is damaged."""
         self.put(content)
         self.assertIn("is damaged", self.damage())
 
     @given(st.binary() | st.sampled_from([b"nan\nx", b"-1.000\nx", b"1.000\n", b"1.0\nx"]))
     def test_strangeWithGoodDigest(self, rest: bytes) -> None:
-        """A file whose digest is right is damaged too, if it has no time or no poem."""
+        """A file with a correct digest but without a time or a poem is damaged."""
         self.put(sha256(rest).hexdigest().encode() + b"\n" + rest)
         self.assertIn("is damaged", self.damage())
 
     def test_mended(self) -> None:
-        """The next copy takes the place of a damaged one."""
+        """The next copy replaces a damaged one."""
         self.put(b"damaged")
         self.save(self.copy())
         self.assertEqual(self.load(), self.copy())
 
 
 class StrangeTests(CopyCase):
-    """Tests for what somebody put in the copy's place: it is refused at once, and replaced."""
+    """Tests for other things in the copy's place: they are refused at once, and replaced."""
 
     def assertReplaced(self, why: str) -> None:
-        """Assert that there is no copy, for that reason, and that the next takes its place."""
+        """Assert that there is no copy, for that reason, and that the next one replaces it."""
         self.assertEqual(self.damage(), f"{self.path}: {why}")
         self.save(self.copy())
         self.assertEqual(self.load(), self.copy())
 
     def test_FIFO(self) -> None:
-        """A FIFO is not waited for."""
+        """A FIFO in the copy's place does not block."""
         os.mkfifo(self.path)
         self.assertReplaced("is a FIFO; a copy is a regular file")
 
@@ -157,12 +155,12 @@ class StrangeTests(CopyCase):
             self.assertEqual(file.read(), b"precious")
 
     def test_device(self) -> None:
-        """Nor is one to a device, which has no end."""
+        """A link to a device, which has no end, is not followed."""
         os.symlink("/dev/zero", self.path)
         self.assertReplaced("Too many levels of symbolic links")
 
     def test_sparse(self) -> None:
-        """A file that is larger than any copy is not read."""
+        """A file larger than any copy is not read."""
         self.put(b"")
         os.truncate(self.path, 8 << 30)
         self.assertReplaced(
@@ -170,7 +168,7 @@ class StrangeTests(CopyCase):
         )
 
     def test_mostBytes(self) -> None:
-        """Nor is a copy of a poem that is larger than the upstream's may be by now."""
+        """A copy of a poem larger than the upstream's present limit is not read."""
         self.save(self.copy(b"a" * 500))
         self.mostBytes = 300
         self.assertReplaced("has 574 bytes; a copy has 400 at most")
@@ -180,7 +178,7 @@ class StrangeTests(CopyCase):
         self.assertEqual(self.load(), self.copy(b"a" * 300))
 
     def test_leftover(self) -> None:
-        """What a writer that was killed has left behind is gone with the next copy."""
+        """The leftover of a killed writer is removed by the next copy."""
         for leftover in (f"{self.path}.new", f"{self.path}.0123456789abcdef.new"):
             write(self.folder, os.path.basename(leftover), b"half a poem")
             self.save(self.copy())
@@ -194,7 +192,7 @@ class SharedTests(CopyCase):
     """Tests for two proxies that keep the copies of one upstream in one folder."""
 
     def whenSynced(self, do: Callable[[], None]) -> None:
-        """Have something happen once, while a copy is written and not yet in place."""
+        """Call a function once, while a copy is written and not yet in place."""
         fsync = os.fsync
 
         def doAndSync(descriptor: int) -> None:
@@ -205,7 +203,7 @@ class SharedTests(CopyCase):
         self.patch(os, "fsync", doAndSync)
 
     def test_meanwhile(self) -> None:
-        """What one writes while the other does is whole, and so is what the other writes."""
+        """Two copies written at the same time are both whole."""
 
         def saveAnother() -> None:
             self.save(self.copy(b"another\n"))
@@ -217,7 +215,7 @@ class SharedTests(CopyCase):
         self.assertEqual(os.listdir(self.folder), ["x.poem"])
 
     def test_takenForALeftover(self) -> None:
-        """A file that the other removes before it is locked is made again."""
+        """A file that the other proxy removes before it is locked is made again."""
         flock = fcntl.flock
 
         def removeAndLock(descriptor: int, how: int) -> None:
@@ -231,7 +229,7 @@ class SharedTests(CopyCase):
         self.assertEqual(os.listdir(self.folder), ["x.poem"])
 
     def test_noLocks(self) -> None:
-        """Where the file system has no locks, a copy is written and nothing is removed."""
+        """On a file system without locks, a copy is written and no leftover is removed."""
         write(self.folder, "x.poem.1.new")
         self.patch(copies, "flock", Mock(side_effect=OSError(errno.ENOLCK, "none")))
         self.save(self.copy())
@@ -240,33 +238,31 @@ class SharedTests(CopyCase):
 
     def test_orphan(self) -> None:
         """
-        A writer whose proxy has ended writes nothing: one that came later may have saved its own.
+        A writer whose proxy has ended writes nothing: a later proxy may have saved its own copy.
         """
         writeCopy(self.path, *self.copy(), os.getppid() + 1)
         self.assertEqual(os.listdir(self.folder), [])
 
 
 class UnusableTests(CopyCase):
-    """Tests for folders and disks that take or give no copy."""
+    """Tests for folders and disks that cannot be read or written."""
 
     def test_unreadable(self) -> None:
-        """A copy that may not be read is an error with its path and the cause."""
+        """An unreadable copy is an error with its path and the cause."""
         self.save(self.copy())
         os.chmod(self.path, 0)
         with asNobody():
             self.assertEqual(self.damage(), f"{self.path}: Permission denied")
 
     def test_folder(self) -> None:
-        """
-        A folder where the copy should be is such an error as well, for loading and for saving.
-        """
+        """A folder in the copy's place is an error for loading and for saving."""
         os.mkdir(self.path)
         self.assertEqual(self.damage(), f"{self.path}: Is a directory")
         self.assertRaises(CopyError, self.save, self.copy())
         self.assertEqual(os.listdir(self.folder), [os.path.basename(self.path)])
 
     def test_unwritable(self) -> None:
-        """A folder that may not be written to is an error with the path, and the old copy stays."""
+        """A folder without write permission is an error with the path; the old copy stays."""
         self.save(self.copy())
         os.chmod(self.path, 0o644)
         with asNobody(self.folder, 0o555):
@@ -275,7 +271,9 @@ class UnusableTests(CopyCase):
         self.assertEqual(str(why), f"{self.path}: Permission denied")
 
     def test_tooLarge(self) -> None:
-        """What does not fit is such an error too: the old copy stays, and no part of the new."""
+        """
+        A copy that does not fit is an error; the old copy stays, without a part of the new one.
+        """
         self.save(self.copy())
 
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -287,7 +285,7 @@ class UnusableTests(CopyCase):
         self.assertEqual(os.listdir(self.folder), [os.path.basename(self.path)])
 
     def test_noFolder(self) -> None:
-        """A folder that is gone gives no copy, and takes none."""
+        """A missing folder is an error for loading and for saving."""
         self.path = f"{self.folder}/gone/x.poem"
         self.assertIsNone(self.load())
         why = self.assertRaises(CopyError, self.save, self.copy())

@@ -1,7 +1,7 @@
 """
-Tests for L{fastpoetry.delivery.policy}: when a reader's time is over.
+Tests for L{fastpoetry.delivery.policy}: the deadlines of a reader.
 
-Who may come is in C{test_policy}.
+Limits of readers are in C{test_policy}.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from fastpoetry.poem import Poem
 
 
 class VisitTests(PolicyCase):
-    """Tests for when readers are asked how far they have come."""
+    """Tests for the times at which the policy visits readers for their progress."""
 
     def test_soonAtFirst(self) -> None:
-        """One that has been sent everything is asked soon, and then less and less often."""
+        """A reader that was sent everything is visited soon, and then less and less often."""
         reader = self.lingering(taken=0)
         self.clock.pump([0.01] * 400)
         gaps = [later - each for each, later in pairwise(reader.asked)]
@@ -33,13 +33,13 @@ class VisitTests(PolicyCase):
         self.assertTrue(all(0.9 < gap < 1.2 for gap in gaps[-2:]), reader.asked)
 
     def test_underWay(self) -> None:
-        """One whose poem is under way is asked once a second, for deadlines alone."""
+        """A reader whose poem is under way is visited once a second, for deadlines alone."""
         reader = self.sending()
         self.wait(3)
         self.assertEqual(reader.asked, [1.0, 2.0, 3.0])
 
     def test_gone(self) -> None:
-        """One that has closed is asked no more, and no timer runs when all have."""
+        """A closed reader is visited no more; without readers no timer runs."""
         reader = self.lingering()
         reader.closed = True
         self.clock.pump([0.01] * 200)
@@ -48,14 +48,14 @@ class VisitTests(PolicyCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_left(self) -> None:
-        """One that left by itself is not asked."""
+        """A reader that left by itself is not visited."""
         reader = self.sending()
         self.policy.remove(reader)
         self.wait(2)
         self.assertEqual(reader.asked, [])
 
     def test_afterAPause(self) -> None:
-        """Who comes when all have gone is asked as the first one was."""
+        """A reader that comes when all others have gone is visited as the first one was."""
         self.policy.remove(self.sending())
         self.wait(5)
         reader = self.sending()
@@ -63,7 +63,7 @@ class VisitTests(PolicyCase):
         self.assertEqual(reader.asked, [6.0])
 
     def test_aFaultyReader(self) -> None:
-        """One that cannot be asked does not keep the others from their deadlines."""
+        """A reader whose visit fails does not keep the others from their deadlines."""
         faulty, other = self.sending(), self.sending()
         self.patch(faulty, "countTaken", lambda: 1 // 0)
         for _ in range(60):
@@ -73,7 +73,7 @@ class VisitTests(PolicyCase):
 
     def test_servedTogether(self) -> None:
         """
-        Of those who were served at once, each is asked, and who has closed is no reader any more.
+        Each reader that was served at once is visited, and a closed one is no longer a reader.
         """
         readers = [FakeReader(self.policy) for _ in range(5)]
         self.policy.addServed([*readers], self.clock.seconds())
@@ -86,8 +86,8 @@ class VisitTests(PolicyCase):
 
     def test_aFaultyOneOfThem(self) -> None:
         """
-        One of them that cannot be asked does not keep the others from being asked, and is asked
-        again.
+        One of these readers whose visit fails does not keep the others from their visits, and is
+        visited again.
         """
         readers = [FakeReader(self.policy) for _ in range(3)]
         self.policy.addServed([*readers], self.clock.seconds())
@@ -102,10 +102,10 @@ class VisitTests(PolicyCase):
 
 
 class StallTests(PolicyCase):
-    """Tests for readers that take nothing."""
+    """Tests for readers that take no bytes."""
 
     def test_reset(self) -> None:
-        """One that takes nothing for 30 s is reset."""
+        """A reader that takes no bytes for 30 s is reset."""
         reader = self.sending()
         self.wait(29)
         self.assertEqual(reader.did, [])
@@ -114,7 +114,9 @@ class StallTests(PolicyCase):
         self.assertEqual(self.policy.readers, 0)
 
     def test_counted(self) -> None:
-        """It is counted as given up on, once, with a record that says how far it came and why."""
+        """
+        A stalled reader is counted once as given up, with a record of its progress and the cause.
+        """
         self.sending()
         with capturedLogs() as events:
             self.wait(40)
@@ -125,7 +127,7 @@ class StallTests(PolicyCase):
         self.assertEqual(self.policy.ledger.counts, Counts(gaveUp=1))
 
     def test_sinceItLastTookSomething(self) -> None:
-        """The time begins anew whenever it takes something."""
+        """The stall timeout begins anew whenever the reader takes bytes."""
         reader = self.sending(poem=Poem("x", b"x" * 100_000, ""))
         self.wait(20)
         reader.taken = 90_000
@@ -136,7 +138,7 @@ class StallTests(PolicyCase):
 
     def test_afterTheLastByteWasSent(self) -> None:
         """
-        One that was sent everything, and does not take it, is reset too; it is counted already.
+        A reader that was sent everything and does not take it is reset too; it is already counted.
         """
         reader = self.lingering(taken=WHOLE - 1)
         self.wait(40)
@@ -144,7 +146,7 @@ class StallTests(PolicyCase):
         self.assertEqual(self.policy.ledger.counts, Counts(1, WHOLE))
 
     def test_onlyTheStalled(self) -> None:
-        """The others do not notice."""
+        """Other readers are not affected."""
         poem = Poem("x", b"x" * 1_000_000, "")
         stalled, other = self.sending(poem=poem), self.sending(poem=poem)
         for taken in range(0, 400_000, 10_000):
@@ -154,12 +156,12 @@ class StallTests(PolicyCase):
 
 
 class RateTests(PolicyCase):
-    """Tests for readers that take next to nothing."""
+    """Tests for readers that take bytes too slowly."""
 
     limits = Limits(stallSeconds=10, minRateBytesPerSecond=100)
 
     def read(self, rate: int, seconds: int) -> FakeReader:
-        """@return: one that has read at a rate for a time."""
+        """@return: a reader that has read at a rate for a time."""
         reader = self.sending(poem=Poem("x", b"x" * 100_000, ""))
         for second in range(1, seconds + 1):
             reader.taken = second * rate
@@ -167,33 +169,33 @@ class RateTests(PolicyCase):
         return reader
 
     def test_tooSlow(self) -> None:
-        """One that takes less than the least rate is reset, once it has been there for a while."""
+        """A reader below the least rate is reset after a while."""
         with capturedLogs() as events:
             self.assertEqual(self.read(99, 9).did, [])
             self.assertEqual(self.read(99, 10).did, ["reset"])
         self.assertIn("after 990 of 100000 bytes: it took 99 bytes/s", said(events)[-1])
 
     def test_fastEnough(self) -> None:
-        """One that takes the least rate may stay, for however long."""
+        """A reader at the least rate may stay for any time."""
         self.assertEqual(self.read(100, 200).did, [])
 
     def test_onAverage(self) -> None:
-        """It is the average that counts: one that took much may rest for a moment."""
+        """The average counts: a reader that took much may rest for a moment."""
         reader = self.read(1000, 10)
         self.wait(9)
         self.assertEqual(reader.did, [])
 
     def test_off(self) -> None:
-        """With a least rate of 0 whatever is taken is enough."""
+        """With a least rate of 0 any rate is enough."""
         self.policy = Policy(Limits(minRateBytesPerSecond=0), self.clock)
         self.assertEqual(self.read(1, 100).did, [])
 
 
 class LingerTests(PolicyCase):
-    """Tests for readers that have everything and do not close."""
+    """Tests for readers that have taken everything and do not close."""
 
     def test_closed(self) -> None:
-        """Two seconds after it took the last byte its connection is closed, not reset."""
+        """Two seconds after the reader took the last byte, its connection is closed, not reset."""
         reader = self.lingering(taken=0)
         self.wait(5)
         reader.taken = WHOLE
@@ -203,7 +205,10 @@ class LingerTests(PolicyCase):
         self.assertEqual(reader.did, ["end"])
 
     def test_counted(self) -> None:
-        """A poem is counted when it goes to the system, and not again when the connection ends."""
+        """
+        A poem is counted when its last byte goes to the system, and not again when the connection
+        ends.
+        """
         with capturedLogs() as events:
             self.lingering()
             self.assertEqual(self.policy.ledger.counts, Counts(1, WHOLE))
@@ -212,7 +217,9 @@ class LingerTests(PolicyCase):
         self.assertEqual(said(events), ["sending 310 bytes of poetry to 192.0.2.7:40000"])
 
     def test_sentAtLast(self) -> None:
-        """So is one that took its time; that its client closes then is no loss."""
+        """
+        A slow reader that was sent everything is counted as sent, even if its client then closes.
+        """
         reader = self.sending()
         self.finish(reader)
         reader.closed = True
@@ -220,7 +227,7 @@ class LingerTests(PolicyCase):
         self.assertEqual(self.policy.ledger.counts, Counts(1, WHOLE))
 
     def test_leftBefore(self) -> None:
-        """A client that leaves before the last byte was sent is counted as that."""
+        """A client that leaves before the last byte was sent is counted as left."""
         reader = self.sending()
         reader.taken = 100
         self.wait(1)
@@ -236,11 +243,11 @@ class DrainTests(PolicyCase):
     limits = Limits(drainSeconds=20, journalBudgetPerSecond=0)
 
     def test_nobody(self) -> None:
-        """With nobody here there is nothing to wait for."""
+        """Without readers a stop ends at once."""
         self.successResultOf(self.policy.drain())
 
     def test_underWay(self) -> None:
-        """A poem under way is waited for; then nobody lingers."""
+        """A stop waits for poems under way, without lingering after them."""
         reader = self.sending()
         drained = self.policy.drain()
         self.wait(10)
@@ -253,13 +260,13 @@ class DrainTests(PolicyCase):
         self.successResultOf(drained)
 
     def test_lingering(self) -> None:
-        """Who has everything is closed at once."""
+        """A stop closes lingering readers at once."""
         reader = self.lingering()
         self.successResultOf(self.policy.drain())
         self.assertEqual(reader.did, ["end"])
 
     def test_notAcknowledged(self) -> None:
-        """Who was sent everything is waited for until it has it."""
+        """A stop waits until a reader's client has acknowledged everything."""
         reader = self.lingering(WHOLE - 1)
         drained = self.policy.drain()
         self.wait(2)
@@ -270,7 +277,7 @@ class DrainTests(PolicyCase):
         self.successResultOf(drained)
 
     def test_leftToTheSystem(self) -> None:
-        """After a tenth of a second the system is left to send what it has."""
+        """After a tenth of a second the system is left to send the rest from its buffers."""
         reader = self.lingering(WHOLE - 1)
         reader.sent = True
         drained = self.policy.drain()
@@ -281,7 +288,7 @@ class DrainTests(PolicyCase):
         self.successResultOf(drained)
 
     def test_cutShort(self) -> None:
-        """When the time is over everybody who is still here is reset, and the stop goes on."""
+        """At the end of the drain all readers left are reset, and the stop ends."""
         readers = [self.sending(), self.lingering(WHOLE - 1)]
         drained = self.policy.drain()
         self.wait(19)
@@ -291,7 +298,10 @@ class DrainTests(PolicyCase):
         self.successResultOf(drained)
 
     def test_cutShortFails(self) -> None:
-        """Who cannot even be reset, and what arrives for ever, keeps no stop from its end."""
+        """
+        A reader that cannot be reset, or whose client sends without end, does not delay the end of
+        a stop.
+        """
         for come in (
             self.sending,
             lambda: self.lingering(WHOLE - 1),
@@ -307,7 +317,7 @@ class DrainTests(PolicyCase):
             self.assertEqual((self.policy.readers, self.clock.getDelayedCalls()), (0, []))
 
     def test_cutShortIsTold(self) -> None:
-        """Who is cut short is counted, with the cause."""
+        """A reader that is cut short is counted, with the cause."""
         self.policy = Policy(Limits(drainSeconds=1.5), self.clock)
         self.sending()
         self.policy.drain()
@@ -323,7 +333,7 @@ class DrainTests(PolicyCase):
         )
 
     def test_deadlinesHold(self) -> None:
-        """A reader that stalls meanwhile is given up on as ever."""
+        """A reader that stalls during a drain is given up as usual."""
         self.policy = Policy(Limits(drainSeconds=100, stallSeconds=10), self.clock)
         reader = self.sending()
         drained = self.policy.drain()
@@ -332,7 +342,7 @@ class DrainTests(PolicyCase):
         self.successResultOf(drained)
 
     def test_twice(self) -> None:
-        """Whoever asks waits for the same end, also after it."""
+        """Every caller of drain waits for the same end, also after it."""
         reader = self.sending()
         first, second = self.policy.drain(), self.policy.drain()
         self.policy.remove(reader)
@@ -341,7 +351,7 @@ class DrainTests(PolicyCase):
         self.successResultOf(self.policy.drain())
 
     def test_oneThatNoLongerWaits(self) -> None:
-        """One that gives up waiting does not end it for the others."""
+        """A caller that stops waiting does not end the drain for the others."""
         reader = self.sending()
         first, second = self.policy.drain(), self.policy.drain()
         first.addErrback(lambda _: None)
@@ -351,7 +361,7 @@ class DrainTests(PolicyCase):
         self.successResultOf(second)
 
     def test_untold(self) -> None:
-        """What was not told yet is told before the process ends."""
+        """Counts not reported yet are reported before the process ends."""
         reader = self.sending()
         drained = self.policy.drain()
         with capturedLogs() as events:
@@ -360,7 +370,7 @@ class DrainTests(PolicyCase):
         self.assertIn("1 left early", said(events)[0])
 
     def test_noTimer(self) -> None:
-        """No deadline is left behind."""
+        """No timer is left."""
         reader = self.sending()
         self.policy.drain()
         self.policy.remove(reader)

@@ -20,7 +20,7 @@ from fastpoetry.systemd.descriptors import AdoptError, Inherited, refusal
 
 
 class Libsystemd:
-    """C{listen_fds_with_names} over a dictionary and any descriptors."""
+    """C{listen_fds_with_names} that reads a dictionary and returns any descriptors."""
 
     def __init__(self, environ: dict[str, str], numbers: list[int]) -> None:
         self.environ = environ
@@ -37,30 +37,30 @@ class Libsystemd:
 
 def told(count: int, names: str, pid: int | None = None) -> dict[str, str]:
     """
-    @param count: how many descriptors.
+    @param count: the number of descriptors.
     @param names: their names.
-    @param pid: whose they are; L{None} for this process.
-    @return: the variables that say so.
+    @param pid: the process they are for; L{None} for this process.
+    @return: the variables of the protocol.
     """
     pid = pid or os.getpid()
     return {"LISTEN_PID": str(pid), "LISTEN_FDS": str(count), "LISTEN_FDNAMES": names}
 
 
 class EnvironmentTests(Passing, SynchronousTestCase):
-    """Tests for what L{Inherited} reads."""
+    """Tests for what L{Inherited} reads from the environment."""
 
     def inherit(self, environ: dict[str, str], initial: dict[str, str], count: int) -> Inherited:
         """
         @param environ: the environment.
-        @param initial: that of the beginning.
-        @param count: how many listening sockets are really there.
-        @return: what a process finds.
+        @param initial: the environment at the program's start.
+        @param count: the number of listening sockets that are really open.
+        @return: the inherited descriptors.
         """
         numbers = [self.listening().fileno() for _ in range(count)]
         return Inherited(environ, initial, Libsystemd(environ, numbers))
 
     def test_environment(self) -> None:
-        """Descriptors are those that the environment tells of, in their order."""
+        """Descriptors are those in the environment, in its order."""
         found = self.inherit(told(2, "b:a"), {}, 2)
         self.assertEqual([each.name for each in found.descriptors], ["b", "a"])
 
@@ -77,19 +77,19 @@ class EnvironmentTests(Passing, SynchronousTestCase):
         self.assertEqual(environ, {})
 
     def test_consumed(self) -> None:
-        """What was removed from the environment is taken from that of the beginning."""
+        """Variables already removed from the environment are read from the initial environment."""
         environ = {"LISTEN_FDNAMES": "a"}
         found = self.inherit(environ, told(1, "a"), 1)
         self.assertEqual([each.name for each in found.descriptors], ["a"])
         self.assertEqual(environ, {})
 
     def test_environmentFirst(self) -> None:
-        """What the environment says now counts for more than what it said in the beginning."""
+        """The present environment takes precedence over the initial one."""
         found = self.inherit(told(1, "now"), told(1, "then"), 1)
         self.assertEqual([each.name for each in found.descriptors], ["now"])
 
     def test_nothing(self) -> None:
-        """Where nothing is passed, the refusal says who should."""
+        """Without descriptors, the refusal names what should pass them."""
         with self.assertRaises(AdoptError) as caught:
             self.inherit({}, {}, 0).claim("a")
         self.assertEqual(
@@ -100,13 +100,13 @@ class EnvironmentTests(Passing, SynchronousTestCase):
         )
 
     def test_leftNames(self) -> None:
-        """Names alone, as Twisted leaves them to its children, are nothing passed."""
+        """Names without a count, as Twisted leaves them to its children, are not descriptors."""
         with self.assertRaises(AdoptError) as caught:
             self.inherit({"LISTEN_FDNAMES": "a"}, {}, 0).claim()
         self.assertIn("adopted: no descriptor was passed", str(caught.exception))
 
     def test_otherProcess(self) -> None:
-        """What is passed to another process is refused with both process IDs."""
+        """Descriptors passed to another process are refused, with both process IDs."""
         with self.assertRaises(AdoptError) as caught:
             self.inherit(told(1, "a", pid=os.getpid() + 1), {}, 1).claim("a")
         self.assertEqual(
@@ -116,7 +116,7 @@ class EnvironmentTests(Passing, SynchronousTestCase):
         )
 
     def test_noProcess(self) -> None:
-        """A count for nobody is refused with what is missing."""
+        """A count without a process ID is refused, and the refusal names the missing variable."""
         with self.assertRaises(AdoptError) as caught:
             self.inherit({"LISTEN_FDS": "1"}, {}, 1).claim("a")
         self.assertEqual(
@@ -125,7 +125,9 @@ class EnvironmentTests(Passing, SynchronousTestCase):
         )
 
     def test_isNothing(self) -> None:
-        """Nothing was passed where no count says so, or none; what is for another process was."""
+        """
+        No count, or a count of zero, means no descriptors; a count for another process means some.
+        """
         found = [
             self.inherit(environ, {}, 0).isNothing
             for environ in ({}, {"LISTEN_FDNAMES": "a"}, {"LISTEN_FDS": "0"}, told(1, "a", pid=1))
@@ -133,7 +135,7 @@ class EnvironmentTests(Passing, SynchronousTestCase):
         self.assertEqual(found, [True, True, True, False])
 
     def test_countDiffers(self) -> None:
-        """More names than descriptors are refused with both."""
+        """More names than descriptors are refused, with both numbers."""
         with self.assertRaises(AdoptError) as caught:
             self.inherit(told(1, "a:b"), {}, 1).claim("a")
         self.assertEqual(
@@ -148,8 +150,8 @@ class ClaimTests(Passing, SynchronousTestCase):
 
     def refused(self, found: Inherited, name: str | None = None) -> str:
         """
-        @param found: what was passed.
-        @param name: what is claimed.
+        @param found: the inherited descriptors.
+        @param name: the name to claim.
         @return: the refusal.
         """
         with self.assertRaises(AdoptError) as caught:
@@ -157,26 +159,26 @@ class ClaimTests(Passing, SynchronousTestCase):
         return str(caught.exception)
 
     def test_everything(self) -> None:
-        """Without a name, every socket is given out."""
+        """Without a name, a claim takes every socket."""
         a, b = self.listening(), self.listening()
         given = inherit((a, "a"), (b, "b")).claim()
         self.assertEqual([each.number for each in given], [a.fileno(), b.fileno()])
 
     def test_oneName(self) -> None:
-        """With a name, every socket of that name is given out, of whatever family."""
+        """With a name, a claim takes every socket of that name, of any family."""
         families = [socket.AF_UNIX, socket.AF_INET, socket.AF_INET6]
         passed = [(self.listening(family), "a") for family in families]
         given = inherit(*passed, (self.listening(), "b")).claim("a")
         self.assertEqual([each.family for each in given], families)
 
     def test_severalNames(self) -> None:
-        """Two names are two claims."""
+        """Two names take two claims."""
         found = inherit((self.listening(), "a"), (self.listening(), "b"))
         given = [found.claim("b"), found.claim("a")]
         self.assertEqual([[each.name for each in claim] for claim in given], [["b"], ["a"]])
 
     def test_once(self) -> None:
-        """A socket is given out once."""
+        """A socket is given out only once."""
         a = self.listening()
         found = inherit((a, "a"))
         found.claim("a")
@@ -187,14 +189,14 @@ class ClaimTests(Passing, SynchronousTestCase):
         )
 
     def test_rest(self) -> None:
-        """Without a name, what is left is given out, until nothing is."""
+        """Without a name, a claim takes the remaining sockets; without any left it is refused."""
         found = inherit((self.listening(), "a"), (self.listening(), "b"))
         found.claim("a")
         self.assertEqual([each.name for each in found.claim()], ["b"])
         self.assertIn("adopted: given out already; passed: ", self.refused(found))
 
     def test_unknownName(self) -> None:
-        """A name that nothing has is refused with what there is."""
+        """An unknown name is refused, with the list of names."""
         a, b, c = self.listening(), self.listening(socket.AF_INET6), self.listening(socket.AF_UNIX)
         self.assertEqual(
             self.refused(inherit((a, "science"), (b, "science"), (c, "x")), "ecstasy"),
@@ -205,7 +207,7 @@ class ClaimTests(Passing, SynchronousTestCase):
         )
 
     def test_abstract(self) -> None:
-        """A UNIX socket without a file is listening like any other."""
+        """A UNIX socket without a file listens like any other."""
         made = socket.socket(socket.AF_UNIX)
         self.addCleanup(made.close)
         made.bind("")
@@ -215,9 +217,9 @@ class ClaimTests(Passing, SynchronousTestCase):
 
     def wrong(self, file: Any, isStray: bool = False) -> str:
         """
-        @param file: something that cannot be adopted, beside a socket that can.
-        @param isStray: whether a claim of everything must refuse it, as nobody can use it.
-        @return: how the refusal describes it.
+        @param file: a file that cannot be adopted, beside a socket that can.
+        @param isStray: whether a claim of everything must refuse it because no code can use it.
+        @return: the refusal's description of it.
         """
         found = inherit((self.listening(), "a"), (file, "b"))
         prefix = "adopted:name=b: only listening stream sockets can be adopted; passed: "
@@ -232,39 +234,41 @@ class ClaimTests(Passing, SynchronousTestCase):
         return line.partition(f", {file.fileno()} 'b' ")[2]
 
     def test_datagram(self) -> None:
-        """A datagram socket is described as one, and left to who asks for it."""
+        """A datagram socket is described as one, and left for a claim of datagrams."""
         made = self.bound(kind=socket.SOCK_DGRAM)
         where = f"AF_INET 127.0.0.1:{made.getsockname()[1]}"
         self.assertEqual(self.wrong(made), f"{where} is a datagram socket")
 
     def test_sequentialPackets(self) -> None:
-        """A listening socket that is no stream is refused."""
+        """A listening socket of sequential packets is refused."""
         made = self.bound(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         made.listen()
         where = f"AF_UNIX {made.getsockname()!r}"
         self.assertEqual(self.wrong(made, isStray=True), f"{where} is not a stream socket")
 
     def test_notListening(self) -> None:
-        """A stream socket that does not listen is no socket for clients."""
+        """A stream socket that does not listen is refused."""
         made = self.bound()
         where = f"AF_INET 127.0.0.1:{made.getsockname()[1]}"
         self.assertEqual(self.wrong(made), f"{where} is not listening")
 
     def test_connected(self) -> None:
-        """A connection, as C{Accept=yes} and the store pass it, is left to who asks for it."""
+        """A connection, as C{Accept=yes} and the store pass it, is left for its own taker."""
         ours, theirs = socket.socketpair()
         self.addCleanup(ours.close)
         self.addCleanup(theirs.close)
         self.assertEqual(self.wrong(ours), "AF_UNIX '' is a connection")
 
     def test_file(self) -> None:
-        """So is a file."""
+        """A file is left for its own taker."""
         file = (self.folder() / "file").open("w")
         self.addCleanup(file.close)
         self.assertEqual(self.wrong(file), "is a file")
 
     def test_vsock(self) -> None:
-        """So is one that virtual machines connect to: Twisted has no addresses for it."""
+        """
+        A socket of virtual machines is left for its own taker: Twisted has no addresses for it.
+        """
         try:
             made = socket.socket(socket.AF_VSOCK)
         except OSError as why:
@@ -277,13 +281,13 @@ class ClaimTests(Passing, SynchronousTestCase):
         self.assertEqual(self.wrong(made, isStray=True), f"{where} {fault}")
 
     def test_memory(self) -> None:
-        """So is a memfd."""
+        """A memfd is left for its own taker."""
         file = os.fdopen(os.memfd_create("state"), "wb")
         self.addCleanup(file.close)
         self.assertEqual(self.wrong(file), "is a file")
 
     def test_fifo(self) -> None:
-        """A FIFO is refused as one."""
+        """A FIFO is refused and described as one."""
         path = self.folder() / "fifo"
         os.mkfifo(path)
         file = os.fdopen(os.open(path, os.O_RDWR))
@@ -291,19 +295,19 @@ class ClaimTests(Passing, SynchronousTestCase):
         self.assertEqual(self.wrong(file, isStray=True), "is a FIFO")
 
     def test_special(self) -> None:
-        """A special file is refused as one."""
+        """A special file is refused and described as one."""
         with open("/dev/null") as file:
             self.assertEqual(self.wrong(file, isStray=True), "is a special file")
 
     def test_strayTaken(self) -> None:
-        """What somebody has taken does not stand in the way."""
+        """A descriptor already taken does not block a claim."""
         with open("/dev/null") as file:
             found = inherit((self.listening(), "a"), (file, "b"))
             found.take("b")
             self.assertEqual([each.name for each in found.claim()], ["a"])
 
     def test_kinds(self) -> None:
-        """Sockets of one name, as a DNS server has them, are given out by their kind."""
+        """Sockets that share one name, as a DNS server's, are given out by kind."""
         tcp, udp = self.listening(), self.bound(kind=socket.SOCK_DGRAM)
         unix = self.bound(socket.AF_UNIX, socket.SOCK_DGRAM)
         found = inherit((udp, "dns"), (tcp, "dns"), (unix, "dns"))
@@ -313,14 +317,14 @@ class ClaimTests(Passing, SynchronousTestCase):
         self.assertIn("given out already", self.refused(found, "dns"))
 
     def test_noDatagrams(self) -> None:
-        """Where only streams are passed, a claim of datagram sockets says so."""
+        """If only streams were passed, a claim of datagram sockets is refused with that reason."""
         found = inherit((self.listening(), "dns"))
         with self.assertRaises(AdoptError) as caught:
             found.claim("dns", socket.SOCK_DGRAM)
         self.assertIn("only datagram sockets can be adopted so", str(caught.exception))
 
     def test_facts(self) -> None:
-        """Of each socket it is known what it is, whatever it can be used for."""
+        """The kind of each socket is known, whether it can be used or not."""
         ours, theirs = socket.socketpair()
         self.addCleanup(ours.close)
         self.addCleanup(theirs.close)
@@ -336,14 +340,14 @@ class ClaimTests(Passing, SynchronousTestCase):
         )
 
     def test_take(self) -> None:
-        """Whatever has a name can be taken, once."""
+        """Any named descriptor can be taken, once."""
         with open("/dev/null") as file:
             found = inherit((self.listening(), "a"), (file, "a"), (self.listening(), "b"))
             self.assertEqual([len(found.take(name)) for name in ("a", "a", "c")], [2, 0, 0])
             self.assertEqual(len(found.claim()), 1)
 
     def test_release(self) -> None:
-        """What was released can be claimed by somebody else, and then not reclaimed."""
+        """A released socket can be claimed by another caller; then it cannot be reclaimed."""
         found = inherit((self.listening(), "a"))
         given = found.claim("a")
         found.release(given)
@@ -356,7 +360,7 @@ class ClaimTests(Passing, SynchronousTestCase):
         self.assertIn("adopted:name=a: given out already; passed: ", str(caught.exception))
 
     def test_otherFamily(self) -> None:
-        """A listening stream socket of a family that Twisted does not know is refused."""
+        """A listening stream socket of a family unknown to Twisted is refused."""
         self.patch(descriptors, "_FAMILIES", {socket.AF_UNIX: "{!r}"})
         made = self.listening(socket.AF_INET)
         with self.assertRaises(AdoptError) as caught:
@@ -367,7 +371,7 @@ class ClaimTests(Passing, SynchronousTestCase):
         )
 
     def test_hostilePath(self) -> None:
-        """A socket's path cannot make a second line."""
+        """A socket's path cannot add a second line to a record."""
         made = socket.socket(socket.AF_UNIX)
         self.addCleanup(made.close)
         made.bind(os.fsencode(self.folder()) + b"/\n\x1b[2J\xff")
@@ -378,7 +382,7 @@ class ClaimTests(Passing, SynchronousTestCase):
 
     @given(text(characters()), text(characters()))
     def test_hostileNames(self, passed: str, wanted: str) -> None:
-        """Whatever names hold, the refusal is one printable line."""
+        """Whatever the names contain, the refusal is one printable line."""
         with socket.create_server(("127.0.0.1", 0)) as made:
             found = inherit((made, passed))
             found.claim()
@@ -398,11 +402,11 @@ asyncio.run(main())
 
 
 class RefusalTests(SynchronousTestCase):
-    """Tests for L{AdoptError}, which ends a program or not."""
+    """Tests for L{AdoptError}, which ends a program that has no reactor running."""
 
     def test_exits(self) -> None:
         """
-        Before a reactor runs it is a C{SystemExit} whose code is its line, and an C{Exception}.
+        Without a running reactor it is a C{SystemExit} whose code is its line, and an C{Exception}.
         """
         error = refusal("no")
         self.assertIsInstance(error, AdoptError)
@@ -410,7 +414,7 @@ class RefusalTests(SynchronousTestCase):
         self.assertEqual((str(error), getattr(error, "code", None)), ("no", "no"))
 
     def test_running(self) -> None:
-        """When one runs it is an error like any other."""
+        """With a running reactor it is an ordinary error."""
 
         class Reactor:
             running = True
@@ -419,7 +423,7 @@ class RefusalTests(SynchronousTestCase):
         self.assertNotIsInstance(refusal("no"), SystemExit)
 
     def test_asyncio(self) -> None:
-        """A plain asyncio program ends with the one line as well."""
+        """A plain asyncio program ends with the one line too."""
         done = subprocess.run([sys.executable, "-c", ASYNC], capture_output=True, text=True)
         self.assertEqual(done.returncode, 1)
         self.assertEqual(done.stdout, "tidied\n")
@@ -436,17 +440,17 @@ print(inherited().descriptors)
 
 
 class MissingTests(SynchronousTestCase):
-    """A machine without systemd-python."""
+    """Tests for a machine without systemd-python."""
 
     def test_nothing(self) -> None:
-        """Where nothing was passed it is not missed."""
+        """Without passed descriptors, the package is not needed."""
         environ = {key: value for key, value in os.environ.items() if "LISTEN_" not in key}
         command = [sys.executable, "-c", MISSING]
         done = subprocess.run(command, env=environ, capture_output=True, text=True)
         self.assertEqual((done.stdout, done.stderr), ("()\n", ""))
 
     def test_passed(self) -> None:
-        """Where something was, one line says what to install."""
+        """With passed descriptors, one line says what to install."""
         environ = {**os.environ, "LISTEN_FDS": "1", "LISTEN_PID": "1"}
         command = [sys.executable, "-c", MISSING]
         done = subprocess.run(command, env=environ, capture_output=True, text=True)

@@ -16,7 +16,7 @@ class DrainTests(SynchronousTestCase):
         self.did: list[tuple[float, str]] = []
 
     def begin(self, mostSeconds: float = 20.0) -> Drain:
-        """@return: a stop that has begun, and of which it is remembered what it does when."""
+        """@return: a drain that has begun and remembers when it did what."""
 
         def remember(what: str) -> None:
             self.did.append((self.clock.seconds(), what))
@@ -29,18 +29,19 @@ class DrainTests(SynchronousTestCase):
         )
 
     def when(self, what: str) -> list[float]:
-        """@return: at which seconds it was done."""
+        """@return: the seconds at which it was done."""
         return [round(when, 3) for when, each in self.did if each == what]
 
     def test_looks(self) -> None:
-        """It looks after readers at once, and then twenty times a second."""
+        """The drain looks at readers at once, and then twenty times a second."""
         self.begin()
         self.clock.pump([0, 0.05])
         self.assertEqual(self.when("look"), [0, 0.05])
 
     def test_grace(self) -> None:
         """
-        Who can be left to others has a tenth of a second; then it looks whether that can be done.
+        After a tenth of a second the drain checks whether the readers left can be left to the
+        system.
         """
         drain = self.begin()
         self.clock.advance(0.09)
@@ -50,19 +51,19 @@ class DrainTests(SynchronousTestCase):
         self.assertIn(0.101, self.when("look"))
 
     def test_cutsShort(self) -> None:
-        """Who is still there after the time that a stop may take is cut short, once."""
+        """Readers left at the end of the drain time are cut short, once."""
         self.begin(2)
         self.clock.pump([0.05] * 100)
         self.assertEqual(self.when("cut short"), [2])
 
     def test_noTime(self) -> None:
-        """Where a stop may take next to none, readers are left to others all the same."""
+        """With almost no drain time, readers are left to the system all the same."""
         drain = self.begin(0.05)
         self.clock.pump([0.05] * 4)
         self.assertEqual((drain.isPastGrace, self.when("cut short")), (True, [0.05]))
 
     def test_end(self) -> None:
-        """At the end all who wait know, and nothing is done any more."""
+        """At its end all callers are told, and no call is pending."""
         drain = self.begin()
         waiters = [drain.wait(), drain.wait()]
         self.clock.advance(0)
@@ -73,7 +74,7 @@ class DrainTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_oneWaitsNoLonger(self) -> None:
-        """One that gives up waiting ends it for nobody else."""
+        """A caller that stops waiting does not end the drain for others."""
         drain = self.begin()
         first, second = drain.wait(), drain.wait()
         first.addErrback(lambda _: None)
@@ -84,7 +85,8 @@ class DrainTests(SynchronousTestCase):
 
     def test_endsWhileItLooks(self) -> None:
         """
-        It may end because of what it has just done: a look is often what finds the last one gone.
+        The drain may end during its own look at readers, which often finds that the last one has
+        gone.
         """
         drain = Drain(self.clock, 20, lambda: drain.end(), lambda: None)
         waiter = drain.wait()

@@ -1,5 +1,5 @@
 """
-Tests for L{fastpoetry.systemd.ending}: how a program ends when the journal is slow or stands still.
+Tests for L{fastpoetry.systemd.ending}: the end of a program whose journal is slow or hangs.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ reactor.addSystemEventTrigger("before", "shutdown", say)
 
 
 class EndingTests(SynchronousTestCase):
-    """Programs of all kinds, and a journal that only lacks a journald behind it."""
+    """Tests with programs of all kinds, and a journal socket without journald."""
 
     def setUp(self) -> None:
         """Make the journal's socket, and a folder for the program."""
@@ -99,12 +99,13 @@ class EndingTests(SynchronousTestCase):
 
     def runProgram(self, program: str, *arguments: str, isStuck: bool = False) -> tuple[int, str]:
         """
-        Run a program to its end. The journal takes nothing until it has said its last words.
+        Run a program to its end. The journal reads nothing until the program has logged its last
+        records.
 
-        @param program: what follows L{BEGIN}.
-        @param arguments: of twistd, if twistd is to run it.
-        @param isStuck: whether the journal takes nothing until the program has ended.
-        @return: how it ended, and what it wrote to stderr.
+        @param program: the code that follows L{BEGIN}.
+        @param arguments: twistd's arguments, if twistd runs the program.
+        @param isStuck: whether the journal reads nothing until the program has ended.
+        @return: its exit status and its stderr.
         """
         program = BEGIN.replace("PATH", repr(self.path)) + program
         if arguments:
@@ -136,16 +137,18 @@ class EndingTests(SynchronousTestCase):
         return process.returncode, errors[:-1].decode()
 
     def take(self) -> None:
-        """Take the records that have come."""
+        """Read the records that have arrived."""
         while select([self.journal], [], [], 0)[0]:
             self.found.append(dict(parsed(self.journal.recv(1 << 20))))
 
     def numbers(self) -> list[int]:
-        """@return: which of the last words are in the journal, in their order there."""
+        """@return: the numbers of the last records in the journal, in their order."""
         return [int(each["NUMBER"]) for each in self.found if "NUMBER" in each]
 
     def test_twistd(self) -> None:
-        """Under twistd all arrives, to its own last line, by whatever it is stopped."""
+        """
+        Under twistd every record arrives, up to twistd's own last line, however it is stopped.
+        """
         for end, status in (
             ("kill(signal.SIGTERM)", -SIGTERM),
             ("kill(signal.SIGINT)", -SIGINT),
@@ -156,31 +159,31 @@ class EndingTests(SynchronousTestCase):
             self.assertEqual(self.found[-1]["MESSAGE"], b"Server Shut Down.")
 
     def test_daemon(self) -> None:
-        """What was logged before twistd becomes a daemon arrives, though that process ends then."""
+        """Records from before twistd becomes a daemon arrive, although that process ends then."""
         program = SERVICE.replace("END", "reactor.stop()").replace("        say()", "        pass")
         ended, _ = self.runProgram(f"{program}\nsay()\n", "--logfile=log")
-        # As it begins to log, Twisted repeats what it has kept from before.
+        # When logging begins, Twisted repeats earlier events from its buffer.
         self.assertEqual((ended, self.numbers()[:RECORDS]), (0, list(range(RECORDS))))
 
     def test_twist(self) -> None:
-        """Under twist all arrives."""
+        """Under twist every record arrives."""
         ended, _ = self.runProgram(TWIST.replace("END", "kill(signal.SIGTERM)"))
         self.assertEqual((ended, self.numbers()), (-SIGTERM, list(range(RECORDS))))
 
     def test_react(self) -> None:
-        """So it does in a program that C{react} runs."""
+        """Every record of a program that C{react} runs arrives."""
         program = REACTOR.replace("END", "kill(signal.SIGTERM)")
         ended, _ = self.runProgram(f"{program}react(lambda reactor: Deferred())")
         self.assertEqual((ended, self.numbers()), (0, list(range(RECORDS))))
 
     def test_reactor(self) -> None:
-        """So it does in one that runs the reactor, and goes by C{os._exit} after that."""
+        """Every record arrives of a program that runs the reactor and then calls C{os._exit}."""
         program = REACTOR.replace("END", "reactor.stop()")
         ended, _ = self.runProgram(f"{program}reactor.run(); os._exit(3)")
         self.assertEqual((ended, self.numbers()), (3, list(range(RECORDS))))
 
     def test_plain(self) -> None:
-        """A program without a reactor can end by itself, by an exception and by any signal."""
+        """A program without a reactor may end normally, by an exception or by any signal."""
         for end, status in (
             ("", 0),
             ("sys.exit(3)", 3),
@@ -192,13 +195,13 @@ class EndingTests(SynchronousTestCase):
             self.assertEqual((ended, self.numbers()), (status, list(range(RECORDS))), end)
 
     def test_runningReactor(self) -> None:
-        """A signal that nobody handles ends a running reactor, and nothing is lost."""
+        """An unhandled signal ends a running reactor, and every record arrives."""
         program = REACTOR.replace("END", "(say(), kill(signal.SIGABRT))")
         ended, _ = self.runProgram(f"{program}reactor.run()")
         self.assertEqual((ended, self.numbers()), (-SIGABRT, list(range(RECORDS))))
 
     def test_handled(self) -> None:
-        """A signal that the program handles is the program's."""
+        """Signals that the program handles stay with the program."""
         handling = "signal.signal(signal.SIGHUP, lambda *_: os._exit(3))"
         begin = BEGIN.replace("PATH", repr(self.path))
         program = begin.replace("journal =", f"{handling}\njournal =") + "kill(signal.SIGHUP)"
@@ -207,8 +210,8 @@ class EndingTests(SynchronousTestCase):
 
     def test_stuck(self) -> None:
         """
-        While the journal stands still to the end, each record is there or is counted as lost, on
-        stderr. What is logged after the last wait is there as text.
+        If the journal hangs to the end, each record is in its socket, or counted as lost on stderr.
+        Records after the last wait are on stderr as text.
         """
         program = SERVICE.replace("END", "kill(signal.SIGTERM)")
         ended, errors = self.runProgram(program, "--nodaemon", isStuck=True)
@@ -230,14 +233,14 @@ class EndingTests(SynchronousTestCase):
         self.assertTrue(errors.endswith("later\n"), errors)
 
     def test_dropped(self) -> None:
-        """What the backlog could not hold is counted in the journal's last record."""
+        """The journal's last record counts the records that did not fit the backlog."""
         big = PLAIN + "journal._backlogBytes = 10_000\nsay()\nkill(signal.SIGTERM)"
         self.runProgram(big)
         self.assertEqual(self.found[-1]["MESSAGE_ID"], DROPPED.encode())
         self.assertEqual(len(self.numbers()) + int(self.found[-1]["DROPPED"]), RECORDS)
 
     def test_noJournal(self) -> None:
-        """Without a journal the last words are on stderr, however slowly that is read."""
+        """Without a journal the last records are on stderr, however slowly it is read."""
         os.unlink(self.path)
         slow = "import fcntl; fcntl.fcntl(2, fcntl.F_SETPIPE_SZ, 4096)\n"
         for program, *arguments in (

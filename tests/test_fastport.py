@@ -1,7 +1,7 @@
 """
 Tests for L{fastpoetry.delivery.fastport}: what a reader gets, and what it costs.
 
-Who is accepted, and when, is in C{test_accepting}.
+Accepting is in C{test_accepting}.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ SIOCOUTQNSD = 0x894B
 
 
 class InterfaceTests(PortCase):
-    """Tests for what the port and its readers are to others."""
+    """Tests for the interfaces of the port and its readers."""
 
     def test_port(self) -> None:
-        """The port is a listening port, and its reactor one that watches descriptors."""
+        """The port is a listening port, and its reactor watches descriptors."""
         verifyObject(IReactorFDSet, self.reactor)
         verifyObject(IReactorTime, self.reactor)
         port = self.listen()
@@ -59,7 +59,7 @@ class InterfaceTests(PortCase):
         self.assertEqual(port.logPrefix(), "poetry")
 
     def test_reader(self) -> None:
-        """A reader is a descriptor that can be written to."""
+        """A reader is a writable descriptor."""
         self.listen(LONG)
         self.connect()
         self.reactor.turn()
@@ -67,7 +67,7 @@ class InterfaceTests(PortCase):
         self.assertEqual(self.underWay.logPrefix(), "poetry")
 
     def test_inThePlace(self) -> None:
-        """It accepts in the place of the port whose socket it has taken."""
+        """The port accepts in place of the port whose socket it took."""
         plain = self.plainPort()
         port = self.listen(port=plain)
         self.assertEqual(self.reactor.getReaders(), [port])
@@ -75,10 +75,10 @@ class InterfaceTests(PortCase):
 
 
 class ServeTests(PortCase):
-    """Tests for readers of a poem that goes out at once."""
+    """Tests for readers of a poem that can be sent at once."""
 
     def test_everything(self) -> None:
-        """A client gets the whole poem and its end from one look at the port."""
+        """A client gets the whole poem and its end in one read event of the port."""
         self.listen()
         client = self.connect()
         self.reactor.turn()
@@ -86,7 +86,7 @@ class ServeTests(PortCase):
         self.assertEqual(self.reactor.getWriters(), [])
 
     def test_counted(self) -> None:
-        """It is counted, with a record that says to whom it goes."""
+        """The poem is counted, with a record that names the client."""
         self.listen()
         client = self.connect()
         with capturedLogs() as events:
@@ -96,7 +96,7 @@ class ServeTests(PortCase):
         self.assertEqual(self.policy.ledger.counts, Counts(1, 310))
 
     def test_everyPoem(self) -> None:
-        """Each reader gets the poem that there is when it comes."""
+        """Each reader gets the poem that is current when it connects."""
         self.listen()
         self.connect()
         self.reactor.turn()
@@ -106,7 +106,7 @@ class ServeTests(PortCase):
         self.assertEqual(receiveAll(client), b"another")
 
     def test_closes(self) -> None:
-        """When the client has closed, nothing of the connection is left."""
+        """After the client has closed, nothing of the connection is left."""
         self.listen()
         before = countDescriptors()
         client = self.connect()
@@ -118,7 +118,9 @@ class ServeTests(PortCase):
         self.assertEqual(countDescriptors(), before)
 
     def test_clientDoesNotClose(self) -> None:
-        """A client that has everything and does not close is closed after a while, not reset."""
+        """
+        A client that has taken everything and does not close is closed after a while, not reset.
+        """
         self.listen()
         client = self.connect()
         self.reactor.turn()
@@ -129,7 +131,10 @@ class ServeTests(PortCase):
         self.assertEqual(client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 0)
 
     def test_many(self) -> None:
-        """Who is in the backlog is served in batches, with a look at everything else in between."""
+        """
+        Clients in the backlog are served in batches, and the reactor handles other events in
+        between.
+        """
         self.listen()
         clients = [self.connect() for _ in range(100)]
         self.port.doRead()
@@ -140,7 +145,7 @@ class ServeTests(PortCase):
         self.assertEqual([receiveAll(each) for each in clients], [POEM.text] * 100)
 
     def test_wrongCount(self) -> None:
-        """A system that counts nobody in the backlog though somebody is there has all served."""
+        """All clients are served even if the system reports an empty backlog."""
         self.patch(fastport, "countWaiting", lambda listening: 0)
         self.listen()
         clients = [self.connect() for _ in range(3)]
@@ -149,19 +154,19 @@ class ServeTests(PortCase):
         self.assertEqual([receiveAll(each) for each in clients], [POEM.text] * 3)
 
     def test_nobody(self) -> None:
-        """It does not wait where nobody has come."""
+        """With an empty backlog the port does not block."""
         self.listen().doRead()
         self.assertEqual(self.policy.readers, 0)
 
     def test_acceptsNoMore(self) -> None:
-        """Nor does it try for ever where the system does not let it accept."""
+        """The port does not try forever if the system does not let it accept."""
         port = self.listen()
         port._socket.shutdown(socket.SHUT_RDWR)
         port.doRead()
         self.assertEqual(self.policy.readers, 0)
 
     def test_IPv6(self) -> None:
-        """IPv6 clients are served, and called by their address."""
+        """IPv6 clients are served, and recorded with their address."""
         port = tcp.Port(0, ServerFactory(), 50, "::1", self.reactor)
         port.startListening()
         self.listen(port=port)
@@ -174,12 +179,10 @@ class ServeTests(PortCase):
 
 
 class WroteFirstTests(PortCase):
-    """Tests for clients that write, which must not make them lose anything."""
+    """Tests for clients that write, which must not lose bytes of the poem."""
 
     def test_wroteFirst(self) -> None:
-        """
-        A client that wrote before gets everything, and no reset when it does not close either.
-        """
+        """A client that wrote first gets everything, and no reset even if it does not close."""
         self.listen()
         client = self.connect()
         client.sendall(b"GET /ecstasy HTTP/1.1\r\n" * 2800)
@@ -192,7 +195,7 @@ class WroteFirstTests(PortCase):
         self.assertEqual(client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 0)
 
     def test_wroteMeanwhile(self) -> None:
-        """So does one that writes while a long poem is under way."""
+        """A client that writes while a long poem is under way gets everything."""
         self.listen(LONG)
         client = self.connect(receiveBufferBytes=4096)
         self.reactor.turn()
@@ -202,7 +205,7 @@ class WroteFirstTests(PortCase):
         self.assertEqual(client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 0)
 
     def test_halfClosedFirst(self) -> None:
-        """A client that closed its side before gets everything."""
+        """A client that closed its side first gets everything."""
         self.listen()
         client = self.connect()
         client.shutdown(socket.SHUT_WR)
@@ -212,7 +215,7 @@ class WroteFirstTests(PortCase):
         self.assertEqual(self.policy.readers, 0)
 
     def test_halfClosedFirstLong(self) -> None:
-        """So does one of a long poem, however slowly it reads."""
+        """A client that closed its side first gets a long poem too, however slowly it reads."""
         self.listen(LONG)
         client = self.connect(receiveBufferBytes=4096)
         client.sendall(b"x")
@@ -223,7 +226,7 @@ class WroteFirstTests(PortCase):
         self.assertEqual(self.policy.ledger.counts, Counts(1, len(LONG.text)))
 
     def test_uploadIsThrownAway(self) -> None:
-        """What a client writes afterwards is read and thrown away until it closes."""
+        """Bytes that a client writes afterwards are read and discarded until it closes."""
         self.listen()
         client = self.connect()
         self.reactor.turn()
@@ -237,10 +240,10 @@ class WroteFirstTests(PortCase):
 
 
 class LongTests(PortCase):
-    """Tests for poems that do not go out at once."""
+    """Tests for poems that cannot be sent at once."""
 
     def test_pieces(self) -> None:
-        """The rest follows as the client takes it, to the last byte and the end."""
+        """The rest follows as the client reads, to the last byte and the end."""
         self.listen(LONG)
         client = self.connect()
         self.reactor.turn()
@@ -249,7 +252,7 @@ class LongTests(PortCase):
         self.assertEqual(self.policy.ledger.counts, Counts(1, len(LONG.text)))
 
     def test_turns(self) -> None:
-        """A reader that cannot take more is left to wait for room."""
+        """A reader whose buffer is full waits until it is writable."""
         self.listen(LONG)
         self.connect(receiveBufferBytes=4096)
         self.reactor.turn()
@@ -257,7 +260,7 @@ class LongTests(PortCase):
         self.assertEqual(self.policy.readers, 1)
 
     def test_oldPoem(self) -> None:
-        """A reader goes on with the poem it has begun, whatever there is now."""
+        """A reader goes on with the poem that it began, even after a reload."""
         self.listen(LONG)
         client = self.connect()
         self.reactor.turn()
@@ -266,7 +269,8 @@ class LongTests(PortCase):
 
     def test_measure(self) -> None:
         """
-        What a stopped reader has taken is what its system acknowledged, in spite of what waits.
+        The progress of a stopped reader is what its system acknowledged, without what is in the
+        buffer.
         """
         self.listen(LONG)
         client = self.connect(receiveBufferBytes=4096)
@@ -280,7 +284,7 @@ class LongTests(PortCase):
         self.assertEqual(reader.countTaken(), len(LONG.text))
 
     def test_memory(self) -> None:
-        """For a stopped reader no more than a part of the poem waits in the kernel."""
+        """For a stopped reader only a part of the poem is in the kernel's buffer."""
         self.listen(LONG)
         self.connect(receiveBufferBytes=4096)
         self.reactor.turn()
@@ -289,7 +293,7 @@ class LongTests(PortCase):
         self.assertTrue(100_000 < unsent < 400_000, unsent)
 
     def test_stalled(self) -> None:
-        """A reader that has stopped is reset: it can tell that it has not everything."""
+        """A reader that has stopped is reset: its client can tell that the poem is incomplete."""
         self.listen(LONG)
         before = countDescriptors()
         client = self.connect(receiveBufferBytes=4096)
@@ -301,7 +305,7 @@ class LongTests(PortCase):
         self.assertEqual(countDescriptors(), before + 1)
 
     def test_stalledAtTheEnd(self) -> None:
-        """So is one that has stopped with the last bytes still on their way."""
+        """A reader that has stopped with the last bytes in transit is reset."""
         poem = Poem("x", b"x" * 120_000, "")
         self.listen(poem)
         client = self.connect(receiveBufferBytes=4096)
@@ -313,7 +317,7 @@ class LongTests(PortCase):
         self.assertRaises(ConnectionResetError, receiveAll, client)
 
     def test_cutShort(self) -> None:
-        """So is one that is still there when a stop has waited long enough."""
+        """A reader that is left at the end of the drain is reset."""
         self.listen(LONG)
         client = self.connect()
         self.reactor.turn()
@@ -323,7 +327,10 @@ class LongTests(PortCase):
         self.assertRaises(ConnectionResetError, receiveAll, client)
 
     def test_reset(self) -> None:
-        """A client that resets the connection has left; the reactor is told why, and lets go."""
+        """
+        A client that resets the connection has left; the reactor is told the reason and removes the
+        reader.
+        """
         self.listen(LONG)
         client = self.connect()
         self.reactor.turn()
@@ -338,7 +345,7 @@ class LongTests(PortCase):
         self.assertEqual((self.policy.readers, reader.fileno()), (0, -1))
 
     def test_reactorEnds(self) -> None:
-        """A reader that the reactor disconnects as it ends is reset."""
+        """A reader that the reactor disconnects at its end is reset."""
         self.listen(LONG)
         client = self.connect()
         self.reactor.turn()
@@ -349,10 +356,10 @@ class LongTests(PortCase):
 
 class FakeReader(SocketReader):
     """
-    A reader that takes so much at a time, and remembers what it was handed.
+    A reader whose socket takes a set amount at a time.
 
-    @ivar handed: what it was given to send.
-    @ivar options: which options were set.
+    @ivar handed: the buffers given to send.
+    @ivar options: the options that were set.
     @ivar closed: whether it was closed.
     """
 
@@ -367,42 +374,42 @@ class FakeReader(SocketReader):
         self.closed = False
 
     def send(self, data: Any, flags: int = 0) -> int:
-        """Take a part."""
+        """Accept a part of the bytes."""
         self.handed.append(data)
         return min(self.takes(), len(data))
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        """Receive what the test says."""
+        """Receive what the test provides."""
         return self.receives()
 
     def getsockopt(self, level: int, option: int, length: int = 0) -> Any:
-        """Be connected."""
+        """Report a live connection."""
         return b"\1"
 
     def setsockopt(self, level: int, option: int, value: object, length: int = 0) -> None:
-        """Have another option."""
+        """Record the option."""
         self.options.append(option)
 
     def shutdown(self, how: int) -> None:
-        """End."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Be gone."""
+        """Record the close."""
         super().close()
         self.closed = True
 
 
 class EconomyTests(PortCase):
-    """Tests for what a reader costs the server."""
+    """Tests for the cost of a reader."""
 
     def arrive(self, reader: FakeReader, address: Address = "") -> bool:
-        """Have a reader come whose connection nobody is at the other end of, and start."""
+        """Connect a reader without a client, and start it."""
         reader.poem, reader.address = POEM, address
         reader.home, reader.sentBytes = self.listen()._home, 0
         return reader.start(0.0)
 
     def test_noCopies(self) -> None:
-        """However many pieces a poem goes out in, none is copied."""
+        """However many pieces a poem is sent in, no piece is copied."""
         reader = FakeReader(lambda: 100)
         self.arrive(reader)
         while self.reactor.writers:
@@ -414,7 +421,7 @@ class EconomyTests(PortCase):
 
     def test_small(self) -> None:
         """
-        For a poem that goes out at once nothing is set, nor for its end if its client is quick.
+        For a poem that is sent at once no option is set, nor for its end if the client is quick.
         """
         reader = FakeReader()
         self.assertTrue(self.arrive(reader))
@@ -423,7 +430,7 @@ class EconomyTests(PortCase):
         self.assertEqual((reader.options, reader.closed), ([], True))
 
     def test_leftAtOnce(self) -> None:
-        """The connection of a client that has gone is closed."""
+        """The connection of a client that has left is closed."""
 
         def reset() -> int:
             raise ConnectionResetError(errno.ECONNRESET, "reset")
@@ -434,7 +441,7 @@ class EconomyTests(PortCase):
         self.assertEqual(self.policy.ledger.counts, Counts(left=1))
 
     def test_turnedAway(self) -> None:
-        """So is one that is turned away."""
+        """The connection of a client that is turned away is closed."""
         self.policy = Policy(Limits(maxReadersPerSource=1), self.reactor)
         readers = [FakeReader(lambda: 100), FakeReader(lambda: 100)]
         for reader in readers:
@@ -442,7 +449,7 @@ class EconomyTests(PortCase):
         self.assertEqual([each.closed for each in readers], [False, True])
 
     def test_resetAfterwards(self) -> None:
-        """A client that resets the connection has closed it."""
+        """A client's reset after the poem counts as a close."""
 
         def reset() -> int:
             raise ConnectionResetError(errno.ECONNRESET, "reset")
@@ -450,7 +457,7 @@ class EconomyTests(PortCase):
         self.assertTrue(FakeReader(receives=reset).closeAfterClient())
 
     def test_anUploaderHoldsUpNobody(self) -> None:
-        """One that writes as fast as it is read is left for now, after a while."""
+        """Reading from a client that writes without pause stops for now after a while."""
         reads: list[int] = []
 
         def receive() -> int:
@@ -470,14 +477,14 @@ class UNIXTests(PortCase):
         self.path = os.path.join(makeFolder(self), "s")
 
     def plainPort(self) -> Any:
-        """@return: a UNIX port of Twisted's own that listens."""
+        """@return: a listening UNIX port of Twisted."""
         port = unix.Port(os.fsencode(self.path), ServerFactory(), 50, 0o600, reactor=self.reactor)
         port.startListening()
         return port
 
     def test_everything(self) -> None:
         """
-        A client gets the whole poem, having written before or not; the record calls it C{unix}.
+        A client gets the whole poem, whether it wrote first or not; the record names it C{unix}.
         """
         self.listen()
         client = self.connect()
@@ -492,7 +499,7 @@ class UNIXTests(PortCase):
         self.assertEqual(self.policy.readers, 0)
 
     def test_pieces(self) -> None:
-        """A long poem follows as the client takes it."""
+        """A long poem follows as the client reads."""
         self.listen(LONG)
         client = self.connect()
         client.shutdown(socket.SHUT_WR)
@@ -500,7 +507,10 @@ class UNIXTests(PortCase):
         self.assertEqual(self.reactor.fetch(client), LONG.text)
 
     def test_clientDoesNotRead(self) -> None:
-        """What was written cannot get lost, so that a client need not have read it to be closed."""
+        """
+        On a UNIX socket, written bytes cannot be lost, so a reader may be closed before its client
+        has read.
+        """
         self.listen()
         client = self.connect()
         self.reactor.turn()
@@ -509,7 +519,7 @@ class UNIXTests(PortCase):
         self.assertEqual(receiveAll(client), POEM.text)
 
     def test_source(self) -> None:
-        """Its readers are told apart by their users: one user can have too many."""
+        """Readers are limited by user: one user can have too many."""
         self.policy = Policy(Limits(maxReadersPerSource=1), self.reactor)
         self.listen(LONG)
         clients = [self.connect(), self.connect()]
@@ -523,7 +533,9 @@ class UNIXTests(PortCase):
         self.assertEqual(self.policy.readers, 2)
 
     def test_stalled(self) -> None:
-        """A reader that has stopped is ended, short, since a UNIX socket knows no reset."""
+        """
+        A reader that has stopped ends early without a reset, since a UNIX socket has no reset.
+        """
         self.listen(LONG)
         client = self.connect()
         self.reactor.turn()
@@ -532,7 +544,7 @@ class UNIXTests(PortCase):
         self.assertLess(len(receiveAll(client)), len(LONG.text))
 
     def test_given(self) -> None:
-        """After a stop its file is gone, as it was Twisted that made it."""
+        """After a stop the socket's file is removed, because Twisted made it."""
         port = self.listen()
         self.policy.gate.remove(port)
         port.stopListening()

@@ -1,4 +1,4 @@
-"""Tests for L{fastpoetry.proxy.fetch}, by way of the service that fetches."""
+"""Tests for L{fastpoetry.proxy.fetch}, through the service that fetches."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from fastpoetry.poem import Poem
 
 
 class TimeTests(ProxyCase):
-    """Tests for how long a fetch and its readers may take."""
+    """Tests for the timeouts of a fetch and of its readers."""
 
     def assertCause(self, cause: str) -> None:
-        """Assert that the fetch has failed, and why."""
+        """Assert that the fetch has failed with that cause."""
         self.assertFalse(self.upstream.isBusy)
         self.assertTrue(self.service.description.endswith(f" s: {cause}"), self.service.description)
 
     def test_connect(self) -> None:
-        """An upstream that does not answer is left after the time for that."""
+        """An upstream that does not answer is given up after the connect timeout."""
         self.ask()
         self.reactor.advance(4)
         self.assertTrue(self.upstream.isBusy)
@@ -37,7 +37,9 @@ class TimeTests(ProxyCase):
         self.assertCause("upstream took too long")
 
     def test_endpointsWord(self) -> None:
-        """Whatever an endpoint says when it is told that it took too long, that is the cause."""
+        """
+        The cause of a timeout is the timeout, whatever error the endpoint raises when cancelled.
+        """
         for why in (
             ConnectingCancelledError(IPv4Address("TCP", "192.0.2.1", 10000)),
             DNSLookupError("Couldn't find the hostname 'poems.example'"),
@@ -49,7 +51,7 @@ class TimeTests(ProxyCase):
             self.reactor.advance(10)
 
     def test_idle(self) -> None:
-        """One that accepts and is silent is left after the time between two pieces."""
+        """An upstream that accepts and stays silent is given up after the idle timeout."""
         self.ask()
         self.upstream.accept()
         self.reactor.advance(9)
@@ -60,7 +62,9 @@ class TimeTests(ProxyCase):
         self.assertCause("upstream sent nothing for 10 s")
 
     def test_total(self) -> None:
-        """One that never pauses for long and never ends is left after the time for a whole poem."""
+        """
+        An upstream that never pauses for long and never ends is given up after the total timeout.
+        """
         self.ask()
         self.upstream.accept()
         for _ in range(29):
@@ -71,7 +75,7 @@ class TimeTests(ProxyCase):
         self.assertCause("upstream took too long")
 
     def test_endless(self) -> None:
-        """One that sends more than a poem may have is left at once."""
+        """An upstream that sends more than the size limit is given up at once."""
         self.ask()
         self.upstream.accept()
         self.upstream.send(b"a" * 1000)
@@ -80,7 +84,7 @@ class TimeTests(ProxyCase):
         self.assertCause("upstream sends more than 1000 bytes")
 
     def test_nothingComesAfter(self) -> None:
-        """How a connection ends that was left already makes no difference."""
+        """The later end of a connection that was given up has no effect."""
         self.ask()
         self.upstream.accept()
         self.upstream.send(b"a" * 1001)
@@ -90,7 +94,7 @@ class TimeTests(ProxyCase):
 
     def test_readers(self) -> None:
         """
-        Readers wait as long as a fetch may take, each from when it came, and then there is none.
+        Readers wait as long as a fetch may take, each from its own start; then the wait fails.
         """
         first = self.wait()
         self.upstream.refuse()
@@ -105,7 +109,7 @@ class TimeTests(ProxyCase):
         self.failureResultOf(second, defer.TimeoutError)
 
     def test_readersAreKeptThroughAttempts(self) -> None:
-        """Readers who wait while the upstream is away get the poem as soon as it is back."""
+        """Readers that wait while the upstream is down get the poem as soon as it is up."""
         waiting = self.wait()
         self.upstream.refuse()
         self.reactor.advance(2)
@@ -114,7 +118,7 @@ class TimeTests(ProxyCase):
 
 
 class FailureTests(ProxyCase):
-    """Tests for upstreams that give no whole poem."""
+    """Tests for upstreams that send no whole poem."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -122,7 +126,7 @@ class FailureTests(ProxyCase):
         self.advanceTo(60)
 
     def assertKept(self, cause: str, fail: Callable[[], object]) -> None:
-        """Assert that the old poem stays when a fetch fails, and what the cause is called."""
+        """Assert that the old poem stays when a fetch fails, and that the cause has that text."""
         self.ask()
         with capturedLogs() as events:
             fail()
@@ -132,7 +136,7 @@ class FailureTests(ProxyCase):
         self.assertEqual(self.served, b"old")
 
     def connected(self, text: bytes, why: Exception | None) -> Callable[[], object]:
-        """@return: what sends something and ends."""
+        """@return: an endpoint that sends something and ends."""
 
         def fail() -> None:
             self.upstream.accept()
@@ -143,54 +147,59 @@ class FailureTests(ProxyCase):
         return fail
 
     def test_reset(self) -> None:
-        """A connection that is reset half-way is no whole poem."""
+        """A connection that is reset half-way is not a whole poem."""
         self.assertKept(
             "upstream broke off after 3 bytes", self.connected(b"new", ConnectionLost())
         )
 
     def test_distrusted(self) -> None:
-        """One that is ended for another reason, as for its certificate, has that in its cause."""
+        """
+        The cause of a connection that ended for another reason, such as its certificate, has that
+        reason.
+        """
         self.assertKept(
             "upstream broke off after 0 bytes: no trust",
             self.connected(b"", ValueError("no trust")),
         )
 
     def test_empty(self) -> None:
-        """Nothing and a clean end is no poem."""
+        """An empty answer with a clean end is not a poem."""
         self.assertKept("upstream sent nothing and closed", self.connected(b"", None))
 
     def test_refused(self) -> None:
-        """A connection that is refused has a short cause."""
+        """A refused connection has a short cause."""
         self.assertKept("upstream refused", self.refusing())
 
     def refusing(self, why: Exception | None = None) -> Callable[[], object]:
-        """@return: what does not connect."""
+        """@return: an endpoint that does not connect."""
         return lambda: self.upstream.refuse(why)
 
     def test_unknown(self) -> None:
-        """So has a name without an address."""
+        """A name without an address has a short cause."""
         self.assertKept("upstream has no address", self.refusing(DNSLookupError()))
 
     def test_systemTimeout(self) -> None:
-        """So has the system's own time for a connection."""
+        """The system's own connect timeout has a short cause."""
         self.assertKept("upstream took too long", self.refusing(error.TimeoutError()))
 
     def test_system(self) -> None:
-        """So has a UNIX socket that is not there, and all else that the system has a word for."""
+        """
+        A missing UNIX socket, like any other system error, has the system's text as its cause.
+        """
         self.assertKept(
             "upstream cannot be reached: No such file or directory",
             self.refusing(ConnectError(2, "gone")),
         )
 
     def test_noThread(self) -> None:
-        """So has a machine that has no thread for it."""
+        """A machine without a free thread has a short cause."""
         self.assertKept(
             "no thread can be had: none is left",
             self.refusing(ThreadError("no thread can be had: none is left")),
         )
 
     def test_other(self) -> None:
-        """Anything else has the cause that it says itself."""
+        """Any other error has its own text as the cause."""
         self.assertKept("upstream failed: no luck", self.refusing(ValueError("no luck")))
 
 
@@ -203,12 +212,15 @@ class ExpectedTests(ProxyCase):
         self.restart(expectedDigest=self.digest)
 
     def test_known(self) -> None:
-        """The known poem is taken."""
+        """A poem with the expected digest is taken."""
         self.fetch(b"known")
         self.assertEqual(self.served, b"known")
 
     def test_another(self) -> None:
-        """Another one, such as half of it, is not, and the cause has its digest."""
+        """
+        A poem with another digest, such as half of the poem, is not taken; the cause has its
+        digest.
+        """
         self.fetch(b"kno")
         self.assertIsNone(self.served)
         digest = Poem("", b"kno", "").digest

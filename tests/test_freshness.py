@@ -1,4 +1,4 @@
-"""Tests for L{fastpoetry.proxy.freshness}, by way of the service that keeps to it."""
+"""Tests for L{fastpoetry.proxy.freshness}, through the service that uses it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from fastpoetry.proxy.freshness import Freshness
 
 class FreshnessTests(ProxyCase):
     """
-    Tests for how long a poem will do: 60 s fresh, then 100 s while it is revalidated, and from the
-    first on 1000 s in an outage.
+    Tests for a poem's freshness: fresh for 60 s, then served for 100 s while it is revalidated, and
+    from the start for 1000 s in an outage.
     """
 
     def setUp(self) -> None:
@@ -19,25 +19,25 @@ class FreshnessTests(ProxyCase):
 
     def check(self, at: float, served: bytes | None, attempts: int) -> None:
         """
-        Ask at some time, and see what is served and how many attempts were made since the first.
+        Ask at that time, and return what is served and how many attempts were made since the first.
         """
         self.advanceTo(at)
         self.assertEqual((self.served, len(self.upstream.attempts) - 1), (served, attempts))
 
     def test_fresh(self) -> None:
-        """A fresh poem is served, and its upstream is not asked."""
+        """A fresh poem is served without asking its upstream."""
         self.check(0, b"old", 0)
         self.check(59, b"old", 0)
 
     def test_freshAt(self) -> None:
-        """It is known when it was fetched, by the time of day as it is now."""
+        """The time of a fetch is known by the present wall clock."""
         self.assertIsNone(self.make().freshAt)
         self.advanceTo(59)
         self.wallOffset = 1e9
         self.assertEqual(self.service.freshAt, 1e9)
 
     def test_revalidated(self) -> None:
-        """A stale one is served while one new one is fetched, which then takes its place."""
+        """A stale poem is served while one fetch runs; then the new poem replaces it."""
         self.check(60, b"old", 1)
         self.check(61, b"old", 1)
         self.give(b"new")
@@ -46,25 +46,23 @@ class FreshnessTests(ProxyCase):
         self.check(121, b"new", 2)
 
     def test_revalidatedLate(self) -> None:
-        """The last moment of that is as good as the first."""
+        """The last moment of revalidation is like the first."""
         self.check(159, b"old", 1)
 
     def test_tooOld(self) -> None:
-        """
-        One that is older is not served, unless there is no other: readers wait for the new one.
-        """
+        """An older poem is served only if there is no other: readers wait for the new one."""
         self.check(160, None, 1)
         waiting = self.wait()
         self.give(b"new")
         self.assertEqual(self.successResultOf(waiting).text, b"new")
 
     def test_becomesTooOld(self) -> None:
-        """It is not served any more when the fetch takes so long that it gets too old meanwhile."""
+        """A poem that becomes too old during a fetch is no longer served."""
         self.check(159, b"old", 1)
         self.check(160, None, 1)
 
     def test_staleIfError(self) -> None:
-        """In an outage it is served for as long as an old one may stand in, and then no longer."""
+        """In an outage a poem is served for its stale-if-error time, and no longer."""
         self.check(60, b"old", 1)
         self.upstream.refuse()
         self.check(60, b"old", 1)
@@ -73,14 +71,14 @@ class FreshnessTests(ProxyCase):
         self.check(1060, None, 2)
 
     def test_waitedForAnError(self) -> None:
-        """Who waits because it is too old gets it all the same when there is none to be had."""
+        """Readers that wait because the poem is too old get it all the same if the fetch fails."""
         self.advanceTo(500)
         waiting = self.wait()
         self.upstream.refuse()
         self.assertEqual(self.successResultOf(waiting).text, b"old")
 
     def test_outageEnds(self) -> None:
-        """After an outage the new poem is served, and is as fresh as any."""
+        """After an outage the new poem is served, and is fresh."""
         self.check(60, b"old", 1)
         self.upstream.refuse()
         self.check(70, b"old", 2)
@@ -89,14 +87,14 @@ class FreshnessTests(ProxyCase):
         self.check(130, b"new", 3)
 
     def test_unchanged(self) -> None:
-        """The same poem fetched again is fresh again."""
+        """An unchanged poem is fresh again after a fetch."""
         self.check(60, b"old", 1)
         self.give(b"old")
         self.check(119, b"old", 1)
 
     def test_noFreshness(self) -> None:
         """
-        Without any freshness who has waited is served all the same: a poem is good for a second.
+        Without any freshness, waiting readers are served all the same: a poem is good for a second.
         """
         self.restart(Freshness(maxAgeSeconds=0, revalidateSeconds=0, errorSeconds=0))
         waiting = self.wait()

@@ -24,23 +24,23 @@ class GateTests(SynchronousTestCase):
             self.gate.add(port)
 
     def reading(self) -> list[bool]:
-        """@return: whether each port accepts."""
+        """@return: for each port, whether it accepts."""
         return [port.reading for port in self.ports]
 
     def test_close(self) -> None:
-        """Closed, it has no port accept, and says so."""
+        """A closed gate pauses every port."""
         self.gate.close()
         self.assertEqual((self.gate.isClosed, self.reading()), (True, [False, False]))
 
     def test_open(self) -> None:
-        """Opened, all accept at once, and no timer is left."""
+        """Opening resumes every port at once, and leaves no timer."""
         self.gate.close()
         self.gate.open()
         self.assertEqual((self.gate.isClosed, self.reading()), (False, [True, True]))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_byItself(self) -> None:
-        """It opens by itself after a quarter of a second, counted from when it was closed last."""
+        """The gate opens by itself a quarter of a second after it was last closed."""
         self.gate.close()
         self.clock.advance(0.2)
         self.gate.open()
@@ -51,12 +51,12 @@ class GateTests(SynchronousTestCase):
         self.assertEqual((self.gate.isClosed, self.reading()), (False, [True, True]))
 
     def test_openAlready(self) -> None:
-        """To open what is open does nothing: a port may have reasons of its own to wait."""
+        """Opening an open gate has no effect: a port may have its own reason to wait."""
         self.gate.open()
         self.assertEqual([port.turns for port in self.ports], [0, 0])
 
     def test_willOpen(self) -> None:
-        """It will open by itself as long as it is closed."""
+        """The gate will open by itself as long as it is closed."""
         self.assertFalse(self.gate.willOpen)
         self.gate.close()
         self.assertTrue(self.gate.willOpen)
@@ -64,14 +64,14 @@ class GateTests(SynchronousTestCase):
         self.assertFalse(self.gate.willOpen)
 
     def test_removed(self) -> None:
-        """A port that is removed is left alone."""
+        """A removed port is left alone."""
         self.gate.remove(self.ports[0])
         self.gate.close()
         self.clock.advance(1)
         self.assertEqual([port.turns for port in self.ports], [0, 2])
 
     def test_notWatched(self) -> None:
-        """A port that the reactor cannot watch is told of; all are tried again in a moment."""
+        """A port that the reactor cannot watch is reported; all ports are retried in a moment."""
         self.gate.close()
         for error in (OSError(errno.ENOSPC, "no space"), MemoryError()):
             patch = self.patch(self.ports[1], "startReading", mock.Mock(side_effect=error))
@@ -84,7 +84,7 @@ class GateTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_cannotAccept(self) -> None:
-        """Where a port cannot accept again for now, all are tried again in a moment."""
+        """If a port cannot resume accepting, all ports are retried in a moment."""
         self.gate.close()
         patch = self.patch(self.ports[0], "startReading", lambda: [].pop())
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""Tests for L{fastpoetry.delivery.handover}: what comes back is what was left, or nothing."""
+"""Tests for L{fastpoetry.delivery.handover}: a reader comes back as it was left, or not at all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ADDRESS = ("127.0.0.1", 40000)
 
 
 class HandOverCase(SynchronousTestCase):
-    """A reader in mid-poem, as it is left by one process and found by the next."""
+    """A test case with a reader in mid-poem, left by one process and found by the next."""
 
     def setUp(self) -> None:
         self.reactor = Reactor()
@@ -42,31 +42,31 @@ class HandOverCase(SynchronousTestCase):
         self.file = self.memory(LONG.text)
 
     def makeReader(self, number: int, poem: Poem) -> SocketReader:
-        """@return: a reader on a connection."""
+        """@return: a reader of a connection."""
         reader = SocketReader(socket.AF_INET, socket.SOCK_STREAM, 0, number)
         self.addCleanup(reader.close)
         reader.poem, reader.address, reader.home = poem, ADDRESS, self.home
         return reader
 
     def memory(self, text: bytes) -> int:
-        """@return: a descriptor of a file with a text."""
+        """@return: a descriptor of a memory file with a text."""
         number = os.memfd_create("poem")
         self.addCleanup(os.close, number)
         os.write(number, text)
         return number
 
     def dup(self, data: bytes) -> int:
-        """@return: a descriptor of a file with some bytes, for somebody else to close."""
+        """@return: a descriptor of a file with some bytes; the receiver closes it."""
         return os.dup(self.memory(data))
 
     def describe(self) -> Any:
-        """@return: what is handed over, to be spoilt."""
+        """@return: the handed-over state, for a test to spoil."""
         return json.loads(describe({self.reader: Progress(1.0, 2.0, 3)}, {LONG: self.file}))
 
     def restore(self, state: object, files: list[int] | None = None) -> tuple[Any, list[str]]:
-        """@return: what the next process makes of it."""
+        """@return: what the next process restores."""
         data = state if isinstance(state, bytes) else json.dumps(state).encode()
-        # As systemd does it: the connection is another descriptor of the same socket.
+        # Like systemd: the connection is another descriptor of the same socket.
         number = os.dup(self.reader.fileno())
         self.reader.close()
         others = [os.dup(each) for each in ([self.file] if files is None else files)]
@@ -76,7 +76,7 @@ class HandOverCase(SynchronousTestCase):
         return found.readers, [*found.faults]
 
     def assertReset(self, state: object, fault: str, files: list[int] | None = None) -> None:
-        """Assert that a connection is reset of which that is said."""
+        """Assert that a connection with that state is reset."""
         readers, faults = self.restore(state, files)
         self.assertEqual((readers, len(faults) > 0), ({}, True))
         self.assertIn(fault, faults[0])
@@ -88,7 +88,7 @@ class HandOverTests(HandOverCase):
     """Tests for readers that are handed over."""
 
     def test_same(self) -> None:
-        """All that is known of a reader is known again."""
+        """All state of a reader is restored."""
         sentBytes = self.reader.sentBytes
         readers, faults = self.restore(self.describe())
         self.assertEqual(faults, [])
@@ -100,7 +100,7 @@ class HandOverTests(HandOverCase):
         self.assertEqual(progress, Progress(1.0, 2.0, 3))
 
     def test_goesOn(self) -> None:
-        """Its client gets the rest of the poem, and not a byte twice."""
+        """The client gets the rest of the poem, without a repeated byte."""
         readers, _ = self.restore(self.describe())
         ((reader, progress),) = readers.items()
         self.home.policy.resume(reader, progress)
@@ -130,62 +130,67 @@ class HandOverTests(HandOverCase):
             reader.close()
 
     def test_user(self) -> None:
-        """A user of a UNIX socket, too, is known again."""
+        """The user of a UNIX socket is restored too."""
         self.reader.address = 1000
         readers, _ = self.restore(self.describe())
         self.assertEqual([each.address for each in readers], [1000])
 
 
 class DistrustTests(HandOverCase):
-    """Tests for what comes from outside, as all that is passed to a process does."""
+    """Tests for untrusted state: a process can be passed anything."""
 
     def test_noState(self) -> None:
-        """A connection of which nothing is known is reset."""
+        """A connection without state is reset."""
         self.assertReset(b"", "damaged")
 
     def test_otherVersion(self) -> None:
-        """So is one that another version has left, be it older or newer."""
+        """A connection from another version, older or newer, is reset."""
         self.assertReset({**self.describe(), "version": 2}, "of version 2, not 1")
 
     def test_unknown(self) -> None:
-        """So is one that is not spoken of."""
+        """A connection that the state does not mention is reset."""
         self.assertReset({**self.describe(), "readers": []}, "nothing is known")
 
     def test_otherText(self) -> None:
-        """So is one whose poem's text is another by now."""
+        """A connection whose poem's text has changed is reset."""
         state = self.describe()
         os.pwrite(self.file, b"another", 0)
         self.assertReset(state, "text of a poem")
 
     def test_noText(self) -> None:
-        """So is one whose poem's text is not there."""
+        """A connection whose poem's text is missing is reset."""
         self.assertReset(self.describe(), "text of a poem", files=[])
 
     def test_otherCount(self) -> None:
-        """So is one that was sent more or less than is said: somebody has gone on since then."""
+        """
+        A connection that was sent more or less than the state says is reset: another process has
+        continued it.
+        """
         state = self.describe()
         state["readers"][0][2] -= 1
         self.assertReset(state, "bytes were sent")
 
     def test_future(self) -> None:
-        """So is one that came later than now: that was another boot's clock."""
+        """
+        A connection whose start lies in the future is reset: the time is from another boot's clock.
+        """
         state = self.describe()
         state["readers"][0][4] = [20.0, 20.0, 0]
         self.assertReset(state, "cannot be")
 
     def test_noConnection(self) -> None:
-        """What is no connection at all is closed."""
+        """A descriptor that is not a connection is closed."""
         with socket.socket() as number:
             found = restore([self.dup(b"{}"), number.detach()], *self.home)
         self.assertEqual((found.readers, found.lost), ({}, 1))
 
     def test_nothing(self) -> None:
-        """Of nothing comes nothing but a fault."""
+        """Empty state restores no reader, and is a fault."""
         self.assertEqual(restore([], *self.home), ({}, 0, ["what was handed over is damaged"]))
 
     @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists), st.data())
     def test_anything(self, junk: Any, data: st.DataObject) -> None:
-        """Whatever stands in a place, nothing but a fault comes of it."""
+        """Whatever a field contains, the only outcome is a fault."""
         state = self.describe()
         place = data.draw(st.sampled_from([*state, "reader", "poem", "all"]))
         if place == "all":
@@ -202,10 +207,10 @@ class DistrustTests(HandOverCase):
 
 
 class SmallTests(HandOverCase):
-    """Tests for readers who have not begun to take a poem that is short."""
+    """Tests for readers that have not begun to take a short poem."""
 
     def test_whole(self) -> None:
-        """One that has been handed everything is none that is handed over."""
+        """A reader that was sent everything is not handed over."""
         state = self.describe()
         state["poems"][0] = [os.fstat(self.file).st_ino, POEM.name, POEM.origin, POEM.digest]
         os.ftruncate(self.file, 0)

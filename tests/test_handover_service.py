@@ -27,10 +27,10 @@ UNDER_SYSTEMD = {"NOTIFY_SOCKET": "/run/systemd/notify"}
 
 class FakeStore:
     """
-    A store that holds what it is given for the next process, or has no room.
+    A store that keeps descriptors for the next process, or is full.
 
-    @ivar held: descriptors of its own, by name.
-    @ivar isFull: whether it has no room.
+    @ivar held: duplicated descriptors, by name.
+    @ivar isFull: whether it is full.
     """
 
     def __init__(self) -> None:
@@ -38,13 +38,13 @@ class FakeStore:
         self.isFull = False
 
     def take(self, name: str) -> tuple[Descriptor, ...]:
-        """What there is, each time."""
+        """Return its content, each time."""
         return tuple(Descriptor.examine(os.dup(number), name) for number in self.held.get(name, ()))
 
     def putNow(
         self, descriptors: Mapping[str, Iterable[Any]], *, poll: bool, seconds: float
     ) -> None:
-        """Hold what there is room for."""
+        """Keep the descriptors if the store is not full."""
         for name, each in descriptors.items():
             numbers = [one if isinstance(one, int) else one.fileno() for one in each]
             self.held[name] = [os.dup(number) for number in numbers]
@@ -52,14 +52,16 @@ class FakeStore:
             raise StoreError("no room")
 
     def removeNow(self, *names: str, seconds: float) -> None:
-        """Let go."""
+        """Remove a descriptor."""
         for name in names:
             for number in self.held.pop(name, ()):
                 os.close(number)
 
 
 class HandOverCase(SynchronousTestCase):
-    """A process that stops and one that starts, and a client in the middle of a poem."""
+    """
+    A test case with a process that stops, one that starts, and a client in the middle of a poem.
+    """
 
     def setUp(self) -> None:
         self.store = FakeStore()
@@ -67,7 +69,7 @@ class HandOverCase(SynchronousTestCase):
         self.begin()
 
     def begin(self, environ: Mapping[str, str] = UNDER_SYSTEMD) -> None:
-        """Have a process start."""
+        """Start a process."""
         self.reactor = Reactor()
         self.policy = Policy(Limits(), self.reactor)
         store: Any = self.store
@@ -90,9 +92,9 @@ class HandOverCase(SynchronousTestCase):
 
     def stop(self) -> Any:
         """
-        Have the process stop.
+        Stop the process.
 
-        @return: fires when it has.
+        @return: fires when it has stopped.
         """
         drained = self.policy.drain()
         self.reactor.advance(0)
@@ -102,14 +104,14 @@ class HandOverCase(SynchronousTestCase):
 
 
 class HandOverTests(HandOverCase):
-    """Tests for what becomes of readers."""
+    """Tests for the handover of readers."""
 
     def test_interface(self) -> None:
         """It is a service."""
         verifyObject(IService, self.service)
 
     def test_handedOver(self) -> None:
-        """One process begins a poem and the next ends it, with one record and one count."""
+        """One process begins a poem and the next one ends it, with one record and one count."""
         client = self.connect()
         stopped = self.stop()
         self.successResultOf(stopped)
@@ -133,7 +135,7 @@ class HandOverTests(HandOverCase):
         self.assertEqual(self.policy.ledger.counts, Counts(1, len(LONG.text)))
 
     def test_takenOut(self) -> None:
-        """Readers that were taken over are in the store no more."""
+        """Readers that were taken over are removed from the store."""
         self.connect()
         self.stop()
         self.reader.close()
@@ -141,7 +143,7 @@ class HandOverTests(HandOverCase):
         self.assertEqual(self.store.held, {})
 
     def test_deadlines(self) -> None:
-        """How long a reader has taken nothing goes on from one process to the next."""
+        """The stall time of a reader goes on from one process to the next."""
         self.connect()
         ((_, before),) = self.policy._sending.items()
         self.stop()
@@ -151,7 +153,7 @@ class HandOverTests(HandOverCase):
         self.assertEqual([*self.policy._sending.values()], [before])
 
     def test_noState(self) -> None:
-        """Of whom nothing is known, is reset and counted, with a record that says why."""
+        """A connection without state is reset and counted, with a record of the cause."""
         client = self.connect()
         packed = pack([self.reader])
         self.addCleanup(os.close, packed)
@@ -168,9 +170,7 @@ class HandOverTests(HandOverCase):
         self.assertEqual(self.policy.ledger.counts, Counts(gaveUp=1))
 
     def test_full(self) -> None:
-        """
-        Where the store has no room nobody is left there, and who is here is sent to as before.
-        """
+        """If the store is full, no reader is left there, and readers are sent to as before."""
         client = self.connect()
         self.store.isFull = True
         with capturedLogs() as events:
@@ -184,7 +184,7 @@ class HandOverTests(HandOverCase):
         self.assertEqual(self.reactor.fetch(client), LONG.text)
 
     def test_others(self) -> None:
-        """While a reader is left that cannot be handed over, all are sent to as before."""
+        """While one reader cannot be handed over, all readers are sent to as before."""
         client = self.connect()
         other = FakeReader(self.policy, poem=LONG)
         self.policy.begin(other, self.policy.clock.seconds())
@@ -197,7 +197,7 @@ class HandOverTests(HandOverCase):
         self.assertTrue(client.recv(1))
 
     def test_cutShort(self) -> None:
-        """At the end of the drain the readers are handed over that can be; the others are reset."""
+        """At the end of the drain, readers that can be handed over are; the others are reset."""
         self.connect()
         other = FakeReader(self.policy, poem=LONG)
         self.policy.begin(other, self.policy.clock.seconds())
@@ -207,7 +207,7 @@ class HandOverTests(HandOverCase):
         self.assertEqual((other.did, len(self.store.held[".handover"])), (["reset"], 1))
 
     def test_noSystemd(self) -> None:
-        """Outside systemd there is no store, and nobody is handed over."""
+        """Outside systemd there is no store and no handover."""
         self.begin({})
         self.connect()
         self.assertNoResult(self.stop())

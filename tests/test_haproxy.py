@@ -35,10 +35,10 @@ V1 = b"PROXY TCP4 192.0.2.7 192.0.2.2 40000 10000\r\n"
 
 def version2(source: str = "192.0.2.7", command: int = 1, extra: bytes = b"") -> bytes:
     """
-    A header of version 2, as section 2.2 of the specification has it.
+    Make a header of version 2, as in section 2.2 of the specification.
 
     @param command: 1 for a client, 0 for the balancer's own check.
-    @param extra: what follows the addresses.
+    @param extra: bytes after the addresses.
     """
     packed = ip_address(source).packed
     family = 0x11 if len(packed) == 4 else 0x21
@@ -48,7 +48,7 @@ def version2(source: str = "192.0.2.7", command: int = 1, extra: bytes = b"") ->
 
 
 class ProxiedCase(SynchronousTestCase):
-    """A factory as the endpoint C{haproxy:} wraps it, and what connects to it."""
+    """A factory as the endpoint C{haproxy:} wraps it, and its connections."""
 
     limits = Limits(stallSeconds=30.0, drainSeconds=20.0, minRateBytesPerSecond=1)
 
@@ -70,14 +70,14 @@ class ProxiedCase(SynchronousTestCase):
         return transport
 
     def lose(self) -> None:
-        """Have the connection end."""
+        """End the connection."""
         self.wrapper.connectionLost(Failure(ConnectionDone()))
 
     def pull(self, transport: FakeTransport) -> bytes:
         """
-        Have a transport ask for data until it is told that this was all.
+        Make a transport ask for data until its producer ends.
 
-        @return: what it was given.
+        @return: the data.
         """
         while transport.producer is not None:
             transport.producer.resumeProducing()
@@ -86,9 +86,9 @@ class ProxiedCase(SynchronousTestCase):
 
     def receive(self, *pieces: bytes, peer: Any = BALANCER) -> list[str]:
         """
-        Connect, and say something.
+        Connect, and send bytes.
 
-        @return: what is logged, when the poem has gone out if there is one.
+        @return: the records made, once the poem, if any, has been sent.
         """
         with capturedLogs() as events:
             transport = self.connect(peer)
@@ -100,22 +100,22 @@ class ProxiedCase(SynchronousTestCase):
 
 
 class HeaderTests(ProxiedCase):
-    """Tests for headers that are as they should be."""
+    """Tests for valid headers."""
 
     def assertSentTo(self, peer: str, *pieces: bytes) -> None:
-        """Assert that whoever says so gets the poem, and is recorded under an address."""
+        """Assert that a client with those bytes gets the poem, and is recorded with an address."""
         expected = [f"sending {len(POEM.text)} bytes of poetry to {peer}"]
         self.assertEqual(self.receive(*pieces), expected)
         self.assertEqual((self.sent, self.did), (POEM.text, ["loseWriteConnection"]))
 
     def test_interfaces(self) -> None:
-        """It is what its transport is, and can be half-closed."""
+        """It provides its transport's interfaces, and half-close."""
         self.connect()
         verifyObject(IHalfCloseableProtocol, self.wrapper)
         self.assertTrue(ITCPTransport.providedBy(self.wrapper))
 
     def test_nothingBefore(self) -> None:
-        """Nothing is sent before the header is there."""
+        """Nothing is sent before the header has arrived."""
         self.assertEqual(self.receive(), [])
         self.assertEqual((self.sent, self.did), (b"", []))
 
@@ -124,7 +124,7 @@ class HeaderTests(ProxiedCase):
         self.assertSentTo("192.0.2.7:40000", V1)
 
     def test_version1IPv6(self) -> None:
-        """An IPv6 address is recorded as the system writes it, however the balancer does."""
+        """An IPv6 address is recorded in the system's form, whatever the balancer's."""
         header = b"PROXY TCP6 2001:DB8:0:0::7 2001:db8::2 40000 10000\r\n"
         self.assertSentTo("[2001:db8::7]:40000", header)
 
@@ -134,17 +134,17 @@ class HeaderTests(ProxiedCase):
         self.assertSentTo("[2001:db8::7]:40000", version2("2001:db8::7"))
 
     def test_version2Extra(self) -> None:
-        """What else a header of version 2 says is of no interest."""
+        """Extra fields in a header of version 2 are ignored."""
         self.assertSentTo("192.0.2.7:40000", version2(extra=b"\x04\0\x01x"))
 
     def test_unspecified(self) -> None:
-        """A client of a family that the balancer cannot name has the balancer's address."""
+        """A client whose family the balancer cannot name has the balancer's address."""
         header = bytearray(version2())
         header[13] = 0
         self.assertSentTo("192.0.2.1:50000", bytes(header))
 
     def test_inPieces(self) -> None:
-        """A header may come in pieces, down to single bytes."""
+        """A header may come in pieces, even in single bytes."""
         for header, peer in (
             (V1, "192.0.2.7:40000"),
             (version2(), "192.0.2.7:40000"),
@@ -153,11 +153,11 @@ class HeaderTests(ProxiedCase):
             self.assertSentTo(peer, *(bytes([each]) for each in header))
 
     def test_whatFollows(self) -> None:
-        """What the client writes is of no interest, with the header or later."""
+        """Bytes that the client writes, with the header or later, are ignored."""
         self.assertSentTo("192.0.2.7:40000", V1 + b"GET / HTTP/1.0\r\n", b"\r\n")
 
     def test_source(self) -> None:
-        """The limit for one source is the client's, not the balancer's."""
+        """The limit of one source applies to the client, not to the balancer."""
         self.limits = Limits(maxReadersPerSource=1)
         self.start()
         self.connect()
@@ -166,7 +166,7 @@ class HeaderTests(ProxiedCase):
         self.assertFalse(self.policy.isTooMany(("192.0.2.1", 1)))
 
     def test_noSource(self) -> None:
-        """Before the header names one, the balancer is no source."""
+        """Before the header has named the client, the balancer is not a source."""
         self.limits = Limits(maxReadersPerSource=1)
         self.start()
         transports = [self.connect() for _ in range(3)]
@@ -175,16 +175,16 @@ class HeaderTests(ProxiedCase):
 
 
 class RefusalTests(ProxiedCase):
-    """Tests for connections that do not say who they are."""
+    """Tests for connections without a valid header."""
 
     def assertRefused(self, *pieces: bytes) -> None:
-        """Assert that who says that gets nothing but a reset, and one record."""
+        """Assert that a connection with those bytes gets a reset, no poem, and one record."""
         expected = ["turned 192.0.2.1:50000 away: no valid PROXY header"]
         self.assertEqual(self.receive(*pieces), expected)
         self.assertEqual((self.sent, self.did[-1]), (b"", "abortConnection"))
 
     def test_fails(self) -> None:
-        """One that fails as nobody expects is reset too."""
+        """A connection with an unexpected error is reset too."""
         transport = self.connect()
         self.patch(self.wrapper, "_read", lambda _: 1 // 0)
         self.wrapper.dataReceived(b"PROXY TCP4 192.0.2.9 192.0.2.2 1 2\r\n")
@@ -192,12 +192,12 @@ class RefusalTests(ProxiedCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_noHeader(self) -> None:
-        """Something else is refused at once, however short."""
+        """Bytes that cannot begin a header are refused at once, however few."""
         self.assertRefused(b"\n")
         self.assertRefused(b"GET / HTTP/1.0\r\n\r\n")
 
     def test_malformed(self) -> None:
-        """So is a header that says something else than it should."""
+        """A malformed header is refused."""
         for header in (
             b"PROXY TCP4 192.0.2.7 192.0.2.2 forty 10000\r\n",
             b"PROXY TCP4 192.0.2.7\r\n",
@@ -215,11 +215,11 @@ class RefusalTests(ProxiedCase):
             self.assertRefused(header)
 
     def test_once(self) -> None:
-        """What comes after a refusal changes nothing."""
+        """Bytes after a refusal have no effect."""
         self.assertRefused(b"nonsense\r\n", V1)
 
     def test_nobodyDisturbed(self) -> None:
-        """A client that waits meanwhile is served all the same."""
+        """A client that waits at the same time is served all the same."""
         other = self.connect()
         wrapper = self.wrapper
         self.assertRefused(b"nonsense\r\n")
@@ -228,36 +228,38 @@ class RefusalTests(ProxiedCase):
 
     @given(st.lists(st.one_of(st.binary(max_size=40), st.sampled_from([V1, version2()]))))
     def test_anything(self, pieces: list[bytes]) -> None:
-        """Whatever comes, there is one record at most, and one end."""
+        """Whatever bytes come, there is at most one record and one end."""
         self.start()
         self.assertLessEqual(len(self.receive(*pieces)), 1)
         self.assertIn(self.sent, (b"", POEM.text))
 
     @given(st.text(max_size=40).filter(lambda host: not {" ", "\r"} & set(host)))
     def test_anyAddress(self, host: str) -> None:
-        """Whatever is said to be an address, only an address is recorded."""
+        """Whatever the header gives as an address, only an address is recorded."""
         self.start()
         header = b"PROXY TCP4 %s 192.0.2.2 40000 10000\r\n" % host.encode(errors="replace")
         self.assertRefused(header)
 
 
 class EndTests(ProxiedCase):
-    """Tests for what ends before the header is there."""
+    """Tests for connections that end before the header."""
 
     def assertCheck(self, events: Sequence[Any]) -> None:
-        """Assert that there was a check, and nothing else."""
+        """Assert that there was one check, and no other count or record."""
         self.assertEqual((said(events), self.policy.readers), ([], 0))
         self.assertEqual(self.policy.ledger.counts, Counts(checks=1))
 
     def test_check(self) -> None:
-        """A connection that says nothing and leaves is a check: it is counted, with no record."""
+        """
+        A connection that sends nothing and closes is a check: it is counted, without a record.
+        """
         with capturedLogs() as events:
             self.connect()
             self.lose()
         self.assertCheck(events)
 
     def test_halfClosedCheck(self) -> None:
-        """So is one that only closes its own side, and it is closed."""
+        """A connection that only closes its own side is a check, and is closed."""
         with capturedLogs() as events:
             transport = self.connect()
             self.wrapper.readConnectionLost()
@@ -266,7 +268,7 @@ class EndTests(ProxiedCase):
         self.assertEqual(transport.did, ["loseConnection"])
 
     def test_headerOfCheck(self) -> None:
-        """So is one whose header says that it is for no client: it gets an end, and no poem."""
+        """A connection whose header names no client is a check: it is closed without a poem."""
         whole = (b"PROXY UNKNOWN\r\n", b"PROXY UNKNOWN a b 1 2\r\n", version2(command=0))
         pieces = [tuple(bytes([each]) for each in header) for header in whole]
         for sent in [*((header,) for header in whole), *pieces]:
@@ -291,7 +293,7 @@ class EndTests(ProxiedCase):
             self.assertEqual(lingerOf(server.fileno()), (0, 0))
 
     def test_halfClosedClient(self) -> None:
-        """A client that closes its side first gets the poem to its end."""
+        """A client that closes its side first gets the whole poem."""
         transport = self.connect()
         self.wrapper.dataReceived(V1)
         self.wrapper.readConnectionLost()
@@ -299,7 +301,7 @@ class EndTests(ProxiedCase):
         self.assertEqual(transport.did, ["loseConnection"])
 
     def test_timeout(self) -> None:
-        """Who says nothing, or not enough, is refused at the stall timeout."""
+        """A connection with no header, or a partial one, is refused at the stall timeout."""
         for beginning in (b"", V1[:20]):
             self.start()
             transport = self.connect()
@@ -310,7 +312,7 @@ class EndTests(ProxiedCase):
             self.assertEqual((said(events), transport.did), (expected, ["abortConnection"]))
 
     def test_noTimeoutAfter(self) -> None:
-        """With the header there, the policy's deadlines are all there is."""
+        """After the header only the policy's deadlines apply."""
         self.connect()
         self.wrapper.dataReceived(V1)
         self.lose()
@@ -337,7 +339,7 @@ class EndTests(ProxiedCase):
         self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=1))
 
     def test_stop(self) -> None:
-        """A stop waits a moment for headers on their way, and for the poems after them."""
+        """A stop waits a moment for headers in transit, and for the poems after them."""
         transport = self.connect()
         stopped = self.policy.drain()
         self.wrapper.dataReceived(V1)
@@ -347,7 +349,7 @@ class EndTests(ProxiedCase):
         self.successResultOf(stopped)
 
     def test_stopAtLast(self) -> None:
-        """A stop does not wait for longer than that."""
+        """After that moment a stop waits no longer for headers."""
         transport = self.connect()
         stopped = self.policy.drain()
         self.reactor.advance(LINGER_SECONDS)
@@ -360,7 +362,7 @@ class FactoryTests(SynchronousTestCase):
     """Tests for L{PatientFactory}."""
 
     def test_others(self) -> None:
-        """A factory that reads no header stays as it is."""
+        """A factory that reads no header is unchanged."""
         factory = ServerFactory()
         PatientFactory(factory)
         self.assertEqual(vars(factory), {})

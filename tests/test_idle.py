@@ -14,7 +14,7 @@ from fastpoetry.command.idle import IdleService
 
 
 class IdleTests(SynchronousTestCase):
-    """Tests for L{IdleService}: for 60 s nobody may be there."""
+    """Tests for L{IdleService} with an idle time of 60 s."""
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -23,11 +23,11 @@ class IdleTests(SynchronousTestCase):
         self.service = IdleService(self.clock, 60.0, self.idleSeconds, self.end)
 
     def idleSeconds(self) -> float:
-        """@return: for how long nobody has been there."""
+        """@return: the seconds since the last reader left."""
         return self.clock.seconds() - self.leftAt
 
     def end(self) -> None:
-        """Be ended."""
+        """Record the end."""
         self.ends += 1
 
     def test_interface(self) -> None:
@@ -35,7 +35,7 @@ class IdleTests(SynchronousTestCase):
         verifyObject(IService, self.service)
 
     def test_nobody(self) -> None:
-        """If nobody comes it ends the program after that time, once."""
+        """Without readers the program ends after that time, once."""
         self.service.startService()
         self.clock.advance(59.9)
         self.assertEqual(self.ends, 0)
@@ -45,7 +45,7 @@ class IdleTests(SynchronousTestCase):
         self.assertEqual(self.ends, 1)
 
     def test_somebody(self) -> None:
-        """The time begins anew when the last one leaves."""
+        """The idle time begins anew when the last reader leaves."""
         self.service.startService()
         self.clock.advance(50)
         self.leftAt = 50.0
@@ -55,7 +55,10 @@ class IdleTests(SynchronousTestCase):
         self.assertEqual(self.ends, 1)
 
     def test_somebodyStays(self) -> None:
-        """While somebody is there it looks no oftener than it must, and does not end."""
+        """
+        While there is a reader, the service checks no more often than needed, and does not end the
+        program.
+        """
         looks: list[float] = []
 
         def idleSeconds() -> float:
@@ -85,7 +88,7 @@ class IdleTests(SynchronousTestCase):
         )
 
     def test_stop(self) -> None:
-        """After a stop it looks no more."""
+        """After a stop the service checks no more."""
         self.service.startService()
         self.service.stopService()
         self.clock.advance(600)
@@ -93,12 +96,12 @@ class IdleTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_stopByItself(self) -> None:
-        """The stop that it has brought about is a stop like any other."""
+        """A stop that the service causes is like any other stop."""
         self.service.startService()
         self.clock.advance(60)
         self.service.stopService()
         self.assertFalse(self.service.running)
 
     def test_stopBeforeStart(self) -> None:
-        """Where nothing was started there is nothing to stop."""
+        """Stopping a service that has not started has no effect."""
         self.service.stopService()

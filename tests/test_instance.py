@@ -17,46 +17,48 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class PoemTests(SynchronousTestCase):
-    """Names of poems."""
+    """Tests for the names of poems."""
 
     def setUp(self) -> None:
         self.folder = makeFolder(self)
         write(self.folder, "ecstasy.txt")
 
     def refusal(self, name: str) -> str:
-        """@return: why there is no such poem."""
+        """@return: the refusal of a poem's name."""
         options = ["--exit-idle-time", "600", f"--poetry-path={self.folder}", "--journal-budget=0"]
         return str(self.assertRaises(PoemError, findPoem, name, options))
 
     def test_there(self) -> None:
-        """A poem along the path of the options is found, be it one that cannot be served."""
+        """A poem on the poetry path is found, even if it cannot be served."""
         Path(self.folder, "empty.txt").touch()
         for name in ("ecstasy", "empty"):
             findPoem(name, ["--poetry-path", f"/nowhere:{self.folder}"])
 
     def test_mistyped(self) -> None:
-        """A name without a poem is refused with the folders and the nearest name."""
+        """A name without a poem is refused, with the folders and the nearest name."""
         self.assertEqual(
             self.refusal("ecstacy"),
             f"no poem ecstacy in {self.folder}; there is ecstasy; did you mean ecstasy?",
         )
 
     def test_noName(self) -> None:
-        """What cannot name a poem is refused though there is such a file, with the nearest name."""
+        """
+        A name that no poem can have is refused even if such a file exists, with the nearest name.
+        """
         write(self.folder, "a.b.txt")
         self.assertIn("'a.b' is no name of a poem", self.refusal("a.b"))
         self.assertIn("did you mean ecstasy?", self.refusal("ecstasy.txt"))
 
     def test_wrongOption(self) -> None:
-        """An option that is wrong is left to the service, which says so."""
+        """A wrong option is left to the service, which refuses it."""
         for options in (["--poetry-path"], ["--poetry-path="], ["--nonsense"], ["x"]):
             why = str(self.assertRaises(PoemError, findPoem, "none", options))
             self.assertIn(f"no poem none in {DEFAULT_POETRY_PATH}; ", why)
 
     def test_process(self) -> None:
         """
-        As systemd runs it, it exits with 1 and one line where there is no journal; and says nothing
-        of a poem that is there.
+        As systemd runs it, it exits with 1 and one line on a machine without a journal; for a poem
+        that exists it prints nothing.
         """
         for name, status in (("ecstasy", 0), ("ecstacy", 1)):
             command = (sys.executable, "-B", "-m", "fastpoetry.command.instance", "fastpoetry")
@@ -71,19 +73,19 @@ class PoemTests(SynchronousTestCase):
             self.assertEqual(ran.stderr.startswith("fastpoetry: no poem ecstacy"), bool(status))
 
     def test_light(self) -> None:
-        """It loads no Twisted, which each boot would wait for."""
+        """It does not import Twisted, which would delay each boot."""
         program = "import sys, fastpoetry.command.instance; sys.exit('twisted' in sys.modules)"
         ran = subprocess.run([sys.executable, "-B", "-c", program], cwd=ROOT)
         self.assertEqual(ran.returncode, 0)
 
 
 class ProxyTests(SynchronousTestCase):
-    """Names of proxies."""
+    """Tests for the names of proxies."""
 
     def test_file(self) -> None:
         """
-        A proxy has a file, be it a link that leads nowhere; without it the refusal says which, and
-        the nearest there is.
+        A proxy has a file, or a link, even a broken one; without it the refusal has its path and
+        the nearest name.
         """
         folder = makeFolder(self)
         write(folder, "edge.env")
@@ -96,7 +98,7 @@ class ProxyTests(SynchronousTestCase):
         self.assertTrue(why.endswith("; there is edge, link; did you mean edge?"), why)
 
     def test_noFolder(self) -> None:
-        """Where nobody has set up a proxy yet, there is none."""
+        """If the folder of proxies is missing, no proxy exists."""
         folder = os.path.join(makeFolder(self), "proxy")
         why = str(self.assertRaises(PoemError, findProxy, "edge", folder))
         self.assertTrue(why.endswith("there is none at all"), why)

@@ -1,5 +1,5 @@
 """
-Tests for L{fastpoetry.systemd.journal}, against a socket that only lacks a journald behind it.
+Tests for L{fastpoetry.systemd.journal}, with a socket that has no journald behind it.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @contextmanager
 def noThreads() -> Iterator[None]:
-    """For a while no thread can be made, as where C{TasksMax=} is reached."""
+    """Make every start of a thread fail, as when C{TasksMax=} is reached."""
     refusal = RuntimeError("can't start new thread")
     with patch.object(Thread, "start", side_effect=refusal):
         yield
 
 
 class Journald:
-    """What is left of journald when it stands still: its socket."""
+    """Only the socket of a journald: all that is left of a journald that hangs."""
 
     def __init__(self, path: str) -> None:
         self._socket = socket(AF_UNIX, SOCK_DGRAM)
-        self._socket.settimeout(20)  # Only a broken test waits so long.
+        self._socket.settimeout(20)  # Only a failing test waits this long.
         self._socket.bind(path)
         self.close = self._socket.close
 
     def take(self) -> dict[str, bytes]:
-        """Take the next record."""
+        """Read the next record."""
         return dict(parsed(self._socket.recv(1 << 20)))
 
     def idle(self) -> bool:
@@ -69,10 +69,10 @@ class Journald:
 
 
 class JournalObserverTests(SynchronousTestCase):
-    """Tests for the way from the observer to the journal."""
+    """Tests for the path from the observer to the journal."""
 
     def setUp(self) -> None:
-        """Make a place for the journal's socket."""
+        """Choose a path for the journal's socket."""
         folder = TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.path = f"{folder.name}/socket"
@@ -84,7 +84,7 @@ class JournalObserverTests(SynchronousTestCase):
         return journald
 
     def pipe(self) -> tuple[TextIO, TextIO]:
-        """Make a stand-in for standard error: the end to read from, and the end to write to."""
+        """Make a pipe in place of standard error: its end to read, and its end to write."""
         out, into = os.pipe()
         reader, writer = os.fdopen(out), os.fdopen(into, "w")
         self.addCleanup(reader.close)
@@ -101,13 +101,13 @@ class JournalObserverTests(SynchronousTestCase):
         verifyObject(ILogObserver, journal.JournalObserver("test", self.path))
 
     def test_sends(self) -> None:
-        """A record is with the journal when the call returns."""
+        """A record is in the journal's socket when the call returns."""
         journald = self.journald()
         self.log(journal.JournalObserver("test", self.path), "a\nb")
         self.assertEqual(journald.take()["MESSAGE"], b"a\nb")
 
     def test_largest(self) -> None:
-        """A record as large as may be goes in one datagram."""
+        """The largest record goes in one datagram."""
         journald = self.journald()
         values: dict[str, Any] = {f"f{n}": "x" * 64000 for n in range(3)}
         values |= {f"name{n}".ljust(64, "x"): "\n" for n in range(2000)}
@@ -117,7 +117,7 @@ class JournalObserverTests(SynchronousTestCase):
         self.assertTrue(journald.idle())
 
     def test_noText(self) -> None:
-        """An event without text is no record."""
+        """An event without text makes no record."""
         journald = self.journald()
         observer = journal.JournalObserver("test", self.path)
         observer({"log_format": None, "log_level": LogLevel.info})
@@ -125,9 +125,7 @@ class JournalObserverTests(SynchronousTestCase):
         self.assertTrue(journald.idle())
 
     def test_standstill(self) -> None:
-        """
-        While journald stands still, what is logged waits; then it comes, all of it and in order.
-        """
+        """While journald hangs, records wait; afterwards they arrive completely and in order."""
         journald = self.journald()
         self.log(journal.JournalObserver("test", self.path), *range(1000))
         self.assertEqual([int(journald.take()["TEXT"]) for _ in range(1000)], list(range(1000)))
@@ -135,8 +133,8 @@ class JournalObserverTests(SynchronousTestCase):
 
     def test_dropped(self) -> None:
         """
-        What the backlog cannot hold is dropped; when the backlog is empty again one record tells
-        how many were lost, and the journal goes on.
+        Records beyond the backlog are dropped; when the backlog is empty again, one record counts
+        the lost ones, and the journal goes on.
         """
         journald = self.journald()
         observer = journal.JournalObserver("test", self.path, backlogBytes=10_000)
@@ -154,8 +152,8 @@ class JournalObserverTests(SynchronousTestCase):
 
     def test_lostAgain(self) -> None:
         """
-        If the record that counts the lost is lost itself, because the journal stands still again at
-        the end, the next one counts them too.
+        If the record of the losses is lost too, because the journal hangs again, the next one
+        counts them as well.
         """
         self.patch(journal, "_END_SECONDS", 0.01)
         journald = self.journald()
@@ -174,18 +172,18 @@ class JournalObserverTests(SynchronousTestCase):
         self.assertEqual(len(found) + lost, 2000)
 
     def test_smallestBacklog(self) -> None:
-        """However little may wait, one record may."""
+        """Even the smallest backlog holds one record."""
         journald = self.journald()
         observer = journal.JournalObserver("test", self.path, backlogBytes=0)
         self.log(observer, *range(1000))
         while journald.take().get("MESSAGE_ID") != DROPPED.encode():
             pass
-        observer.flush()  # What was taken waits until the thread knows.
+        observer.flush()  # A taken record stays in the backlog until the thread continues.
         self.log(observer, "after")
         self.assertEqual(journald.take()["MESSAGE"], b"after")
 
     def test_threads(self) -> None:
-        """Threads log at will, and the records of each come in order."""
+        """Threads may log freely, and the records of each arrive in order."""
         journald = self.journald()
         observer = journal.JournalObserver("test", self.path)
         texts = [[f"{name} {n}" for n in range(400)] for name in "abc"]
@@ -198,7 +196,10 @@ class JournalObserverTests(SynchronousTestCase):
         self.assertEqual([[text for text in found if text[0] == name] for name in "abc"], texts)
 
     def test_noJournal(self) -> None:
-        """Without a journal it says so once, and writes the records there."""
+        """
+        Without a journal the observer reports that once on standard error, and writes the records
+        there.
+        """
         reader, writer = self.pipe()
         observer = journal.JournalObserver("test", self.path, writer)
         self.log(observer, "one", "two\n[info] forged", "three")
@@ -214,7 +215,7 @@ class JournalObserverTests(SynchronousTestCase):
 
     def test_journalGoesAndComes(self) -> None:
         """
-        When the journal goes away records are written as text, and when it is back it has them.
+        When the journal goes away, records are written as text; when it is back, it gets them.
         """
         reader, writer = self.pipe()
         observer = journal.JournalObserver("test", self.path, writer)
@@ -229,7 +230,7 @@ class JournalObserverTests(SynchronousTestCase):
         self.assertEqual(journald.take()["MESSAGE"], b"two")
 
     def test_nowhere(self) -> None:
-        """Where there is neither a journal nor a standard error, nothing is raised or kept."""
+        """Without a journal and standard error, no exception is raised and no record is kept."""
         _, writer = self.pipe()
         writer.close()
         for fallback in (writer, None):
@@ -242,12 +243,13 @@ class JournalObserverTests(SynchronousTestCase):
             os.remove(self.path)
 
     def test_fork(self) -> None:
-        """A forked child logs, while what waits stays its parent's to send, once."""
+        """A forked child logs; its parent sends the waiting records, once."""
         journald = self.journald()
         observer = journal.observer({"SYSLOG_IDENTIFIER": "test"}, self.path)
         self.log(observer, *range(1000))
         with warnings.catch_warnings():
-            # From Python 3.12 on a fork beside a thread is warned of; here the thread is the point.
+            # Since Python 3.12 a fork beside a thread gives a warning; here the thread is the
+            # point.
             warnings.simplefilter("ignore", DeprecationWarning)
             child = os.fork()
         if not child:
@@ -261,7 +263,9 @@ class JournalObserverTests(SynchronousTestCase):
         self.assertTrue(journald.idle())
 
     def test_identifier(self) -> None:
-        """The environment names the program in the journal, else it bears its own name."""
+        """
+        The environment names the program in the journal; the default is the program's own name.
+        """
         journald = self.journald()
         self.patch(sys, "argv", ["/usr/bin/twistd3", "web"])
         self.log(journal.observer({"SYSLOG_IDENTIFIER": "poems"}, self.path), 1)
@@ -270,7 +274,7 @@ class JournalObserverTests(SynchronousTestCase):
         self.assertEqual(names, [b"poems", b"twistd3"])
 
     def test_facility(self) -> None:
-        """Each record is a daemon's, unless the environment names another facility."""
+        """Each record has the facility daemon, unless the environment names another."""
         journald = self.journald()
         for environ in ({}, {"SYSLOG_FACILITY": ""}, {"SYSLOG_FACILITY": "16"}):
             self.log(journal.observer(environ, self.path), 1)
@@ -278,7 +282,9 @@ class JournalObserverTests(SynchronousTestCase):
         self.assertEqual(facilities, [b"3", b"3", b"16"])
 
     def test_waitedTime(self) -> None:
-        """A record that had to wait says when it was logged; one that was sent at once does not."""
+        """
+        A record that had to wait carries the time of its log call; a record sent at once does not.
+        """
         journald = self.journald()
         observer = journal.JournalObserver("test", self.path)
         for n in range(1000):
@@ -291,7 +297,7 @@ class JournalObserverTests(SynchronousTestCase):
             self.assertEqual(datetime.fromisoformat(time).timestamp(), 1e9 + n)
 
     def test_noTime(self) -> None:
-        """A time that is none does no harm: the record bears the time when it came."""
+        """An invalid time does no harm: the record carries the time of its arrival."""
         reader, writer = self.pipe()
         observer = journal.JournalObserver("test", self.path, writer)
         for time in (1e99, float("nan"), "now", None):
@@ -301,9 +307,7 @@ class JournalObserverTests(SynchronousTestCase):
             self.assertRegex(reader.readline(), f"^{TIME} ")
 
     def test_journalStream(self) -> None:
-        """
-        Where standard error is the stream into the journal, records bear their priority there.
-        """
+        """If standard error is the stream to the journal, records carry their priority there."""
         reader, writer = self.pipe()
         found = os.fstat(writer.fileno())
         stream = f"{found.st_dev}:{found.st_ino}"
@@ -314,7 +318,7 @@ class JournalObserverTests(SynchronousTestCase):
         self.assertEqual(reader.readline(), "<3>a\\nb\n")
 
     def test_otherStream(self) -> None:
-        """Where it was one, and something else has been put in its place, they bear the time."""
+        """If standard error was that stream and has been replaced, records carry the time."""
         for stream in ("1:1", "nonsense", ""):
             reader, writer = self.pipe()
             observer = journal.JournalObserver("test", self.path, writer, stream=stream)
@@ -325,8 +329,8 @@ class JournalObserverTests(SynchronousTestCase):
 
     def test_noThread(self) -> None:
         """
-        Where no thread can be made, the reactor sees to it that what waits is sent as soon as one
-        can, without another record.
+        If no thread can start, the reactor sends the waiting records as soon as one can, without
+        another record.
         """
         journald = self.journald()
         time = Clock()
@@ -351,8 +355,8 @@ class JournalObserverTests(SynchronousTestCase):
 
     def test_noThreadAtTheEnd(self) -> None:
         """
-        Where none can be made until the end, what the journal takes then is sent, and the rest is
-        written; nothing is lost, and nobody waits.
+        If no thread can start until the end, records are sent to the journal and the rest is
+        written to standard error; no record is lost, and the program does not wait.
         """
         journald = self.journald()
         self.patch(sys, "modules", {**sys.modules, "twisted.internet.reactor": None})
@@ -371,7 +375,7 @@ class JournalObserverTests(SynchronousTestCase):
 
 
 class JournalHandlerTests(SynchronousTestCase):
-    """Tests for the way from C{logging} to the journal."""
+    """Tests for the path from C{logging} to the journal."""
 
     def setUp(self) -> None:
         """Make a journal, and a logger whose only handler sends to it."""
@@ -385,7 +389,7 @@ class JournalHandlerTests(SynchronousTestCase):
         self.logger.addHandler(self.handler)
 
     def test_record(self) -> None:
-        """An entry is a record with its level, its place, its thread and its extra fields."""
+        """An entry is a record with its level, place, thread and extra fields."""
         extra = {"peer": "here", "sizes": [1, 2], "message_id": "0" * 32, "PRIORITY": "0"}
         self.logger.warning("from %s", "there", extra=extra)
         found = self.journald.take()
@@ -409,7 +413,7 @@ class JournalHandlerTests(SynchronousTestCase):
         )
 
     def test_levels(self) -> None:
-        """Each number has the priority of the level that it has reached, or the one asked for."""
+        """Each number has the priority of the level it has reached, or the given one."""
         numbers = {5: 7, 10: 7, 15: 7, 20: 6, 25: 5, 30: 4, 35: 4, 40: 3, 50: 2, 99: 2}
         for number, priority in numbers.items():
             self.logger.log(number, "x")
@@ -419,7 +423,7 @@ class JournalHandlerTests(SynchronousTestCase):
         self.assertEqual((found["PRIORITY"], found["LOG_LEVEL"]), (b"1", b"alert"))
 
     def test_exception(self) -> None:
-        """An exception is told once, with all that belongs to it."""
+        """An exception is recorded once, with all its details."""
         error = OSError(ENOENT, "none")
         error.__cause__ = raised().value
         error.add_note("a note")
@@ -435,16 +439,14 @@ class JournalHandlerTests(SynchronousTestCase):
         self.assertEqual(found["CODE_FUNC"], b"test_exception")
 
     def test_unformattable(self) -> None:
-        """
-        An entry with arguments that do not fit is a record all the same, and nothing is raised.
-        """
+        """An entry whose arguments do not fit is a record all the same, and raises no exception."""
         self.logger.error("%d of %d", "x", exc_info=raised().value)
         text = self.journald.take()["MESSAGE"].decode()
         self.assertTrue(text.startswith("%d of %d ('x',): "))
         self.assertIn("ZeroDivisionError: by nothing", text)
 
     def test_odd(self) -> None:
-        """An entry or a formatter of an odd kind raises nothing in the program that logs."""
+        """An unusual entry or formatter raises no exception in the program that logs."""
         self.patch(logging, "raiseExceptions", False)
         self.handler.handle(logging.makeLogRecord({"msg": "x", "levelno": "high"}))
         formatter: Any = logging.Formatter()
@@ -460,7 +462,7 @@ class JournalHandlerTests(SynchronousTestCase):
         self.assertEqual(self.journald.take()["MESSAGE"], b"ERROR! x")
 
     def test_basicConfig(self) -> None:
-        """Set up by C{logging.basicConfig}, it does not repeat in the text what are fields."""
+        """Under C{logging.basicConfig}, the text does not repeat what the fields contain."""
         root = logging.getLogger()
         self.patch(root, "handlers", [])
         self.patch(root, "level", logging.INFO)
@@ -470,8 +472,8 @@ class JournalHandlerTests(SynchronousTestCase):
 
     def test_noLoop(self) -> None:
         """
-        With Twisted's events going to C{logging}, and everything to the journal, each is recorded
-        once a way.
+        If Twisted's events go to C{logging}, and everything to the journal, each event has one
+        record on each path.
         """
         publisher = LogPublisher(self.observer, STDLibLogObserver("bridge"))
         bridge = logging.getLogger("bridge")
@@ -517,9 +519,7 @@ class ProgramTests(SynchronousTestCase):
         )
 
     def test_exit(self) -> None:
-        """
-        The last record of a program that ends at once arrives, also where there is no journal.
-        """
+        """The last record of a program that ends at once arrives, even without a journal."""
         done = self.runProgram(
             "journal.observer({}, '/nowhere')({'log_format': 'end'}); sys.exit(1)"
         )
@@ -533,7 +533,10 @@ class CatalogTests(SynchronousTestCase):
     catalog = (ROOT / "packaging/systemd/fastpoetry.catalog").read_text("utf-8")
 
     def test_complete(self) -> None:
-        """Every kind of event that the code logs has one entry, and no other has."""
+        """
+        Each kind of event that the code logs has one entry in the catalog, and each entry has such
+        an event.
+        """
         pattern = re.compile(r"""\bmessage_id"?[=:]\s*"([^"]+)""", re.IGNORECASE)
         sources = [*ROOT.glob("fastpoetry/**/*.py"), ROOT / "packaging/systemd/announce"]
         logged = [name for source in sources for name in pattern.findall(source.read_text("utf-8"))]
@@ -543,7 +546,7 @@ class CatalogTests(SynchronousTestCase):
             self.assertRegex(name, "^[0-9a-f]{32}$")
 
     def test_form(self) -> None:
-        """Each entry has a subject and says who defined it, then a blank line and a text."""
+        """Each entry has a subject and its definer, then a blank line and a text."""
         for entry in re.split(r"^-- .*$", self.catalog, flags=re.MULTILINE)[1:]:
             head, text = entry.strip().split("\n\n", 1)
             names = [line.split(": ")[0] for line in head.splitlines()]

@@ -21,7 +21,7 @@ TO_HERE = Receipt(POEM, HERE)
 
 
 class LedgerCase(SynchronousTestCase):
-    """A ledger and a clock."""
+    """A test case with a ledger and a clock."""
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -35,14 +35,14 @@ class RecordTests(LedgerCase):
     """Tests for the records of single connections."""
 
     def one(self, event: str, *args: Any) -> dict[str, Any]:
-        """@return: the only record that an event makes, with its text and level."""
+        """@return: the text and level of the only record that an event makes."""
         with capturedLogs() as events:
             getattr(self.ledger(), event)(*args)
         (record,) = records(events)
         return record
 
     def test_sent(self) -> None:
-        """A whole poem has a record that says how many bytes go to whom, as the tutorial's does."""
+        """A whole poem has a record with its bytes and its client, as the tutorial's server has."""
         self.assertEqual(
             self.one("sent", [TO_HERE]),
             {
@@ -56,7 +56,7 @@ class RecordTests(LedgerCase):
         )
 
     def test_left(self) -> None:
-        """A client that left has a record that says how far it came."""
+        """A client that left has a record of its progress."""
         self.assertEqual(
             self.one("left", POEM, HERE, 7),
             {
@@ -71,7 +71,7 @@ class RecordTests(LedgerCase):
         )
 
     def test_gaveUp(self) -> None:
-        """A client given up on has a warning that says how far it came, and why it was reset."""
+        """A client that was given up has a warning with its progress and the cause of the reset."""
         self.assertEqual(
             self.one("gaveUp", POEM, HERE, 7, "it sleeps"),
             {
@@ -87,7 +87,7 @@ class RecordTests(LedgerCase):
         )
 
     def test_turnedAway(self) -> None:
-        """A client turned away has a warning that says why."""
+        """A client that was turned away has a warning with the cause."""
         self.assertEqual(
             self.one("turnedAway", HERE, "too many"),
             {
@@ -100,7 +100,7 @@ class RecordTests(LedgerCase):
         )
 
     def test_hostileName(self) -> None:
-        """Braces in what is logged are only text."""
+        """Braces in a logged name are plain text."""
         record = self.one("gaveUp", Poem("{peer!r}", b"x", ""), "", 0, "{0.__class__}")
         self.assertEqual(record["text"], "gave up on unix after 0 of 1 bytes: {0.__class__}")
 
@@ -109,7 +109,7 @@ class CountTests(LedgerCase):
     """Tests for the counts."""
 
     def test_counts(self) -> None:
-        """Each connection is counted once, by how it ended; bytes are those of whole poems."""
+        """Each connection is counted once, by its end; bytes are those of whole poems."""
         ledger = self.ledger()
         ledger.sent([TO_HERE])
         ledger.sent([TO_HERE])
@@ -124,7 +124,7 @@ class CountTests(LedgerCase):
         self.assertEqual(ledger.counts.connections, 14)
 
     def test_budgetDoesNotMatter(self) -> None:
-        """What has no record of its own is counted too."""
+        """A connection without a record of its own is counted too."""
         ledger = self.ledger(0)
         ledger.sent([TO_HERE])
         ledger.turnedAway(HERE, "")
@@ -132,10 +132,10 @@ class CountTests(LedgerCase):
 
 
 class BudgetTests(LedgerCase):
-    """Tests for the budget."""
+    """Tests for the budget of records."""
 
     def test_spent(self) -> None:
-        """Beyond the budget there are no more records, of whatever kind."""
+        """Beyond the budget there are no more records, of any kind."""
         ledger = self.ledger(2)
         with capturedLogs() as events:
             ledger.sent([TO_HERE])
@@ -147,7 +147,10 @@ class BudgetTests(LedgerCase):
         self.assertEqual([each["message_id"] for each in events], [SENT, TURNED_AWAY])
 
     def test_summary(self) -> None:
-        """At the end of the second one record sums up what had none of its own, and only that."""
+        """
+        At the end of the second one summary counts the connections without a record, and only
+        those.
+        """
         ledger = self.ledger(1)
         for _ in range(3):
             ledger.sent([TO_HERE])
@@ -172,7 +175,7 @@ class BudgetTests(LedgerCase):
         self.assertEqual([events[0][each] for each in fields], [2, 620, 17, 4, 5, 6])
 
     def test_renewed(self) -> None:
-        """The next second has the whole budget again."""
+        """Each second has the whole budget again."""
         ledger = self.ledger(1)
         ledger.sent([TO_HERE])
         ledger.sent([TO_HERE])
@@ -183,7 +186,7 @@ class BudgetTests(LedgerCase):
         self.assertEqual([each["message_id"] for each in events], [SENT])
 
     def test_summedUpOnce(self) -> None:
-        """What one summary has counted is not in the next."""
+        """Connections in one summary are not in the next."""
         ledger = self.ledger(0)
         ledger.sent([TO_HERE])
         self.clock.advance(1)
@@ -193,7 +196,7 @@ class BudgetTests(LedgerCase):
         self.assertEqual([(each["poems"], each["left"]) for each in events], [(0, 1)])
 
     def test_nothingToSumUp(self) -> None:
-        """There is no summary of nothing."""
+        """Without such connections there is no summary."""
         ledger = self.ledger(1)
         ledger.sent([TO_HERE])
         with capturedLogs() as events:
@@ -201,7 +204,7 @@ class BudgetTests(LedgerCase):
         self.assertEqual(events, [])
 
     def test_noTimerAtRest(self) -> None:
-        """Where nobody comes no timer runs."""
+        """Without connections no timer runs."""
         ledger = self.ledger()
         ledger.sent([TO_HERE])
         self.clock.advance(1)
@@ -220,10 +223,10 @@ class BudgetTests(LedgerCase):
 
 
 class QuietTests(LedgerCase):
-    """Tests for what may go on and on, and is told now and then."""
+    """Tests for records of lasting conditions, which are repeated only now and then."""
 
     def test_now(self) -> None:
-        """The first record is told, the others are not until 10 s have passed."""
+        """The first event has a record; later ones have none until 10 s have passed."""
         ledger, told = self.ledger(), []
         for second in range(21):
             with capturedLogs() as events:
@@ -233,7 +236,7 @@ class QuietTests(LedgerCase):
         self.assertEqual(told, [0, 10, 20])
 
     def test_kinds(self) -> None:
-        """Each kind has turns of its own."""
+        """Each kind of event has its own interval."""
         ledger = self.ledger()
         with capturedLogs() as events:
             ledger.full("no room", 2)
@@ -243,10 +246,10 @@ class QuietTests(LedgerCase):
 
 
 class CloseTests(LedgerCase):
-    """Tests for the end."""
+    """Tests for closing the ledger."""
 
     def test_flushes(self) -> None:
-        """What is untold when the process ends is told at once."""
+        """Connections not yet reported are reported at once when the process ends."""
         ledger = self.ledger(0)
         ledger.sent([TO_HERE])
         with capturedLogs() as events:
@@ -255,7 +258,7 @@ class CloseTests(LedgerCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_nothingToTell(self) -> None:
-        """Without connections the end has no record; a second end neither."""
+        """Without connections, closing makes no record; nor does closing twice."""
         ledger = self.ledger(0)
         with capturedLogs() as events:
             ledger.flush()
@@ -276,11 +279,11 @@ steps = st.one_of(
 
 
 class SumTests(SynchronousTestCase):
-    """Tests for what the records add up to."""
+    """Tests for the sums of the records."""
 
     @given(budget=st.integers(0, 5), story=st.lists(steps, max_size=60))
     def test_nothingGoesUncounted(self, budget: int, story: list[tuple[str, Any]]) -> None:
-        """Whatever happens, single records and summaries together are exactly the counts."""
+        """Whatever happens, single records and summaries together equal the counts."""
         with capturedLogs() as events:
             ledger = self.tell(budget, story)
             ledger.flush()
@@ -306,7 +309,7 @@ class SumTests(SynchronousTestCase):
         self.assertEqual(len(events), min(budget, len(story)))
 
     def tell(self, budget: int, story: list[tuple[str, Any]]) -> Ledger:
-        """@return: a ledger to which all that has happened."""
+        """@return: a ledger with those events."""
         clock = Clock()
         ledger = Ledger(clock, budget)
         for name, value in story:

@@ -36,14 +36,14 @@ from fastpoetry.protocol import PoetryFactory, PoetryProtocol
 
 
 class Several:
-    """A port over several others, as an adopted one is."""
+    """A port made of several others, like an adopted one."""
 
     def __init__(self, *ports: Any) -> None:
         self.ports = ports
 
 
 class ListenerCase(SynchronousTestCase):
-    """A listener that has not started."""
+    """A test case with a listener that has not started."""
 
     def setUp(self) -> None:
         self.reactor = Reactor()
@@ -53,7 +53,7 @@ class ListenerCase(SynchronousTestCase):
         self.listener = PoetryListener(self.endpoint, self.factory, self.reactor)
 
     def plainPort(self, factory: Any = None) -> Any:
-        """@return: a TCP port of Twisted's own that listens."""
+        """@return: a listening TCP port of Twisted."""
         port = tcp.Port(0, factory or self.factory, 50, "127.0.0.1", self.reactor)
         port.startListening()
         self.addCleanup(self.reactor.advance, 0)
@@ -62,9 +62,9 @@ class ListenerCase(SynchronousTestCase):
 
     def start(self, port: Any) -> list[str]:
         """
-        Start, and have the endpoint listen.
+        Start, and let the endpoint listen.
 
-        @return: what is logged then.
+        @return: the records made.
         """
         self.listener.startService()
         with capturedLogs() as events:
@@ -73,10 +73,10 @@ class ListenerCase(SynchronousTestCase):
 
 
 class AliveTests(ListenerCase):
-    """Tests for whether it is alive."""
+    """Tests for whether a listener is alive."""
 
     def test_ports(self) -> None:
-        """It is, as long as each port of ours is; of others nobody knows."""
+        """A listener is alive while each of our ports is; other ports cannot be checked."""
         self.assertTrue(self.listener.isAlive)
         self.start(Several(self.plainPort(), self.plainPort(), FakePort()))
         self.assertTrue(self.listener.isAlive)
@@ -84,7 +84,7 @@ class AliveTests(ListenerCase):
         self.assertFalse(self.listener.isAlive)
 
     def test_stopped(self) -> None:
-        """A stop is no fault."""
+        """A stopped listener is alive."""
         self.start(self.plainPort())
         self.listener.stopService()
         self.assertTrue(self.listener.isAlive)
@@ -95,20 +95,22 @@ class StartTests(ListenerCase):
     """Tests for the start."""
 
     def test_interfaces(self) -> None:
-        """It is a service; the endpoint and the port it is tested with are such."""
+        """
+        A listener is a service; the endpoint and the port of these tests provide their interfaces.
+        """
         verifyObject(IService, self.listener)
         verifyObject(IStreamServerEndpoint, self.endpoint)
         verifyObject(IListeningPort, FakePort())
 
     def test_privileged(self) -> None:
-        """It listens while the process may still bind a low port, and only once."""
+        """The listener listens while the process may still bind a low port, and only once."""
         self.listener.privilegedStartService()
         self.assertEqual(self.endpoint.factories, [self.factory])
         self.listener.startService()
         self.assertEqual(self.endpoint.factories, [self.factory])
 
     def test_late(self) -> None:
-        """Added to a parent that already runs, it listens at once."""
+        """A listener added to a running parent listens at once."""
         parent = MultiService()
         parent.startService()
         self.listener.setServiceParent(parent)
@@ -123,7 +125,7 @@ class StartTests(ListenerCase):
         self.assertEqual(fast.fileno(), plain.fileno())
 
     def test_fastUNIX(self) -> None:
-        """So is a plain UNIX port."""
+        """A plain UNIX port is replaced by a fast one on the same socket."""
         path = os.path.join(makeFolder(self), "s")
         plain: Any = unix.Port(os.fsencode(path), self.factory, reactor=self.reactor)
         plain.startListening()
@@ -136,8 +138,8 @@ class StartTests(ListenerCase):
 
     def test_wrapped(self) -> None:
         """
-        A port with another factory around ours, as for TLS, goes on to make its connections; but
-        it accepts only as many as may be.
+        A port with a factory around ours, as for TLS, makes its own connections, but accepts only
+        up to the limits.
         """
         plain = self.plainPort(ServerFactory())
         self.start(plain)
@@ -146,7 +148,7 @@ class StartTests(ListenerCase):
         self.assertEqual(borrowed.fileno(), plain.fileno())
 
     def test_ownProtocol(self) -> None:
-        """Where somebody has given the factory a protocol of their own, connections have it."""
+        """If the factory has a protocol of its own, connections use it."""
 
         class Mine(PoetryProtocol):
             pass
@@ -157,7 +159,7 @@ class StartTests(ListenerCase):
         self.assertIs(type(borrowed), BorrowedPort)
 
     def test_PROXY(self) -> None:
-        """Where a PROXY header is expected the poem waits for it."""
+        """If a PROXY header is expected, the poem waits for the header."""
         endpoint = FakeEndpoint()
         listener = PoetryListener(PatientEndpoint(endpoint), self.factory, self.reactor)
         listener.startService()
@@ -166,7 +168,7 @@ class StartTests(ListenerCase):
         self.assertIs(factory.wrappedFactory, self.factory)
 
     def test_several(self) -> None:
-        """Of a port over several others each is served as it can be."""
+        """Of a port made of several, each is served in its best way."""
         plain, other = self.plainPort(), FakePort()
         self.start(Several(plain, other))
         (fast,) = self.reactor.getReaders()
@@ -175,7 +177,7 @@ class StartTests(ListenerCase):
         self.assertEqual((self.reactor.getReaders(), other.reading), ([], False))
 
     def test_paused(self) -> None:
-        """At a limit it accepts nothing."""
+        """At a limit the port accepts no client."""
         port = FakePort()
         self.start(port)
         self.policy.pause("")
@@ -183,10 +185,10 @@ class StartTests(ListenerCase):
 
 
 class RecordTests(ListenerCase):
-    """Tests for the record of where it listens."""
+    """Tests for the record of the addresses."""
 
     def record(self, *addresses: Any) -> str:
-        """@return: what is logged for ports at these addresses."""
+        """@return: the record for ports at these addresses."""
         (text,) = self.start(Several(*map(FakePort, addresses)))
         self.assertTrue(text.startswith("serving poetry on "), text)
         return text.removeprefix("serving poetry on ")
@@ -203,7 +205,7 @@ class RecordTests(ListenerCase):
         )
 
     def test_addresses(self) -> None:
-        """Whoever asks is told where it listens, while it does."""
+        """The listener returns its addresses while it listens."""
         address = IPv4Address("TCP", "127.0.0.1", 17)
         self.assertEqual(self.listener.addresses, ())
         self.start(FakePort(address))
@@ -212,15 +214,15 @@ class RecordTests(ListenerCase):
         self.assertEqual(self.listener.addresses, ())
 
     def test_noName(self) -> None:
-        """A UNIX socket without a name is called that."""
+        """A UNIX socket without a name is recorded as such."""
         self.assertEqual(self.record(UNIXAddress(None)), "a UNIX socket without a name")
 
     def test_anyName(self) -> None:
-        """A path need not be text."""
+        """A path may have any bytes."""
         self.assertEqual(self.record(UNIXAddress(b"/run/\xff.sock")), "/run/\udcff.sock")
 
     def test_fields(self) -> None:
-        """The record has the addresses in a field of its own."""
+        """The record has the addresses in a field."""
         self.listener.startService()
         with capturedLogs() as events:
             self.endpoint.listening.callback(FakePort(IPv4Address("TCP", "192.0.2.1", 17)))
@@ -235,17 +237,17 @@ class FailureTests(ListenerCase):
     """Tests for an endpoint that cannot listen."""
 
     def error(self) -> CannotListenError:
-        """@return: what an endpoint says of a port that is taken."""
+        """@return: an endpoint's error for a port in use."""
         return CannotListenError("127.0.0.1", 17, OSError(98, "Address already in use"))
 
     def test_atOnce(self) -> None:
-        """What is known at once ends the start, as twistd expects."""
+        """An immediate error ends the start, as twistd expects."""
         self.endpoint.listening = fail(self.error())
         self.assertRaises(CannotListenError, self.listener.privilegedStartService)
         self.assertFalse(self.reactor.hasStopped)
 
     def test_later(self) -> None:
-        """What is known later ends the program, with one record that says why."""
+        """A later error ends the program, with one record of the cause."""
         self.listener.privilegedStartService()
         self.listener.startService()
         with capturedLogs() as events:
@@ -263,12 +265,12 @@ class FailureTests(ListenerCase):
         self.assertEqual(len(self.flushLoggedErrors(CannotListenError)), 1)
 
     def test_beginFails(self) -> None:
-        """A port that cannot be served on is a failure like any other."""
+        """An error in serving on a port is a failure like any other."""
         self.endpoint.listening = succeed(object())
         self.assertRaises(AttributeError, self.listener.privilegedStartService)
 
     def test_beginFailsLater(self) -> None:
-        """So it is when it comes later."""
+        """A later error in serving on a port is a failure too."""
         self.listener.startService()
         self.endpoint.listening.callback(object())
         self.assertTrue(self.reactor.hasStopped)
@@ -279,7 +281,7 @@ class StopTests(ListenerCase):
     """Tests for the stop."""
 
     def test_stops(self) -> None:
-        """Nobody is accepted any more, and the limits leave the port alone."""
+        """A stopped listener accepts no client, and the limits leave its port alone."""
         port = FakePort()
         self.start(port)
         self.successResultOf(self.listener.stopService())
@@ -299,7 +301,7 @@ class StopTests(ListenerCase):
         self.assertFalse(plain.connected)
 
     def test_waits(self) -> None:
-        """Who is here is waited for."""
+        """A stop waits for readers."""
         self.start(FakePort())
         reader = FakeReader(self.policy)
         self.policy.begin(reader, 0.0)
@@ -309,7 +311,10 @@ class StopTests(ListenerCase):
         self.successResultOf(stopped)
 
     def test_portsFirst(self) -> None:
-        """Before anybody is waited for every port has stopped, so that nobody comes meanwhile."""
+        """
+        Every port has stopped before the wait for readers begins, so that no client comes
+        meanwhile.
+        """
         port: Any = FakePort()
         stopping: Deferred[None] = Deferred()
         self.patch(port, "stopListening", lambda: stopping)
@@ -320,7 +325,7 @@ class StopTests(ListenerCase):
         self.successResultOf(stopped)
 
     def test_beforeItListens(self) -> None:
-        """An endpoint that does not listen yet is told to give up, which is no failure."""
+        """An endpoint that does not listen yet is cancelled, which is not a failure."""
         self.listener.startService()
         with capturedLogs() as events:
             self.successResultOf(self.listener.stopService())
@@ -329,17 +334,17 @@ class StopTests(ListenerCase):
         self.assertFalse(self.reactor.hasStopped)
 
     def test_twice(self) -> None:
-        """A second stop does no more than wait."""
+        """A second stop only waits."""
         self.start(FakePort())
         self.listener.stopService()
         self.successResultOf(self.listener.stopService())
 
     def test_beforeItStarts(self) -> None:
-        """Where nothing was started there is nothing to stop."""
+        """Stopping a listener that has not started has no effect."""
         self.successResultOf(self.listener.stopService())
 
     def test_again(self) -> None:
-        """After a stop it can start again."""
+        """A stopped listener can start again."""
         self.start(FakePort())
         self.listener.stopService()
         self.endpoint.listening = Deferred()

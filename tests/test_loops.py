@@ -9,7 +9,7 @@ from fastpoetry.systemd.loops import Loops
 
 
 class LoopTests(SynchronousTestCase):
-    """Calls that are repeated."""
+    """Tests for repeated calls."""
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -17,30 +17,30 @@ class LoopTests(SynchronousTestCase):
         self.calls: list[float] = []
 
     def call(self) -> None:
-        """Remember when."""
+        """Record the time."""
         self.calls.append(self.clock.seconds())
 
     def callAndRaise(self) -> None:
-        """Remember when, and raise."""
+        """Record the time, and raise."""
         self.call()
         raise LookupError
 
     def test_repeated(self) -> None:
-        """A call is repeated, from now on or from later on."""
+        """A call is repeated, from now on or from a later time."""
         self.loops.start(2, self.call)
         self.loops.start(3, self.call, now=True)
         self.clock.pump([1] * 6)
         self.assertEqual(self.calls, [0, 2, 3, 4, 6, 6])
 
     def test_raises(self) -> None:
-        """A call that raises is a record each time, and is repeated."""
+        """A call that raises makes a record each time, and is repeated."""
         self.loops.start(1, self.callAndRaise)
         self.clock.pump([1] * 3)
         self.assertEqual(self.calls, [1, 2, 3])
         self.assertEqual(len(self.flushLoggedErrors(LookupError)), 3)
 
     def test_stopped(self) -> None:
-        """Stopped, one alone or all, they leave nothing in the clock."""
+        """Stopped calls, one or all, leave the clock empty."""
         one = self.loops.start(1, self.call)
         self.loops.start(2, self.call)
         self.loops.stop(one)

@@ -1,4 +1,4 @@
-"""Tests of the Makefile, as far as they take nothing but make."""
+"""Tests for the Makefile that need only make."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PAGES = "packaging/man/*.[1-8]"
 
 
 def test_install(tmp_path: Path) -> None:
-    """C{make install} puts everything where it is told to, and nothing else anywhere."""
+    """C{make install} puts each file into the given place, and no file elsewhere."""
     where = (f"DESTDIR={tmp_path}", "prefix=/usr", "unitdir=/lib/systemd/system")
     subprocess.run(["make", f"--directory={CLONE}", "install", *where], check=True)
     files = {path for path in tmp_path.rglob("*") if not path.is_dir()}
@@ -42,7 +42,7 @@ def test_install(tmp_path: Path) -> None:
 
 
 def _list(folder: str, *patterns: str, within: Path = CLONE) -> Iterator[str]:
-    """Where files of the clone are installed."""
+    """@return: the places where files of the clone are installed."""
     for pattern in patterns:
         files = filter(Path.is_file, within.glob(pattern))
         yield from (f"{folder}/{path.relative_to(within)}" for path in files)

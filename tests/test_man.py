@@ -1,4 +1,4 @@
-"""Tests for the manual pages: that they say what the program, its units and its records are."""
+"""Tests that the manual pages agree with the program, its units and its records."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ WIDTH = 67
 
 
 class Page:
-    """A manual page, as far as it can be read without formatting it."""
+    """A manual page, read without formatting it."""
 
     def __init__(self, name: str) -> None:
-        """@param name: of the file."""
+        """@param name: the file's name."""
         self.source = (MAN / name).read_text()
 
     def section(self, title: str) -> str:
@@ -50,7 +50,7 @@ class Page:
         return found[1]
 
     def entries(self, title: str) -> dict[str, str]:
-        """@return: what a section has under C{.TP}: the tags, and their texts in one line each."""
+        """@return: the tags under C{.TP} in a section, each with its text in one line."""
         found = {}
         for part in self.section(title).split("\n.TP\n")[1:]:
             tag, *text = re.split(r"(?m)^\.(?:PP|SS)", part)[0].splitlines()
@@ -58,13 +58,13 @@ class Page:
         return found
 
     def examples(self) -> list[str]:
-        """@return: what stands between C{.EX} and C{.EE}."""
+        """@return: the text between C{.EX} and C{.EE}."""
         found = re.findall(r"(?ms)^\.EX\n(.*?)^\.EE$", self.source)
         return [_unescape(each) for each in found]
 
 
 def _plain(line: str) -> str:
-    """@return: a line of a page as it is read."""
+    """@return: a line of a page without its markup."""
     macro, _, rest = line.partition(" ")
     if macro in (".BR", ".IR", ".BI", ".RB", ".RI"):
         words = re.findall(r'"([^"]*)"|(\S+)', rest)
@@ -93,8 +93,8 @@ class Record(NamedTuple):
     """
     A kind of record.
 
-    @ivar level: twisted's word.
-    @ivar fields: those of its own.
+    @ivar level: Twisted's name.
+    @ivar fields: its own fields.
     """
 
     level: str
@@ -104,7 +104,7 @@ class Record(NamedTuple):
 def recordsOf(source: str) -> Iterator[tuple[str, Record]]:
     """
     @param source: of a module.
-    @return: the kinds of records that it makes, with their message IDs.
+    @return: the kinds of records that the module makes, by message ID.
     """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
@@ -124,7 +124,7 @@ def recordsOf(source: str) -> Iterator[tuple[str, Record]]:
 
 
 def announcedRecords() -> Iterator[tuple[str, Record]]:
-    """@return: the kinds of records of the script that the units run, with their message IDs."""
+    """@return: the kinds of records of the script that the units run, by message ID."""
     script = (UNITS / "announce").read_text()
     fields = re.findall("(?m)^([A-Z_]+)=", script)
     names = frozenset(fields) - {"MESSAGE", "MESSAGE_ID", "PRIORITY", "SYSLOG_FACILITY"}
@@ -133,14 +133,14 @@ def announcedRecords() -> Iterator[tuple[str, Record]]:
 
 
 def allRecords() -> dict[str, Record]:
-    """@return: every kind of record of every module, and of the units."""
+    """@return: every kind of record of all modules and of the units."""
     modules = sorted((ROOT / "fastpoetry").rglob("*.py"))
     records = {key: record for each in modules for key, record in recordsOf(each.read_text())}
     return {**records, **dict(announcedRecords())}
 
 
 class OptionTests(SynchronousTestCase):
-    """fastpoetry(8) against the options of the program."""
+    """Tests for fastpoetry(8) and the program's options."""
 
     def setUp(self) -> None:
         self.options = Options()
@@ -150,17 +150,17 @@ class OptionTests(SynchronousTestCase):
         }
 
     def default(self, text: str, pattern: str) -> str:
-        """@return: what a text says is the default; nothing if it says nothing."""
+        """@return: the default that a text gives; empty without one."""
         found = re.search(pattern, " ".join(text.split()))
         return found[1] if found else ""
 
     def test_names(self) -> None:
-        """The page has the options that there are, and no others."""
+        """The page lists exactly the options of the program."""
         names = {name.rstrip("=") for name in self.options.longOpt}
         self.assertEqual(set(self.entries), names)
 
     def test_shortNames(self) -> None:
-        """The page has the letters that there are."""
+        """The page lists exactly the short options of the program."""
         letters = re.findall(r"\\-([a-z]) \", \"", Page(SERVER).section("OPTIONS"))
         self.assertEqual(letters, [each for each in self.options.shortOpt if each != ":"])
 
@@ -173,7 +173,7 @@ class OptionTests(SynchronousTestCase):
         self.assertEqual(shown, {name[:-1] for name in self.options.longOpt if name[-1] == "="})
 
     def test_defaults(self) -> None:
-        """The page has the defaults that C{--help} has."""
+        """The page has the same defaults as C{--help}."""
         inPage = {
             name: self.default(text, r"The default is (\S+?)[.,:]? ")
             for name, text in self.entries.items()
@@ -182,12 +182,12 @@ class OptionTests(SynchronousTestCase):
             name: self.default(self.options.docs[name], r"\[default: ([^],;]+)")
             for name in self.entries
         }
-        inHelp["poetry-path"] = DEFAULT_POETRY_PATH  # which the help breaks up
+        inHelp["poetry-path"] = DEFAULT_POETRY_PATH  # which the help splits over lines
         self.assertEqual(inPage, inHelp)
 
 
 class UnitTests(SynchronousTestCase):
-    """fastpoetry@.service(8) against the units."""
+    """Tests for fastpoetry@.service(8) and the units."""
 
     def setUp(self) -> None:
         self.page = Page(UNIT)
@@ -195,7 +195,7 @@ class UnitTests(SynchronousTestCase):
         self.unit = "".join((UNITS / part).read_text() for part in parts)
 
     def test_limits(self) -> None:
-        """Each directive in the page is in the unit, with that value."""
+        """Each directive in the page is in the unit, with the same value."""
         tags = self.page.entries("LIMITS")
         directives = [each for tag in tags for each in tag.split(", ")]
         self.assertGreater(len(directives), 7)
@@ -203,7 +203,7 @@ class UnitTests(SynchronousTestCase):
             self.assertIn(f"\n{each}\n", self.unit)
 
     def test_allLimits(self) -> None:
-        """Each directive of the unit that is a limit is in the page."""
+        """Each limit in the unit is in the page."""
         found = re.findall(r"(?m)^((?:Limit|Tasks|Memory|Restart|Timeout|Watchdog)\w*=)", self.unit)
         for each in found:
             self.assertIn(each, " ".join(self.page.entries("LIMITS")))
@@ -220,7 +220,10 @@ class UnitTests(SynchronousTestCase):
         self.assertEqual(sorted(shown), sorted(expected))
 
     def test_options(self) -> None:
-        """The files for more options are those that the units read, and end their command lines."""
+        """
+        The units read the files that the page names for options, and put them last on the command
+        line.
+        """
         for unit in ("fastpoetry@.service", "fastpoetry.service"):
             text = (UNITS / unit).read_text()
             self.assertIn("\nEnvironmentFile=-/etc/fastpoetry/%N.env\n", text)
@@ -229,7 +232,7 @@ class UnitTests(SynchronousTestCase):
             self.assertIn(f"/etc/fastpoetry/{name}.env", self.page.entries("FILES"))
 
     def test_documentation(self) -> None:
-        """Each page of ours that a unit or an explanation refers to is there."""
+        """Each page of ours that a unit or an explanation refers to exists."""
         texts = [each.read_text() for each in UNITS.glob("**/fastpoetry*") if each.is_file()]
         named = set(re.findall(r"man:(fastpoetry\S*)\(([1-8])\)", "\n".join(texts)))
         self.assertIn(("fastpoetry@.service", "8"), named)
@@ -238,7 +241,7 @@ class UnitTests(SynchronousTestCase):
 
 
 class RecordTests(SynchronousTestCase):
-    """fastpoetry.journal-fields(7) against the records that the code makes."""
+    """Tests for fastpoetry.journal-fields(7) and the records in the code."""
 
     maxDiff = None
 
@@ -247,7 +250,7 @@ class RecordTests(SynchronousTestCase):
         self.entries = self.page.entries("RECORDS")
 
     def test_records(self) -> None:
-        """Each kind of record is in the page with its level and its fields, and no other is."""
+        """The page lists exactly the kinds of records, each with its level and fields."""
         shown = {}
         for key, text in self.entries.items():
             level = re.findall(r"\((critical|error|warn|info|debug)\)", text)[0]
@@ -256,18 +259,18 @@ class RecordTests(SynchronousTestCase):
         self.assertEqual(shown, allRecords())
 
     def test_catalog(self) -> None:
-        """Each kind of record in the message catalog is in the page, and no other is."""
+        """The page lists exactly the kinds of records in the message catalog."""
         catalog = (UNITS / "fastpoetry.catalog").read_text()
         keys = re.findall(r"(?m)^-- ([0-9a-f]{32})$", catalog)
         self.assertEqual(sorted(self.entries), sorted(keys))
 
     def test_fields(self) -> None:
-        """Each field of a record is explained, and nothing else."""
+        """The page explains exactly the fields of the records."""
         used = frozenset[str]().union(*(record.fields for record in allRecords().values()))
         self.assertEqual(sorted(self.page.entries("FIELDS")), sorted(used))
 
     def test_fieldsOfEveryRecord(self) -> None:
-        """The fields that the observer gives to every record are in the page."""
+        """The page has the fields that the observer adds to every record."""
         try:
             raise OSError(ENOENT, "none")
         except OSError:
@@ -278,16 +281,16 @@ class RecordTests(SynchronousTestCase):
 
 @skipUnless(shutil.which("jq"), "jq is not installed")
 class CountingTests(SynchronousTestCase):
-    """The line that adds up poems, run as it is printed."""
+    """Tests for the page's command that counts poems, run as printed."""
 
-    # Like the real one, it shows the records that have one of two message IDs.
+    # Like the real journalctl, it prints the records that have one of two message IDs.
     journalctl = """#!/bin/sh
         test "$1 $2 $3 $4 $5 $6" = "-q -t fastpoetry -o json --since=-24h" || exit 1
         grep -e "${7#MESSAGE_ID=}" -e "${8#MESSAGE_ID=}" records || true
     """
 
     def count(self, records: list[dict[str, str]]) -> list[str]:
-        """@return: the lines that it prints for a journal."""
+        """@return: the lines that the command prints for a journal."""
         folder = makeFolder(self)
         program = os.path.join(folder, "journalctl")
         with open(program, "w") as file:
@@ -307,8 +310,8 @@ class CountingTests(SynchronousTestCase):
 
     def test_sums(self) -> None:
         """
-        A record of one poem counts as one, one that counts as many, each in its hour; a poem that
-        was loaded or not taken does not count.
+        A record of one poem counts one, a summary counts many, each in its hour; a loaded poem or
+        one not taken counts zero.
         """
         printed = self.count(
             [
@@ -327,20 +330,20 @@ class CountingTests(SynchronousTestCase):
         self.assertEqual(self.count([]), [])
 
     def test_example(self) -> None:
-        """The lines that the page shows are such as it prints."""
+        """The example lines in the page have the form that the command prints."""
         for line in Page(RECORDS).examples()[-1].splitlines():
             self.assertRegex(line, r"\A\d{4}-\d\d-\d\d \d\d:00\t\d+\t\d+\Z")
 
 
 class FormTests(SynchronousTestCase):
-    """What those who read pages by program have to say of ours."""
+    """Tests with programs that read manual pages."""
 
     def setUp(self) -> None:
         pages = [each.name for each in MAN.iterdir() if not each.read_text().startswith(".so ")]
         self.pages = sorted(pages)
 
     def say(self, *command: str) -> str:
-        """@return: all that a command says about the pages, one after the other."""
+        """@return: the output of a command for all pages, one after the other."""
         said = ""
         for page in self.pages:
             ran = subprocess.run([*command, page], cwd=MAN, capture_output=True, text=True)
@@ -361,14 +364,13 @@ class FormTests(SynchronousTestCase):
 
     @skipUnless(shutil.which("mandoc"), "mandoc is not installed")
     def test_mandoc(self) -> None:
-        """mandoc has nothing to say."""
+        """mandoc prints no message."""
         self.assertEqual(self.say("mandoc", "-Tlint"), "")
 
 
 def _record(key: str, time: str, **own: str) -> dict[str, str]:
     """
-    @return: a record as C{journalctl -o json} prints it, of a day on which it is 00:00:00 at
-        1795392000 s.
+    @return: a record as C{journalctl -o json} prints it, on a day that begins at 1795392000 s.
     """
     hours, minutes, seconds = map(int, time.split(":"))
     at = 1795392000 + hours * 3600 + minutes * 60 + seconds

@@ -1,4 +1,4 @@
-"""Tests for L{fastpoetry.systemd.manager}, against a small systemd in a thread."""
+"""Tests for L{fastpoetry.systemd.manager}, with a small systemd in a thread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastpoetry.systemd.steps import drive, take
 
 
 class TellTests(SynchronousTestCase):
-    """What waits for systemd."""
+    """Tests for messages that wait for systemd."""
 
     def setUp(self) -> None:
         self.before = set(os.listdir("/proc/self/fd"))
@@ -26,7 +26,7 @@ class TellTests(SynchronousTestCase):
         self.addCleanup(self.manager.close)
 
     def test_afterDeclared(self) -> None:
-        """Messages for which the queue had no room are read before a later one, in order."""
+        """Messages that did not fit the queue are read before a later one, in order."""
         declared = [f"ERRNO={n}" for n in range(2000)]
         for each in declared:
             self.manager.declare(each)
@@ -35,14 +35,17 @@ class TellTests(SynchronousTestCase):
         self.assertEqual(self.systemd.messages, [*declared, "X_LAST=1"])
 
     def test_late(self) -> None:
-        """A systemd that does not read is an error of the manager, and no descriptor is left."""
+        """If systemd does not read, the manager raises an error and leaves no descriptor."""
         before = set(os.listdir("/proc/self/fd"))
         why = self.assertRaises(ManagerError, take, self.manager.tell(), 0)
         self.assertEqual(str(why), "systemd has not read what it was told for 0 s")
         self.assertEqual(set(os.listdir("/proc/self/fd")), before)
 
     def test_noMemory(self) -> None:
-        """A descriptor that the reactor does not take is an error at once, and leaves nothing."""
+        """
+        If the reactor cannot watch a descriptor, the error comes at once, and the reactor stays
+        empty.
+        """
 
         class Reactor:
             def addReader(self, _reader: object) -> None:
@@ -56,7 +59,7 @@ class TellTests(SynchronousTestCase):
         self.assertEqual(set(os.listdir("/proc/self/fd")), before)
 
     def test_closed(self) -> None:
-        """A manager that is closed while somebody waits for room leaves nothing in the reactor."""
+        """A manager that is closed while a caller waits for room leaves the reactor empty."""
         for n in range(2000):
             self.manager.declare(f"ERRNO={n}")
         clock = Clock()
@@ -67,7 +70,7 @@ class TellTests(SynchronousTestCase):
         self.assertEqual(clock.getDelayedCalls(), [])
 
     def test_nobody(self) -> None:
-        """Where systemd is not, each wait fails, and an offer is one record."""
+        """Without systemd each wait fails, and an offer makes one record."""
         for address in ("", "@nobody", "/nonexistent", "vsock:2:1"):
             manager = Manager(address)
             self.addCleanup(manager.close)
@@ -78,10 +81,10 @@ class TellTests(SynchronousTestCase):
 
 
 class SettleTests(TestCase):
-    """L{NotifyService.settle}."""
+    """Tests for L{NotifyService.settle}."""
 
     def test_told(self) -> Deferred[None]:
-        """It fires when systemd has read what it was told."""
+        """It fires when systemd has read the messages."""
         systemd = Systemd(self, 1)
         systemd.start()
         service = NotifyService(reactor, environ=systemd.environ)

@@ -1,4 +1,4 @@
-"""Tests for L{messages}, where the tests have their message ids from."""
+"""Tests for L{messages}, the module with the message ids that tests use."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class MessageTests(SynchronousTestCase):
     )
 
     def test_known(self) -> None:
-        """Each name stands for a kind of record that the catalog explains."""
+        """Each name stands for a kind of record in the catalog."""
         names = {name: value for name, value in vars(messages).items() if name.isupper()}
-        del names["UNIT_STARTING"]  # systemd's own
+        del names["UNIT_STARTING"]  # defined by systemd
         self.assertEqual({k: v for k, v in names.items() if v not in self.catalog}, {})
 
     def test_once(self) -> None:
-        """No other file of the tests or benchmarks has such a literal."""
+        """No other file of the tests or benchmarks has a message id as a literal."""
         for path in (*ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/**/*.py")):
             if path.name != "messages.py":
                 found = set(re.findall("[0-9a-f]{32}", path.read_text("utf-8")))

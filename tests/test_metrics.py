@@ -1,4 +1,4 @@
-"""Tests for L{fastpoetry.command.metrics}: what a monitoring system gets when it looks."""
+"""Tests for L{fastpoetry.command.metrics}: what a monitoring system reads."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NOW = 1_800_000_000.0
 
 
 class Reloading(FakeSource):
-    """A source whose reloads are over when a test says so."""
+    """A source whose reloads end when a test says so."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Reloading(FakeSource):
 
 
 class MetricsCase(SynchronousTestCase):
-    """A policy, a meter, and who looks at it."""
+    """A test case with a policy, a meter and its page."""
 
     def setUp(self) -> None:
         self.reactor = Reactor()
@@ -63,7 +63,7 @@ class MetricsCase(SynchronousTestCase):
         ((_, self.factory, _, _),) = self.reactor.tcpServers
 
     def get(self, path: str = "/metrics", *headers: str) -> tuple[str, str]:
-        """@return: the head of what is answered, and the rest."""
+        """@return: the head of the response, and its body."""
         protocol: Any = self.factory.buildProtocol(ADDRESS)
         transport = FakeTransport(ADDRESS)
         protocol.makeConnection(transport)
@@ -74,7 +74,7 @@ class MetricsCase(SynchronousTestCase):
         return head.decode(), body.decode()
 
     def samples(self) -> dict[str, float]:
-        """@return: every sample, as in the text."""
+        """@return: every sample in the text."""
         _, text = self.get()
         found = {}
         for family in parseText(text):
@@ -85,10 +85,10 @@ class MetricsCase(SynchronousTestCase):
 
 
 class MeterTests(MetricsCase):
-    """Tests for what is told."""
+    """Tests for the metrics."""
 
     def test_counts(self) -> None:
-        """Every count of the ledger has a metric of its own."""
+        """Each count of the ledger has a metric of its own."""
         for number, each in enumerate(fields(Counts), 1):
             setattr(self.policy.ledger.counts, each.name, number)
         samples = self.samples()
@@ -105,22 +105,22 @@ class MeterTests(MetricsCase):
         )
 
     def test_readers(self) -> None:
-        """It is told how many readers are there."""
+        """The number of readers is a metric."""
         self.policy.begin(FakeReader(self.policy), 0.0)
         self.assertEqual(self.samples()["fastpoetry_readers"], 1)
 
     def test_eachTime(self) -> None:
-        """Each look finds what is so by then."""
+        """Each request returns the present values."""
         self.assertEqual(self.samples()["fastpoetry_poems_total"], 0)
         self.policy.ledger.sent([Receipt(POEM, None)])
         self.assertEqual(self.samples()["fastpoetry_poems_total"], 1)
 
     def about(self, name: str) -> dict[str, float]:
-        """@return: the samples whose names begin like that."""
+        """@return: the samples whose names have that beginning."""
         return {key: value for key, value in self.samples().items() if key.startswith(name)}
 
     def test_freshness(self) -> None:
-        """It is told since when each source has its poem, if it has one."""
+        """A metric has the time since which each source has its poem, if it has one."""
         source = FakeSource()
         source.freshAt = NOW - 5
         self.meter.add("poem ecstasy", source)
@@ -129,7 +129,7 @@ class MeterTests(MetricsCase):
         self.assertEqual(self.about(name), {f"{name}{{source=poem ecstasy}}": NOW - 5})
 
     def test_alerts(self) -> None:
-        """The example's alerts ask for metrics that there are."""
+        """The example's alerts use existing metrics."""
         ecstasy = Reloading()
         ecstasy.freshAt = NOW
         self.meter.add("poem ecstasy", ecstasy)
@@ -140,7 +140,7 @@ class MeterTests(MetricsCase):
         self.assertEqual(asked - {key.partition("{")[0] for key in self.samples()}, set())
 
     def test_reloads(self) -> None:
-        """The reloads of each source are counted by how they end, and the last one is timed."""
+        """The reloads of each source are counted by their outcome, and the last one is timed."""
         ecstasy, science = Reloading(), Reloading()
         self.meter.add("ecstasy", ecstasy)
         self.meter.add("science", science)
@@ -164,10 +164,7 @@ class MeterTests(MetricsCase):
         )
 
     def test_sameName(self) -> None:
-        """
-        What two blocks serve under one name is told together: both of their reloads, and the older
-        poem.
-        """
+        """Two blocks that serve one name share a metric: both their reloads, and the older poem."""
         sources = [Reloading(), Reloading()]
         for age, source in enumerate(sources):
             source.freshAt = NOW - age
@@ -183,42 +180,42 @@ class MeterTests(MetricsCase):
 
 
 class PageTests(MetricsCase):
-    """Tests for how it is told."""
+    """Tests for the formats."""
 
     def test_text(self) -> None:
-        """Who asks for nothing else gets the text format."""
+        """The default is the text format."""
         head, _ = self.get()
         self.assertTrue(head.startswith("HTTP/1.0 200"), head)
         self.assertIn("text/plain; version=0.0.4", head)
 
     def test_openMetrics(self) -> None:
-        """Who asks for OpenMetrics gets that, with an end."""
+        """A request for OpenMetrics gets OpenMetrics, with its end marker."""
         head, text = self.get("/metrics", "Accept: application/openmetrics-text; version=1.0.0")
-        self.assertIn("application/openmetrics-text; version=", head)  # Debian 12 says 0.0.1
+        self.assertIn("application/openmetrics-text; version=", head)  # Debian 12 has 0.0.1
         self.assertTrue(text.endswith("# EOF\n"))
         names = {family.name for family in parseOpenMetrics(text)}
         self.assertLessEqual({"fastpoetry_poems", "fastpoetry_readers"}, names)
 
     def test_elsewhere(self) -> None:
-        """There is nothing else."""
+        """No other page exists."""
         for path in ("/", "/x", "/metrics/x"):
             head, _ = self.get(path)
             self.assertTrue(head.startswith("HTTP/1.0 404"), head)
 
     def test_quiet(self) -> None:
-        """A look writes no record."""
+        """A request makes no record."""
         with capturedLogs() as events:
             self.get()
         self.assertEqual(events, [])
 
     def test_strange(self) -> None:
-        """A version that nobody can read is no error."""
+        """An unreadable version in a request is not an error."""
         for accept in ("application/openmetrics-text; version=x.y; escaping=zz", "\xff", ";;=,"):
             head, _ = self.get("/metrics", f"Accept: {accept}")
             self.assertTrue(head.startswith("HTTP/1.0 200"), head)
 
     def test_seldom(self) -> None:
-        """The text is made anew ten times a second at most, however many ask."""
+        """The text is made ten times a second at most, whatever the number of requests."""
         ledger = self.policy.ledger
         found = []
         for _ in range(20):

@@ -1,4 +1,4 @@
-"""Tests for L{fastpoetry.systemd.notify}, against a real datagram socket in systemd's place."""
+"""Tests for L{fastpoetry.systemd.notify}, with a real datagram socket in systemd's place."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ from fastpoetry.systemd.notify import NotifyService, startNotifying
 
 @implementer(IReactorFromThreads)
 class Reactor(MemoryReactorClock):
-    """A reactor in memory to which signal handlers can speak."""
+    """A reactor in memory that signal handlers can call."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.hasRun = False  # Twisted 22.4 says True from the start
+        self.hasRun = False  # Twisted 22.4 has True from the start
         self._fromThread: list[Callable[[], object]] = []
 
     def callWhenRunning(self, callable: Callable[..., object], *args: Any, **kw: Any) -> None:
-        """Call at once if the reactor runs, which Twisted's own fake of 22.4 does not."""
+        """Call at once if the reactor runs, which the fake of Twisted 22.4 does not do."""
         if self.hasRun:
             callable(*args, **kw)
         else:
             self.whenRunningHooks.append((callable, args, kw))
 
     def callFromThread(self, callable: Callable[..., object], *args: Any, **kw: Any) -> None:
-        """Remember the call for the next turn of the reactor."""
+        """Keep the call for the next turn of the reactor."""
         self._fromThread.append(lambda: callable(*args, **kw))
 
     def turn(self) -> None:
-        """Make the calls that signal handlers asked for."""
+        """Make the calls of signal handlers."""
         calls, self._fromThread = self._fromThread, []
         for call in calls:
             call()
 
     def shutDown(self, phase: str = "after") -> None:
-        """Call what was to be called in that phase of the shutdown."""
+        """Make the calls for that phase of the shutdown."""
         for f, args, kw in self.triggers.get(phase, {}).get("shutdown", []):
             f(*args, **kw)
 
@@ -70,7 +70,7 @@ class Systemd:
         self.close = self._socket.close
 
     def heard(self) -> list[str]:
-        """@return: the datagrams that have come since the last time."""
+        """@return: the datagrams received since the last call."""
         datagrams = []
         while True:
             try:
@@ -79,7 +79,7 @@ class Systemd:
                 return datagrams
 
     def fill(self) -> None:
-        """Have others take all the room there is, each as much as one sender may."""
+        """Fill the queue from other sockets, each with as much as one sender may send."""
         while self._fillSome():
             pass
 
@@ -96,7 +96,7 @@ class Systemd:
 
 
 class NotifyCase(SynchronousTestCase):
-    """A reactor, a systemd, and services between them."""
+    """A test case with a reactor, a systemd, and services between them."""
 
     def setUp(self) -> None:
         folder = TemporaryDirectory()
@@ -115,7 +115,8 @@ class NotifyCase(SynchronousTestCase):
         **environ: str,
     ) -> NotifyService:
         """
-        @return: a service that has not started, under systemd unless the environment says not.
+        @return: a service that has not started, under systemd unless the environment says
+            otherwise.
         """
         return NotifyService(
             self.reactor,
@@ -127,7 +128,7 @@ class NotifyCase(SynchronousTestCase):
         )
 
     def started(self, **settings: Any) -> NotifyService:
-        """@return: a service that has said READY, to a systemd that has heard it."""
+        """@return: a service that has sent READY, which systemd has read."""
         service = self.service(**settings)
         service.startService()
         self.reactor.run()
@@ -135,7 +136,7 @@ class NotifyCase(SynchronousTestCase):
         return service
 
     def stop(self, service: NotifyService) -> None:
-        """Stop a service because the program ends."""
+        """Stop a service as at the end of the program."""
         self.reactor.shutDown("before")
         service.stopService()
 
@@ -146,21 +147,21 @@ class NotifyCase(SynchronousTestCase):
 
 
 class ReadyTests(NotifyCase):
-    """Readiness."""
+    """Tests for READY."""
 
     def test_fake(self) -> None:
-        """The reactor of these tests offers to signal handlers what a real one does."""
+        """The reactor of these tests provides what signal handlers need of a real one."""
         verifyObject(IReactorFromThreads, self.reactor)
 
     def test_running(self) -> None:
-        """READY is said when the reactor runs, not when the service starts."""
+        """READY is sent when the reactor runs, not when the service starts."""
         self.service().startService()
         before = self.systemd.heard()
         self.reactor.run()
         self.assertEqual((before, self.systemd.heard()), ([], ["READY=1"]))
 
     def test_failedStart(self) -> None:
-        """READY is never said where another service fails to start."""
+        """READY is not sent if another service fails to start."""
 
         class Broken(Service):
             def startService(self) -> None:
@@ -174,7 +175,7 @@ class ReadyTests(NotifyCase):
         self.assertEqual(self.systemd.heard(), [])
 
     def test_addedLater(self) -> None:
-        """READY is said at once where the service is added to a program that runs."""
+        """READY is sent at once if the service is added to a running program."""
         services = MultiService()
         services.startService()
         self.reactor.run()
@@ -182,9 +183,7 @@ class ReadyTests(NotifyCase):
         self.assertEqual(self.systemd.heard(), ["READY=1"])
 
     def test_abstract(self) -> None:
-        """
-        An address that begins with @ is an abstract one.
-        """
+        """An address that begins with @ is in the abstract namespace."""
         address = f"@fastpoetry-test-{os.getpid()}"
         systemd = Systemd(address)
         self.addCleanup(systemd.close)
@@ -193,7 +192,7 @@ class ReadyTests(NotifyCase):
         self.assertEqual(systemd.heard(), ["READY=1"])
 
     def test_outsideSystemd(self) -> None:
-        """Outside systemd no status is asked for and no timer runs, from start to stop."""
+        """Outside systemd the status is not asked for and no timer runs, from start to stop."""
         environs: list[dict[str, str]] = [{}, {"NOTIFY_SOCKET": "", "WATCHDOG_USEC": "3000000"}]
         for environ in environs:
             service = NotifyService(
@@ -206,10 +205,10 @@ class ReadyTests(NotifyCase):
 
 
 class WithoutServicesTests(NotifyCase):
-    """A program that has no services."""
+    """Tests for a program without services."""
 
     def test_started(self) -> None:
-        """One line has it say READY, and STOPPING when the reactor stops."""
+        """One line makes it send READY, and STOPPING when the reactor stops."""
         startNotifying(self.reactor, clock=self.reactor, environ=self.systemd.environ)
         self.reactor.run()
         self.assertEqual(self.systemd.heard(), ["READY=1"])
@@ -218,23 +217,23 @@ class WithoutServicesTests(NotifyCase):
 
 
 class StatusTests(NotifyCase):
-    """The status."""
+    """Tests for the status."""
 
     def test_beforeReady(self) -> None:
-        """Whoever sees that the program is ready sees its status."""
+        """A program that is READY already has its status."""
         self.service(status=lambda: "Serving ecstasy").startService()
         self.reactor.run()
         self.assertEqual(self.systemd.heard(), ["STATUS=Serving ecstasy", "READY=1"])
 
     def test_anything(self) -> None:
-        """A status that is no text is told as text."""
+        """A status that is not text is sent as text."""
         number: Any = 5
         self.service(status=lambda: number).startService()
         self.reactor.run()
         self.assertEqual(self.systemd.heard(), ["STATUS=5", "READY=1"])
 
     def test_changes(self) -> None:
-        """The status is told a second later, and only if it has changed."""
+        """The status is sent a second later, and only if it has changed."""
         poems = ["0 poems"]
         self.started(status=lambda: poems[-1])
         heard = []
@@ -246,7 +245,7 @@ class StatusTests(NotifyCase):
 
     @given(st.text(st.characters()) | st.text("\n\r\0\x1b\x85\u2028\ud800=🦉", min_size=1500))
     def test_hostile(self, text: str) -> None:
-        """Whatever the status holds comes as one printable line, which systemd will not drop."""
+        """Whatever the status contains, it is sent as one printable line, which systemd accepts."""
         reactor = Reactor()
         service = NotifyService(
             reactor, status=lambda: text, clock=reactor, environ=self.systemd.environ
@@ -264,7 +263,7 @@ class StatusTests(NotifyCase):
             self.assertLessEqual(len(line.encode()), 4096)
 
     def test_failure(self) -> None:
-        """A status that cannot be told is logged once and keeps nothing else from being told."""
+        """A status that raises is logged once and does not affect other messages."""
         self.service(status=lambda: str(1 // 0), WATCHDOG_USEC="3000000").startService()
         self.reactor.run()
         self.reactor.pump([0.5] * 4)
@@ -273,30 +272,30 @@ class StatusTests(NotifyCase):
 
 
 class ReloadTests(NotifyCase):
-    """SIGHUP."""
+    """Tests for SIGHUP."""
 
     def setUp(self) -> None:
         super().setUp()
         self.reloads: list[Deferred[None]] = []
 
     def slowly(self) -> Deferred[None]:
-        """Reload for as long as the test wants."""
+        """Reload for as long as the test needs."""
         self.reloads.append(Deferred())
         return self.reloads[-1]
 
     def test_withoutHook(self) -> None:
-        """Where there is nothing to reload, SIGHUP is left alone."""
+        """Without a reload function, the handler of SIGHUP is unchanged."""
         self.started()
         self.assertEqual(self.handlers, {})
 
     def test_anything(self) -> None:
-        """What a reload returns that cannot be waited for is no failure."""
+        """A reload may return anything, awaitable or not."""
         self.started(reload=lambda: True)
         self.hangUp()
         self.assertEqual(self.systemd.heard()[1:], ["READY=1"])
 
     def test_outsideSystemd(self) -> None:
-        """SIGHUP reloads outside systemd as well."""
+        """SIGHUP reloads outside systemd too."""
         self.started(reload=self.slowly, NOTIFY_SOCKET="")
         self.hangUp()
         self.assertEqual(len(self.reloads), 1)
@@ -304,7 +303,7 @@ class ReloadTests(NotifyCase):
         self.assertEqual(self.systemd.heard(), [])
 
     def test_inTheReactor(self) -> None:
-        """The signal handler leaves everything to the reactor."""
+        """The signal handler leaves all work to the reactor."""
         self.started(reload=self.slowly)
         self.handlers[signal.SIGHUP](signal.SIGHUP, None)
         self.assertEqual((self.reloads, self.systemd.heard()), ([], []))
@@ -313,7 +312,8 @@ class ReloadTests(NotifyCase):
 
     def test_told(self) -> None:
         """
-        RELOADING is told with the time at which it began, READY with the new status after the end.
+        RELOADING is sent with the time at which the reload began, and READY with the new status
+        after its end.
         """
         poem = ["ecstasy"]
         self.started(status=lambda: f"Serving {poem[-1]}", reload=self.slowly)
@@ -329,7 +329,7 @@ class ReloadTests(NotifyCase):
         self.assertEqual(self.systemd.heard(), ["STATUS=Serving fascination", "READY=1"])
 
     def test_coroutine(self) -> None:
-        """What reloads may be an C{async def}."""
+        """The reload function may be an C{async def}."""
 
         async def reload() -> None:
             await self.slowly()
@@ -352,7 +352,7 @@ class ReloadTests(NotifyCase):
         self.assertEqual(len(self.flushLoggedErrors(LookupError)), 1)
 
     def test_failedLater(self) -> None:
-        """A reload that fails in the end is logged once, and another can follow."""
+        """A reload that fails later is logged once, and another can follow."""
         self.started(reload=self.slowly)
         for _ in range(2):
             self.hangUp()
@@ -362,7 +362,7 @@ class ReloadTests(NotifyCase):
 
     def test_oneMore(self) -> None:
         """
-        Any number of SIGHUPs during a reload make one more, which begins when the first has ended.
+        Any number of SIGHUPs during a reload cause one more, which begins when the first has ended.
         """
         self.started(reload=self.slowly)
         for _ in range(4):
@@ -376,7 +376,7 @@ class ReloadTests(NotifyCase):
         self.assertEqual((len(self.reloads), self.systemd.heard()), (2, ["READY=1"]))
 
     def test_stopping(self) -> None:
-        """A SIGHUP while the program stops does nothing."""
+        """A SIGHUP during a stop has no effect."""
         service = self.started(reload=self.slowly)
         self.stop(service)
         self.hangUp()
@@ -384,7 +384,7 @@ class ReloadTests(NotifyCase):
 
     def test_stoppedMeanwhile(self) -> None:
         """
-        A program that began to stop during a reload is not ready after it, and reloads no more.
+        A program whose stop began during a reload sends no READY afterwards, and reloads no more.
         """
         service = self.started(reload=self.slowly)
         self.hangUp()
@@ -396,10 +396,10 @@ class ReloadTests(NotifyCase):
 
 
 class StopTests(NotifyCase):
-    """The stop."""
+    """Tests for the stop."""
 
     def test_first(self) -> None:
-        """STOPPING is said before any other service begins to stop."""
+        """STOPPING is sent before any other service begins to stop."""
         heard = []
 
         class Other(Service):
@@ -417,7 +417,7 @@ class StopTests(NotifyCase):
         self.assertEqual(heard, ["STOPPING=1"])
 
     def test_goesOn(self) -> None:
-        """While the program drains, its status and its signs of life go on."""
+        """While the program drains, its status and its watchdog pings go on."""
         readers = ["1 reader", "2 readers", "3 readers"]
         service = self.started(status=readers.pop, WATCHDOG_USEC="3000000")
         self.stop(service)
@@ -426,7 +426,7 @@ class StopTests(NotifyCase):
         self.assertEqual(sorted(self.systemd.heard()), ["STATUS=2 readers", "WATCHDOG=1"])
 
     def test_closed(self) -> None:
-        """After the shutdown no descriptor of ours is left."""
+        """After the shutdown no descriptor of ours is open."""
         before = os.listdir("/proc/self/fd")
         self.stop(self.started())
         during = os.listdir("/proc/self/fd")
@@ -436,49 +436,49 @@ class StopTests(NotifyCase):
 
 
 class WatchdogTests(NotifyCase):
-    """The watchdog."""
+    """Tests for the watchdog."""
 
     def pings(self, **environ: str) -> list[str]:
-        """@return: what is heard in 10 seconds."""
+        """@return: the messages of 10 seconds."""
         self.started(**environ)
         self.reactor.pump([0.1] * 101)
         return self.systemd.heard()
 
     def test_third(self) -> None:
-        """A sign of life is given three times in the time that systemd waits for one."""
+        """The program pings three times in each watchdog interval."""
         self.assertEqual(self.pings(WATCHDOG_USEC="6000000"), ["WATCHDOG=1"] * 5)
 
     def test_ours(self) -> None:
-        """A watchdog for this process is heeded."""
+        """A watchdog for this process is pinged."""
         pings = self.pings(WATCHDOG_USEC="6000000", WATCHDOG_PID=str(os.getpid()))
         self.assertEqual(len(pings), 5)
 
     def test_others(self) -> None:
-        """A watchdog for another process is none of ours."""
+        """A watchdog for another process is not pinged."""
         self.assertEqual(self.pings(WATCHDOG_USEC="6000000", WATCHDOG_PID="1"), [])
 
     def test_nonsense(self) -> None:
-        """A time that is none is no watchdog."""
+        """An invalid interval means no watchdog."""
         for time_ in ("", "0", "-1", "six", "6e6", "9" * 400, "9" * 5000):
             self.assertEqual((time_, self.pings(WATCHDOG_USEC=time_)), (time_, []))
 
 
 class AliveTests(NotifyCase):
-    """What the program says before each sign of life."""
+    """Tests for the check before each ping."""
 
     def setUp(self) -> None:
         super().setUp()
         self.answers: list[object] = []
 
     def alive(self) -> bool:
-        """Say what the test wants."""
+        """Answer as the test says."""
         answer: Any = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
         return bool(answer)
 
     def pings(self, *answers: object) -> tuple[list[str], list[str]]:
-        """@return: what systemd hears, and the causes in the records."""
+        """@return: the messages to systemd, and the causes in the records."""
         self.answers = list(answers)
         service = NotifyService(
             self.reactor,
@@ -496,25 +496,28 @@ class AliveTests(NotifyCase):
         return heard, [event["cause"] for event in events]
 
     def test_yes(self) -> None:
-        """A program that says yes is alive."""
+        """A program whose check returns true is alive."""
         self.assertEqual(self.pings(True, True), (["WATCHDOG=1"] * 2, []))
 
     def test_no(self) -> None:
-        """One that says no is not, which is one record however often it says so."""
+        """A program whose check returns false is not alive; repeated answers make one record."""
         self.assertEqual(self.pings(True, False, False, False), (["WATCHDOG=1"], ["it says so"]))
 
     def test_raises(self) -> None:
-        """One that cannot answer is not alive either, and is asked again."""
+        """A program whose check raises is not alive either, and is checked again."""
         heard, causes = self.pings(LookupError("no port"), True)
         self.assertEqual((heard, causes), (["WATCHDOG=1"], ["LookupError: no port"]))
 
     def test_again(self) -> None:
-        """One that is alive for a while and then not makes another record."""
+        """A program that was alive in between makes another record."""
         heard, causes = self.pings(False, True, False)
         self.assertEqual((heard, causes), (["WATCHDOG=1"], ["it says so"] * 2))
 
     def test_trouble(self) -> None:
-        """A program in trouble has systemd treat it as one that hangs, and a record says why."""
+        """
+        A program that reports trouble is treated like a hanging one by systemd, and a record says
+        why.
+        """
         service = self.started()
         with capturedLogs() as events:
             service.tellTrouble("the disk is\nfull")
@@ -523,10 +526,10 @@ class AliveTests(NotifyCase):
 
 
 class ManagerTests(NotifyCase):
-    """A manager that does not read, or is not there."""
+    """Tests for a systemd that does not read, or is missing."""
 
     def test_full(self) -> None:
-        """States for which there is no room come later, all of them and in order."""
+        """Messages that do not fit the queue are sent later, completely and in order."""
         self.systemd.fill()
         service = self.service(status=lambda: "Serving", reload=lambda: None)
         service.startService()
@@ -541,7 +544,7 @@ class ManagerTests(NotifyCase):
         self.assertEqual(heard, ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"])
 
     def test_nobody(self) -> None:
-        """Where nobody listens, one warning says so and the program goes on."""
+        """If no process reads the socket, one warning says so and the program goes on."""
         service = self.service(status=lambda: "Serving", NOTIFY_SOCKET="@nobody\n{here}")
         with capturedLogs() as events:
             service.startService()
@@ -552,7 +555,7 @@ class ManagerTests(NotifyCase):
         self.assertEqual(events[0]["cause"], "Connection refused")
 
     def test_impossible(self) -> None:
-        """An address that cannot be is as good as nobody."""
+        """An impossible address has the same warning."""
         for address in ("@" * 200, "vsock:2:1", "notify", "/"):
             with capturedLogs() as events:
                 self.service(NOTIFY_SOCKET=address).startService()
@@ -614,12 +617,12 @@ reactor.run()
 
 
 class ProcessTests(NotifyCase):
-    """A real program."""
+    """Tests with a real program."""
 
     def python(self, program: str, **variables: str) -> str:
         """
         @param variables: of its environment.
-        @return: what a Python program under our systemd prints before it exits well.
+        @return: the output of a Python program under our systemd, which must exit with 0.
         """
         path = os.pathsep.join(filter(None, sys.path))
         environ = {**os.environ, **self.systemd.environ, "PYTHONPATH": path, **variables}
@@ -629,15 +632,13 @@ class ProcessTests(NotifyCase):
         return done.stdout
 
     def test_signals(self) -> None:
-        """SIGHUP reloads a running program and leaves one that is draining alone."""
+        """SIGHUP reloads a running program, and has no effect on one that is draining."""
         self.assertEqual(self.python(PROGRAM).split(), ["reloaded", "drained"])
         heard = [message.split("\n")[0] for message in self.systemd.heard()]
         self.assertEqual(heard, ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"])
 
     def test_steppedClock(self) -> None:
-        """
-        Signs of life and statuses go on as if nothing was, whenever the wall clock is stepped.
-        """
+        """Pings and statuses go on whenever the wall clock is stepped."""
         for step in ("-86400", "86400"):
             self.python(STEPPED.replace("STEP", step), WATCHDOG_USEC="900000")
             heard = self.systemd.heard()
@@ -648,7 +649,7 @@ class ProcessTests(NotifyCase):
             self.assertIn("WATCHDOG=1", heard)
 
     def test_alone(self) -> None:
-        """The module stands alone: it imports no poetry, no store and no reactor."""
+        """The module imports no poetry, no store and no reactor."""
         program = "import sys, fastpoetry.systemd.notify; print(*sys.modules)"
         modules = self.python(program).split()
         ours = {module for module in modules if module.split(".")[0] == "fastpoetry"}

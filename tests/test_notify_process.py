@@ -1,4 +1,4 @@
-"""Tests for L{fastpoetry.systemd.notify} and L{fastpoetry.systemd.reload} in processes."""
+"""Tests for L{fastpoetry.systemd.notify} and L{fastpoetry.systemd.reload} in real processes."""
 
 from __future__ import annotations
 
@@ -128,10 +128,10 @@ reactor.run()
 
 
 class Programs(NotifyCase):
-    """Real programs."""
+    """A test case with real programs."""
 
     def start(self, command: Sequence[str], **variables: str) -> subprocess.CompletedProcess[str]:
-        """@return: how a Python command under our systemd ended."""
+        """@return: the outcome of a Python command under our systemd."""
         path = os.pathsep.join(filter(None, sys.path))
         environ = {**os.environ, **self.systemd.environ, "PYTHONPATH": path, **variables}
         environ.pop("PYTHONUNBUFFERED", None)
@@ -141,16 +141,21 @@ class Programs(NotifyCase):
 
 
 class ProcessTests(Programs):
-    """How programs start, reload and end."""
+    """Tests for how programs start, reload and end."""
 
     def test_failedStart(self) -> None:
-        """A start that fails ends the program with status 1, after all that comes at an end."""
+        """
+        A failed start ends the program with status 1, after everything that an ending program does.
+        """
         done = self.start(["-c", FAILING])
         self.assertEqual((done.returncode, done.stdout.split()), (1, ["tidied", "flushed"]))
         self.assertEqual(self.systemd.heard(), [])
 
     def test_stopsItself(self) -> None:
-        """So does one that stops the reactor and ends, as Buildbot's does, or fails after all."""
+        """
+        A program that stops its reactor during the start, as Buildbot does, ends in the same way,
+        whether its start then succeeds or fails.
+        """
         program = STOPPING.replace("STOP", "reactor.stop()")
         for end, error in (
             ("ready.callback(None)", "NotReady: it was stopped by itself before it was ready"),
@@ -162,7 +167,7 @@ class ProcessTests(Programs):
             self.assertEqual(self.systemd.heard(), [])
 
     def test_signalled(self) -> None:
-        """A start that ends after SIGTERM is no failure, and nobody is told of it."""
+        """A start that SIGTERM ends is not a failure, and has no record."""
         program = STOPPING.replace("STOP", "os.kill(os.getpid(), signal.SIGTERM)")
         done = self.start(["-c", program.replace("END", "ready.callback(None)")])
         self.assertEqual((done.returncode, done.stderr.count("Traceback")), (0, 0))
@@ -170,8 +175,7 @@ class ProcessTests(Programs):
 
     def test_signals(self) -> None:
         """
-        However often a program is told to end, also by itself, it drains once, and there is no
-        traceback.
+        However often a program is told to end, also by itself, it drains once, without a traceback.
         """
         signals = [f"os.kill(os.getpid(), signal.{each})" for each in ("SIGTERM", "SIGINT")]
         for stop in (*(f"{each}; {each}" for each in signals), "reactor.stop()"):
@@ -182,9 +186,7 @@ class ProcessTests(Programs):
             self.assertEqual(self.systemd.heard(), ["READY=1", "STOPPING=1"])
 
     def test_children(self) -> None:
-        """
-        No child inherits what systemd tells this process, and the program goes on knowing it.
-        """
+        """Child processes do not inherit systemd's variables, and the program keeps them."""
         told = {"WATCHDOG_USEC": "9000000", "LISTEN_FDNAMES": "a", "LISTEN_PID": "1"}
         done = self.start(["-c", CHILD], **told)
         child, store = done.stdout.splitlines()
@@ -193,12 +195,12 @@ class ProcessTests(Programs):
         self.assertEqual(self.systemd.heard()[:3], ["READY=1", "STOPPING=1", "READY=1"])
 
     def test_early(self) -> None:
-        """A SIGHUP before the start does not kill, and reloads after it."""
+        """A SIGHUP before the start does not kill the program, which reloads after the start."""
         done = self.start(["-c", EARLY])
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "reloaded\n", ""))
 
     def test_reloads(self) -> None:
-        """Who asks for a reload hears what came of it."""
+        """The reload command prints the reload's outcome."""
         done = self.start(["-c", RELOADING], INVOCATION_ID="7")
         self.assertEqual(
             done.stdout.splitlines(),
@@ -210,7 +212,7 @@ class ProcessTests(Programs):
         )
 
     def test_nobodyReloads(self) -> None:
-        """Where nobody can be asked, one line says why."""
+        """If no program can be asked to reload, one line says why."""
         command = ["-m", "fastpoetry.systemd.reload"]
         without = self.start(command)
         other = self.start(command, MAINPID="1", INVOCATION_ID="none")

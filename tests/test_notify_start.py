@@ -1,5 +1,5 @@
 """
-Tests for when L{fastpoetry.systemd.notify} says that a program is ready, and for its second start.
+Tests for when L{fastpoetry.systemd.notify} sends READY, and for a second start.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ reactor: Any = _reactor
 
 
 class Endpoint:
-    """Listens when the test says so."""
+    """An endpoint that listens when the test says so."""
 
     def __init__(self, listening: Deferred[Any]) -> None:
         self._listening = listening
@@ -42,19 +42,19 @@ class Endpoint:
 
 
 class Slow(Service):
-    """Starts when the test says so."""
+    """A service that starts when the test says so."""
 
     def __init__(self, started: Any) -> None:
         self._started = started
 
     def startService(self) -> Any:
-        """Return what the test has."""
+        """Return the test's Deferred."""
         super().startService()
         return self._started
 
 
 class ReadyTests(NotifyCase):
-    """What is waited for before READY."""
+    """Tests for what READY waits for."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -62,7 +62,7 @@ class ReadyTests(NotifyCase):
         self.patch(starting, "failAtExit", lambda: self.exits.append(1))
 
     def begin(self, *others: Service, ready: Any = None, parent: Any = None) -> None:
-        """Start services, and one that notifies after them."""
+        """Start services, and then the notifying one."""
         parent = parent or MultiService()
         for other in others:
             other.setServiceParent(parent)
@@ -74,14 +74,12 @@ class ReadyTests(NotifyCase):
         self.reactor.run()
 
     def failed(self) -> list[str]:
-        """
-        @return: what was heard after a start that failed, and ended the program with a record.
-        """
+        """@return: the messages after a failed start, which ended the program with a record."""
         self.assertEqual((self.exits, self.reactor.hasStopped), ([1], True))
         return self.systemd.heard()
 
     def test_deferred(self) -> None:
-        """READY waits for a Deferred, and leaves its result to others."""
+        """READY waits for a Deferred, and leaves its result to other callers."""
         ready: Deferred[str] = Deferred()
         self.begin(ready=ready)
         self.assertEqual(self.systemd.heard(), [])
@@ -91,8 +89,7 @@ class ReadyTests(NotifyCase):
 
     def test_function(self) -> None:
         """
-        READY waits for what a function returns, a coroutine for instance; one that does not wait
-        is as good.
+        READY waits for what a function returns, such as a coroutine; a plain value is fine too.
         """
         waiting: Deferred[None] = Deferred()
 
@@ -105,7 +102,7 @@ class ReadyTests(NotifyCase):
         self.assertEqual(self.systemd.heard(), ["READY=1"])
 
     def test_functionLast(self) -> None:
-        """The function is called when all services have started, and can see what has failed."""
+        """The function is called when all services have started, so that it can see failures."""
         slow: Deferred[None] = Deferred()
         calls: list[int] = []
         self.begin(Slow(slow), ready=lambda: calls.append(1))
@@ -120,18 +117,18 @@ class ReadyTests(NotifyCase):
         self.assertEqual(len(self.flushLoggedErrors(LookupError)), 1)
 
     def test_atOnce(self) -> None:
-        """A function that returns nothing is not waited for."""
+        """A function that returns L{None} is not waited for."""
         self.begin(ready=lambda: None)
         self.assertEqual(self.systemd.heard(), ["READY=1"])
 
     def test_fails(self) -> None:
-        """What fails is a record, a stop and an exit that is not 0; READY is never said."""
+        """A failure makes a record, a stop and a nonzero exit; READY is not sent."""
         self.begin(ready=fail(LookupError()))
         self.assertEqual(self.failed(), [])
         self.assertEqual(len(self.flushLoggedErrors(LookupError)), 1)
 
     def test_raises(self) -> None:
-        """So is what raises."""
+        """An exception has the same effect."""
 
         def broken() -> None:
             raise LookupError
@@ -141,7 +138,7 @@ class ReadyTests(NotifyCase):
         self.assertEqual(len(self.flushLoggedErrors(LookupError)), 1)
 
     def test_endpoint(self) -> None:
-        """READY waits for every endpoint service of the program to listen."""
+        """READY waits until each endpoint service of the program listens."""
         listening: Deferred[Any] = Deferred()
         inner = MultiService()
         StreamServerEndpointService(Endpoint(listening), Factory()).setServiceParent(inner)
@@ -152,8 +149,8 @@ class ReadyTests(NotifyCase):
 
     def test_deaf(self) -> None:
         """
-        An endpoint service that cannot listen, of which Twisted makes a record and no more, ends
-        the program.
+        An endpoint service that cannot listen, for which Twisted only makes a record, ends the
+        program.
         """
         service = StreamServerEndpointService(Endpoint(fail(OSError())), Factory())
         self.begin(service)
@@ -163,7 +160,7 @@ class ReadyTests(NotifyCase):
         self.assertEqual(str(error.value), "it does not listen on <endpoint>")
 
     def test_parent(self) -> None:
-        """READY waits for services whose start takes time, if their parent lets one know."""
+        """READY waits for services that start slowly, if their parent returns a Deferred."""
         slow: Deferred[None] = Deferred()
         self.begin(Slow(slow), Slow(succeed(None)), parent=StartingService())
         self.assertEqual(self.systemd.heard(), [])
@@ -177,7 +174,7 @@ class ReadyTests(NotifyCase):
         self.assertEqual(len(self.flushLoggedErrors(LookupError)), 1)
 
     def test_nested(self) -> None:
-        """READY waits for such a parent wherever in the program it is."""
+        """READY waits for such a parent at any depth of the program."""
         slow: Deferred[None] = Deferred()
         inner, middle = StartingService(), MultiService()
         Slow(slow).setServiceParent(inner)
@@ -189,7 +186,7 @@ class ReadyTests(NotifyCase):
         self.assertEqual(len(self.flushLoggedErrors(LookupError)), 1)
 
     def test_whileRunning(self) -> None:
-        """READY waits as well where the reactor runs already, or the parent is started again."""
+        """READY also waits if the reactor already runs, or the parent is started again."""
         slow: Deferred[None] = Deferred()
         parent = StartingService()
         self.reactor.run()
@@ -206,7 +203,10 @@ class ReadyTests(NotifyCase):
         self.assertEqual(self.systemd.heard(), ["READY=1"])
 
     def test_addedLater(self) -> None:
-        """What is added to such a parent after the start is started, a coroutine as well, once."""
+        """
+        A service added to such a parent after the start is started once, also if its start is a
+        coroutine.
+        """
         starts: list[str] = []
 
         class Late(Service):
@@ -222,13 +222,13 @@ class ReadyTests(NotifyCase):
         self.assertEqual((starts, parent.running), (["privileged", "started"], 1))
 
     def test_addedBefore(self) -> None:
-        """What is added to it before is not started yet."""
+        """A service added before the start is not started yet."""
         started = Slow(None)
         started.setServiceParent(StartingService())
         self.assertFalse(started.running)
 
     def test_plain(self) -> None:
-        """READY waits for what services return at any depth of plain parents."""
+        """READY waits for what services return, at any depth of plain parents."""
         slow: Deferred[str] = Deferred()
         inner, middle = MultiService(), MultiService()
         Slow(slow).setServiceParent(inner)
@@ -253,7 +253,7 @@ class ReadyTests(NotifyCase):
         self.assertEqual(self.systemd.heard(), ["READY=1"])
 
     def test_plainFails(self) -> None:
-        """A start that fails later, at any depth, is one record and the end."""
+        """A start that fails later, at any depth, makes one record and ends the program."""
         slow: Deferred[None] = Deferred()
         inner = MultiService()
         Slow(slow).setServiceParent(inner)
@@ -265,7 +265,7 @@ class ReadyTests(NotifyCase):
         self.assertEqual(len(self.flushLoggedErrors(LookupError)), 1)
 
     def test_putAbove(self) -> None:
-        """Services are waited for that are put above the parent, if twistd starts them."""
+        """READY waits for services placed above the parent, if twistd starts them."""
         slow: Deferred[None] = Deferred()
         root, parent = MultiService(), MultiService()
         NotifyService(
@@ -281,7 +281,7 @@ class ReadyTests(NotifyCase):
         self.assertEqual(self.systemd.heard(), ["READY=1"])
 
     def test_parentWaits(self) -> None:
-        """A parent that waits itself sees the failure of a child, as without us."""
+        """A parent that itself waits sees a child's failure, as without our service."""
         seen: list[Failure] = []
 
         class Waiting(MultiService):
@@ -298,17 +298,19 @@ class ReadyTests(NotifyCase):
 
     def test_addedMeanwhile(self) -> None:
         """
-        A service that another one adds in its start is started once, and waited for, whether its
+        A service that another one adds during its start is started once and waited for, whether the
         parent waits or not.
         """
         self.addMeanwhile(MultiService())
 
     def test_addedMeanwhileToStarting(self) -> None:
-        """So it is where the parent waits."""
+        """
+        A service added during the start of a parent that waits is started once and waited for too.
+        """
         self.addMeanwhile(StartingService())
 
     def addMeanwhile(self, parent: MultiService) -> None:
-        """Start a service that adds another one to its parent, which takes time to start."""
+        """Start a service that adds another one, with a slow start, to its parent."""
         slow: Deferred[None] = Deferred()
         starts: list[object] = []
 
@@ -328,7 +330,7 @@ class ReadyTests(NotifyCase):
         self.assertEqual(self.systemd.heard(), ["READY=1"])
 
     def test_addedWhileWaiting(self) -> None:
-        """What is added before READY is waited for as well."""
+        """A service added before READY is waited for too."""
         first: Deferred[None] = Deferred()
         second: Deferred[None] = Deferred()
         parent = MultiService()
@@ -340,7 +342,7 @@ class ReadyTests(NotifyCase):
         self.assertEqual(self.systemd.heard(), ["READY=1"])
 
     def test_untouched(self) -> None:
-        """After the start all services are as they were."""
+        """After the start all services are unchanged."""
         service, parent = Service(), MultiService()
         self.begin(service, parent=parent)
         for each in (service, parent):
@@ -357,7 +359,7 @@ class ReadyTests(NotifyCase):
         slow.callback(None)
 
     def test_unwatchable(self) -> None:
-        """A service that takes no attributes of others starts as ever."""
+        """A service whose attributes cannot be set starts as usual."""
 
         class Closed(Service):
             def __setattr__(self, name: str, value: object) -> None:
@@ -371,14 +373,14 @@ class ReadyTests(NotifyCase):
         self.assertEqual(self.systemd.heard(), ["READY=1"])
 
     def test_strangers(self) -> None:
-        """Services that keep something of their own under C{services} are left alone."""
+        """Services that keep something else under C{services} are left alone."""
         stranger: Any = Service()
         stranger.services = 5
         self.begin(stranger)
         self.assertEqual(self.systemd.heard(), ["READY=1"])
 
     def test_extended(self) -> None:
-        """A start that takes long asks for time, as long as it may."""
+        """A slow start extends its timeout as long as it may."""
         ready: Deferred[None] = Deferred()
         self.begin(ready=ready)
         self.reactor.pump([1] * 4)
@@ -395,7 +397,7 @@ class ReadyTests(NotifyCase):
         self.assertEqual(self.systemd.heard(), [])
 
     def test_stopExtended(self) -> None:
-        """So does a stop."""
+        """A slow stop extends its timeout too."""
         service = self.started()
         self.stop(service)
         self.reactor.pump([1] * 10)
@@ -404,7 +406,7 @@ class ReadyTests(NotifyCase):
         )
 
     def test_stoppedMeanwhile(self) -> None:
-        """A program that is stopped before it was ready never is, and that is no failure."""
+        """A program that is stopped before READY never sends it, and that is not a failure."""
         ready: Deferred[None] = Deferred()
         parent = MultiService()
         self.begin(ready=ready, parent=parent)
@@ -415,10 +417,10 @@ class ReadyTests(NotifyCase):
 
 
 class AgainTests(NotifyCase):
-    """A service that is stopped and started while the program goes on."""
+    """Tests for a service that is stopped and started while the program runs."""
 
     def test_again(self) -> None:
-        """Started again it is as new: ready once, and one set of signs of life."""
+        """A service started again sends one READY and one set of pings."""
         service = self.started(status=lambda: "fine", WATCHDOG_USEC="3000000")
         for _ in range(3):
             service.stopService()
@@ -429,7 +431,7 @@ class AgainTests(NotifyCase):
         self.assertEqual(self.systemd.heard(), ["WATCHDOG=1"])
 
     def test_clean(self) -> None:
-        """Stopped, it leaves no timer, no descriptor and no handler of a signal."""
+        """A stopped service leaves no timer, descriptor or signal handler."""
         before = os.listdir("/proc/self/fd")
         handler = signal.getsignal(signal.SIGHUP)
         service = self.started(reload=lambda: None, WATCHDOG_USEC="3000000", INVOCATION_ID="1")
@@ -440,7 +442,7 @@ class AgainTests(NotifyCase):
         self.assertEqual(self.handlers[signal.SIGHUP], handler)
 
     def test_notBegun(self) -> None:
-        """Stopped before the reactor runs, it does nothing then."""
+        """A service stopped before the reactor runs has no effect afterwards."""
         service = self.service()
         service.startService()
         service.stopService()
@@ -449,7 +451,7 @@ class AgainTests(NotifyCase):
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_thread(self) -> None:
-        """In a thread that may set no handler it says so, and goes on."""
+        """In a thread that cannot set handlers, the service makes a record and goes on."""
 
         def start() -> None:
             NotifyService(
@@ -465,22 +467,22 @@ class AgainTests(NotifyCase):
 
 
 class TellTests(NotifyCase):
-    """Any other field."""
+    """Tests for other fields."""
 
     def test_fields(self) -> None:
-        """Fields are told in one message, each on one line."""
+        """Fields are sent in one message, each on a line."""
         self.started().tell(ERRNO=2, X_TEXT="a\nREADY=0")
         self.assertEqual(self.systemd.heard(), ["ERRNO=2\nX_TEXT=a READY=0"])
 
     def test_text(self) -> None:
-        """Fields are told as sd_notify(3) takes them too, in one message with others."""
+        """Fields may be text in the form of sd_notify(3), sent in one message with others."""
         service = self.started()
         service.tell("READY=1\nSTATUS=a\0b\n\n", ERRNO=2)
         service.tell("")
         self.assertEqual(self.systemd.heard(), ["READY=1\nSTATUS=a b\nERRNO=2"])
 
     def test_nobody(self) -> None:
-        """Outside systemd, and when it has stopped, nobody is told."""
+        """Outside systemd, and after the stop, no message is sent."""
         NotifyService(self.reactor, clock=self.reactor, environ={}).tell(ERRNO=2)
         service = self.started()
         service.stopService()
@@ -490,10 +492,10 @@ class TellTests(NotifyCase):
 
 
 class TrialTests(TestCase):
-    """A user's test with the real reactor, which is clean afterwards."""
+    """Tests like a user's, with the real reactor, which is clean afterwards."""
 
     async def startAndStop(self, environ: dict[str, str]) -> None:
-        """Start a service, give it a turn, and stop it."""
+        """Start a service, wait one turn, and stop it."""
         service = NotifyService(
             reactor, status=lambda: "fine", reload=lambda: None, environ=environ
         )
@@ -502,10 +504,10 @@ class TrialTests(TestCase):
         service.stopService()
 
     def test_outside(self) -> Deferred[None]:
-        """Outside systemd."""
+        """The reactor is clean outside systemd."""
         return Deferred.fromCoroutine(self.startAndStop({}))
 
     def test_under(self) -> Deferred[None]:
-        """Under systemd."""
+        """The reactor is clean under systemd."""
         environ = {"NOTIFY_SOCKET": "@nobody", "WATCHDOG_USEC": "3000000", "INVOCATION_ID": "1"}
         return Deferred.fromCoroutine(self.startAndStop(environ))

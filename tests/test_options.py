@@ -1,4 +1,4 @@
-"""Tests for L{fastpoetry.command.options}, with a command that serves whatever it is told to."""
+"""Tests for L{fastpoetry.command.options}, with a command that serves what it is told."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastpoetry.delivery.limits import Limits
 
 
 class Command(CommandOptions):
-    """The command line of a command that serves odes."""
+    """The options of a command that serves odes."""
 
     command = "odes"
     opens = "--ode"
@@ -35,10 +35,10 @@ def parse(*line: str) -> Command:
 
 
 class OptionsCase(SynchronousTestCase):
-    """Refusals, and what they have in common."""
+    """A test case for refusals."""
 
     def refusal(self, *line: str) -> str:
-        """@return: why a command line is refused, which is one line on stderr and exit status 1."""
+        """@return: the refusal of a command line: one line on stderr and exit status 1."""
         why = self.assertRaises(SystemExit, parse, *line).code
         self.assertIsInstance(why, str)
         self.assertTrue(why.startswith("fastpoetry: ") and why.isprintable(), why)
@@ -49,23 +49,23 @@ class RefuseTests(SynchronousTestCase):
     """Tests for L{refuse}."""
 
     def test_line(self) -> None:
-        """The refusal is one line that says who refuses."""
+        """The refusal is one line that names the program."""
         why = self.assertRaises(SystemExit, refuse, "--port x: not a port")
         self.assertEqual(why.code, "fastpoetry: --port x: not a port")
 
     def test_error(self) -> None:
-        """An error is as good as its text."""
+        """An error is refused with its text."""
         why = self.assertRaises(SystemExit, refuse, ValueError("no"))
         self.assertEqual(why.code, "fastpoetry: no")
 
     def test_hostile(self) -> None:
-        """What would break the line or act on the terminal is spelt out."""
+        """Characters that would break the line or act on the terminal are escaped."""
         why = self.assertRaises(SystemExit, refuse, "a\nb\x1b[2Jc\udcffd\u2028e\xe9")
         self.assertEqual(why.code, "fastpoetry: a\\nb\\x1b[2Jc\\udcffd\\u2028e\xe9")
 
     @given(text=st.text())
     def test_anything(self, text: str) -> None:
-        """Whatever is refused, it stays one line."""
+        """Whatever is refused, the refusal is one line."""
         why = self.assertRaises(SystemExit, refuse, text)
         self.assertTrue(why.code.isprintable())
 
@@ -74,18 +74,18 @@ class BlockTests(OptionsCase):
     """Tests for blocks."""
 
     def test_one(self) -> None:
-        """The simplest command line has one block, and says nothing of where."""
+        """The simplest command line has one block, without a place."""
         self.assertEqual(parse("--ode", "x").blocks, [Block("--ode x", "x")])
 
     def test_port(self) -> None:
-        """What follows belongs to the block."""
+        """Options after a port belong to its block."""
         self.assertEqual(
             parse("--ode", "x", "--port", "17", "--iface", "::1").blocks,
             [Block("--ode x", "x", 17, "::1")],
         )
 
     def test_before(self) -> None:
-        """What stands before the first block belongs to it."""
+        """Options before the first block belong to the first block."""
         self.assertEqual(
             parse("-p", "17", "--iface=::1", "--ode", "x").blocks,
             [Block("--ode x", "x", 17, "::1")],
@@ -106,12 +106,12 @@ class BlockTests(OptionsCase):
         )
 
     def test_firstHasTheDefault(self) -> None:
-        """Only the first block may do without a port."""
+        """Only the first block may omit its port."""
         first, second = parse("--ode", "x", "--ode", "y", "--listen", "tcp:1").blocks
         self.assertEqual((first.port, first.listen, second.listen), (None, [], ["tcp:1"]))
 
     def test_ownBlocks(self) -> None:
-        """Two command lines have nothing in common."""
+        """Two command lines share no state."""
         first = parse("--ode", "x", "--listen", "tcp:1")
         second = parse("--ode", "x")
         self.assertEqual((len(first.blocks[0].listen), second.blocks[0].listen), (1, []))
@@ -123,20 +123,20 @@ class BlockTests(OptionsCase):
 
 
 class TutorialTests(OptionsCase):
-    """Tests for the keys that the tutorial's own options have."""
+    """Tests for the keys of the tutorial's own options."""
 
     def test_default(self) -> None:
-        """Of a single block they say where it is served, though nobody said so."""
+        """For a single block they have its address, even a default one."""
         options = parse("--ode", "x")
         self.assertEqual((options["port"], options["iface"]), (10000, "localhost"))
 
     def test_given(self) -> None:
-        """Where somebody did, they have that."""
+        """For a single block with a given address they have that address."""
         options = parse("--ode", "x", "--port", "0", "--iface", "")
         self.assertEqual((options["port"], options["iface"]), (0, ""))
 
     def test_several(self) -> None:
-        """Of several blocks none is the one."""
+        """For several blocks they are empty."""
         options = parse("--ode", "x", "--ode", "y", "--port", "1")
         self.assertEqual(options.keys() & {"port", "iface"}, set())
 
@@ -145,13 +145,13 @@ class LimitTests(OptionsCase):
     """Tests for the tunables."""
 
     def test_defaults(self) -> None:
-        """What is not said is as it is by default, and the program does not exit when idle."""
+        """Tunables have defaults, and by default the program does not exit when idle."""
         options = parse("--ode", "x")
         self.assertEqual(options.limits, Limits())
         self.assertNotIn("exitIdleSeconds", options)
 
     def test_all(self) -> None:
-        """Each tunable sets its own limit, wherever it stands."""
+        """Each tunable sets its own limit, wherever it is on the command line."""
         options = parse(
             *("--drain-timeout", "1.5", "--stall-timeout=2", "--ode", "x", "--min-rate", "0"),
             *("--max-readers", "4", "--max-readers-per-source", "5", "--journal-budget", "0"),
@@ -181,7 +181,7 @@ class VersionTests(OptionsCase):
     """Tests for the version."""
 
     def test_version(self) -> None:
-        """The version is ours, and then Twisted's; that is no failure."""
+        """C{--version} prints our version and Twisted's, and exits with 0."""
         output = io.StringIO()
         with contextlib.redirect_stdout(output):
             why = self.assertRaises(SystemExit, parse, "--version")
@@ -192,15 +192,15 @@ class VersionTests(OptionsCase):
 
 
 class RefusalTests(OptionsCase):
-    """Tests for command lines that are refused, each in one line with the option and its value."""
+    """Tests for refused command lines: each refusal is one line with the option and its value."""
 
     def test_nothing(self) -> None:
-        """There must be something to serve."""
+        """A command line without a poem is refused."""
         for line in ([], ["--port", "17"]):
             self.assertEqual(self.refusal(*line), "nothing to serve: say what with --ode")
 
     def test_unknown(self) -> None:
-        """An option that does not exist is named; the help is pointed to, not printed."""
+        """An unknown option is named; the refusal points to the help and does not print it."""
         self.patch(sys, "argv", ["/usr/bin/twistd3", "odes", "--ode", "x", "--prot", "17"])
         self.assertEqual(
             self.refusal(*sys.argv[2:]),
@@ -208,11 +208,11 @@ class RefusalTests(OptionsCase):
         )
 
     def test_noValue(self) -> None:
-        """So is one that lacks its value."""
+        """An option without its value is named."""
         self.assertIn("--port", self.refusal("--ode", "x", "--port"))
 
     def test_strayArgument(self) -> None:
-        """So is what belongs to no option."""
+        """An argument that belongs to no option is named."""
         self.assertIn("stray", self.refusal("--ode", "x", "stray"))
 
     def test_notAPort(self) -> None:
@@ -250,18 +250,18 @@ class RefusalTests(OptionsCase):
         )
 
     def test_listenAndPort(self) -> None:
-        """An endpoint excludes port and interface in its block, in whatever order."""
+        """An endpoint excludes port and interface in its block, in any order."""
         why = "--ode x: --listen tcp:2 excludes --port and --iface"
         for other in (["--port", "1"], ["--iface", "::1"], ["--port=0"]):
             self.assertEqual(self.refusal("--ode", "x", "--listen", "tcp:2", *other), why)
             self.assertEqual(self.refusal(*other, "--listen", "tcp:2", "--ode", "x"), why)
 
     def test_listenAndPortApart(self) -> None:
-        """In different blocks they go together."""
+        """In different blocks endpoints and ports go together."""
         parse("--ode", "x", "--listen", "tcp:2", "--ode", "y", "--port", "1")
 
     def test_secondWithoutPort(self) -> None:
-        """A second block needs a port or an endpoint of its own; an interface is none."""
+        """A second block needs a port or an endpoint of its own; an interface is not enough."""
         why = "--ode y: a second block needs a --port or --listen of its own"
         first = ("--ode", "x", "--port", "1")
         self.assertEqual(self.refusal(*first, "--ode", "y"), why)
@@ -269,7 +269,7 @@ class RefusalTests(OptionsCase):
         self.assertEqual(self.refusal(*first, "--ode", "y", "--ode", "z", "--port", "2"), why)
 
     def test_tunableTwice(self) -> None:
-        """What is there once for the whole process is given once."""
+        """A tunable, which concerns the whole process, may be given only once."""
         self.assertEqual(
             self.refusal("--ode", "x", "--max-readers", "5", "--ode", "y", "--max-readers", "6"),
             "--max-readers 6: given already, as 5",
@@ -285,7 +285,7 @@ class RefusalTests(OptionsCase):
                 )
 
     def test_notACount(self) -> None:
-        """A count is a whole number, and where 0 makes no sense at least 1."""
+        """A count is a whole number, and at least 1 where 0 makes no sense."""
         for option, least in (
             ("--min-rate", 0),
             ("--journal-budget", 0),
@@ -299,13 +299,13 @@ class RefusalTests(OptionsCase):
                 )
 
     def test_hugeNumber(self) -> None:
-        """A number of more digits than int() takes is refused like any other."""
+        """A number with more digits than int() takes is refused like any other."""
         huge = "9" * 5000
         for option in ("--port", "--max-readers", "--min-rate", "--journal-budget"):
             self.assertIn(f"{option} 999", self.refusal("--ode", "x", option, huge))
 
     def test_firstIsNamed(self) -> None:
-        """Of several faults the first is told."""
+        """Of several faults the first is named."""
         self.assertIn("--port a:", self.refusal("--port", "a", "--max-readers", "b"))
 
 
@@ -329,11 +329,11 @@ words = st.one_of(
 
 
 class AnyLineTests(OptionsCase):
-    """Tests for command lines that anybody may come up with."""
+    """Tests for arbitrary command lines."""
 
     @given(line=st.lists(words, max_size=8))
     def test_anything(self, line: Sequence[str]) -> None:
-        """Whatever is typed, it is understood or refused in one line."""
+        """Any command line is either understood or refused in one line."""
         with contextlib.redirect_stdout(io.StringIO()):
             try:
                 options = parse(*line)

@@ -1,4 +1,4 @@
-"""Tests for L{fastpoetry.proxy.outage}, by way of the service that has one."""
+"""Tests for L{fastpoetry.proxy.outage}, through the service that uses it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from twisted.logger import capturedLogs
 
 
 class OutageTests(ProxyCase):
-    """
-    Tests for an upstream that is away for long: how often it is asked, and what is said of it.
-    """
+    """Tests for a long outage of an upstream: how often it is tried, and which records are made."""
 
     def failUntil(self, seconds: float) -> None:
-        """Have every attempt refused until some time, while somebody asks ten times a second."""
+        """Make every attempt fail until that time, while a reader asks ten times a second."""
         while self.reactor.seconds() < seconds:
             self.ask()
             if self.upstream.isBusy:
@@ -24,11 +22,11 @@ class OutageTests(ProxyCase):
             self.reactor.advance(0.1)
 
     def test_pauses(self) -> None:
-        """The pauses between attempts grow from a second to ten at most, and are never the same."""
+        """The pauses between attempts grow from a second to at most ten, and differ each time."""
         self.failUntil(300)
         attempts = self.upstream.attempts
         pauses = [after - before for before, after in pairwise(attempts)]
-        # The clock here goes by tenths.
+        # The clock here advances in tenths of a second.
         self.assertTrue(all(0.99 <= each <= 10.2 for each in pauses), pauses)
         self.assertLess(pauses[0], 2.2)
         self.assertGreater(min(pauses[4:]), 4.9)
@@ -73,14 +71,14 @@ class OutageTests(ProxyCase):
         self.assertRegex(last["text"], r" is back after 15\d\d s and \d+ attempts$")
 
     def test_nobodyAsks(self) -> None:
-        """Where nobody wants the poem, nobody asks for it either."""
+        """Without readers no attempt is made."""
         self.ask()
         self.upstream.refuse()
         self.reactor.advance(1000)
         self.assertEqual(len(self.upstream.attempts), 1)
 
     def test_description(self) -> None:
-        """It says for how long there has been nothing, and why, with a poem and without."""
+        """The description has the outage's duration and cause, with a poem and without."""
         self.ask()
         self.upstream.refuse()
         self.reactor.advance(0.5)

@@ -1,4 +1,4 @@
-"""Tests of what is in the Debian package, and of what lintian says of it."""
+"""Tests for the content of the Debian packages, and for lintian's findings."""
 
 from __future__ import annotations
 
@@ -24,20 +24,18 @@ _PACKAGE_ONLY = re.compile(
 
 
 def run(*command: str | Path) -> str:
-    """Run a command out here, and return what it printed."""
+    """Run a command outside the container, and return its output."""
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def listContents(package: Path) -> set[str]:
-    """The files of a package, with the units where every release has them."""
+    """The files of a package, with each unit under the path that every release has."""
     lines = run("dpkg-deb", "--contents", package).splitlines()
     return {line.split()[5].removeprefix(".").replace("/usr/lib/", "/lib/") for line in lines}
 
 
 def listFiles(root: Path) -> dict[str, bytes]:
-    """
-    The files below a folder, with the units where systemd has them and the pages as they are read.
-    """
+    """The files below a folder, with each unit under systemd's path and each page uncompressed."""
     found = {}
     for path in filter(Path.is_file, root.rglob("*")):
         name, text = str(path.relative_to(root)), path.read_bytes()
@@ -49,9 +47,9 @@ def listFiles(root: Path) -> dict[str, bytes]:
 
 def test_contents(package: Path) -> None:
     """
-    The packages have every module, unit, poem, page, completion and example that there is, and the
-    two folders for the administrator; the plugin comes without what Twisted or Python make beside
-    it. That of the modules has no unit.
+    The packages have every module, unit, poem, page, completion and example, and the
+    administrator's two folders. The plugin comes without the cache files that Twisted and Python
+    make beside it. The package of modules has no unit.
     """
     library = listContents(findPackage(package, "python3-fastpoetry"))
     assert not [file for file in library if "systemd/system" in file]
@@ -88,15 +86,15 @@ def test_contents(package: Path) -> None:
 
 def test_sameAsInstalled(package: Path, tmp_path: Path) -> None:
     """
-    C{make install} and the package put the same files in the same places; the package alone has
-    what every package of Debian's has.
+    C{make install} and the packages put the same files in the same places; only the packages have
+    the files that every Debian package has.
     """
     run("make", f"--directory={CLONE}", "install", f"DESTDIR={tmp_path / 'staged'}")
     for each in package.glob("*.deb"):
         run("dpkg-deb", "--extract", each, tmp_path / "packed")
     staged = listFiles(tmp_path / "staged")
     packed = listFiles(tmp_path / "packed")
-    # Debian has twistd3 only, and its tools write more metadata.
+    # Debian has only twistd3, and its tools write more metadata.
     del staged["usr/share/bash-completion/completions/_twistd"]
     del staged[f"usr/lib/python3/dist-packages/fastpoetry-{__version__}.dist-info/METADATA"]
     assert {name: packed.get(name) for name in staged} == staged
@@ -104,7 +102,7 @@ def test_sameAsInstalled(package: Path, tmp_path: Path) -> None:
 
 
 def test_version(package: Path) -> None:
-    """The packages have the version of the program, which was released when both changelogs say."""
+    """The packages have the program's version, and its release date agrees in both changelogs."""
     for each in package.glob("*.deb"):
         assert run("dpkg-deb", "--field", each, "Version").strip() == __version__
     ours = (CLONE / "CHANGELOG.md").read_text()
@@ -116,8 +114,8 @@ def test_version(package: Path) -> None:
 
 def test_dependencies(package: Path) -> None:
     """
-    The modules depend on the distribution's Twisted and systemd for Python, and on Python itself;
-    the units on the modules, of the same version.
+    The modules depend on the distribution's Twisted, systemd for Python, and Python; the units
+    depend on the modules of the same version.
     """
     library, units = findPackage(package, "python3-fastpoetry"), findPackage(package)
     depends = run("dpkg-deb", "--field", library, "Depends").strip().split(", ")
@@ -128,7 +126,7 @@ def test_dependencies(package: Path) -> None:
 
 
 def test_reproducible(package: Path, tmp_path: Path) -> None:
-    """Whoever builds it again, elsewhere and with other habits, gets the same files."""
+    """A second build, in another place and environment, makes the same files."""
     umask = os.umask(0o077)
     try:
         again = buildPackage(tmp_path, TZ="Pacific/Kiritimati", LC_ALL="C", LANG="C")
@@ -141,19 +139,20 @@ def test_reproducible(package: Path, tmp_path: Path) -> None:
 
 
 def test_lintian(package: Path) -> None:
-    """lintian has nothing to say of the package and of its source, as picky as it can be."""
+    """lintian, with all its checks, finds no fault in the package or its source."""
     (changes,) = (package.parent / "deb").glob("*.changes")
     assert findings(run("lintian", *LINTIAN, changes)) == []
 
 
 def findings(said: str) -> list[str]:
     """
-    What lintian has found, but for what is so on one release alone.
+    The findings of lintian, without those of a single release.
 
-    Debian 12's knows no newer standards. It wants two fields that have a default since dpkg
+    Debian 12's lintian knows no newer standards. It wants two fields that have a default since dpkg
     1.22.13; without it, the binary packages lack one of them. It wants an init script beside a
-    service, unless a timer or a path starts that, and has forgotten sockets; to override that is an
-    error for the newer one. Debian's newest wants a debhelper that Debian 12 lacks.
+    service unless a timer or a path starts the service, and has forgotten sockets; an override for
+    that is an error in the newer lintian. Debian's newest lintian wants a debhelper that Debian 12
+    lacks.
     """
     only = (
         "newer-standards-version",

@@ -1,4 +1,6 @@
-"""Tests for L{fastpoetry.command.page}: one answer a connection, whatever strangers send."""
+"""
+Tests for L{fastpoetry.command.page}: one answer for each connection, whatever its client sends.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ class FakePort:
     """
     A port that remembers whether it accepts.
 
-    @ivar numberAccepts: how many it accepts at once.
-    @ivar refusals: how often it still fails to be read.
+    @ivar numberAccepts: the number of clients it accepts at once.
+    @ivar refusals: how many more times it cannot be read.
     """
 
     numberAccepts = 100
@@ -32,7 +34,7 @@ class FakePort:
     refusals = 0
 
     def stopReading(self) -> None:
-        """Accept nothing."""
+        """Stop accepting."""
         self.isReading = False
 
     def startReading(self) -> None:
@@ -44,7 +46,7 @@ class FakePort:
 
 
 class PageCase(SynchronousTestCase):
-    """A page, and those who look at it."""
+    """A test case with a page and its clients."""
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -65,7 +67,7 @@ class PageCase(SynchronousTestCase):
         return protocol, transport
 
     def ask(self, *pieces: bytes) -> bytes:
-        """@return: what is answered, and that the connection is closed then."""
+        """@return: the answer; the connection is then closed."""
         protocol, transport = self.connect()
         for piece in pieces:
             protocol.dataReceived(piece)
@@ -88,25 +90,27 @@ class RequestTests(PageCase):
             )
 
     def test_head(self) -> None:
-        """A HEAD is answered with the same, without the page."""
+        """A HEAD is answered with the same headers, without the page."""
         full = self.ask(b"GET /page HTTP/1.1\r\n\r\n")
         head = self.ask(b"HEAD /page HTTP/1.1\r\n\r\n")
         self.assertEqual(full, head + b"hello\n")
 
     def test_pieces(self) -> None:
-        """A request may come byte by byte, and its lines may end as they do in a shell."""
+        """A request may come byte by byte, with line ends as a shell's user types them."""
         request = b"GET /page?x=1 HTTP/1.0\nHost: x\n\n"
         pieces = [request[n : n + 1] for n in range(len(request))]
         self.assertIn(b" 200 OK", self.ask(*pieces))
 
     def test_accept(self) -> None:
-        """What a client accepts is passed on as it is, from every such line."""
+        """The client's Accept lines are passed on unchanged, every one of them."""
         self.ask(b"GET /page HTTP/1.1\r\naccept: \xff\r\nX: y\r\nAccept: a/b;version=\r\n\r\n")
         self.ask(b"GET /page HTTP/1.1\r\n\r\n")
         self.assertEqual(self.accepted, [b" \xff, a/b;version=", b""])
 
     def test_others(self) -> None:
-        """Another path, another method and what is no request get a short answer, and no page."""
+        """
+        Another path, another method and an invalid request get a short answer without the page.
+        """
         for request, status in (
             (b"GET / HTTP/1.1", b"404 Not Found"),
             (b"GET /page/x HTTP/1.1", b"404 Not Found"),
@@ -123,7 +127,7 @@ class RequestTests(PageCase):
         self.assertEqual(self.accepted, [])
 
     def test_long(self) -> None:
-        """A request that is too long is refused before it has ended."""
+        """A request that is too long is refused before its end."""
         for pieces in (
             (b"GET /page HTTP/1.1\r\nA: ", b"x" * 10_000),
             (b"GET /page HTTP/1.1\r\nA: " + b"x" * 10_000 + b"\r\n\r\n",),
@@ -131,13 +135,13 @@ class RequestTests(PageCase):
             self.assertIn(b" 431 ", self.ask(*pieces))
 
     def test_once(self) -> None:
-        """What comes after the first request is ignored."""
+        """Bytes after the first request are ignored."""
         request = b"GET /page HTTP/1.1\r\n\r\n"
         once = self.ask(request)
         self.assertEqual(self.ask(request * 3, request, b"x" * 100_000), once)
 
     def test_quiet(self) -> None:
-        """No request writes a record."""
+        """No request makes a record."""
         with capturedLogs() as events:
             for request in (b"GET /page HTTP/1.1", b"\xff", b"POST x HTTP/1.1"):
                 self.ask(request + b"\r\n\r\n")
@@ -145,10 +149,10 @@ class RequestTests(PageCase):
 
 
 class BoundsTests(PageCase):
-    """Tests for how long, and how many."""
+    """Tests for the limits of time and number."""
 
     def test_deadline(self) -> None:
-        """A connection is closed after 5 s, whatever its client has sent or taken by then."""
+        """A connection is closed after 5 s, whatever its client has sent or received by then."""
         for data in (b"", b"G", b"GET /page HTTP/1.1\r\n\r\n"):
             protocol, transport = self.connect()
             self.clock.advance(4.9)
@@ -158,13 +162,13 @@ class BoundsTests(PageCase):
             self.assertIn("abortConnection", transport.did)
 
     def test_lost(self) -> None:
-        """A connection that is lost leaves nothing behind."""
+        """A lost connection leaves no timer and no place taken."""
         protocol, _ = self.connect()
         protocol.connectionLost(Failure(ConnectionDone()))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_oldest(self) -> None:
-        """There are 16 connections at a time: the oldest makes room for the next."""
+        """There are at most 16 connections: the oldest is closed for the next."""
         connections = [self.connect() for _ in range(17)]
         aborted = ["abortConnection" in transport.did for _, transport in connections]
         self.assertEqual(aborted, [True] + [False] * 16)
@@ -176,7 +180,9 @@ class BoundsTests(PageCase):
         self.assertEqual(connections[2][1].did, ["abortConnection"])
 
     def test_pause(self) -> None:
-        """After a connection its port pauses, and then accepts as many as 500 a second would be."""
+        """
+        After a connection the port pauses, and then accepts as many as keep it at 500 a second.
+        """
         port = FakePort()
         for seconds, number in ((0.011, 5), (0.021, 10), (60, 16)):
             self.connect(port)
@@ -186,7 +192,7 @@ class BoundsTests(PageCase):
             self.assertEqual((port.isReading, port.numberAccepts), (True, number))
 
     def test_noMemory(self) -> None:
-        """A port that cannot be read for a moment is tried again."""
+        """A port that temporarily cannot be read is tried again."""
         port = FakePort()
         port.refusals = 2
         self.connect(port)
@@ -195,7 +201,7 @@ class BoundsTests(PageCase):
             self.assertEqual(port.isReading, isReading)
 
     def test_stopped(self) -> None:
-        """A port that was stopped meanwhile stays so."""
+        """A port that was stopped during its pause stays stopped."""
         port = FakePort()
         self.connect(port)
         port.connected = False

@@ -1,5 +1,5 @@
 """
-Tests of what pip installs, from the wheel and from the clone, each in an environment of its own.
+Tests for pip installations of the wheel and of the clone, each in an environment of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ serverFromString(reactor, "adopted:")
 
 
 def run(*command: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command with nothing on its path but what it brings itself."""
+    """Run a command with only its own folder on the path."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     return subprocess.run(
         list(map(str, command)),
@@ -44,7 +44,7 @@ def run(*command: object, cwd: Path | None = None) -> subprocess.CompletedProces
 
 
 class PipTests(SynchronousTestCase):
-    """Tests for what is built and installed."""
+    """Tests for building and installing."""
 
     _folder: TemporaryDirectory[str]
     wheel: Path
@@ -76,7 +76,7 @@ class PipTests(SynchronousTestCase):
 
     def environment(self, *what: object) -> Path:
         """
-        Make a virtual environment that has what this one has, and install something in it.
+        Make a virtual environment with this one's packages, and install something in it.
 
         @return: its folder.
         """
@@ -90,7 +90,9 @@ class PipTests(SynchronousTestCase):
         return folder
 
     def check(self, folder: Path) -> None:
-        """Check that an environment has the commands and the endpoint, wherever one stands."""
+        """
+        Check that an environment has the commands and the endpoint, whatever the current folder.
+        """
         python = folder / "bin/python"
         twistd = "from twisted.scripts.twistd import run; run()"
         listed = run(python, "-c", twistd, "--help", cwd=folder)
@@ -116,13 +118,16 @@ class PipTests(SynchronousTestCase):
         self.assertEqual(poem, (ROOT / "poetry/ecstasy.txt").read_bytes())
 
     def test_wheel(self) -> None:
-        """Installed, it has commands, endpoint and poems: the line of the page serves one."""
+        """
+        Installed from the wheel, it has commands, endpoint and poems: the page's command line
+        serves one.
+        """
         folder = self.environment(self.wheel)
         self.check(folder)
         self.checkPoem(folder)
 
     def test_editable(self) -> None:
-        """So has an editable installation, and what it runs is the clone."""
+        """An editable installation has them too, and runs the clone's code."""
         folder = self.environment("--editable", ROOT)
         self.check(folder)
         python = folder / "bin/python"
@@ -131,7 +136,7 @@ class PipTests(SynchronousTestCase):
         self.checkPoem(folder)
 
     def test_wheelContents(self) -> None:
-        """The wheel has every module, the drop-in and the poems, and nothing else."""
+        """The wheel has exactly every module, the drop-in and the poems."""
         modules = {str(each.relative_to(ROOT)) for each in ROOT.glob("fastpoetry/**/*.py")}
         poems = {f"fastpoetry/poetry/{each.name}" for each in ROOT.glob("poetry/*.txt")}
         others = {"fastpoetry/py.typed", "twisted/plugins/fastpoetry_plugin.py"}
@@ -140,7 +145,7 @@ class PipTests(SynchronousTestCase):
         self.assertEqual(found, modules | poems | others)
 
     def test_sdist(self) -> None:
-        """The source distribution has every file of the commit, and runs tests of its own."""
+        """The source distribution has every file of the commit, and its own tests run."""
         if shutil.which("git") is None:
             raise SkipTest("no git, which lists the files of the commit")
         folder = Path(makeFolder(self))
@@ -155,7 +160,7 @@ class PipTests(SynchronousTestCase):
         self.assertEqual(done.returncode, 0, done.stdout[-2000:])
 
     def test_metadata(self) -> None:
-        """The license is said by its SPDX name, and nothing in the way that is no longer wanted."""
+        """The metadata names the license by its SPDX name, and has no outdated field."""
         with ZipFile(self.wheel) as wheel:
             [name] = [each for each in wheel.namelist() if each.endswith("/METADATA")]
             head, _, page = wheel.read(name).decode().partition("\n\n")
@@ -165,10 +170,10 @@ class PipTests(SynchronousTestCase):
 
 
 class PageTests(SynchronousTestCase):
-    """Tests for the page that an index shows."""
+    """Tests for the page that a package index shows."""
 
     def test_links(self) -> None:
-        """It needs no file beside it: every link is a whole one."""
+        """The page needs no file beside it: every link is absolute."""
         project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
         links = re.findall(r"\]\(([^)]*)\)", (ROOT / project["readme"]).read_text("utf-8"))
         self.assertTrue(links)

@@ -1,4 +1,6 @@
-"""Tests for the twistd drop-in, which must cost nothing, and for which module may know which."""
+"""
+Tests for the twistd drop-in, which must be cheap to import, and for the directions of imports.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,7 @@ class PluginTests(SynchronousTestCase):
 
     def made(self, maker: Any, module: ModuleType) -> object:
         """
-        @return: what a command makes of no options, where its module gives back what it is given.
+        @return: the service of a command without options; its module returns what it is given.
         """
         self.patch(module, "makeService", lambda options: options)
         self.addCleanup(gc.unfreeze)
@@ -63,8 +65,8 @@ class PluginTests(SynchronousTestCase):
 
     def test_lazy(self) -> None:
         """
-        Looking at it imports nothing of ours, nothing of systemd's, and no reactor: every twistd
-        command and every endpoint description of any program does that.
+        Reading the drop-in imports no module of ours or of systemd's, and no reactor. Every twistd
+        command and every endpoint description of any program reads it.
         """
         code = (
             "import sys, twisted.plugins.fastpoetry_plugin\n"
@@ -77,7 +79,7 @@ class PluginTests(SynchronousTestCase):
         self.assertEqual((done.stdout, done.stderr), ("", ""))
 
     def test_command(self) -> None:
-        """The command C{fastpoetry} is that of L{tap}."""
+        """The command C{fastpoetry} is L{tap}'s."""
         maker = self.plugin.fastpoetry
         verifyObject(IPlugin, maker)
         verifyObject(IServiceMaker, maker)
@@ -89,7 +91,7 @@ class PluginTests(SynchronousTestCase):
 
     def test_noPause(self) -> None:
         """
-        What a start has loaded is never looked at again for garbage: that would be a pause for all
+        Modules loaded at the start are excluded from garbage collection, which would pause all
         readers.
         """
         self.assertEqual(gc.get_freeze_count(), 0)
@@ -97,7 +99,7 @@ class PluginTests(SynchronousTestCase):
         self.assertGreater(gc.get_freeze_count(), 1000)
 
     def test_proxyCommand(self) -> None:
-        """The command C{fastpoetry-proxy} is that of L{proxytap}."""
+        """The command C{fastpoetry-proxy} is L{proxytap}'s."""
         maker = self.plugin.proxy
         verifyObject(IPlugin, maker)
         verifyObject(IServiceMaker, maker)
@@ -106,7 +108,7 @@ class PluginTests(SynchronousTestCase):
         self.assertEqual(self.made(maker, proxytap), proxytap.Options())
 
     def test_endpoint(self) -> None:
-        """The endpoint C{adopted:} is that of L{fastpoetry.systemd.adopted}."""
+        """The endpoint C{adopted:} is L{fastpoetry.systemd.adopted}'s."""
         parser = self.plugin.adopted
         verifyObject(IPlugin, parser)
         verifyObject(IStreamServerEndpointStringParser, parser)
@@ -119,8 +121,8 @@ class PluginTests(SynchronousTestCase):
 
 def imported(source: str) -> Iterator[tuple[str, bool]]:
     """
-    @return: each name that a module imports, with all before its dots, and whether it does so as
-        soon as it is imported itself.
+    @return: each name that a module imports, with the packages before its dots, and whether the
+        import runs at the module's own import.
     """
     tree = ast.parse(source)
     lazy = {
@@ -142,10 +144,10 @@ def imported(source: str) -> Iterator[tuple[str, bool]]:
 
 
 class ImportedTests(SynchronousTestCase):
-    """Tests for L{imported}, on which the others build."""
+    """Tests for L{imported}, which the other tests use."""
 
     def test_all(self) -> None:
-        """Every way to import is found, wherever it is."""
+        """Every way to import is found, in any place of a module."""
         found = imported(
             "import os.path\n"
             "from fastpoetry import tap\n"
@@ -175,8 +177,8 @@ class Floor(NamedTuple):
     """
     A line of the table.
 
-    @ivar number: the higher, the more it may know.
-    @ivar excluded: what it must not import, wherever that is.
+    @ivar number: a higher floor may import more.
+    @ivar excluded: modules that it must not import, on any floor.
     """
 
     number: int
@@ -194,16 +196,17 @@ def readHouse(table: str) -> dict[str, Floor]:
 
 
 def isWithin(name: str, outer: str) -> bool:
-    """@return: whether a dotted name is another, or in it."""
+    """@return: whether a dotted name equals another, or is inside it."""
     return name == outer or name.startswith(f"{outer}.")
 
 
 class HouseTests(SynchronousTestCase):
-    """Tests for the arrows between modules."""
+    """Tests for the imports between modules."""
 
     def setUp(self) -> None:
         self.house = readHouse(HOUSE)
-        # False sorts before True: what is imported at once and later too is imported at once.
+        # False sorts before True: a module that is imported both at once and later counts as
+        # imported at once.
         self.modules = {
             ".".join(path.relative_to(PACKAGE).with_suffix("").parts): dict(
                 sorted(imported(path.read_text("utf-8")))
@@ -213,12 +216,12 @@ class HouseTests(SynchronousTestCase):
         }
 
     def arrows(self, module: str) -> set[str]:
-        """@return: which other modules of ours a module imports."""
+        """@return: the other modules of ours that a module imports."""
         names = [name.removeprefix("fastpoetry.") for name in self.modules[module]]
         return {other for other in self.modules for name in names if isWithin(name, other)}
 
     def test_everybody(self) -> None:
-        """Each module has a floor, and the table names nobody who is not there."""
+        """Each module has a floor, and the table has no missing module."""
         self.assertEqual({name.split(".")[0] for name in self.modules}, set(self.house))
 
     def test_architecture(self) -> None:
@@ -229,7 +232,7 @@ class HouseTests(SynchronousTestCase):
         self.assertEqual(rows[:4], ["tap", "listen", "service", "protocol"])
 
     def test_down(self) -> None:
-        """Arrows point down, or to a neighbour in the same folder."""
+        """Imports point down, or to a neighbour in the same folder."""
         for module in self.modules:
             place = module.split(".")[0]
             for other in self.arrows(module):
@@ -239,11 +242,11 @@ class HouseTests(SynchronousTestCase):
                     self.assertLess(low, high, f"{module} imports {other}")
 
     def test_noCircle(self) -> None:
-        """No module knows, be it through others, one that knows it."""
+        """There is no circle of imports."""
         TopologicalSorter({each: self.arrows(each) for each in self.modules}).prepare()
 
     def test_excluded(self) -> None:
-        """What a floor must not know it does not import."""
+        """No floor imports a module that the table excludes for it."""
         for module, names in self.modules.items():
             for outer in self.house[module.split(".")[0]].excluded:
                 outers = (outer, f"fastpoetry.{outer}")
@@ -252,8 +255,8 @@ class HouseTests(SynchronousTestCase):
 
     def test_systemd(self) -> None:
         """
-        What is for any program knows nothing of ours beyond its own folder; only the wiring joins
-        it to poetry, but for the clock of a factory that nobody has given one.
+        Modules for any program import none of ours from outside their folder. Only the wiring
+        connects them with poetry, except for the default clock of a factory.
         """
         users = set()
         for module in self.modules:
@@ -268,8 +271,8 @@ class HouseTests(SynchronousTestCase):
 
     def test_reactor(self) -> None:
         """
-        Only the twistd commands and what is composed by hand fall back to the global reactor, and
-        only when they need one: twistd must be able to install another one first.
+        Only the twistd commands and hand-made services fall back to the global reactor, and only
+        when they need one: twistd must be able to install another one first.
         """
         users = {
             (module, atOnce)
@@ -282,8 +285,8 @@ class HouseTests(SynchronousTestCase):
 
     def test_dependencies(self) -> None:
         """
-        At run time nothing is needed but Twisted, what it brings, and systemd-python; for metrics
-        prometheus_client, and that is imported where they are asked for.
+        At run time only Twisted with its dependencies and systemd-python are needed, and
+        prometheus_client for metrics; it is imported only where metrics are asked for.
         """
         needed: dict[str, set[str]] = {}
         for module, names in self.modules.items():

@@ -22,7 +22,7 @@ from fastpoetry.poem import Anthology, Loaded, Poem, PoemAt, PoemError, PoemName
 
 
 class FolderCase(SynchronousTestCase):
-    """A folder of poems, in another that holds what nobody should get."""
+    """A test case with a folder of poems, inside another folder with a private file."""
 
     def setUp(self) -> None:
         self.outside = makeFolder(self)
@@ -34,7 +34,7 @@ class FolderCase(SynchronousTestCase):
         return write(self.folder, entry, text)
 
     def refusal(self, selection: Selection) -> str:
-        """@return: why there is nothing to serve."""
+        """@return: the refusal."""
         return str(self.assertRaises(PoemError, selection.load))
 
 
@@ -46,7 +46,7 @@ class PoemTests(SynchronousTestCase):
         self.assertEqual(POEM.digest, sha256(POEM.text).hexdigest())
 
     def test_strangeAtPieces(self) -> None:
-        """Nor does it matter where a long one is divided to be looked at."""
+        """The boundaries between the pieces that are checked do not matter."""
         self.patch(poems, "_PIECE_BYTES", 4)
         good = "a\u00ef\u20ac\U0001f600".encode()
         for shift in range(4):
@@ -57,7 +57,10 @@ class PoemTests(SynchronousTestCase):
                 self.assertEqual(Poem("x", text + end + b"a", "").strangeAt, len(text))
 
     def test_strangeAt(self) -> None:
-        """A poem that is not UTF-8 knows where that begins; the text stays as it is."""
+        """
+        A poem that is not UTF-8 knows the position of its first invalid byte; the text stays
+        unchanged.
+        """
         strange = Poem("x", b"qu\xc3\xafete, qu\xefete", "")
         self.assertEqual((strange.strangeAt, strange.text[11:12]), (11, b"\xef"))
         self.assertEqual(Poem("x", "quïete".encode(), "").strangeAt, None)
@@ -67,28 +70,28 @@ class PoemAtTests(FolderCase):
     """Tests for L{PoemAt}."""
 
     def test_whole(self) -> None:
-        """The text is what the file holds, and the name is the file's without its suffix."""
+        """The text is the file's content, and the name is the file's without its suffix."""
         path = self.write("ecstasy.txt")
         self.assertEqual(PoemAt(path).load(), Loaded([Poem("ecstasy", POEM.text, path)], [], []))
 
     def test_anyName(self) -> None:
-        """A path may lead to a file of any name."""
+        """A path may name a file of any name."""
         path = self.write("An ode. To a {0}")
         self.assertEqual(PoemAt(path).load().poems[0].name, "An ode")
 
     def test_anyBytes(self) -> None:
-        """Nothing is decoded, translated or left out."""
+        """No byte is decoded, translated or left out."""
         text = bytes(range(256)) + b"\r\n\0\xff\xfe"
         self.assertEqual(PoemAt(self.write("x", text)).load().poems[0].text, text)
 
     def test_link(self) -> None:
-        """Whoever gives a path may have a link in it."""
+        """A given path may contain links."""
         path = os.path.join(self.outside, "link")
         os.symlink(self.write("ecstasy.txt"), path)
         self.assertEqual(PoemAt(path).load().poems, [Poem("link", POEM.text, path)])
 
     def test_again(self) -> None:
-        """Each look reads the file as it is then."""
+        """Each load reads the file anew."""
         selection = PoemAt(self.write("x", b"old"))
         selection.load()
         self.write("x", b"new")
@@ -97,23 +100,23 @@ class PoemAtTests(FolderCase):
 
 class BadInputTests(FolderCase):
     """
-    Tests for files that are no poems: each is refused at once, in one line, with path and cause.
+    Tests for files that are not poems: each is refused at once, in one line with path and cause.
     """
 
     def assertRefused(self, path: str, cause: str) -> None:
-        """The only poem of that path is refused for that cause."""
+        """Assert that the poem of that path is refused for that cause."""
         self.assertEqual(self.refusal(PoemAt(path)), f"{path}: {cause}")
 
     def test_missing(self) -> None:
-        """A file that is not there is refused."""
+        """A missing file is refused."""
         self.assertRefused(f"{self.folder}/x.txt", "No such file or directory")
 
     def test_missingFolder(self) -> None:
-        """A file where the folder should be is refused."""
+        """A path with a file in place of a folder is refused."""
         self.assertRefused(self.write("x.txt") + "/x.txt", "Not a directory")
 
     def test_unreadable(self) -> None:
-        """A file that may not be read is refused, with the way to mend it."""
+        """An unreadable file is refused, and the refusal says how to fix it."""
         path = self.write("x.txt")
         os.chmod(path, 0)
         with asNobody():
@@ -132,13 +135,13 @@ class BadInputTests(FolderCase):
         self.assertRefused(self.folder, "is a folder; a poem is a regular file")
 
     def test_FIFO(self) -> None:
-        """A FIFO is refused, whether or not anybody writes to it."""
+        """A FIFO is refused, with a writer or without."""
         path = f"{self.folder}/x.txt"
         os.mkfifo(path)
         self.assertRefused(path, "is a FIFO; a poem is a regular file")
 
     def test_device(self) -> None:
-        """A device is refused, and nothing is read from it."""
+        """A device is refused without reading from it."""
         self.assertRefused("/dev/zero", "is a device; a poem is a regular file")
 
     def test_socket(self) -> None:
@@ -149,25 +152,23 @@ class BadInputTests(FolderCase):
             self.assertTrue(self.refusal(PoemAt(path)).startswith(f"{path}: "))
 
     def test_huge(self) -> None:
-        """A file of more than 64 MiB is refused before it is read."""
+        """A file larger than 64 MiB is refused before it is read."""
         path = self.write("x.txt")
         os.truncate(path, 64 * 1024 * 1024 + 1)
         self.assertRefused(path, "has 67108865 bytes; a poem has 67108864 (64 MiB) at most")
 
     def test_asLargeAsMayBe(self) -> None:
-        """A file of exactly the greatest size is served."""
+        """A file of exactly the maximum size is served."""
         self.patch(poems, "MAX_POEM_BYTES", 5)
         self.assertEqual(PoemAt(self.write("x", b"12345")).load().poems[0].text, b"12345")
         self.assertIn("has 6 bytes", self.refusal(PoemAt(self.write("x", b"123456"))))
 
     def test_NUL(self) -> None:
-        """A path that no system has is refused like any other."""
+        """A path with a NUL, which no system has, is refused like any other."""
         self.refusal(PoemAt(f"{self.folder}/\0.txt"))
 
     def test_noDescriptorLeaks(self) -> None:
-        """
-        Whatever is refused, its descriptor is closed: a broken poem is looked at at each reload.
-        """
+        """Every refusal closes its descriptor: a broken poem is opened again at each reload."""
         os.mkfifo(f"{self.folder}/fifo")
         before = countDescriptors()
         for path in (self.folder, f"{self.folder}/fifo", "/dev/null", self.write("x", b"")):
@@ -176,13 +177,13 @@ class BadInputTests(FolderCase):
 
 
 class TornTests(FolderCase):
-    """Tests for a file that somebody writes to while it is read: half a poem is never served."""
+    """Tests for a file that changes while it is read: half a poem is never served."""
 
     def refusalAfter(self, path: str, text: bytes, **times: Any) -> str:
         """
-        @return: why a poem is refused that is overwritten once its reading begins.
+        @return: the refusal of a poem that is overwritten after its reading began.
 
-        @param times: what its times are set to then, as C{os.utime} takes them.
+        @param times: the file's new times, as C{os.utime} takes them.
         """
         waitForTick = poems._waitForTick
 
@@ -198,7 +199,7 @@ class TornTests(FolderCase):
         return self.refusal(PoemAt(path))
 
     def test_grows(self) -> None:
-        """A file that grew is refused, with the way to do it well."""
+        """A file that grew is refused, and the refusal says how to replace a file safely."""
         path = self.write("x", b"short")
         refusal = self.refusalAfter(path, b"no more")
         self.assertTrue(refusal.startswith(f"{path}: was written to while it was read; "), refusal)
@@ -215,14 +216,17 @@ class TornTests(FolderCase):
         self.assertIn("was written to while it was read", refusal)
 
     def test_sameTime(self) -> None:
-        """So is one that kept its time too, as rsync(1) makes it: its last change has another."""
+        """
+        A file that changed and kept its size and modification time, as rsync(1) makes it, is
+        refused: its change time differs.
+        """
         path = self.write("x", b"one")
         os.utime(path, ns=(0, 10**18))
         refusal = self.refusalAfter(path, b"two", ns=(0, 10**18))
         self.assertIn("was written to while it was read", refusal)
 
     def test_mode(self) -> None:
-        """One whose mode was changed meanwhile is read, as it has not changed itself."""
+        """A file whose mode changed during the reading is read: its content is unchanged."""
         path, waitForTick = self.write("x"), poems._waitForTick
 
         def waitAndChange(descriptor: int) -> os.stat_result:
@@ -236,9 +240,9 @@ class TornTests(FolderCase):
 
     def clock(self, *sleeps: Callable[[], object]) -> None:
         """
-        Have the file be as new as can be, until some sleeps are over.
+        Make the file as new as possible until some sleeps are over.
 
-        @param sleeps: what happens in each.
+        @param sleeps: what happens during each.
         """
         left, path = list(sleeps), f"{self.folder}/x"
 
@@ -249,27 +253,30 @@ class TornTests(FolderCase):
 
     def test_justWritten(self) -> None:
         """
-        What was written a moment ago is read a moment later, since a change that follows at once
-        would leave no trace in the file's times.
+        A file written a moment ago is read a moment later: another change right after the first
+        would leave its times the same.
         """
         path = self.write("x", b"half a p")
         self.clock(lambda: self.write("x", b"half a poem is none"))
         self.assertEqual(PoemAt(path).load().poems[0].text, b"half a poem is none")
 
     def test_writtenOnAndOn(self) -> None:
-        """One that is written to again and again is not waited for without end."""
+        """The wait for a file that is written again and again is limited."""
         path = self.write("x", b"0")
         self.clock(*(partial(self.write, "x", b"%d" % number) for number in range(100)))
         self.assertIn("was written to while it was read", self.refusal(PoemAt(path)))
 
     def test_fromTheFuture(self) -> None:
-        """One whose time is yet to come, since the clock was set back, is not waited for."""
+        """
+        A file whose time lies in the future, because the clock was set back, is read without a
+        wait.
+        """
         path = self.write("x")
         self.patch(poems, "time", Mock(time_ns=lambda: 0, sleep=self.fail))
         self.assertEqual(PoemAt(path).load().poems[0].text, POEM.text)
 
     def test_replaced(self) -> None:
-        """A poem moved into the place of one that is being read takes nothing from it."""
+        """A poem moved to the place of one that is being read does not affect the reading."""
         path, waitForTick = self.write("x", b"old"), poems._waitForTick
 
         def waitAndMove(descriptor: int) -> os.stat_result:
@@ -292,31 +299,33 @@ class PoemNamedTests(FolderCase):
         self.folders = [self.folder, self.later]
 
     def test_found(self) -> None:
-        """A name stands for the file of that name and the suffix C{.txt}."""
+        """A name means the file of that name with the suffix C{.txt}."""
         path = self.write("ecstasy.txt")
         loaded = PoemNamed("ecstasy", self.folders).load()
         self.assertEqual(loaded, Loaded([Poem("ecstasy", POEM.text, path)], [], []))
 
     def test_foundLater(self) -> None:
-        """Folders without the poem are passed over, be they there or not."""
+        """Folders without the poem, and missing folders, are passed over."""
         path = write(self.later, "x.txt")
         folders = [f"{self.outside}/none", path, *self.folders]
         self.assertEqual(PoemNamed("x", folders).load().poems, [Poem("x", POEM.text, path)])
 
     def test_shadows(self) -> None:
-        """An earlier folder's poem goes before a later one's."""
+        """An earlier folder's poem takes precedence over a later one's."""
         write(self.later, "x.txt", b"theirs")
         self.write("x.txt", b"ours")
         self.assertEqual(PoemNamed("x", self.folders).load().poems[0].text, b"ours")
 
     def test_brokenShadows(self) -> None:
-        """An earlier folder's poem that cannot be served is not passed over for a later one's."""
+        """
+        An unusable poem in an earlier folder is refused; a later one's is not served in its place.
+        """
         write(self.later, "x.txt")
         path = self.write("x.txt", b"")
         self.assertIn(f"{path}: is empty", self.refusal(PoemNamed("x", self.folders)))
 
     def test_closedFolder(self) -> None:
-        """A folder that may not be looked into is not passed over."""
+        """A folder without search permission is not passed over."""
         self.write("x.txt")
         write(self.later, "x.txt")
         with asNobody(self.folder):
@@ -324,7 +333,7 @@ class PoemNamedTests(FolderCase):
         self.assertIn(f"{self.folder}/x.txt: Permission denied", refusal)
 
     def test_takesOver(self) -> None:
-        """A poem put into an earlier folder is found at the next look."""
+        """A poem put into an earlier folder is found at the next load."""
         write(self.later, "x.txt", b"theirs")
         selection = PoemNamed("x", self.folders)
         selection.load()
@@ -333,7 +342,8 @@ class PoemNamedTests(FolderCase):
 
     def test_unknown(self) -> None:
         """
-        For an unknown name, there is one line with the folders, the poems there, and the nearest.
+        An unknown name is refused in one line with the folders, the poems there, and the nearest
+        name.
         """
         self.write("ecstasy.txt")
         self.write("notes.md")
@@ -345,7 +355,10 @@ class PoemNamedTests(FolderCase):
         )
 
     def test_many(self) -> None:
-        """Of very many it lists some, counts the others, and has the nearest all the same."""
+        """
+        Of very many poems the refusal lists some, counts the others, and still has the nearest
+        name.
+        """
         for number in range(1, 1001):
             self.write(f"{number:04}-ode.txt")
         refusal = self.refusal(PoemNamed("0512-od", [self.folder]))
@@ -354,18 +367,20 @@ class PoemNamedTests(FolderCase):
         )
 
     def test_nothingNear(self) -> None:
-        """Where nothing is near, nothing is said to be."""
+        """Without a similar name the refusal suggests none."""
         self.write("ecstasy.txt")
         refusal = self.refusal(PoemNamed("qqq", [self.folder]))
         self.assertEqual(refusal, f"no poem qqq in {self.folder}; there is ecstasy")
 
     def test_nothingAtAll(self) -> None:
-        """Folders without a poem are said to have none."""
+        """The refusal says if the folders have no poem."""
         refusal = self.refusal(PoemNamed("x", [self.folder]))
         self.assertEqual(refusal, f"no poem x in {self.folder}; there is none at all")
 
     def test_fileTakenForAName(self) -> None:
-        """A file's name is not a poem's; the refusal says how to give a path, and what there is."""
+        """
+        A file's name is not a poem's; the refusal says how to give a path, and lists the poems.
+        """
         self.assertEqual(
             self.refusal(PoemNamed("ecstasy.txt", [self.folder])),
             "'ecstasy.txt' is no name of a poem (letters, digits, _ and -); "
@@ -377,11 +392,11 @@ class LinkTests(FolderCase):
     """Tests for links in a poetry folder."""
 
     def load(self, name: str = "x") -> Poem:
-        """@return: what a name stands for."""
+        """@return: the poem of that name."""
         return PoemNamed(name, [self.folder]).load().poems[0]
 
     def assertLeadsOut(self, target: str) -> None:
-        """A link to that target is refused, and nothing is read."""
+        """Assert that a link to that target is refused without reading it."""
         path = f"{self.folder}/x.txt"
         os.symlink(target, path)
         self.assertEqual(
@@ -391,13 +406,13 @@ class LinkTests(FolderCase):
         )
 
     def test_secondName(self) -> None:
-        """A link to another file of the folder is a second name, under which the poem goes."""
+        """A link to another file in the folder is a second name, and the poem has that name."""
         self.write("ecstasy.txt")
         os.symlink("ecstasy.txt", f"{self.folder}/x.txt")
         self.assertEqual(self.load(), Poem("x", POEM.text, f"{self.folder}/x.txt"))
 
     def test_absolute(self) -> None:
-        """It does not matter how such a link spells its target."""
+        """The target of such a link may be written in any way."""
         os.symlink(self.write("ecstasy.txt"), f"{self.folder}/x.txt")
         self.assertEqual(self.load().text, POEM.text)
 
@@ -409,16 +424,16 @@ class LinkTests(FolderCase):
         self.assertEqual(found, Poem("x", POEM.text, f"{self.outside}/link/x.txt"))
 
     def test_outside(self) -> None:
-        """A link out of the folder is refused, though the file may be read."""
+        """A link out of the folder is refused, even if the file is readable."""
         write(self.outside, "secret")
         self.assertLeadsOut("../secret")
 
     def test_absoluteOutside(self) -> None:
-        """So is a link to somewhere else altogether."""
+        """A link to an unrelated place is refused."""
         self.assertLeadsOut("/etc/passwd")
 
     def test_subfolder(self) -> None:
-        """A link to a file further within does not lead out."""
+        """A link to a file in a subfolder is allowed."""
         os.mkdir(f"{self.folder}/sub")
         write(f"{self.folder}/sub", "x.txt")
         os.symlink("sub/x.txt", f"{self.folder}/x.txt")
@@ -426,7 +441,7 @@ class LinkTests(FolderCase):
 
     def configMap(self, version: str, text: bytes) -> None:
         """
-        Lay the folder out as Kubernetes does it: a link to a link to a folder of each version.
+        Lay the folder out as Kubernetes does: a link to a link to one folder for each version.
         """
         os.mkdir(f"{self.folder}/..{version}")
         write(f"{self.folder}/..{version}", "x.txt", text)
@@ -434,7 +449,7 @@ class LinkTests(FolderCase):
         os.replace(f"{self.folder}/..data_tmp", f"{self.folder}/..data")
 
     def test_configMap(self) -> None:
-        """A folder that Kubernetes fills is read, and read anew when it is filled anew."""
+        """A folder that Kubernetes fills is read, and read again after an update."""
         os.symlink("..data/x.txt", f"{self.folder}/x.txt")
         for version in ("2026_11_27", "2026_11_28"):
             self.configMap(version, version.encode())
@@ -442,7 +457,7 @@ class LinkTests(FolderCase):
         self.assertEqual([each.name for each in Anthology([self.folder]).load().poems], ["x"])
 
     def test_configMapMeanwhile(self) -> None:
-        """A version that is gone by the time that it is opened is no error: there is another."""
+        """A version that disappears before it is opened is not an error: there is a new one."""
         os.symlink("..data/x.txt", f"{self.folder}/x.txt")
         self.configMap("old", b"old")
         openBeneath = poems._openBeneath
@@ -457,13 +472,13 @@ class LinkTests(FolderCase):
         self.assertEqual(self.load().text, b"new")
 
     def test_twice(self) -> None:
-        """So is a link to a link that leads out."""
+        """A link to a link that leads out is refused."""
         write(self.outside, "secret")
         os.symlink("../secret", f"{self.folder}/y.txt")
         self.assertLeadsOut("y.txt")
 
     def test_dangling(self) -> None:
-        """A link to nothing is refused under the link's own name."""
+        """A dangling link is refused under its own name."""
         os.symlink("y.txt", f"{self.folder}/x.txt")
         refusal = self.refusal(PoemNamed("x", [self.folder]))
         self.assertEqual(refusal, f"{self.folder}/x.txt: No such file or directory")
@@ -474,7 +489,7 @@ class LinkTests(FolderCase):
         self.assertIn(f"{self.folder}/x.txt: Too many", self.refusal(PoemNamed("x", [self.folder])))
 
     def test_putThereMeanwhile(self) -> None:
-        """A link that takes the file's place after the look at it is not followed."""
+        """A link that replaces the file after it was checked is not followed."""
         path, realpath = self.write("x.txt"), os.path.realpath
         secret = write(self.outside, "secret", b"secret")
 
@@ -490,7 +505,7 @@ class LinkTests(FolderCase):
         self.assertIn(f"{path}: leads out of its folder", refusal)
 
     def test_folderPutThereMeanwhile(self) -> None:
-        """Nor is one that takes the place of a folder on the way."""
+        """A link that replaces a folder of the path after the check is not followed."""
         os.mkdir(f"{self.folder}/sub")
         write(f"{self.folder}/sub", "x.txt")
         os.symlink("sub/x.txt", f"{self.folder}/x.txt")
@@ -511,7 +526,7 @@ class AnthologyTests(FolderCase):
     """Tests for L{Anthology}."""
 
     def test_all(self) -> None:
-        """It is every poem along the folders, by name."""
+        """It contains every poem in the folders, by name."""
         other = makeFolder(self)
         paths = [write(other, "a.txt"), self.write("b.txt"), write(other, "c.txt")]
         poems = [Poem(name, POEM.text, path) for name, path in zip("abc", paths, strict=True)]
@@ -520,8 +535,8 @@ class AnthologyTests(FolderCase):
 
     def test_onlyPoems(self) -> None:
         """
-        What no name could stand for is no part of it, and where only the name is to blame that is
-        known.
+        A file that no name could mean is not part of it; a file with only an invalid name is
+        reported.
         """
         self.write("x.txt")
         for entry in ("x", "x.txt~", ".x.txt", "x.y.txt", "x.TXT", "é.txt", "-.txt", ".txt", "\n"):
@@ -532,7 +547,7 @@ class AnthologyTests(FolderCase):
         self.assertEqual(loaded.passedOver, passedOver)
 
     def test_shadows(self) -> None:
-        """An earlier folder's poem goes before a later one's of the same name."""
+        """An earlier folder's poem takes precedence over a later one's of the same name."""
         other = makeFolder(self)
         self.write("x.txt", b"ours")
         write(other, "x.txt", b"theirs")
@@ -541,7 +556,7 @@ class AnthologyTests(FolderCase):
 
     def test_leftOut(self) -> None:
         """
-        What cannot be read is left out, with the cause; a later folder's does not stand in for it.
+        An unreadable poem is left out, with the cause; a later folder's poem does not replace it.
         """
         other = makeFolder(self)
         self.write("x.txt")
@@ -569,7 +584,7 @@ class AnthologyTests(FolderCase):
         )
 
     def test_noneThatCanBeRead(self) -> None:
-        """Poems none of which can be read are refused, each with its cause."""
+        """If no poem is readable, all are refused, each with its cause."""
         self.write("x.txt", b"")
         os.mkdir(f"{self.folder}/y.txt")
         refusal = self.refusal(Anthology([self.folder]))
@@ -578,7 +593,10 @@ class AnthologyTests(FolderCase):
         self.assertIn(f"; {self.folder}/y.txt: ", refusal)
 
     def test_closedFolder(self) -> None:
-        """A folder that is there and cannot be listed is no reason to serve others' poems alone."""
+        """
+        An existing folder that cannot be listed is refused: the other folders' poems are not served
+        alone.
+        """
         other = makeFolder(self)
         write(other, "x.txt")
         with asNobody(self.folder):
@@ -586,7 +604,7 @@ class AnthologyTests(FolderCase):
         self.assertIn(f"{self.folder}: Permission denied", refusal)
 
     def test_again(self) -> None:
-        """Each look lists the folders as they are then."""
+        """Each load lists the folders anew."""
         anthology = Anthology([self.folder])
         path = self.write("x.txt")
         anthology.load()
@@ -611,7 +629,7 @@ hostile = st.one_of(
 
 
 class NameTests(FolderCase):
-    """Tests for names that anybody may come up with."""
+    """Tests for arbitrary names."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -621,7 +639,7 @@ class NameTests(FolderCase):
 
     @given(name=hostile)
     def test_hostile(self, name: str) -> None:
-        """What is no name finds nothing, and the refusal is one line of plain text."""
+        """A text that is not a name finds no poem, and its refusal is one line of plain text."""
         if set(name) <= set(letters + "-") and 0 < len(name) <= 100 and name[0] != "-":
             return
         refusal = self.refusal(PoemNamed(name, [self.folder]))
@@ -630,7 +648,7 @@ class NameTests(FolderCase):
 
     @given(name=names)
     def test_good(self, name: str) -> None:
-        """What is a name finds its own file."""
+        """A name finds its own file."""
         path = self.write(f"{name}.txt", name.encode())
         loaded = PoemNamed(name, [self.folder]).load()
         self.assertEqual(loaded.poems, [Poem(name, name.encode(), path)])

@@ -1,7 +1,7 @@
 """
-Tests of the poems that are shipped: that they are whole and as C{poetry/README.md} describes them.
+Tests that the shipped poems are whole, and as C{poetry/README.md} describes them.
 
-What a server does with a poem is not tested here.
+What a server does with a poem is tested elsewhere.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "poetry"
 
 
 class Shipped(NamedTuple):
-    """What is known of one shipped poem without reading its file."""
+    """The facts about one shipped poem that do not come from its file."""
 
     title: str
     stanzas: list[int]
@@ -66,7 +66,7 @@ def read(name: str) -> str:
 
 
 class PoemFileTests(SynchronousTestCase):
-    """Tests of the four files."""
+    """Tests for the four files."""
 
     def test_names(self) -> None:
         """The folder holds these four poems and no other."""
@@ -74,7 +74,8 @@ class PoemFileTests(SynchronousTestCase):
 
     def test_stanzas(self) -> None:
         """
-        Under its title each poem has all its stanzas and lines, one empty line between stanzas.
+        Below its title each poem has all its stanzas and lines, with one empty line between
+        stanzas.
         """
         for name, poem in POEMS.items():
             title, *stanzas = read(name).split("\n\n")
@@ -82,7 +83,7 @@ class PoemFileTests(SynchronousTestCase):
             self.assertEqual([len(s.splitlines()) for s in stanzas], poem.stanzas, name)
 
     def test_firstAndLastLine(self) -> None:
-        """Each poem begins and ends with its own words."""
+        """Each poem has its first and its last line."""
         for name, poem in POEMS.items():
             verse = read(name).splitlines()[2:]
             self.assertEqual((verse[0], verse[-1]), (poem.firstLine, poem.lastLine), name)
@@ -98,30 +99,30 @@ class PoemFileTests(SynchronousTestCase):
             self.assertNotRegex(read(name), r"[\t\r]| \n|\S  ", name)
 
     def test_composedCharacters(self) -> None:
-        """An accented letter is one character, which is what terminals show best."""
+        """An accented letter is one character, the form that terminals show best."""
         for name in POEMS:
             self.assertTrue(unicodedata.is_normalized("NFC", read(name)), name)
 
     def test_onlyItalianNeedsMoreThanASCII(self) -> None:
-        """The English poems are plain ASCII; the Italian one is not."""
+        """The English poems are plain ASCII; the Italian poem is not."""
         self.assertEqual([name for name in POEMS if not read(name).isascii()], ["alla_sera.txt"])
 
 
 class ReadmeTests(SynchronousTestCase):
-    """Tests of what C{poetry/README.md} says of the files."""
+    """Tests for what C{poetry/README.md} says about the files."""
 
     def setUp(self) -> None:
         """Read the page."""
         self.page = read("README.md")
 
     def test_digests(self) -> None:
-        """The page lists the SHA-256 digest of each poem as C{sha256sum --check} reads it."""
+        """The page lists the SHA-256 digest of each poem in the form of C{sha256sum --check}."""
         listed = re.findall(r"(?m)^([0-9a-f]{64})  (\S+)$", self.page)
         found = [(hashlib.sha256((FOLDER / name).read_bytes()).hexdigest(), name) for name in POEMS]
         self.assertEqual(listed, found)
 
     def test_sizes(self) -> None:
-        """The page gives each poem its title, its lines and stanzas, and its size in bytes."""
+        """The page has the title, lines, stanzas and bytes of each poem."""
         for name, poem in POEMS.items():
             lines, stanzas = sum(poem.stanzas), len(poem.stanzas)
             verse = f"{lines} lines, {stanzas} {'stanza' if stanzas == 1 else 'stanzas'}"
@@ -130,7 +131,8 @@ class ReadmeTests(SynchronousTestCase):
 
     def test_tutorial(self) -> None:
         """
-        The page says how large our first poem is beside the Twisted introduction's copy, and why.
+        The page compares our first poem's size with that of the Twisted introduction's copy, and
+        explains the difference.
         """
         ours = (FOLDER / "ecstasy.txt").stat().st_size
         self.assertIn(f"3,003 bytes and this one {ours:,}: ", " ".join(self.page.split()))

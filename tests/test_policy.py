@@ -1,7 +1,7 @@
 """
-Tests for L{fastpoetry.delivery.policy}: who is here, and who may come.
+Tests for L{fastpoetry.delivery.policy}: the present readers, and the limits for new ones.
 
-When their time is over is in C{test_deadlines}.
+Deadlines are in C{test_deadlines}.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fastpoetry.delivery.policy import Policy
 
 
 class ArrivalTests(PolicyCase):
-    """Tests for connections that have yet to say who they are."""
+    """Tests for connections that have not yet named their client."""
 
     limits = Limits(maxReaders=2, maxReadersPerSource=3)
 
@@ -34,13 +34,13 @@ class ArrivalTests(PolicyCase):
         self.entered: list[FakeArrival] = []
 
     def arrive(self, address: Address = None) -> FakeArrival:
-        """@return: a connection that says nothing."""
+        """@return: a connection that has sent no header."""
         arrival = FakeArrival(self.policy, address)
         self.policy.addArrival(arrival)
         return arrival
 
     def admit(self, arrival: FakeArrival) -> None:
-        """Have a connection say who it is; it waits for a poem as soon as it has a place."""
+        """Let a connection name its client; it waits for a poem as soon as it has a place."""
 
         def enter() -> None:
             self.entered.append(arrival)
@@ -49,14 +49,14 @@ class ArrivalTests(PolicyCase):
         self.policy.admit(arrival, enter)
 
     def test_noPlace(self) -> None:
-        """It takes no place from readers, and is none."""
+        """Such a connection takes no place from readers, and is not a reader."""
         for _ in range(5):
             self.arrive()
         self.assertEqual((self.policy.readers, self.countRoom()), (0, 2))
         self.assertEqual(self.port.turns, 0)
 
     def test_source(self) -> None:
-        """A source has so many of them; those of no source are not counted."""
+        """A source has a limit of such connections; those without a source are not counted."""
         first = [self.arrive(HERE) for _ in range(3)]
         late, other = self.arrive(HERE), self.arrive(THERE)
         self.assertEqual(late.dismissed, "its source has 3 connections already, saying nothing")
@@ -66,7 +66,7 @@ class ArrivalTests(PolicyCase):
         self.assertEqual(self.arrive(HERE).dismissed, "")
 
     def test_most(self) -> None:
-        """Of a thousand the oldest gives way to the next."""
+        """Beyond a thousand, the oldest gives way to the next."""
         first, second = self.arrive(), self.arrive()
         for _ in range(999):
             self.arrive()
@@ -74,7 +74,7 @@ class ArrivalTests(PolicyCase):
         self.assertEqual(second.dismissed, "")
 
     def test_descriptors(self) -> None:
-        """Where descriptors are short they give way once they have said nothing for a second."""
+        """If descriptors are short, connections give way after a second of silence."""
         first = self.arrive()
         self.clock.advance(1)
         second = self.arrive()
@@ -82,7 +82,9 @@ class ArrivalTests(PolicyCase):
         self.assertEqual((first.dismissed != "", second.dismissed), (True, ""))
 
     def test_admitted(self) -> None:
-        """One that has said who it is takes a place, and its source has one more reader."""
+        """
+        A connection that has named its client takes a place, and its source has one more reader.
+        """
         arrival = self.arrive(HERE)
         self.admit(arrival)
         self.assertEqual((self.entered, self.policy.readers), ([arrival], 1))
@@ -90,7 +92,7 @@ class ArrivalTests(PolicyCase):
             self.assertEqual(self.arrive(HERE).dismissed, "")
 
     def test_queue(self) -> None:
-        """Where there is no place it is queued, and enters in its turn when somebody leaves."""
+        """Without a place it is queued, and enters in its turn when a reader leaves."""
         readers = [self.sending(THERE), self.sending(THERE)]
         first, second, third = (self.arrive() for _ in range(3))
         for each in (first, second, third):
@@ -111,7 +113,7 @@ class ArrivalTests(PolicyCase):
         self.assertEqual(self.entered, [arrival])
 
     def test_waiting(self) -> None:
-        """While they wait for a poem they count for their source, until they leave or begin."""
+        """Connections that wait for a poem count for their source until they leave or begin."""
         arrivals = [self.arrive(HERE), self.arrive(HERE)]
         self.policy = Policy(Limits(maxReadersPerSource=2), self.clock)
         for each in arrivals:
@@ -126,7 +128,7 @@ class ArrivalTests(PolicyCase):
         self.assertTrue(self.policy.isTooMany(HERE))
 
     def test_idle(self) -> None:
-        """While it waits somebody is there."""
+        """A waiting connection keeps the program from being idle."""
         arrival = self.arrive()
         self.clock.advance(5)
         self.assertEqual(self.policy.idleSeconds, 0.0)
@@ -135,7 +137,7 @@ class ArrivalTests(PolicyCase):
         self.assertEqual(self.policy.idleSeconds, 5.0)
 
     def test_drain(self) -> None:
-        """A stop does not wait for those that have had nothing yet, wherever they wait."""
+        """A stop does not wait for connections that have received no byte, wherever they wait."""
         silent, waiting = self.arrive(), self.arrive()
         self.policy.wait(waiting)
         self.successResultOf(self.policy.drain())
@@ -143,22 +145,22 @@ class ArrivalTests(PolicyCase):
 
 
 class FullTests(PolicyCase):
-    """Tests for the limit of all readers."""
+    """Tests for the limit of all readers together."""
 
     limits = Limits(maxReaders=2)
 
     def fill(self) -> list[FakeReader]:
-        """@return: as many readers as may be."""
+        """@return: as many readers as the limit allows."""
         return [self.sending(), self.sending()]
 
     def test_room(self) -> None:
-        """Below the limit there is room, and the ports accept."""
+        """Below the limit there is a place, and the ports accept."""
         self.sending()
         self.assertGreater(self.countRoom(), 0)
         self.assertEqual(self.port.turns, 0)
 
     def test_full(self) -> None:
-        """At the limit the ports accept nothing, and one record says so."""
+        """At the limit the ports pause, and one record says so."""
         self.fill()
         with capturedLogs() as events:
             self.assertEqual(self.countRoom(), 0)
@@ -179,7 +181,7 @@ class FullTests(PolicyCase):
         )
 
     def test_resumes(self) -> None:
-        """When one leaves the ports accept again, at once."""
+        """When a reader leaves, the ports accept again at once."""
         readers = self.fill()
         self.policy.pauseIfFull()
         self.policy.remove(readers[0])
@@ -187,7 +189,7 @@ class FullTests(PolicyCase):
         self.assertGreater(self.countRoom(), 0)
 
     def test_looksAgain(self) -> None:
-        """While nobody leaves the ports look again now and then."""
+        """While no reader leaves, the ports check now and then."""
         self.fill()
         self.policy.pauseIfFull()
         self.clock.advance(0.2)
@@ -198,7 +200,7 @@ class FullTests(PolicyCase):
         self.assertFalse(self.port.reading)
 
     def test_noFloodOfRecords(self) -> None:
-        """A limit that stays reached is told once in 10 s."""
+        """A limit that stays reached has one record in 10 s."""
         self.patch(self.policy, "limits", Limits(stallSeconds=100, maxReaders=2))
         self.fill()
         with capturedLogs() as events:
@@ -208,7 +210,10 @@ class FullTests(PolicyCase):
         self.assertEqual([each["log_time"] > 0 for each in events], [True] * 3)
 
     def test_lingerersLeave(self) -> None:
-        """At the limit nobody lingers: who has everything is closed, and its place is free."""
+        """
+        At the limit readers do not linger: a reader that has taken everything is closed, and its
+        place is free.
+        """
         reader = self.lingering()
         self.sending()
         with capturedLogs() as events:
@@ -218,20 +223,20 @@ class FullTests(PolicyCase):
         self.assertEqual(events, [])
 
     def test_everybodyWhoLingersGoes(self) -> None:
-        """They all go at once, rather than one for each that comes."""
+        """All lingering readers are closed at once, not one for each new client."""
         readers = [self.lingering(), self.lingering()]
         self.policy.pauseIfFull()
         self.assertEqual([each.did for each in readers], [["end"], ["end"]])
 
     def test_whoHasNotEverythingStays(self) -> None:
-        """Who has not everything yet stays."""
+        """A reader that has not taken everything stays."""
         reader = self.lingering(WHOLE - 1)
         self.sending()
         self.assertEqual(self.countRoom(), 0)
         self.assertEqual(reader.did, [])
 
     def test_lingersAgain(self) -> None:
-        """When there is room again, who comes may linger."""
+        """Below the limit again, new readers may linger."""
         readers = self.fill()
         self.policy.pauseIfFull()
         for each in readers:
@@ -241,7 +246,9 @@ class FullTests(PolicyCase):
         self.assertEqual(reader.did, [])
 
     def test_exhausted(self) -> None:
-        """Where the system has no room the ports wait too, and the record names its cause."""
+        """
+        If the system has run out of resources the ports wait too, and the record names the cause.
+        """
         with capturedLogs() as events:
             self.policy.pause("Too many open files")
         self.assertFalse(self.port.reading)
@@ -253,12 +260,12 @@ class FullTests(PolicyCase):
 
 
 class SourceTests(PolicyCase):
-    """Tests for the limit of one source."""
+    """Tests for the limit of readers of one source."""
 
     limits = Limits(maxReadersPerSource=2)
 
     def test_limit(self) -> None:
-        """A source may have so many readers under way; others have their own."""
+        """A source has a limit of readers under way; other sources have their own."""
         self.sending()
         self.assertFalse(self.policy.isTooMany(HERE))
         self.sending(("192.0.2.7", 40001))
@@ -266,7 +273,7 @@ class SourceTests(PolicyCase):
         self.assertFalse(self.policy.isTooMany(THERE))
 
     def test_left(self) -> None:
-        """One that leaves makes room."""
+        """A reader that leaves makes a place free."""
         readers = [self.sending(), self.sending()]
         self.policy.remove(readers[0])
         self.assertFalse(self.policy.isTooMany(HERE))
@@ -274,13 +281,13 @@ class SourceTests(PolicyCase):
         self.assertTrue(self.policy.isTooMany(HERE))
 
     def test_sent(self) -> None:
-        """One that has been sent everything makes room."""
+        """A reader that was sent everything makes a place free."""
         readers = [self.sending(), self.sending()]
         self.finish(readers[0])
         self.assertFalse(self.policy.isTooMany(HERE))
 
     def test_givenUpOn(self) -> None:
-        """One that is given up on makes room, once."""
+        """A reader that is given up makes a place free, once."""
         self.sending()
         self.wait(20)
         self.sending()
@@ -290,7 +297,7 @@ class SourceTests(PolicyCase):
         self.assertTrue(self.policy.isTooMany(HERE))
 
     def test_handedOver(self) -> None:
-        """One that was handed over makes room."""
+        """A reader that was handed over makes a place free."""
         for each in (self.sending(), self.sending()):
             each.mayHandOver = True
         self.policy.handOver = lambda readers: True
@@ -300,7 +307,7 @@ class SourceTests(PolicyCase):
         self.assertFalse(self.policy.isTooMany(HERE))
 
     def test_abandoned(self) -> None:
-        """One that not even a reset has ended makes room at the end of a stop."""
+        """At the end of a stop, a reader that survived its reset makes a place free."""
         for each in (self.sending(), self.sending()):
             self.patch(each, "reset", lambda: 1 // 0)
         drained = self.policy.drain()
@@ -311,7 +318,7 @@ class SourceTests(PolicyCase):
         self.assertFalse(self.policy.isTooMany(HERE))
 
     def test_turnedAway(self) -> None:
-        """One that is turned away is counted, with a record that names the limit."""
+        """A client that is turned away is counted, with a record of the limit."""
         with capturedLogs() as events:
             self.policy.turnAway(HERE)
         self.assertEqual(
@@ -323,14 +330,14 @@ class SourceTests(PolicyCase):
 
 class CrowdTests(PolicyCase):
     """
-    Tests for a source many of whose readers were sent a small poem and do not take it: each has
-    its place in the kernel's memory.
+    Tests for a source with many readers that were sent a small poem and do not take it: each uses
+    memory of the kernel.
     """
 
     limits = Limits(maxReadersPerSource=2)
 
     def test_tooMany(self) -> None:
-        """Those beyond the limit of one source are reset; others are not."""
+        """Readers beyond the limit of one source are reset; those of other sources are not."""
         readers = [self.lingering(taken=0) for _ in range(3)]
         other = self.lingering(taken=0, address=THERE)
         self.wait(3)
@@ -338,7 +345,7 @@ class CrowdTests(PolicyCase):
         self.assertEqual(other.did, [])
 
     def test_theyCount(self) -> None:
-        """They count with those under way, until they leave or are gone."""
+        """They count together with readers under way, until they leave."""
         reader, _ = self.lingering(taken=0), self.sending()
         self.assertFalse(self.policy.isTooMany(HERE))
         self.wait(3)
@@ -347,7 +354,7 @@ class CrowdTests(PolicyCase):
         self.assertFalse(self.policy.isTooMany(HERE))
 
     def test_whoHasEverything(self) -> None:
-        """Who has everything and only lingers does not count."""
+        """A reader that has taken everything and only lingers does not count."""
         readers = [self.lingering() for _ in range(3)]
         self.clock.pump([0.1, 1.0])
         self.assertEqual([each.did for each in readers], [[], [], []])
@@ -355,7 +362,8 @@ class CrowdTests(PolicyCase):
 
     def test_record(self) -> None:
         """
-        Their poems are counted as sent already; a warning now and then says who takes nothing.
+        Their poems already count as sent; an occasional warning names the source that takes no
+        bytes.
         """
         with capturedLogs() as events:
             for _ in range(5):
@@ -379,32 +387,32 @@ class CrowdTests(PolicyCase):
 
 
 class DescriptorTests(SynchronousTestCase):
-    """Tests for what the limit of open files allows."""
+    """Tests for the limit of open files."""
 
     def most(self, descriptors: int) -> int:
-        """@return: the number of a descriptor from which on the others are kept from readers."""
+        """@return: the number from which on descriptors are reserved."""
         self.patch(policyModule, "getrlimit", lambda _: (descriptors, RLIM_INFINITY))
         return Policy(Limits(), Clock()).mostDescriptor
 
     def test_fewer(self) -> None:
-        """Some of what may be open is kept from readers."""
+        """Some of the allowed descriptors are reserved."""
         self.assertEqual(self.most(64), 32)
 
     def test_noLimit(self) -> None:
-        """Where there is no limit, no descriptor is the last."""
+        """Without a limit of open files, no descriptor is reserved."""
         self.assertGreater(self.most(RLIM_INFINITY), 1_000_000)
 
 
 class IdleTests(PolicyCase):
-    """Tests for how long nobody has been here."""
+    """Tests for the idle time."""
 
     def test_fromTheStart(self) -> None:
-        """Before anybody came the time counts from the start."""
+        """Before the first reader the idle time counts from the start."""
         self.clock.advance(5)
         self.assertEqual(self.policy.idleSeconds, 5.0)
 
     def test_somebody(self) -> None:
-        """While somebody is here, be it only to linger, there is no such time."""
+        """While there is a reader, even one that lingers, there is no idle time."""
         self.clock.advance(5)
         reader = self.sending()
         self.clock.advance(1)
@@ -413,7 +421,7 @@ class IdleTests(PolicyCase):
         self.assertEqual(self.policy.idleSeconds, 0.0)
 
     def test_sinceTheLastLeft(self) -> None:
-        """It counts from when the last one left."""
+        """The idle time counts from when the last reader left."""
         readers = [self.sending(), self.sending()]
         self.policy.remove(readers[0])
         self.clock.advance(3)

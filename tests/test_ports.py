@@ -27,7 +27,7 @@ from fastpoetry.systemd.ports import AdoptedPorts, adoptPorts
 
 
 class Echo(DatagramProtocol):
-    """Sends back what comes, louder, and keeps count of its life."""
+    """Sends back what it receives, in upper case, and counts its starts and stops."""
 
     started = stopped = 0
 
@@ -43,14 +43,14 @@ class Echo(DatagramProtocol):
 
 
 class Binding(Passing):
-    """Mixed into a test case: sockets at chosen addresses."""
+    """A mixin for test cases: sockets at chosen addresses."""
 
     def bind(
         self: Any, family: int, host: str, port: int = 0, kind: int = socket.SOCK_STREAM
     ) -> Any:
         """
         @param family: of the address.
-        @param host: of the address; C{::} takes IPv4 too, if there is another socket for that not.
+        @param host: of the address; C{::} takes IPv4 too, unless another socket has that address.
         @param port: of the address.
         @param kind: the socket's type.
         @return: a socket there, which listens if it can.
@@ -66,7 +66,7 @@ class Binding(Passing):
 
 
 class PortsCase(Binding, TestCase):
-    """A program in this process, and the sockets that it is passed."""
+    """A test case with a program in this process, and passed sockets."""
 
     def setUp(self) -> None:
         from twisted.internet import reactor
@@ -77,7 +77,7 @@ class PortsCase(Binding, TestCase):
     def adopt(self, *passed: Any) -> AdoptedPorts:
         """
         @param passed: sockets.
-        @return: what stands between the reactor and a program, until the test ends.
+        @return: the layer between the reactor and a program, until the test ends.
         """
         self.inherited = inherit(*((each, "unit.socket") for each in passed))
         ports = adoptPorts(self.reactor, self.inherited)
@@ -87,16 +87,16 @@ class PortsCase(Binding, TestCase):
     def listen(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """
         @param name: a method of the reactor.
-        @param args: what it is called with.
-        @param kwargs: the same.
-        @return: the port, which is stopped when the test ends.
+        @param args: its arguments.
+        @param kwargs: its named arguments.
+        @return: the port, which stops when the test ends.
         """
         port = getattr(self.reactor, name)(*args, **kwargs)
         self.addCleanup(lambda: port.stopListening())
         return port
 
     def isFree(self, *passed: Any) -> bool:
-        """@return: whether nobody has these of the sockets that were passed."""
+        """@return: for passed sockets, whether they are unused."""
         numbers = {each.fileno() for each in passed}
         return numbers <= {each.number for each in self.inherited.free}
 
@@ -105,11 +105,11 @@ class StreamTests(PortsCase):
     """Tests for programs that accept connections."""
 
     async def fetch(self, made: Any) -> bytes:
-        """@return: what a client of a socket hears."""
+        """@return: the bytes that a client of a socket receives."""
         return await deferToThread(fetch, made.family, made.getsockname())
 
     def test_tcp(self) -> Deferred[None]:
-        """A program that listens on the address of a passed socket has that socket."""
+        """A program that listens on the address of a passed socket gets that socket."""
 
         async def serve() -> None:
             passed, other = self.listening(), self.listening()
@@ -125,7 +125,7 @@ class StreamTests(PortsCase):
         return Deferred.fromCoroutine(serve())
 
     def test_names(self) -> None:
-        """An address is the same however it is written."""
+        """An address may be written in any form."""
         for host, written in (("127.0.0.1", "localhost"), ("::1", "0:0:0:0:0:0:0:1")):
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             passed = self.bind(family, host)
@@ -135,7 +135,9 @@ class StreamTests(PortsCase):
             self.assertFalse(self.isFree(passed), written)
 
     def test_wildcards(self) -> None:
-        """A socket of both kinds of IP serves a program that listens on either, or on all."""
+        """
+        A dual-stack socket serves a program that listens on IPv4, on IPv6 or on all addresses.
+        """
         for interface in ("", "0.0.0.0", "::"):
             passed = self.bind(socket.AF_INET6, "::")
             self.adopt(passed)
@@ -154,7 +156,7 @@ class StreamTests(PortsCase):
         self.assertFalse(self.isFree(passed))
 
     def test_protocols(self) -> None:
-        """Multipath TCP serves a program that wants TCP. UDP-Lite is not UDP."""
+        """Multipath TCP serves a program that wants TCP. UDP-Lite does not serve UDP."""
         for kind, protocol, name, user, isTaken in (
             (socket.SOCK_STREAM, 262, "listenTCP", self.factory, True),
             (socket.SOCK_DGRAM, 136, "listenUDP", Echo(), False),
@@ -172,7 +174,7 @@ class StreamTests(PortsCase):
             self.assertNotEqual(self.isFree(passed), isTaken, name)
 
     def test_together(self) -> Deferred[None]:
-        """The sockets for IPv4 and for IPv6 of one port are one port."""
+        """The IPv4 and the IPv6 socket of one port number are one port."""
 
         async def serve() -> None:
             four = self.bind(socket.AF_INET, "0.0.0.0")
@@ -191,7 +193,7 @@ class StreamTests(PortsCase):
         return Deferred.fromCoroutine(serve())
 
     def test_otherAddress(self) -> None:
-        """Every other address is bound as usual: a wildcard's socket is not for one interface."""
+        """Any other address is bound as usual: a wildcard socket does not serve one interface."""
         wide, datagrams = self.bind(socket.AF_INET, "0.0.0.0"), self.bound(kind=socket.SOCK_DGRAM)
         self.adopt(wide, datagrams)
         self.listen("listenTCP", 0, self.factory, interface="127.0.0.1")
@@ -204,7 +206,7 @@ class StreamTests(PortsCase):
         self.assertTrue(self.isFree(wide, datagrams))
 
     def test_again(self) -> Deferred[None]:
-        """A port that stops returns its socket, and the next one has it."""
+        """A stopped port returns its socket, and the next one gets it."""
 
         async def serve() -> None:
             passed = self.listening()
@@ -220,7 +222,7 @@ class StreamTests(PortsCase):
         return Deferred.fromCoroutine(serve())
 
     def test_tls(self) -> None:
-        """A program that listens with TLS has the socket too."""
+        """A program that listens with TLS gets the socket too."""
         try:
             from twisted.internet.ssl import CertificateOptions
         except ImportError as why:
@@ -245,7 +247,7 @@ class StreamTests(PortsCase):
         return Deferred.fromCoroutine(serve())
 
     def test_unix(self) -> Deferred[None]:
-        """A socket's file stays as systemd made it, whatever lock and mode the program wants."""
+        """A socket's file stays as systemd made it, whatever lock and mode the program asks for."""
 
         async def serve() -> None:
             passed = self.listening(socket.AF_UNIX)
@@ -275,7 +277,7 @@ class StreamTests(PortsCase):
         self.assertFalse(self.isFree(passed))
 
     def test_restore(self) -> None:
-        """The reactor has its own methods back."""
+        """Afterwards the reactor has its own methods again."""
         before = self.reactor.listenTCP
         passed = self.listening()
         self.adopt(passed).restore()
@@ -286,7 +288,7 @@ class DatagramTests(PortsCase):
     """Tests for programs that take datagrams."""
 
     async def ask(self, made: Any, address: Any) -> bytes:
-        """@return: what comes back from a socket that was asked something."""
+        """@return: the answer that a socket sends to a question."""
         with socket.socket(made.family, socket.SOCK_DGRAM) as client:
             client.settimeout(10)
             if made.family == socket.AF_UNIX:
@@ -296,7 +298,7 @@ class DatagramTests(PortsCase):
             return bytes(answer)
 
     def test_udp(self) -> Deferred[None]:
-        """One protocol answers on both kinds of IP, each by its own socket, until both stop."""
+        """One protocol answers on IPv4 and IPv6, each through its own socket, until both stop."""
 
         async def serve() -> None:
             four = self.bind(socket.AF_INET, "0.0.0.0", kind=socket.SOCK_DGRAM)
@@ -319,7 +321,7 @@ class DatagramTests(PortsCase):
         return Deferred.fromCoroutine(serve())
 
     def test_mapped(self) -> Deferred[None]:
-        """A socket of both kinds of IP reaches an IPv4 address that the program writes to."""
+        """A dual-stack socket reaches an IPv4 address that the program writes to."""
 
         async def serve() -> None:
             passed = self.bind(socket.AF_INET6, "::", kind=socket.SOCK_DGRAM)
@@ -349,7 +351,7 @@ class DatagramTests(PortsCase):
         return Deferred.fromCoroutine(serve())
 
     def test_unix(self) -> Deferred[None]:
-        """A datagram socket with a path is one of them."""
+        """A datagram socket with a path can be passed."""
 
         async def serve() -> None:
             passed = self.bound(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -368,10 +370,10 @@ class DatagramTests(PortsCase):
 
 
 class StartTests(PortsCase):
-    """Tests for what is said of a program's start."""
+    """Tests for the report of a program's start."""
 
     def unasked(self, ports: AdoptedPorts) -> list[tuple[str, str]]:
-        """@return: what a report says."""
+        """@return: the text of a report."""
         with capturedLogs() as events:
             ports.report()
             ports.report()
@@ -379,7 +381,9 @@ class StartTests(PortsCase):
         return [(each["socket"], each["asked"]) for each in found]
 
     def test_unasked(self) -> None:
-        """A socket that nobody asked for is one record, with what was asked for."""
+        """
+        A socket that the program did not ask for makes one record, with the addresses it asked for.
+        """
         passed, taken = self.listening(), self.listening()
         ports = self.adopt(passed, taken)
         host, number = taken.getsockname()
@@ -390,13 +394,16 @@ class StartTests(PortsCase):
         self.assertEqual(self.unasked(ports), [(where, asked)])
 
     def test_nothingAsked(self) -> None:
-        """A program that does not listen at all is told so; a stored file is no socket."""
+        """A program that does not listen at all has a record; a stored file is not a socket."""
         with open(os.devnull) as file:
             ports = self.adopt(self.listening(), file)
             self.assertEqual([asked for _, asked in self.unasked(ports)], ["nothing"])
 
     def test_failed(self) -> None:
-        """A factory that listens nowhere is told of; one that tried another port then is not."""
+        """
+        The check fails for a factory that could not listen, unless it then listened on another
+        port.
+        """
         ports = self.adopt()
         taken = self.listening()
         host, number = taken.getsockname()
@@ -410,7 +417,9 @@ class StartTests(PortsCase):
         self.assertRaises(CannotListenError, ports.check)
 
     def test_bothKinds(self) -> None:
-        """A program that listens on all of IPv6 and then of IPv4 has not failed."""
+        """
+        A program that listens on all IPv6 addresses and then on all IPv4 addresses has not failed.
+        """
         passed = self.bind(socket.AF_INET6, "::")
         ports = self.adopt(passed)
         number = passed.getsockname()[1]
@@ -422,7 +431,7 @@ class StartTests(PortsCase):
         self.assertEqual(self.unasked(ports), [])
 
 
-# Does what many programs do: it listens by itself, and only logs that it cannot.
+# As many programs do, it opens its ports itself, and only logs a failure.
 APPLICATION = """
 from twisted.application.internet import TCPServer
 from twisted.application.service import Application, Service
@@ -453,7 +462,7 @@ TCPServer({number}, factory, interface="127.0.0.1").setServiceParent(application
 Deaf().setServiceParent(application)
 """
 
-# A program that has its own starter and chooses its own reactor.
+# A program with its own start code and its own choice of reactor.
 SCRIPT = """
 import asyncio, sys
 from twisted.internet import asyncioreactor
@@ -472,7 +481,7 @@ reactor.run()
 
 
 class ProcessTests(Binding, SynchronousTestCase):
-    """Programs that know port numbers only, as processes."""
+    """Tests for processes whose programs know only port numbers."""
 
     def setUp(self) -> None:
         self.place = Workplace(self)
@@ -484,14 +493,14 @@ class ProcessTests(Binding, SynchronousTestCase):
     def write(self, name: str, text: str) -> None:
         """
         @param name: of a file for the program.
-        @param text: what is in it, but for the port.
+        @param text: its content, without the port.
         """
         (self.place.folder / name).write_text(text.replace("{number}", str(self.number)))
 
     def launch(self, *program: str) -> Any:
         """
         @param program: a command.
-        @return: its process, to which the socket was passed.
+        @return: its process, which inherits the socket.
         """
         variables = {"LISTEN_FDS": "1", **self.systemd.environ}
         given = json.dumps([[self.passed.fileno()], variables, program])
@@ -500,8 +509,8 @@ class ProcessTests(Binding, SynchronousTestCase):
 
     def twistd(self, *arguments: str, reactor: str = "epoll") -> Any:
         """
-        @param arguments: those of twistd.
-        @param reactor: with which.
+        @param arguments: twistd's arguments.
+        @param reactor: the reactor's name.
         @return: its process.
         """
         return self.launch(
@@ -509,20 +518,20 @@ class ProcessTests(Binding, SynchronousTestCase):
         )
 
     def greeting(self) -> bytes:
-        """@return: what a client hears, whenever the program accepts it."""
+        """@return: the bytes that a client receives, whenever the program accepts it."""
         return fetch(socket.AF_INET, self.passed.getsockname())
 
     def finish(self, process: Any) -> str:
         """
-        @param process: one that was launched.
-        @return: what it has logged.
+        @param process: a launched process.
+        @return: its log.
         """
         process.terminate()
         output, errors = process.communicate(timeout=30)
         return str(output + errors)
 
     def test_reactors(self) -> None:
-        """An unchanged file with an application has the passed socket under each reactor."""
+        """An unchanged application file gets the passed socket under each reactor."""
         self.write("x.tac", APPLICATION.replace("127.0.0.2", "127.0.0.3"))
         for reactor in ("epoll", "poll", "select", "asyncio"):
             process = self.twistd("systemd", "--adopt", "--python=x.tac", reactor=reactor)
@@ -530,7 +539,7 @@ class ProcessTests(Binding, SynchronousTestCase):
             self.assertNotIn("Traceback", self.finish(process))
 
     def test_file(self) -> None:
-        """An unchanged file with an application is ready, has its name as status, and reloads."""
+        """An unchanged application file sends READY, has its name as status, and reloads."""
         self.write("x.tac", APPLICATION)
         process = self.twistd("systemd", "--adopt", "-y", "x.tac")
         heard: list[str] = []
@@ -561,7 +570,7 @@ class ProcessTests(Binding, SynchronousTestCase):
         self.assertNotIn("READY=1", self.systemd.heard())
 
     def test_otherInterface(self) -> None:
-        """A program that ends because systemd has its port for all interfaces says so."""
+        """A program that ends because systemd has its port on all interfaces prints the reason."""
         self.passed = self.bind(socket.AF_INET, "0.0.0.0")
         self.number = self.passed.getsockname()[1]
         self.write("x.tac", APPLICATION)
@@ -571,7 +580,7 @@ class ProcessTests(Binding, SynchronousTestCase):
         self.assertIn(f"{where}, which was passed; asked for: TCP 127.0.0.1:", output + errors)
 
     def test_starter(self) -> None:
-        """A program with its own starter has the passed socket under a reactor of its choice."""
+        """A program with its own start code gets the passed socket under its own reactor."""
         self.write("script.py", SCRIPT)
         command = (sys.executable, "-m", "fastpoetry.systemd.ports")
         for program in (("script.py",), ("-m", "script")):
@@ -580,7 +589,7 @@ class ProcessTests(Binding, SynchronousTestCase):
             self.assertNotIn("Traceback", self.finish(process))
 
     def test_noProgram(self) -> None:
-        """Without a program there is one line that says how it is used."""
+        """Without a program the command prints one line of usage."""
         process = self.launch(sys.executable, "-m", "fastpoetry.systemd.ports")
         output, errors = process.communicate(timeout=30)
         self.assertEqual((process.returncode, output, errors.count("\n")), (1, "", 1))

@@ -1,4 +1,4 @@
-"""Tests for L{fastpoetry.command.preflight}: whether Twisted's endpoints could be listened on."""
+"""Tests for L{fastpoetry.command.preflight}: whether Twisted's endpoints could listen."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ServerTests(SynchronousTestCase):
     """Tests for L{asServer}."""
 
     def who(self, **twistd: int | None) -> tuple[int, int, list[int]]:
-        """@return: the user, the group and the further groups, by these options of twistd's."""
+        """@return: the user, group and further groups with these options of twistd."""
         options = Options()
         options.parent = Options()
         options.parent.update(twistd)
@@ -33,7 +33,8 @@ class ServerTests(SynchronousTestCase):
 
     def test_nobody(self) -> None:
         """
-        It is who twistd becomes, with that user's groups and none of root's, and root afterwards.
+        The check runs as twistd's later user with that user's groups and none of root's, and as
+        root afterwards.
         """
         user = pwd.getpwnam("nobody")
         before = self.who(uid=None, gid=None)
@@ -45,19 +46,19 @@ class ServerTests(SynchronousTestCase):
         self.assertEqual(self.who(uid=None, gid=None), before)
 
     def test_unknown(self) -> None:
-        """A number that is no user's is refused in one line."""
+        """A number without a user is refused in one line."""
         why = self.assertRaises(SystemExit, self.who, uid=12345678)
         self.assertEqual(str(why), "fastpoetry: --uid 12345678: no user has that number")
 
     def test_alone(self) -> None:
-        """Options that belong to no twistd change nothing."""
+        """Options without a twistd have no effect."""
         before = os.geteuid(), os.getegid(), os.getgroups()
         with asServer(Options()):
             self.assertEqual((os.geteuid(), os.getegid(), os.getgroups()), before)
 
 
 class PreflightCase(SynchronousTestCase):
-    """A check, and ports that are taken."""
+    """A test case with a check, and ports in use."""
 
     def setUp(self) -> None:
         before = countDescriptors()
@@ -66,22 +67,22 @@ class PreflightCase(SynchronousTestCase):
         self.addCleanup(self.preflight.close)
 
     def endpoint(self, description: str) -> IStreamServerEndpoint:
-        """@return: an endpoint, as Twisted makes it."""
+        """@return: an endpoint of Twisted."""
         endpoint: IStreamServerEndpoint = serverFromString(MemoryReactor(), description)
         return endpoint
 
     def check(self, *descriptions: str) -> None:
-        """Let endpoints be had."""
+        """Check that the endpoints can listen."""
         for each in descriptions:
             self.preflight.check(self.endpoint(each))
 
     def refusal(self, description: str) -> str:
-        """@return: why an endpoint cannot be had."""
+        """@return: the refusal of an endpoint."""
         why = self.assertRaises(OSError, self.check, description)
         return str(why.strerror)
 
     def taken(self, family: int = socket.AF_INET) -> tuple[socket.socket, int]:
-        """@return: a socket that listens, and its port."""
+        """@return: a listening socket, and its port."""
         listening = socket.socket(family)
         self.addCleanup(listening.close)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as every server does
@@ -90,7 +91,7 @@ class PreflightCase(SynchronousTestCase):
         return listening, listening.getsockname()[1]
 
     def free(self) -> str:
-        """@return: the description of a port that can be had."""
+        """@return: the description of a free port."""
         listening, port = self.taken()
         listening.close()
         return f"tcp:{port}:interface=127.0.0.1"
@@ -100,40 +101,40 @@ class PortTests(PreflightCase):
     """Tests for TCP ports."""
 
     def test_taken(self) -> None:
-        """A port that is taken is refused, however the endpoint is wrapped."""
+        """A port in use is refused, even for a wrapped endpoint."""
         _, port = self.taken()
         own = f"tcp:{port}:interface=127.0.0.1"
         for description in (own, f"haproxy:{own}", f"haproxy:haproxy:{own}"):
             self.assertEqual(self.refusal(description), "Address already in use")
 
     def test_takenTLS(self) -> None:
-        """So is one for TLS."""
+        """A port in use is refused for TLS."""
         _, port = self.taken()
         endpoint = SSL4ServerEndpoint(MemoryReactor(), port, None, interface="127.0.0.1")
         why = self.assertRaises(OSError, self.preflight.check, endpoint)
         self.assertEqual(why.errno, errno.EADDRINUSE)
 
     def test_takenIPv6(self) -> None:
-        """So is one of IPv6."""
+        """A port in use is refused for IPv6."""
         _, port = self.taken(socket.AF_INET6)
         refusal = self.refusal(rf"tcp6:{port}:interface=\:\:1")
         self.assertEqual(refusal, "Address already in use")
 
     def test_twice(self) -> None:
-        """A port that can be had is held until the check is over, so that it can be had once."""
+        """A free port is held until the check is over, so that two endpoints cannot have it."""
         own = self.free()
         self.check(own)
         self.assertEqual(self.refusal(own), "Address already in use")
 
     def test_notHeld(self) -> None:
-        """When the check is over a port is free for the service to take."""
+        """After the check the port is free for the service."""
         own = self.free()
         self.check(own)
         self.preflight.close()
         self.check(own)
 
     def test_justLeft(self) -> None:
-        """A port where somebody listened until just now can be had, whatever lingers of that."""
+        """A port whose listener has just ended is free, whatever connections linger."""
         listening, port = self.taken()
         with socket.create_connection(listening.getsockname()) as client:
             listening.accept()[0].close()
@@ -142,16 +143,16 @@ class PortTests(PreflightCase):
         self.check(f"tcp:{port}:interface=127.0.0.1")
 
     def test_any(self) -> None:
-        """Any port can be had as often as one likes."""
+        """Port 0 may be used any number of times."""
         self.check(*["tcp:0:interface=127.0.0.1"] * 3)
 
     def test_notOurs(self) -> None:
-        """An interface that is not this machine's is refused."""
+        """An interface of another machine is refused."""
         refusal = self.refusal("tcp:0:interface=192.0.2.1")
         self.assertEqual(refusal, "Cannot assign requested address")
 
     def test_outOfRange(self) -> None:
-        """So is a port that is none."""
+        """An invalid port number is refused."""
         refusal = self.refusal("tcp:65536:interface=127.0.0.1")
         self.assertEqual(refusal, "not a port from 0 to 65535")
 
@@ -165,22 +166,22 @@ class PathTests(PreflightCase):
         self.path = os.path.join(self.folder, "s")
 
     def test_noFolder(self) -> None:
-        """A path into a folder that is not there is refused."""
+        """A path into a missing folder is refused."""
         self.assertEqual(self.refusal("unix:/nowhere/s"), "No such file or directory")
 
     def test_file(self) -> None:
-        """A path where a file is is refused, and the file stays."""
+        """A path with a regular file is refused, and the file stays."""
         path = write(self.folder, "ecstasy.txt")
         self.assertEqual(self.refusal(f"unix:{path}"), "File exists")
         self.assertTrue(os.path.exists(path))
 
     def test_closedFolder(self) -> None:
-        """A path into a folder that may not be written to is refused."""
+        """A path into a folder without write permission is refused."""
         with asNobody(self.folder, 0o555):
             self.assertEqual(self.refusal(f"unix:{self.path}"), "Permission denied")
 
     def test_taken(self) -> None:
-        """A path on which somebody listens is refused."""
+        """A path with a listening socket is refused."""
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(self.path)
             listening.listen()
@@ -190,7 +191,7 @@ class PathTests(PreflightCase):
         """
         Leave a socket behind.
 
-        @param owner: what its lock says, if there is one.
+        @param owner: the content of its lock, if there is one.
         """
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(self.path)
@@ -198,26 +199,29 @@ class PathTests(PreflightCase):
             os.symlink(owner, f"{self.path}.lock")
 
     def test_leftover(self) -> None:
-        """A socket that somebody left behind is none that is taken, and gone."""
+        """A leftover socket does not count as in use, and is removed."""
         self.leave()
         self.check(f"unix:{self.path}")
         self.assertEqual(os.listdir(self.folder), [])
 
     def test_lock(self) -> None:
-        """So is its lock, though its number may be another's by now, our own, or none."""
+        """
+        Its lock is removed too, even if its process ID now belongs to another process or to ours,
+        or is invalid.
+        """
         for owner in ("1", str(os.getpid()), "twistd"):
             self.leave(owner)
             self.check(f"unix:{self.path}")
             self.assertEqual(os.listdir(self.folder), [])
 
     def test_lockAlone(self) -> None:
-        """So is a lock without a socket."""
+        """A lock without a socket is removed."""
         os.symlink("1", f"{self.path}.lock")
         self.check(f"unix:{self.path}")
         self.assertEqual(os.listdir(self.folder), [])
 
     def test_lockOfWhoListens(self) -> None:
-        """The lock of somebody who listens stays."""
+        """The lock of a listening process stays."""
         os.symlink("1", f"{self.path}.lock")
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(self.path)
@@ -226,22 +230,22 @@ class PathTests(PreflightCase):
         self.assertEqual(len(os.listdir(self.folder)), 2)
 
     def test_free(self) -> None:
-        """A free path is not made yet."""
+        """A free path is not created yet."""
         self.check(f"unix:{self.path}")
         self.assertFalse(os.path.exists(self.path))
 
 
 class KindTests(PreflightCase):
-    """Tests for which endpoints are looked into."""
+    """Tests for the kinds of endpoints that are checked."""
 
     def test_unknown(self) -> None:
-        """One of a kind that is not known passes, and is left alone."""
+        """An endpoint of an unknown kind passes unchecked."""
         endpoint = FakeEndpoint()
         self.preflight.check(endpoint)
         self.assertEqual(endpoint.factories, [])
 
     def test_partsMissing(self) -> None:
-        """One of a known kind does not pass where a version of Twisted has its parts elsewhere."""
+        """An endpoint of a known kind is refused if this version of Twisted has moved its parts."""
         for description, name in (
             ("tcp:0", "_port"),
             ("tcp:0", "_interface"),

@@ -1,5 +1,5 @@
 """
-Tests of what other packages keep to themselves, and fastpoetry relies on all the same.
+Tests for the private parts of other packages that fastpoetry relies on.
 
 They run with each supported Twisted and Python: here with the newest, and with those of a Debian
 when its package is built there (C{tests/system/test_package.py}).
@@ -66,15 +66,15 @@ NAMED = {
 }
 """What is private to others, and the one module that knows it."""
 
-PUBLIC = {"_fields", "_exit"}  # a named tuple's and os's, and documented
+PUBLIC = {"_fields", "_exit"}  # public in spite of their underscore: a named tuple's, and os's
 
 _HEADER = b"PROXY TCP4 192.0.2.7 192.0.2.1 40000 10000\r\n"
 
 
 def findPrivate(source: str) -> Iterator[str]:
     """
-    @return: the private names of others that a module says: attributes of anything but C{self} and
-        C{cls}, and what it imports.
+    @return: the private names of other packages in a module: its imports, and attributes of
+        anything but C{self} and C{cls}.
     """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute):
@@ -97,7 +97,7 @@ def _isPrivate(name: str) -> bool:
 
 
 class NamedTests(SynchronousTestCase):
-    """Tests for where private parts are named."""
+    """Tests that list the private parts."""
 
     def setUp(self) -> None:
         self.sources = {
@@ -106,7 +106,7 @@ class NamedTests(SynchronousTestCase):
         }
 
     def test_find(self) -> None:
-        """Every way to say one is found."""
+        """Every way to use a private name is found."""
         found = findPrivate(
             "import a._b, c\n"
             "from _d.e import f\n"
@@ -117,25 +117,25 @@ class NamedTests(SynchronousTestCase):
         self.assertEqual(sorted(found), ["_d.e", "_n", "_r", "a._b", "g._h"])
 
     def test_known(self) -> None:
-        """No module relies on a private part that is not among those that are tested here."""
+        """No module relies on a private part that has no test here."""
         for module, source in self.sources.items():
             for name in findPrivate(source):
                 self.assertEqual(NAMED.get(name), module, f"{name} is not {module}'s to know")
 
     def test_used(self) -> None:
-        """What is tested here is relied on."""
+        """Each private part tested here is used."""
         for name, module in NAMED.items():
             self.assertIn(name.rpartition(".")[2], self.sources[module])
 
 
 class Keeper(Protocol):
-    """A protocol that remembers what was done with it."""
+    """A protocol that remembers the bytes it received."""
 
     def __init__(self) -> None:
         self.received: list[bytes] = []
 
     def dataReceived(self, data: bytes) -> None:
-        """Remember it."""
+        """Store the bytes."""
         self.received.append(data)
 
 
@@ -148,7 +148,7 @@ class KeeperFactory(Factory):
         self.made: list[Keeper] = []
 
     def buildProtocol(self, addr: object) -> Keeper:
-        """Make one more."""
+        """Make and store a protocol."""
         self.made.append(Keeper())
         return self.made[-1]
 
@@ -170,7 +170,7 @@ class SocketTests(SynchronousTestCase):
         return client
 
     def listen(self) -> Any:
-        """@return: a port of Twisted's on that socket."""
+        """@return: a port of Twisted on that socket."""
         number = self.listening.fileno()
         port: Any = tcp.Port._fromListeningDescriptor(
             self.reactor, number, socket.AF_INET, self.factory
@@ -180,7 +180,7 @@ class SocketTests(SynchronousTestCase):
         return port
 
     def transport(self) -> tuple[Any, socket.socket]:
-        """@return: a transport of Twisted's, and the client at its other end."""
+        """@return: a transport of Twisted, and the client at its other end."""
         port, client = self.listen(), self.connect()
         port.doRead()
         (keeper,) = self.factory.made
@@ -190,8 +190,8 @@ class SocketTests(SynchronousTestCase):
 
     def test_accept(self) -> None:
         """
-        C{socket.socket._accept} gives a descriptor that no other program inherits, and the address
-        of the client; and an error where nobody waits.
+        C{socket.socket._accept} returns a descriptor that child programs do not inherit, and the
+        client's address; with an empty backlog it raises an error.
         """
         client = self.connect()
         raw: Any = self.listening
@@ -203,8 +203,8 @@ class SocketTests(SynchronousTestCase):
 
     def test_transport(self) -> None:
         """
-        A port makes an address of an accepted connection's with C{_buildAddr}, and a transport with
-        C{transport}, which it gives its own C{sessionno} and C{reactor}.
+        A port makes an accepted connection's address with C{_buildAddr}, and its transport with
+        C{transport}, which takes the port's C{sessionno} and C{reactor}.
         """
         port, client = self.listen(), self.connect()
         connection, address = self.listening.accept()
@@ -220,8 +220,8 @@ class SocketTests(SynchronousTestCase):
 
     def test_dataBuffer(self) -> None:
         """
-        C{dataBuffer} has all that a transport has not handed to the system, and perhaps more; it is
-        empty when that is nothing.
+        C{dataBuffer} has all bytes that a transport has not handed to the system, and perhaps more;
+        it is empty when there are no such bytes.
         """
         transport, client = self.transport()
         client.setblocking(False)
@@ -246,7 +246,7 @@ class SocketTests(SynchronousTestCase):
 
 
 class UNIXPortTests(SynchronousTestCase):
-    """Tests for what L{fastpoetry.systemd.adopted} does in the place of a UNIX port."""
+    """Tests for the parts that L{fastpoetry.systemd.adopted} uses in place of a UNIX port."""
 
     def setUp(self) -> None:
         self.path = os.path.join(makeFolder(self), "s")
@@ -261,10 +261,7 @@ class UNIXPortTests(SynchronousTestCase):
         )
 
     def test_preexistingSocket(self) -> None:
-        """
-        A port from a descriptor is a port that does not listen yet, and has a socket of its own on
-        it.
-        """
+        """A port made from a descriptor does not listen yet, and has its own socket on it."""
         self.assertTrue(IListeningPort.providedBy(self.port))
         self.assertFalse(self.port.connected)
         own = self.port._preexistingSocket
@@ -273,12 +270,15 @@ class UNIXPortTests(SynchronousTestCase):
         self.assertNotEqual(own.fileno(), self.listening.fileno())
 
     def test_logPrefix(self) -> None:
-        """A port says how its factory is called in the log."""
+        """A port's log prefix names its factory."""
         self.addCleanup(self.port._preexistingSocket.close)
         self.assertEqual(self.port._getLogPrefix(self.factory), "KeeperFactory")
 
     def test_shouldShutdown(self) -> None:
-        """C{_shouldShutdown} says whether a port ends its socket for everybody else who has it."""
+        """
+        C{_shouldShutdown} says whether a port shuts down its socket for all processes that share
+        it.
+        """
         self.assertIs(unix.Port._shouldShutdown, True)
         for shouldShutdown in (False, True):
             unixPort: Any = unix.Port
@@ -294,7 +294,7 @@ class UNIXPortTests(SynchronousTestCase):
         self.port._preexistingSocket.close()
 
     def test_shouldShutdownConnection(self) -> None:
-        """A connection has C{_shouldShutdown} too: without it, its socket is closed and no more."""
+        """A connection has C{_shouldShutdown} too: without it, its socket is only closed."""
         for shouldShutdown in (False, True):
             ours, theirs = socket.socketpair()
             with theirs, socket.socket(fileno=os.dup(ours.fileno())):
@@ -308,7 +308,7 @@ class UNIXPortTests(SynchronousTestCase):
                     self.assertRaises(BlockingIOError, theirs.recv, 1)
 
     def test_reservedFD(self) -> None:
-        """Twisted keeps one descriptor for the case that there is none left, once it is told to."""
+        """Twisted reserves one descriptor for the case that all are in use, once it is told to."""
         self.addCleanup(self.port._preexistingSocket.close)
         reserved: Any = tcp._reservedFD
         reserved.reserve()
@@ -321,14 +321,14 @@ class UNIXPortTests(SynchronousTestCase):
 
 
 class EndpointTests(SynchronousTestCase):
-    """Tests for what L{fastpoetry.command.preflight} looks into."""
+    """Tests for the parts that L{fastpoetry.command.preflight} reads."""
 
     def endpoint(self, description: str) -> Any:
-        """@return: what Twisted makes of it."""
+        """@return: Twisted's endpoint for the description."""
         return serverFromString(Reactor(), description)
 
     def test_port(self) -> None:
-        """Endpoints on TCP have their port and their interface."""
+        """TCP endpoints have their port and interface."""
         for endpoint in (
             self.endpoint("tcp:17:interface=127.0.0.1"),
             self.endpoint("tcp6:17:interface=127.0.0.1"),
@@ -337,18 +337,18 @@ class EndpointTests(SynchronousTestCase):
             self.assertEqual((endpoint._port, endpoint._interface), (17, "127.0.0.1"))
 
     def test_address(self) -> None:
-        """Those on UNIX sockets have their path."""
+        """UNIX endpoints have their path."""
         self.assertEqual(self.endpoint("unix:/run/x")._address, "/run/x")
 
     def test_wrapped(self) -> None:
-        """Those behind a PROXY header have what they wrap."""
+        """Endpoints behind a PROXY header have the endpoint that they wrap."""
         endpoint = self.endpoint("haproxy:tcp:17")
         self.assertIsInstance(endpoint, _WrapperServerEndpoint)
         self.assertEqual(endpoint._wrappedEndpoint._port, 17)
 
 
 class HAProxyTests(SynchronousTestCase):
-    """Tests for what L{fastpoetry.delivery.haproxy} adds to."""
+    """Tests for the parts that L{fastpoetry.delivery.haproxy} extends."""
 
     def setUp(self) -> None:
         self.keepers = KeeperFactory()
@@ -360,19 +360,19 @@ class HAProxyTests(SynchronousTestCase):
         self.wrapper.makeConnection(self.transport)
 
     def test_beginnings(self) -> None:
-        """The parsers say how the headers of both versions begin."""
+        """The parsers have the beginnings of both versions' headers."""
         self.assertEqual(V1Parser.PROXYSTR, b"PROXY")
         self.assertEqual(V2Parser.PREFIX, b"\r\n\r\n\0\r\nQUIT\n")
 
     def test_wrapping(self) -> None:
-        """The factory has the one that it wraps, and says what makes its protocols."""
+        """The factory has the factory that it wraps, and the class of its protocols."""
         self.assertIs(self.factory.wrappedFactory, self.keepers)
         self.assertIs(self.factory.protocol, HAProxyProtocolWrapper)
         self.assertEqual(list(self.factory.protocols), [self.wrapper])
 
     def test_header(self) -> None:
         """
-        C{_parser} is there from the first piece of a header, C{_proxyInfo} from its last; then the
+        C{_parser} is set from the first piece of a header, C{_proxyInfo} from its last; then the
         peer is the client.
         """
         self.assertEqual((self.wrapper._parser, self.wrapper._proxyInfo), (None, None))
@@ -384,7 +384,7 @@ class HAProxyTests(SynchronousTestCase):
         self.assertEqual(self.wrapper.getPeer(), IPv4Address("TCP", "192.0.2.7", 40000))
 
     def test_noHeader(self) -> None:
-        """What is no header ends the connection."""
+        """An invalid header ends the connection."""
         self.wrapper.dataReceived(b"GET / HTTP/1.0\r\n\r\n")
         self.assertIsNone(self.wrapper._proxyInfo)
         self.assertTrue(self.wrapper.disconnecting)
@@ -392,11 +392,14 @@ class HAProxyTests(SynchronousTestCase):
 
 
 class StartTests(SynchronousTestCase):
-    """Tests for what tells whether a program has started, and for what ends it if it has not."""
+    """
+    Tests for the parts that tell whether a program has started, and those that end it otherwise.
+    """
 
     def test_listening(self) -> None:
         """
-        An endpoint service keeps what fires with its port, or with nothing when it cannot listen.
+        An endpoint service keeps a Deferred that fires with its port, or with L{None} if it cannot
+        listen.
         """
         for listening, port in ((succeed(1), 1), (fail(OSError()), None)):
             endpoint: Any = Endpoint(listening)
@@ -421,7 +424,7 @@ class StartTests(SynchronousTestCase):
         self.assertEqual(seen, [False, True])
 
     def test_exit(self) -> None:
-        """What is registered for the exit can be run before."""
+        """Functions registered for the exit can be run before it."""
         code = (
             "import atexit, os\n"
             "atexit.register(print, 'others', flush=True)\n"
@@ -433,11 +436,11 @@ class StartTests(SynchronousTestCase):
 
 
 class Endpoint:
-    """Listens as it is told."""
+    """An endpoint with a given outcome."""
 
     def __init__(self, listening: Deferred[Any]) -> None:
         self._listening = listening
 
     def listen(self, factory: object) -> Deferred[Any]:
-        """Do so."""
+        """Return that outcome."""
         return self._listening

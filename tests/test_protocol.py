@@ -50,7 +50,7 @@ PEER = IPv4Address("TCP", "192.0.2.7", 40000)
 
 
 class ProtocolCase(SynchronousTestCase):
-    """A factory, and what connects to it."""
+    """A test case with a factory and its connections."""
 
     limits = Limits()
 
@@ -70,9 +70,9 @@ class ProtocolCase(SynchronousTestCase):
 
     def pull(self, transport: FakeTransport) -> list[int]:
         """
-        Have a transport ask for data until it is told that this was all.
+        Make a transport ask for data until its producer ends.
 
-        @return: how long each piece was.
+        @return: the length of each piece.
         """
         lengths = [0]
         while transport.producer is not None:
@@ -90,7 +90,7 @@ class ProtocolCase(SynchronousTestCase):
         return server, client
 
     def lingerOf(self, connection: socket.socket) -> tuple[int, ...]:
-        """@return: what a close means: C{(1, 0)} is a reset."""
+        """@return: the linger option: with C{(1, 0)} a close is a reset."""
         option = connection.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
         return struct.unpack("ii", option)
 
@@ -100,10 +100,10 @@ class ProtocolCase(SynchronousTestCase):
 
 
 class InterfaceTests(ProtocolCase):
-    """Tests for what the protocol is to others, and others are to it."""
+    """Tests for the interfaces between the protocol and Twisted."""
 
     def test_interfaces(self) -> None:
-        """The factory makes protocols that can be half-closed and send when they are asked to."""
+        """The factory makes protocols that support half-close and send on request."""
         verifyObject(IProtocolFactory, self.factory)
         self.connect()
         self.assertIsInstance(self.protocol, PoetryProtocol)
@@ -111,11 +111,11 @@ class InterfaceTests(ProtocolCase):
         verifyObject(IHalfCloseableProtocol, self.protocol)
 
     def test_fakes(self) -> None:
-        """The transports that they are tested with have what transports have."""
+        """The fake transports have the attributes of real ones."""
         verifyObject(ITCPTransport, FakeTransport())
 
     def test_quiet(self) -> None:
-        """The factory does not log that it starts: the service says where it listens."""
+        """The factory's start has no record: the service records where it listens."""
         with capturedLogs() as events:
             self.factory.doStart()
             self.factory.doStop()
@@ -123,12 +123,12 @@ class InterfaceTests(ProtocolCase):
 
 
 class SendTests(ProtocolCase):
-    """Tests for a poem on its way."""
+    """Tests for sending a poem."""
 
     def test_fails(self) -> None:
         """
-        One whose serving fails as nobody expects is reset: Twisted would shut it down, and that
-        looks like an end.
+        A connection with an unexpected error is reset: Twisted would shut it down, which looks like
+        a complete poem.
         """
         self.patch(self.policy, "isTooMany", lambda _: 1 // 0)
         self.assertEqual(self.connect().did, ["abortConnection"])
@@ -138,7 +138,9 @@ class SendTests(ProtocolCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_failsHalfWay(self) -> None:
-        """So is one in mid-poem, and it is counted when it is closed."""
+        """
+        A connection with such an error in mid-poem is reset too, and counted when it is closed.
+        """
         transport = self.connect()
         self.patch(transport, "write", lambda _: 1 // 0)
         transport.producer.resumeProducing()
@@ -155,19 +157,21 @@ class SendTests(ProtocolCase):
         self.assertEqual(transport.did, ["loseWriteConnection"])
 
     def test_whenAsked(self) -> None:
-        """Nothing is written before the transport asks for it."""
+        """No byte is written before the transport asks."""
         transport = self.connect()
         self.assertEqual((transport.value(), transport.streaming), (b"", False))
 
     def test_pieces(self) -> None:
-        """A long poem is copied in pieces, each when the one before is gone."""
+        """A long poem is copied in pieces, each after the previous one has been sent."""
         self.source.poem = THREE_PIECES
         transport = self.connect()
         self.assertEqual(self.pull(transport), [16384, 16384, 7232])
         self.assertEqual(transport.value(), THREE_PIECES.text)
 
     def test_counted(self) -> None:
-        """It is counted when the last byte is written, with a record that says to whom."""
+        """
+        The poem is counted when its last byte is written, with a record that names the client.
+        """
         transport = self.connect()
         transport.producer.resumeProducing()
         self.assertEqual(self.policy.ledger.counts, Counts())
@@ -177,7 +181,7 @@ class SendTests(ProtocolCase):
         self.assertEqual(said(events), ["sending 310 bytes of poetry to 192.0.2.7:40000"])
 
     def test_peers(self) -> None:
-        """Whatever the transport, the record says to whom."""
+        """The record names the client for every kind of transport."""
         for peer, name in (
             (IPv6Address("TCP", "2001:db8::7", 40000), "[2001:db8::7]:40000"),
             (UNIXAddress(b""), "unix"),
@@ -188,7 +192,7 @@ class SendTests(ProtocolCase):
             self.assertEqual(said(events), [f"sending 310 bytes of poetry to {name}"])
 
     def test_onePoem(self) -> None:
-        """A connection goes on with the poem it has begun, whatever there is now."""
+        """A connection goes on with the poem that it began, even after a reload."""
         self.source.poem = THREE_PIECES
         transport = self.connect()
         transport.producer.resumeProducing()
@@ -198,10 +202,10 @@ class SendTests(ProtocolCase):
 
 
 class ClientTests(ProtocolCase):
-    """Tests for what a client may do."""
+    """Tests for the behaviour of clients."""
 
     def test_writes(self) -> None:
-        """What it writes is thrown away, and it gets everything."""
+        """Bytes from the client are discarded, and the client gets everything."""
         transport = self.connect()
         self.protocol.dataReceived(b"GET / HTTP/1.1\r\n\r\n")
         self.pull(transport)
@@ -210,7 +214,7 @@ class ClientTests(ProtocolCase):
         self.assertEqual(transport.did, ["loseWriteConnection"])
 
     def test_halfClosesFirst(self) -> None:
-        """If it has closed its side first, it gets everything, and then both are closed."""
+        """A client that closed its side first gets everything; then both sides are closed."""
         transport = self.connect()
         self.protocol.readConnectionLost()
         self.assertEqual(transport.did, [])
@@ -219,7 +223,7 @@ class ClientTests(ProtocolCase):
         self.assertEqual(transport.did, ["loseConnection"])
 
     def test_halfClosesAfterwards(self) -> None:
-        """When it closes its side after ours, nothing is left to wait for."""
+        """When the client closes its side after ours, the wait is over."""
         transport = self.connect()
         self.pull(transport)
         self.protocol.writeConnectionLost()
@@ -230,7 +234,7 @@ class ClientTests(ProtocolCase):
         self.assertEqual(self.policy.ledger.counts, Counts(1, 310))
 
     def test_leaves(self) -> None:
-        """If it leaves before, that is counted."""
+        """A client that leaves early is counted."""
         transport = self.connect()
         transport.producer.stopProducing()
         self.protocol.connectionLost(Failure(ConnectionLost()))
@@ -238,7 +242,7 @@ class ClientTests(ProtocolCase):
         self.assertEqual(self.policy.ledger.counts, Counts(left=1))
 
     def test_stalls(self) -> None:
-        """If it takes nothing, the connection is aborted."""
+        """If the client takes no bytes, the connection is aborted."""
         self.source.poem = THREE_PIECES
         transport = self.connect()
         self.wait(30)
@@ -249,12 +253,14 @@ class ClientTests(ProtocolCase):
 
 
 class PolicyTests(ProtocolCase):
-    """Tests for the rules, which are those of the fast port."""
+    """Tests for the policy, which the fast port shares."""
 
     limits = Limits(maxReadersPerSource=1)
 
     def test_tooMany(self) -> None:
-        """A client whose source has enough under way is reset, counted, and sent nothing."""
+        """
+        A client whose source has enough readers under way is reset and counted, and sent no byte.
+        """
         self.connect()
         transport = self.connect()
         self.assertEqual((transport.did, transport.value()), (["abortConnection"], b""))
@@ -264,7 +270,7 @@ class PolicyTests(ProtocolCase):
         self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=1))
 
     def test_drain(self) -> None:
-        """A stop waits for it, and cuts it short when it has waited long enough."""
+        """A stop waits for the connection, and cuts it short at the end of the drain."""
         transport = self.connect()
         drained = self.policy.drain()
         self.assertNoResult(drained)
@@ -275,10 +281,13 @@ class PolicyTests(ProtocolCase):
 
 
 class SocketTests(ProtocolCase):
-    """Tests for a connection with nothing between it and its socket."""
+    """Tests for a connection directly on its socket."""
 
     def test_linger(self) -> None:
-        """Until the last byte is written the end of the process is a reset; then it is none."""
+        """
+        Until the last byte is written, the end of the process resets the connection; afterwards it
+        does not.
+        """
         server, _ = self.pairOfSockets()
         transport = self.connect(FakeTransport(PEER, server))
         self.assertEqual(self.lingerOf(server), (1, 0))
@@ -293,7 +302,7 @@ class SocketTests(ProtocolCase):
         self.assertEqual(self.lingerOf(server), (1, 0))
 
     def test_memory(self) -> None:
-        """For a stopped reader no more than a part of a long poem waits in the kernel."""
+        """For a stopped reader only a part of a long poem is in the kernel's buffer."""
         self.source.poem = LONG
         server, _ = self.pairOfSockets()
         self.connect(FakeTransport(PEER, server))
@@ -301,7 +310,7 @@ class SocketTests(ProtocolCase):
         self.assertEqual(option, 128 * 1024)
 
     def test_UNIX(self) -> None:
-        """On a UNIX socket, which knows no reset, that is left alone."""
+        """On a UNIX socket, which has no reset, the linger option is unchanged."""
         server, client = socket.socketpair()
         self.addCleanup(server.close)
         self.addCleanup(client.close)
@@ -311,7 +320,7 @@ class SocketTests(ProtocolCase):
         self.assertEqual(self.protocol.countTaken(), 310)
 
     def test_measure(self) -> None:
-        """What waits in the kernel is not taken yet."""
+        """Bytes in the kernel's buffer do not count as taken."""
         self.source.poem = THREE_PIECES
         server, _ = self.pairOfSockets()
         transport = self.connect(FakeTransport(PEER, server))
@@ -324,7 +333,9 @@ class SocketTests(ProtocolCase):
         self.assertEqual(self.protocol.countTaken(), 0)
 
     def test_closed(self) -> None:
-        """A client that has everything and does not close is closed after a while, not reset."""
+        """
+        A client that has taken everything and does not close is closed after a while, not reset.
+        """
         server, _ = self.pairOfSockets()
         transport = self.connect(FakeTransport(PEER, server))
         self.pull(transport)
@@ -349,18 +360,18 @@ class TLSTests(ProtocolCase):
         self.upper: FakeTLS = upper
 
     def fill(self) -> None:
-        """Have the client read no more."""
+        """Make the client stop reading."""
         self.server.setblocking(False)
         with self.assertRaises(BlockingIOError):
             while True:
                 self.server.send(bytes(65536))
 
     def test_fake(self) -> None:
-        """The layer that they are tested with is one."""
+        """The fake layer provides the interface of a real one."""
         verifyObject(ISSLTransport, self.upper)
 
     def test_handshakeIsRead(self) -> None:
-        """The transport underneath is never told to stop reading: the layer has to read, too."""
+        """The transport below never stops reading: the layer has to read, too."""
         self.assertEqual(self.lower.producerState, "producing")
 
     def test_ends(self) -> None:
@@ -370,19 +381,25 @@ class TLSTests(ProtocolCase):
         self.assertEqual((self.upper.did, self.lower.did), (["loseConnection"], []))
 
     def test_linger(self) -> None:
-        """Until then the end of the process is a reset underneath."""
+        """Until then the end of the process resets the connection below."""
         self.assertEqual(self.lingerOf(self.server), (1, 0))
         self.pull(self.lower)
         self.assertEqual(self.lingerOf(self.server), (0, 0))
 
     def test_noAnswer(self) -> None:
-        """A client that has everything and does not answer the end is closed underneath."""
+        """
+        If a client that has taken everything does not answer the end of TLS, the connection below
+        is closed.
+        """
         self.pull(self.lower)
         self.wait(5)
         self.assertIn("loseConnection", self.lower.did)
 
     def test_endsByADeadline(self) -> None:
-        """A client that reads no more is reset underneath in time, though all is written."""
+        """
+        If a client stops reading, the connection below is reset in time, even if all bytes are
+        written.
+        """
         self.fill()
         self.pull(self.lower)
         self.wait(20)
@@ -399,7 +416,7 @@ class TLSTests(ProtocolCase):
         self.assertEqual(self.lower.did, [])
 
     def test_buffer(self) -> None:
-        """So is one for which the transport still has something."""
+        """The connection is reset, too, while its transport still has bytes in its buffer."""
         self.lower.dataBuffer = bytes(1000)
         self.pull(self.lower)
         self.wait(20)
@@ -409,7 +426,7 @@ class TLSTests(ProtocolCase):
 
 
 class HandshakeTests(ProtocolCase):
-    """Tests for connections that have yet to shake hands."""
+    """Tests for connections before the end of their handshake."""
 
     limits = Limits(maxReaders=1, maxReadersPerSource=2)
 
@@ -423,7 +440,10 @@ class HandshakeTests(ProtocolCase):
         return lower, upper.wrappedProtocol
 
     def test_silent(self) -> None:
-        """They are no readers, and one address has so many of them; more are reset."""
+        """
+        A connection before its handshake is not a reader; an address has a limit of them, and more
+        are reset.
+        """
         transports = [self.shake("192.0.2.7")[0] for _ in range(3)]
         other, _ = self.shake("192.0.2.8")
         self.assertEqual(self.policy.readers, 0)
@@ -431,7 +451,10 @@ class HandshakeTests(ProtocolCase):
         self.assertEqual((other.did, self.policy.ledger.counts.turnedAway), ([], 1))
 
     def test_placesAreGivenBack(self) -> None:
-        """Each way out makes room for another of the address: a reset, a time-out, a reader."""
+        """
+        Each end of such a connection makes room for another of its address: a reset, a time-out, a
+        reader.
+        """
         (_, first), (lower, _), _ = (self.shake("192.0.2.7") for _ in range(3))
         first.connectionLost(Failure(ConnectionDone()))
         self.assertEqual(self.shake("192.0.2.7")[0].did, [])
@@ -450,7 +473,7 @@ class HandshakeTests(ProtocolCase):
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_stop(self) -> None:
-        """At a stop the last one is reset before the stop ends."""
+        """A stop resets the last of them before it ends."""
         lower, _ = self.shake("192.0.2.7")
         seen: list[str] = []
         self.policy.drain().addCallback(lambda _: seen.extend(lower.did))
@@ -458,7 +481,7 @@ class HandshakeTests(ProtocolCase):
         self.assertEqual(seen, ["abortConnection"])
 
     def test_noPlace(self) -> None:
-        """One that has shaken hands waits for a place, and has its poem when there is one."""
+        """A connection after its handshake waits for a place, and then gets its poem."""
         (_, reader), (lower, queued) = (self.shake("192.0.2.7") for _ in range(2))
         reader.handshakeCompleted()
         queued.handshakeCompleted()
@@ -469,7 +492,7 @@ class HandshakeTests(ProtocolCase):
 
 
 class WaitTests(ProtocolCase):
-    """Tests for a source that has no poem yet, as a proxy's."""
+    """Tests for a source that has no poem yet, such as a proxy's."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -486,7 +509,7 @@ class WaitTests(ProtocolCase):
         self.assertEqual(transport.value(), POEM.text)
 
     def test_halfClosesMeanwhile(self) -> None:
-        """It may close its side meanwhile."""
+        """A client may close its side during that wait."""
         transport = self.connect()
         self.protocol.readConnectionLost()
         self.source.give(POEM)
@@ -495,7 +518,7 @@ class WaitTests(ProtocolCase):
         self.assertEqual(transport.did, ["loseConnection"])
 
     def test_fails(self) -> None:
-        """Where there will be no poem it is reset."""
+        """When the source fails, the client is reset."""
         transport = self.connect()
         self.source.giveUp()
         self.assertEqual((transport.did, transport.value()), (["abortConnection"], b""))
@@ -503,7 +526,7 @@ class WaitTests(ProtocolCase):
         self.assertEqual(self.policy.readers, 0)
 
     def test_drain(self) -> None:
-        """A stop does not let it wait."""
+        """A stop ends the wait."""
         transport = self.connect()
         drained = self.policy.drain()
         self.assertEqual(transport.did, ["abortConnection"])
@@ -511,7 +534,7 @@ class WaitTests(ProtocolCase):
         self.successResultOf(drained)
 
     def test_leaves(self) -> None:
-        """One that leaves meanwhile waits no more, and is sent nothing."""
+        """A client that leaves during the wait is sent no byte."""
         transport = self.connect()
         (waiting,) = self.source.waiting
         self.protocol.connectionLost(Failure(ConnectionLost()))
@@ -520,7 +543,7 @@ class WaitTests(ProtocolCase):
         self.assertEqual(self.policy.readers, 0)
 
     def test_others(self) -> None:
-        """That does not end it for others who wait."""
+        """A client that leaves does not end the wait of others."""
         transport = self.connect()
         self.connect()
         self.protocol.connectionLost(Failure(ConnectionLost()))
@@ -530,10 +553,10 @@ class WaitTests(ProtocolCase):
 
 
 class TransportTests(ProtocolCase):
-    """Tests on Twisted's own transports and real sockets."""
+    """Tests with Twisted's own transports and real sockets."""
 
     def listen(self, poem: Poem) -> None:
-        """Listen with a port of Twisted's own."""
+        """Listen with a port of Twisted."""
         self.source.poem = poem
         port = tcp.Port(0, self.factory, 50, "127.0.0.1", self.reactor)
         port.startListening()
@@ -550,12 +573,12 @@ class TransportTests(ProtocolCase):
         return client
 
     def end(self) -> None:
-        """Serve who has come until it has gone."""
+        """Serve the client until it has gone."""
         while self.policy.readers:
             self.reactor.turn()
 
     def test_wroteFirst(self) -> None:
-        """A client that wrote before gets everything, and no reset."""
+        """A client that wrote first gets everything, and no reset."""
         self.listen(POEM)
         client = self.client()
         client.sendall(b"x" * 65536)
@@ -565,7 +588,7 @@ class TransportTests(ProtocolCase):
         self.assertEqual(client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 0)
 
     def test_halfClosedFirst(self) -> None:
-        """A client that closed its side before gets everything."""
+        """A client that closed its side first gets everything."""
         self.listen(LONG)
         client = self.client()
         client.shutdown(socket.SHUT_WR)
@@ -574,7 +597,7 @@ class TransportTests(ProtocolCase):
         self.assertEqual(self.policy.ledger.counts, Counts(1, len(LONG.text)))
 
     def test_stalls(self) -> None:
-        """A client that stops reading is reset: it can tell that it has not everything."""
+        """A client that stops reading is reset: it can tell that the poem is incomplete."""
         self.listen(LONG)
         client = self.client()
         self.reactor.turn()
@@ -584,7 +607,7 @@ class TransportTests(ProtocolCase):
         self.assertRaises(ConnectionResetError, receiveAll, client)
 
     def test_cutShort(self) -> None:
-        """So is one that is there when a stop has waited long enough."""
+        """A client that is left at the end of the drain is reset."""
         self.listen(LONG)
         client = self.client()
         self.reactor.turn()

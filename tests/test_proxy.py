@@ -1,4 +1,7 @@
-"""Tests for L{fastpoetry.proxy.service}: readers who wait, reloads, the end, and any story."""
+"""
+Tests for L{fastpoetry.proxy.service}: waiting readers, reloads, the stop, and random sequences of
+events.
+"""
 
 from __future__ import annotations
 
@@ -24,22 +27,22 @@ from fastpoetry.proxy.fetch import UpstreamError
 
 
 class FetchTests(ProxyCase):
-    """Tests for one fetch and who waits for it."""
+    """Tests for one fetch and the readers that wait for it."""
 
     def test_interfaces(self) -> None:
-        """It is a service, and its upstream here is an endpoint."""
+        """The proxy is a service, and the upstream of these tests is an endpoint."""
         verifyObject(IService, self.service)
         verifyObject(IStreamClientEndpoint, self.upstream)
 
     def test_nobody(self) -> None:
-        """As long as nobody wants the poem it is not fetched."""
+        """Without a reader the poem is not fetched."""
         self.reactor.advance(10_000)
         self.assertEqual(self.upstream.attempts, [])
 
     def test_whole(self) -> None:
         """
-        What came, in how many pieces ever, is the poem when the upstream has closed cleanly, and
-        not before.
+        The bytes received, in any number of pieces, are the poem once the upstream has closed
+        cleanly, and not before.
         """
         waiting = self.wait()
         self.upstream.accept()
@@ -54,20 +57,22 @@ class FetchTests(ProxyCase):
 
     @given(st.lists(st.binary(min_size=1, max_size=90), min_size=1, max_size=10))
     def test_exact(self, pieces: list[bytes]) -> None:
-        """Whatever bytes there are, they are served as they came."""
+        """Any bytes are served unchanged."""
         self.restart()
         waiting = self.wait()
         self.give(*pieces)
         self.assertEqual(self.successResultOf(waiting).text, b"".join(pieces))
 
     def test_digest(self) -> None:
-        """The poem knows its SHA-256, in however many pieces it came."""
+        """The poem knows its SHA-256, whatever the number of pieces."""
         waiting = self.wait()
         self.give(b"a ", b"poem")
         self.assertEqual(self.successResultOf(waiting).digest, sha256(b"a poem").hexdigest())
 
     def test_cancelledMeanwhile(self) -> None:
-        """A reader that leaves while another is given the poem is no fault, and gets nothing."""
+        """
+        A reader that leaves while another one gets the poem is not an error, and gets no poem.
+        """
         one, other = self.wait(), self.wait()
         one.addCallback(lambda _: other.cancel())
         self.give(b"a poem")
@@ -75,7 +80,7 @@ class FetchTests(ProxyCase):
         self.assertEqual(self.served, b"a poem")
 
     def test_unforeseen(self) -> None:
-        """Whatever keeps a poem from being held, the next fetch brings one."""
+        """Whatever error keeps one poem from being stored, the next fetch brings another."""
         keeper = mock.Mock(save=mock.Mock(side_effect=MemoryError), load=lambda: succeed(None))
         self.restart(keeper=keeper)
         self.fetch()
@@ -86,20 +91,20 @@ class FetchTests(ProxyCase):
         self.assertEqual(self.served, b"another")
 
     def test_coalesced(self) -> None:
-        """There is one fetch for all who wait, and each gets what it brings."""
+        """One fetch serves all waiting readers, and each gets its result."""
         waiting = [self.wait() for _ in range(1000)]
         self.give(b"a poem")
         self.assertEqual({self.successResultOf(each).text for each in waiting}, {b"a poem"})
         self.assertEqual(len(self.upstream.attempts), 1)
 
     def test_atOnce(self) -> None:
-        """Who comes when there is a poem does not wait."""
+        """A reader that comes when there is a poem does not wait."""
         self.fetch()
         self.assertEqual(self.successResultOf(self.wait()).text, b"a poem")
 
     def test_leaves(self) -> None:
         """
-        One that leaves, even if it was the first, ends neither the fetch nor the others' waiting.
+        A reader that leaves, even the first one, ends neither the fetch nor the wait of others.
         """
         first, second = self.wait(), self.wait()
         first.cancel()
@@ -108,13 +113,13 @@ class FetchTests(ProxyCase):
         self.assertEqual(self.successResultOf(second).text, b"a poem")
 
     def test_allLeave(self) -> None:
-        """When all have left, what was begun for them is there for the next."""
+        """When all readers have left, the fetch goes on and its poem serves the next reader."""
         self.ask()
         self.give(b"a poem")
         self.assertEqual(self.served, b"a poem")
 
     def test_comesBetween(self) -> None:
-        """One that is called back and asks again gets the same poem, without another fetch."""
+        """A reader that is called back and asks again gets the same poem, without another fetch."""
         again: list[Deferred[Poem]] = []
         self.wait().addCallback(lambda _: again.append(self.wait()))
         self.give(b"a poem")
@@ -122,7 +127,7 @@ class FetchTests(ProxyCase):
         self.assertEqual(len(self.upstream.attempts), 1)
 
     def test_record(self) -> None:
-        """One record says what was fetched and from where."""
+        """One record names the poem fetched and its upstream."""
         with capturedLogs() as events:
             self.fetch()
         poem = self.service.poem
@@ -142,7 +147,7 @@ class FetchTests(ProxyCase):
         )
 
     def test_description(self) -> None:
-        """It says in a person's words what it has."""
+        """The description says in plain words what poem it has."""
         self.assertEqual(self.service.description, f"{UPSTREAM} (not fetched yet)")
         self.fetch()
         self.assertEqual(self.service.description, f"{UPSTREAM} (6 bytes)")
@@ -157,7 +162,9 @@ class ReloadTests(ProxyCase):
         self.upstream.attempts.clear()
 
     def test_anew(self) -> None:
-        """However fresh the poem is, it is fetched anew, and served until the new one is whole."""
+        """
+        A reload fetches even a fresh poem anew; the old poem is served until the new one is whole.
+        """
         reloaded = self.service.reload()
         self.assertEqual(self.upstream.attempts, [0])
         self.assertEqual(self.served, b"old")
@@ -169,7 +176,8 @@ class ReloadTests(ProxyCase):
 
     def test_fails(self) -> None:
         """
-        Where that fails the reload fails with the cause, the old poem stays, and it is tried again.
+        If that fetch fails the reload fails with the cause, the old poem stays, and another attempt
+        follows.
         """
         reloaded = self.service.reload()
         self.upstream.refuse()
@@ -184,7 +192,7 @@ class ReloadTests(ProxyCase):
 
     def test_duringAFetch(self) -> None:
         """
-        What a fetch brings that began before the reload may be older, so that another follows.
+        A fetch that began before the reload may bring an older poem, so another fetch follows.
         """
         self.reactor.advance(60)
         self.assertEqual(self.served, b"old")
@@ -200,7 +208,8 @@ class ReloadTests(ProxyCase):
 
     def test_inAnOutage(self) -> None:
         """
-        In an outage it does not wait for the next attempt's time, but a second since the last.
+        In an outage a reload does not wait for the next scheduled attempt, only for a second after
+        the last.
         """
         for _ in range(8):
             reloaded = self.service.reload()
@@ -213,7 +222,7 @@ class ReloadTests(ProxyCase):
         self.assertEqual(self.upstream.attempts, list(range(9)))
 
     def test_notTwiceASecond(self) -> None:
-        """Reloads in quick succession ask an upstream that is away no more often than others."""
+        """Reloads in quick succession try a failing upstream no more often than once a second."""
         reloaded = self.service.reload()
         self.upstream.refuse()
         self.failureResultOf(reloaded, UpstreamError)
@@ -226,7 +235,7 @@ class ReloadTests(ProxyCase):
             self.successResultOf(each)
 
     def test_cold(self) -> None:
-        """Before there is any poem a reload fetches it."""
+        """Before the first poem a reload fetches it."""
         self.restart()
         reloaded = self.service.reload()
         self.give(b"new")
@@ -235,10 +244,10 @@ class ReloadTests(ProxyCase):
 
 
 class StopTests(ProxyCase):
-    """Tests for the end."""
+    """Tests for the stop."""
 
     def test_connecting(self) -> None:
-        """A connection that is being made is not made any more, and nobody calls that an outage."""
+        """A stop cancels a connection attempt, and makes no record of an outage."""
         self.ask()
         with capturedLogs() as events:
             self.service.stopService()
@@ -246,7 +255,7 @@ class StopTests(ProxyCase):
         self.assertEqual(said(events), [])
 
     def test_fetching(self) -> None:
-        """A fetch is broken off."""
+        """A stop cancels a fetch."""
         self.ask()
         self.upstream.accept()
         self.upstream.send(b"a")
@@ -254,19 +263,19 @@ class StopTests(ProxyCase):
         self.assertTrue(self.upstream.isAborted)
 
     def test_waiting(self) -> None:
-        """Who waits waits no longer."""
+        """A stop ends the wait of readers."""
         waiting = self.wait()
         self.service.stopService()
         self.failureResultOf(waiting, CancelledError)
 
     def test_reloading(self) -> None:
-        """A reload ends."""
+        """A stop ends a reload."""
         reloaded = self.service.reload()
         self.service.stopService()
         self.successResultOf(reloaded)
 
     def test_afterwards(self) -> None:
-        """Who still asks gets the poem there is, and has no other fetched."""
+        """After a stop a reader gets the present poem, and no fetch begins."""
         self.fetch()
         self.service.stopService()
         self.reactor.advance(100)
@@ -274,14 +283,14 @@ class StopTests(ProxyCase):
         self.assertEqual(len(self.upstream.attempts), 1)
 
     def test_cold(self) -> None:
-        """Not even if there is none."""
+        """After a stop no fetch begins even without a poem."""
         self.service.stopService()
         self.assertIsNone(self.served)
         self.assertEqual(self.upstream.attempts, [])
 
 
 class StoryTests(ProxyCase):
-    """Tests for what holds whatever happens."""
+    """Tests for rules that hold in any sequence of events."""
 
     @given(
         st.lists(
@@ -293,8 +302,8 @@ class StoryTests(ProxyCase):
     )
     def test_anyStory(self, story: list[int | str | bytes]) -> None:
         """
-        There is one fetch at a time, and none for a second after a failure; only whole poems are
-        served; nobody waits for longer than is said; and nothing is left at the end.
+        There is one fetch at a time, and none for a second after a failure. Only whole poems are
+        served. No reader waits longer than the timeout. At the end no connection or timer is left.
         """
         upstream = self.upstream = FakeUpstream(self.reactor)
         self.restart()

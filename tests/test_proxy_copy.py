@@ -1,4 +1,4 @@
-"""Tests for what a proxy does with its copy on disk."""
+"""Tests for the proxy's copy on disk."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class CopyTests(ProxyCase):
         self.restart(keeper=self.keeper())
 
     def keeper(self) -> Keeper:
-        """@return: what keeps the copy."""
+        """@return: the keeper of the copy."""
         return Keeper(self.folder, UPSTREAM, self.reactor)
 
     def restartWith(self, text: bytes, age: float, **others: Any) -> None:
-        """Begin with a copy of some age."""
+        """Start with a copy of that age."""
         save(self.path, text, self.reactor.seconds() - age)
         self.restart(keeper=self.keeper(), **others)
 
     def test_kept(self) -> None:
-        """What was fetched is there after a restart, as fresh as before."""
+        """A fetched poem is there after a restart, as fresh as before."""
         self.fetch()
         self.reactor.advance(59)
         self.restart(keeper=self.keeper())
@@ -46,7 +46,7 @@ class CopyTests(ProxyCase):
         self.assertEqual(len(self.upstream.attempts), 2)
 
     def test_onlyWhole(self) -> None:
-        """What was not whole is not."""
+        """An incomplete poem has no copy."""
         self.ask()
         self.upstream.accept()
         self.upstream.send(b"half a")
@@ -56,7 +56,8 @@ class CopyTests(ProxyCase):
 
     def test_upstreamIsDown(self) -> None:
         """
-        A stale copy is served when the upstream turns out to be down, to who waited for that too.
+        A stale copy is served when the upstream turns out to be down, also to readers that waited
+        for it.
         """
         self.restartWith(b"old", 900)
         waiting = self.wait()
@@ -66,14 +67,14 @@ class CopyTests(ProxyCase):
         self.assertEqual(self.served, b"old")
 
     def test_tooOld(self) -> None:
-        """One that is too old even for that is not."""
+        """A copy that is too old even for that is not served."""
         self.restartWith(b"old", 1060)
         waiting = self.wait()
         self.upstream.refuse()
         self.assertNoResult(waiting)
 
     def test_fromTheFuture(self) -> None:
-        """One from the future, as a clock that was wrong makes it, is taken for a new one."""
+        """A copy from the future, which a wrong clock makes, is treated as new."""
         self.restartWith(b"old", -1e9)
         self.assertEqual(self.served, b"old")
         self.reactor.advance(60)
@@ -81,7 +82,7 @@ class CopyTests(ProxyCase):
         self.assertEqual(len(self.upstream.attempts), 1)
 
     def test_notExpected(self) -> None:
-        """One that is not the poem that is expected by now is not served."""
+        """A copy that is not the expected poem is not served."""
         digest = Poem("", b"new", "").digest
         with capturedLogs() as events:
             self.restartWith(b"old", 0, expectedDigest=digest)
@@ -91,7 +92,7 @@ class CopyTests(ProxyCase):
         self.assertIn("is another poem", record["cause"])
 
     def test_damaged(self) -> None:
-        """A damaged one has one warning, and the next fetch replaces it."""
+        """A damaged copy has one warning, and the next fetch replaces it."""
         with open(self.path, "wb") as file:
             file.write(b"damaged")
         with capturedLogs() as events:
@@ -116,7 +117,7 @@ class CopyTests(ProxyCase):
         self.assertEqual(copy[0], b"a poem")
 
     def test_unwritable(self) -> None:
-        """Where no copy can be written there is a warning, and readers are served all the same."""
+        """If a copy cannot be written there is a warning, and readers are served all the same."""
         os.rmdir(self.folder)
         self.addCleanup(os.mkdir, self.folder)
         with capturedLogs() as events:
@@ -127,13 +128,13 @@ class CopyTests(ProxyCase):
         self.assertEqual(warning["cause"], f"{self.path}: No such file or directory")
 
     def wall(self) -> float:
-        """@return: the time of day."""
+        """@return: the wall clock."""
         return self.reactor.seconds() + self.wallOffset
 
     def test_clock(self) -> None:
         """
-        The time of day is asked for an age at the start, and for the copy; however it is set
-        meanwhile, a poem is as fresh as it was.
+        The wall clock is read only for the age at the start and for the copy; however it is set
+        later, a poem is as fresh as it was.
         """
         for offset in (-86_400.0, 86_400.0):
             self.wallOffset = 0.0
@@ -154,9 +155,7 @@ class CopyTests(ProxyCase):
             self.reactor.advance(60)
 
     def test_notReadYet(self) -> None:
-        """
-        Whoever comes while the copy is read waits for that, and is not the reason for a fetch.
-        """
+        """A reader that comes while the copy is read waits for the copy, and causes no fetch."""
         self.fetch()
         self.service.stopService()
         self.service = self.make(keeper=self.keeper())
@@ -169,8 +168,8 @@ class CopyTests(ProxyCase):
 
     def test_neverRead(self) -> None:
         """
-        A disk that does not give it is waited for for a second; then the upstream is asked, and
-        what comes of the disk after that makes no difference.
+        The proxy waits a second for the disk; then it asks the upstream, and a later result of the
+        disk is ignored.
         """
         save(self.path, b"old", self.wall())
         self.service.stopService()
@@ -187,7 +186,7 @@ class CopyTests(ProxyCase):
         self.assertEqual(self.served, b"new")
 
     def test_stop(self) -> None:
-        """A stop waits for a copy that is being written, but for no longer than a moment."""
+        """A stop waits for the copy being written, but only for a moment."""
         for end in (self.threads.work, lambda: self.reactor.advance(1)):
             self.restart(keeper=self.keeper())
             self.service.reload()
@@ -202,7 +201,7 @@ class CopyTests(ProxyCase):
         self.threads.work()
 
     def test_apart(self) -> None:
-        """Another process writes it: the disk holds up nobody."""
+        """Another process writes the copy: a slow disk delays no reader."""
         waiting = self.wait()
         self.upstream.accept()
         self.upstream.send(b"a poem")

@@ -1,7 +1,7 @@
 """
-Tests of the real C{twistd fastpoetry-proxy}, with upstreams that misbehave on real sockets.
+Tests for the real C{twistd fastpoetry-proxy}, with faulty upstreams on real sockets.
 
-What each time and state means is tested beside the module; here is what readers get.
+The modules' own tests cover timeouts and states; these show what readers get.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from messages import BACK, FAILED, FETCHED, NO_COPY, SENT
 POEM = makeText(3003)
 NEW = makeText(3003, 1)
 
-# The Twisted introduction's client with a factory (part 5), less its options and its timings.
+# The Twisted introduction's client with a factory (part 5), without its options and timings.
 _TUTORIAL_CLIENT = """
 import sys
 from twisted.internet import reactor
@@ -96,7 +96,7 @@ def sendsAfter(event: threading.Event) -> Behaviour:
 
 
 def endpointOf(address: Address) -> str:
-    """A description of where a server listens."""
+    """A description of the endpoint of a server."""
     return f"tcp:host=127.0.0.1:port={portOf(address)}"
 
 
@@ -106,48 +106,48 @@ def portOf(address: Address) -> str:
 
 
 def isSilent(connection: socket.socket) -> None:
-    """Send nothing until the other end goes away."""
+    """Send no byte until the other end closes."""
     connection.recv(1)
 
 
 def trickles(connection: socket.socket) -> None:
-    """Send a byte at a time, too slowly to be of use and too fast to be idle."""
+    """Send a byte at a time, too slowly to be useful and too fast to be idle."""
     while True:
         connection.sendall(b"a")
         time.sleep(0.2)
 
 
 def isEndless(connection: socket.socket) -> None:
-    """Send for as long as somebody reads."""
+    """Send as long as the other end reads."""
     while True:
         connection.sendall(POEM)
 
 
 def breaksOff(connection: socket.socket) -> None:
-    """Reset half-way, once the other end knows that it is connected."""
+    """Reset the connection half-way, once the other end has connected."""
     connection.sendall(POEM[:1500])
     time.sleep(0.5)
     resetNow(connection)
 
 
 def closesAtOnce(connection: socket.socket) -> None:
-    """Send nothing."""
+    """Close without a byte."""
 
 
 class Upstream:
     """
-    An upstream on a port of its own.
+    An upstream on its own port.
 
     @ivar behaviour: what it does with the next connection.
-    @ivar fetches: how many connections there were.
-    @ivar port: where it is.
-    @ivar endpoint: a description of that.
+    @ivar fetches: the number of connections so far.
+    @ivar port: its port.
+    @ivar endpoint: the description of its endpoint.
     """
 
     def __init__(self, behaviour: Behaviour | None, port: int) -> None:
         """
-        @param behaviour: none, if it is to refuse connections for now.
-        @param port: where to be; 0 for anywhere.
+        @param behaviour: L{None} to refuse connections for now.
+        @param port: its port; 0 for any.
         """
         self.behaviour = behaviour
         self.fetches = 0
@@ -186,9 +186,9 @@ class Upstream:
 
 class ProxyCase(FaultCase):
     """
-    A test with proxies and their upstreams.
+    A test case with proxies and their upstreams.
 
-    @ivar blocks: what each proxy has in its block, besides where it listens.
+    @ivar blocks: the options of each proxy's block, besides the address.
     """
 
     def setUp(self) -> None:
@@ -196,22 +196,22 @@ class ProxyCase(FaultCase):
         self.blocks: dict[str, list[str]] = {}
 
     def upstream(self, behaviour: Behaviour | None = None, port: int = 0) -> Upstream:
-        """@return: an upstream that is gone when the test ends."""
+        """@return: an upstream that ends with the test."""
         upstream = Upstream(behaviour, port)
         self.addCleanup(upstream.close)
         return upstream
 
     def proxy(self, endpoint: str, *options: str, name: str = "poem") -> Address:
         """
-        Make a block.
+        Add a block.
 
-        @return: where it will listen.
+        @return: its address.
         """
         self.blocks[name] = [f"--upstream={endpoint}", *options]
         return self.listen(name)
 
     def arguments(self, *options: str, endpoint: str = "adopted") -> list[str]:
-        """A command with all blocks."""
+        """A command line with all blocks."""
         blocks = (
             [*block, f"--listen={endpoint}:name={name}"] for name, block in self.blocks.items()
         )
@@ -221,8 +221,8 @@ class ProxyCase(FaultCase):
         """
         Start a real server.
 
-        @param poems: what it serves, by name.
-        @return: where, by name.
+        @param poems: the poems it serves, by name.
+        @return: its addresses, by name.
         """
         listeners, self.listeners = self.listeners, {}
         addresses = {name: self.listen(name) for name in poems}
@@ -234,11 +234,11 @@ class ProxyCase(FaultCase):
         return addresses
 
     def assertFetches(self, address: Address, poem: bytes) -> None:
-        """Assert that a client gets a poem, all of it."""
+        """Assert that a client gets the whole poem."""
         self.assertAll("isExact", [run(fetch(address, poem))])
 
     def causes(self, server: Server) -> dict[str, str]:
-        """Why each upstream has given nothing, from the records of that, of which each has one."""
+        """The cause of each upstream's failure, from its one record."""
         failures = server.records(FAILED)
         causes = {each["upstream"]: each["cause"] for each in failures}
         self.assertEqual(len(causes), len(failures))
@@ -246,10 +246,10 @@ class ProxyCase(FaultCase):
 
 
 class ColdTests(ProxyCase):
-    """A proxy that has no poem yet."""
+    """Tests for a proxy without a poem yet."""
 
     def test_thousandClients(self) -> None:
-        """A thousand clients cost one fetch, and each of them gets every byte."""
+        """A thousand clients cost one fetch, and each gets every byte."""
         answer = threading.Event()
         upstream = self.upstream(sendsAfter(answer))
         address = self.proxy(upstream.endpoint)
@@ -261,7 +261,9 @@ class ColdTests(ProxyCase):
         self.assertEqual(len(server.records(FETCHED)), 1)
 
     def test_firstLeaves(self) -> None:
-        """When the first client leaves, by a reset, the others get what was begun for it."""
+        """
+        When the first client leaves with a reset, the other clients get the poem of the same fetch.
+        """
         answer = threading.Event()
         upstream = self.upstream(sendsAfter(answer))
         address = self.proxy(upstream.endpoint)
@@ -275,7 +277,7 @@ class ColdTests(ProxyCase):
 
     def test_backAgain(self) -> None:
         """
-        Clients who wait when the upstream comes up are served, and its absence has two records.
+        Clients that wait are served when the upstream comes up, and its outage has two records.
         """
         upstream = self.upstream()
         address = self.proxy(upstream.endpoint)
@@ -289,7 +291,7 @@ class ColdTests(ProxyCase):
         self.assertEqual(back["upstream"], upstream.endpoint)
 
     def test_slow(self) -> None:
-        """An upstream that is slow, but not too slow, is waited for."""
+        """A slow upstream within the timeouts is waited for."""
         pieces = [POEM[at : at + 300] for at in range(0, len(POEM), 300)]
         upstream = self.upstream(sends(*pieces, betweenSeconds=0.15))
         address = self.proxy(upstream.endpoint)
@@ -297,14 +299,14 @@ class ColdTests(ProxyCase):
         self.assertFetches(address, POEM)
 
     def test_notIdle(self) -> None:
-        """A proxy that clients wait for is not idle: it resets them before it exits."""
+        """A proxy with waiting clients is not idle: it resets them before it exits."""
         address = self.proxy(self.upstream(isSilent).endpoint)
         server = self.serve("--exit-idle-time=0.3", "--total-timeout=1")
         self.assertEqual(readAll(connect(address)), (0, "reset"))
         self.assertEqual(server.wait(), 0)
 
     def test_restart(self) -> None:
-        """Clients who wait when the proxy stops wait for the next one."""
+        """Clients that wait when the proxy stops are served by the next one."""
         upstream = self.upstream(isSilent)
         address = self.proxy(upstream.endpoint)
         server = self.serve()
@@ -317,7 +319,7 @@ class ColdTests(ProxyCase):
 
 
 class MisbehaviourTests(ProxyCase):
-    """Upstreams that give no whole poem, each in its own way, all at the same time."""
+    """Tests for upstreams that send no whole poem, each in its own way, all at the same time."""
 
     limits = ("--connect-timeout=2", "--idle-timeout=1", "--total-timeout=3", "--max-size=1000000")
     digest = sha256(POEM).hexdigest()
@@ -343,7 +345,7 @@ class MisbehaviourTests(ProxyCase):
     def test_cold(self) -> None:
         """
         Clients of a proxy without a poem wait until the timeout and are then reset, with one record
-        of the cause; meanwhile their upstream is asked at most once a second.
+        of the cause; meanwhile their upstream is tried at most once a second.
         """
         upstreams, addresses = {}, []
         for name, (behaviour, _) in self.behaviours.items():
@@ -382,10 +384,10 @@ class MisbehaviourTests(ProxyCase):
 
 
 class WarmTests(ProxyCase):
-    """A proxy that has a poem."""
+    """Tests for a proxy with a poem."""
 
     def test_onlyOnce(self) -> None:
-        """A fresh poem is not asked for again."""
+        """A fresh poem is not fetched again."""
         upstream = self.upstream(sends(POEM))
         address = self.proxy(upstream.endpoint)
         self.serve()
@@ -394,7 +396,7 @@ class WarmTests(ProxyCase):
         self.assertEqual(upstream.fetches, 1)
 
     def test_reload(self) -> None:
-        """SIGHUP has a poem fetched anew that is fresh."""
+        """SIGHUP makes the proxy fetch even a fresh poem anew."""
         upstream = self.upstream(sends(POEM))
         address = self.proxy(upstream.endpoint)
         server = self.serve()
@@ -406,7 +408,7 @@ class WarmTests(ProxyCase):
 
     def test_backAgain(self) -> None:
         """
-        While the upstream is away the old poem is served; when it is back the new one follows.
+        While the upstream is down the old poem is served; when it is up again, the new one follows.
         """
         upstream = self.upstream(sends(POEM))
         address = self.proxy(upstream.endpoint)
@@ -415,7 +417,7 @@ class WarmTests(ProxyCase):
         upstream.close()
 
         def isAway() -> bool:
-            self.assertFetches(address, POEM)  # and so has it asked for again
+            self.assertFetches(address, POEM)  # and therefore is fetched again
             return bool(server.records(FAILED))
 
         wait(isAway, "a fetch that fails")
@@ -425,7 +427,7 @@ class WarmTests(ProxyCase):
         server.waitFor(BACK)
 
     def test_large(self) -> None:
-        """A poem of some megabytes arrives as it was sent."""
+        """A poem of some megabytes arrives unchanged."""
         poem = makeText(5_000_001)
         upstream = self.upstream(sends(poem))
         address = self.proxy(upstream.endpoint)
@@ -434,7 +436,7 @@ class WarmTests(ProxyCase):
 
 
 class CacheTests(ProxyCase):
-    """A proxy that keeps a copy on disk."""
+    """Tests for a proxy that keeps a copy on disk."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -444,12 +446,12 @@ class CacheTests(ProxyCase):
         self.address = self.proxy(self.source.endpoint)
 
     def start(self, *options: str) -> Server:
-        """Start the proxy, where systemd has told it of the folder."""
+        """Start the proxy with systemd's variable for the folder."""
         return self.serve(*options, environ={"CACHE_DIRECTORY": str(self.cache)})
 
     def fill(self) -> Path:
         """
-        Have a poem fetched and kept, and the upstream gone.
+        Let a poem be fetched and copied, and stop the upstream.
 
         @return: the copy.
         """
@@ -462,9 +464,7 @@ class CacheTests(ProxyCase):
         return copy
 
     def test_restart(self) -> None:
-        """
-        A proxy that is restarted while the upstream is down serves what it had, fresh or stale.
-        """
+        """A proxy that is restarted while the upstream is down serves its copy, fresh or stale."""
         self.fill()
         for options in ((), ("--max-age=0", "--stale-while-revalidate=0")):
             server = self.start(*options)
@@ -472,7 +472,9 @@ class CacheTests(ProxyCase):
             server.end()
 
     def test_damaged(self) -> None:
-        """A damaged or truncated copy is not served, and is replaced when the upstream is back."""
+        """
+        A damaged or truncated copy is not served, and is replaced when the upstream is up again.
+        """
         copy = self.fill()
         whole = copy.read_bytes()
         damaged = bytes([whole[2000] ^ 1])
@@ -491,7 +493,7 @@ class CacheTests(ProxyCase):
         wait(lambda: copy.read_bytes().endswith(NEW), "a new copy")
 
     def test_gone(self) -> None:
-        """Where the folder has gone, readers are served all the same, and one record says so."""
+        """If the folder disappears, readers are served all the same, and one record says so."""
         server = self.start()
         wait(lambda: "serving" in server.log.read_text(), "the start")
         self.cache.rmdir()
@@ -500,7 +502,7 @@ class CacheTests(ProxyCase):
         self.assertIn(str(self.cache), record["cause"])
 
     def test_idle(self) -> None:
-        """A proxy that nobody uses exits, and the next one has its poem without asking again."""
+        """An idle proxy exits, and the next one has its poem without another fetch."""
         server = self.start("--exit-idle-time=0.5")
         self.assertFetches(self.address, POEM)
         self.assertEqual(server.wait(), 0)
@@ -510,10 +512,10 @@ class CacheTests(ProxyCase):
 
 
 class ChainTests(ProxyCase):
-    """Proxies whose upstreams are no strangers."""
+    """Tests for proxies whose upstreams are our own programs."""
 
     def test_chain(self) -> None:
-        """Through two proxies a poem of a real server arrives whole, and each is asked once."""
+        """Through two proxies a real server's poem arrives whole, and each is fetched from once."""
         origin = self.origin({"origin": POEM})["origin"]
         middle = self.proxy(endpointOf(origin), name="middle")
         address = self.proxy(endpointOf(middle), name="edge")
@@ -529,8 +531,8 @@ class ChainTests(ProxyCase):
 
     def test_loop(self) -> None:
         """
-        One that is its own upstream resets its clients after the timeout, holds on to nothing, and
-        ends when it is told to.
+        A proxy that is its own upstream resets its clients after the timeout, keeps no connection,
+        and ends on SIGTERM.
         """
         address = self.listen()
         self.blocks["poem"] = [f"--upstream={endpointOf(address)}"]
@@ -564,7 +566,7 @@ class ChainTests(ProxyCase):
 
 @skipUnless(importlib.util.find_spec("OpenSSL") and shutil.which("openssl"), "no OpenSSL")
 class TLSTests(ProxyCase):
-    """An upstream behind TLS, which has an end of its own."""
+    """Tests for an upstream behind TLS, which has an end of its own."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -581,9 +583,9 @@ class TLSTests(ProxyCase):
 
     def sends(self, text: bytes, end: Callable[[ssl.SSLSocket], object]) -> Behaviour:
         """
-        Send something through TLS.
+        Send bytes through TLS.
 
-        @param end: how to end it.
+        @param end: how to end the connection.
         """
 
         def behave(connection: socket.socket) -> None:
@@ -595,9 +597,9 @@ class TLSTests(ProxyCase):
 
     def proxyOf(self, upstream: Upstream) -> Address:
         """
-        Start a proxy of an upstream that it trusts.
+        Start a proxy that trusts an upstream.
 
-        @return: where it listens.
+        @return: its address.
         """
         inner = upstream.endpoint.replace(":", r"\:")
         address = self.proxy(f"tls:poems:trustRoots={self.trusted}:endpoint={inner}:port=1")
@@ -605,12 +607,12 @@ class TLSTests(ProxyCase):
         return address
 
     def test_whole(self) -> None:
-        """A poem with TLS's end after it is whole."""
+        """A poem with the end of TLS after it is whole."""
         upstream = self.upstream(self.sends(POEM, lambda wrapped: wrapped.unwrap()))
         self.assertFetches(self.proxyOf(upstream), POEM)
 
     def test_cut(self) -> None:
-        """One that was cut off without it, by whoever is on the way, is not."""
+        """A poem without the end of TLS, as a third party may cut it off, is not whole."""
         upstream = self.upstream(self.sends(POEM[:1500], lambda wrapped: None))
         self.assertEqual(readAll(connect(self.proxyOf(upstream))), (0, "reset"))
         (record,) = self.server.waitFor(FAILED)
@@ -618,7 +620,7 @@ class TLSTests(ProxyCase):
 
 
 class ClientTests(ProxyCase):
-    """Clients that people have."""
+    """Tests with common clients."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -643,7 +645,7 @@ class ClientTests(ProxyCase):
         self.assertEqual(poem, POEM)
 
     def test_tutorialTwisted(self) -> None:
-        """The tutorial's Twisted client gets it when the connection is lost."""
+        """The tutorial's Twisted client gets the poem when its connection is lost."""
         client = [sys.executable, "-c", _TUTORIAL_CLIENT, portOf(self.address)]
         done = subprocess.run(client, capture_output=True, timeout=30)
         self.assertEqual(done.stdout, POEM, done.stderr)

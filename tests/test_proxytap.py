@@ -1,5 +1,5 @@
 """
-Tests for L{fastpoetry.proxytap}: what a command line becomes, up to the upstreams it would ask.
+Tests for L{fastpoetry.proxytap}: from a command line to the upstreams it would ask.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ FORM = "the right form is tcp:host=poems.example:port=10000"
 
 
 class ProxyTapCase(SynchronousTestCase):
-    """A reactor, and nothing of systemd's."""
+    """A test case with a reactor, and without systemd."""
 
     def setUp(self) -> None:
         self.reactor = Reactor()
@@ -64,18 +64,18 @@ class ProxyTapCase(SynchronousTestCase):
         self.patch(os, "environ", {})
 
     def make(self, *line: str) -> MultiService:
-        """@return: the service of a command line that says where to listen."""
+        """@return: the service of a command line with an address to listen on."""
         return makeService(parse(*line, "--port=0"), self.reactor, self.reactor)
 
     def source(self, *line: str) -> PoetryProxyService:
-        """@return: the source of the only block of such a command line."""
+        """@return: the source of that command line's only block."""
         block: Any = next(iter(self.make("--upstream", UPSTREAM, *line)))
         (source, _listener) = block
         assert isinstance(source, PoetryProxyService)
         return source
 
     def refusal(self, *line: str) -> str:
-        """@return: why no service is made, which is one line on stderr and exit status 1."""
+        """@return: the refusal, which is one line on stderr and exit status 1."""
         why = self.assertRaises(SystemExit, self.make, *line).code
         self.assertIsInstance(why, str)
         self.assertTrue(why.startswith("fastpoetry: ") and why.isprintable(), why)
@@ -86,12 +86,12 @@ class OptionsTests(ProxyTapCase):
     """Tests for L{Options}."""
 
     def test_defaults(self) -> None:
-        """Where nothing is said everything is as it is when the room is used without options."""
+        """Without options every setting has the package's own default."""
         self.assertEqual(parse("--upstream", UPSTREAM).freshness, Freshness())
         self.assertEqual(Freshness().mostBytes, MAX_POEM_BYTES)
 
     def test_all(self) -> None:
-        """Each time and the size have an option of their own."""
+        """Each time and the size has an option of its own."""
         self.assertEqual(list(OPTIONS.values()), [each.name for each in fields(Freshness)])
         values = {option: number for number, option in enumerate(OPTIONS, 1)}
         line = [f"{option}={value}" for option, value in values.items()]
@@ -99,21 +99,21 @@ class OptionsTests(ProxyTapCase):
         self.assertEqual(freshness, Freshness(*values.values()))
 
     def test_once(self) -> None:
-        """Each is for the whole process, and is given once."""
+        """Each option concerns the whole process, and may be given only once."""
         for option in (*OPTIONS, "--cache"):
             why = self.refusal("--upstream", UPSTREAM, f"{option}=10", f"{option}=20")
             self.assertIn(option, why)
             self.assertIn("given already", why)
 
     def test_strange(self) -> None:
-        """What is no number, or none that makes sense, is refused with the option and the value."""
+        """An invalid or meaningless number is refused with the option and the value."""
         for option in OPTIONS:
             for value in ("", "x", "-1", "nan", "inf", "1e999", "1,5", "0x10"):
                 why = self.refusal("--upstream", UPSTREAM, f"{option}={value}")
                 self.assertTrue(why.startswith(f"{option} {value}: not a "), why)
 
     def test_zero(self) -> None:
-        """Each span of freshness may be none at all; a deadline and a size may not."""
+        """Each span of freshness may be 0; a deadline or a size may not."""
         line = [f"{option}=0" for option in SPANS]
         freshness = parse("--upstream", UPSTREAM, *line).freshness
         self.assertEqual(freshness, Freshness(0, 0, 0))
@@ -121,7 +121,7 @@ class OptionsTests(ProxyTapCase):
             self.assertIn(f"{option} 0: ", self.refusal("--upstream", UPSTREAM, f"{option}=0"))
 
     def test_blocks(self) -> None:
-        """Each upstream opens a block, with a digest of its own."""
+        """Each upstream opens a block, with its own digest."""
         blocks = parse(
             *("--upstream=unix:x", "-p1", f"--expect-sha256={DIGEST.upper()}"),
             *("--upstream=unix:y", "-p2"),
@@ -132,7 +132,7 @@ class OptionsTests(ProxyTapCase):
         )
 
     def test_digest(self) -> None:
-        """What is no SHA-256, or a second one, is refused."""
+        """A value that is not a SHA-256, or a second digest, is refused."""
         option = "--expect-sha256"
         for value in ("", "0", DIGEST[1:], DIGEST + "0", "g" * 64, DIGEST[:-1] + "\n"):
             why = self.refusal("--upstream", UPSTREAM, f"{option}={value}")
@@ -141,7 +141,7 @@ class OptionsTests(ProxyTapCase):
         self.assertIn("given already", why)
 
     def test_noUpstream(self) -> None:
-        """Without an upstream there is nothing to serve."""
+        """A command line without an upstream is refused."""
         self.assertEqual(self.refusal(), "nothing to serve: say what with --upstream")
 
     def test_help(self) -> None:
@@ -153,7 +153,7 @@ class OptionsTests(ProxyTapCase):
 
 
 class ServiceTests(ProxyTapCase):
-    """Tests for the service that a command line becomes."""
+    """Tests for the service made from a command line."""
 
     def test_tree(self) -> None:
         """Each block is a proxy and a listener."""
@@ -164,7 +164,7 @@ class ServiceTests(ProxyTapCase):
         self.assertEqual(parts, [["PoetryProxyService", "PoetryListener"]] * 2)
 
     def test_connects(self) -> None:
-        """Its upstream is asked when somebody wants the poem, and not before."""
+        """The upstream is asked when a reader wants the poem, and not before."""
         source = self.source()
         source.startService()
         self.addCleanup(source.stopService)
@@ -173,7 +173,7 @@ class ServiceTests(ProxyTapCase):
         self.assertEqual(self.reactor.unixClients[0][0], "/run/poems.example.sock")
 
     def test_size(self) -> None:
-        """What is said of freshness and size is what it keeps to."""
+        """The freshness and size options set the proxy's."""
         source = self.source("--max-size=5")
         source.startService()
         self.addCleanup(source.stopService)
@@ -184,7 +184,7 @@ class ServiceTests(ProxyTapCase):
         self.assertIn("upstream sends more than 5 bytes", source.description)
 
     def test_endpoints(self) -> None:
-        """An upstream that is none is refused with its description and the right form."""
+        """An invalid upstream is refused with its description and the right form."""
         for upstream in ("", "x", "10000", "tcp", "tcp:host=x:port=y", "nothing:at:all", "tls:x"):
             why = self.refusal("--upstream", upstream)
             self.assertTrue(why.startswith(f"--upstream {upstream}: "), why)
@@ -193,7 +193,7 @@ class ServiceTests(ProxyTapCase):
             )
 
     def test_inAFile(self) -> None:
-        """One that is a unit's is refused with the file that it stands in."""
+        """An invalid upstream from a unit is refused with the file that contains it."""
         os.environ["UPSTREAM_FILE"] = "/etc/fastpoetry/proxy/x.env"
         where = "(UPSTREAM= in /etc/fastpoetry/proxy/x.env)"
         self.assertEqual(
@@ -207,13 +207,13 @@ class ServiceTests(ProxyTapCase):
         self.assertNotIn("x.env", self.refusal("--upstream=unix:/x", "-p1", "--upstream=tcp:y"))
 
     def test_names(self) -> None:
-        """Names are looked up where nobody has to wait for them."""
+        """Names are resolved without blocking."""
         self.make("--upstream", UPSTREAM)
         self.assertIsInstance(self.reactor.nameResolver, Resolver)
 
     @given(st.text() | st.text().map("unix:{}".format) | st.text().map("ssl:{}".format))
     def test_anyEndpoint(self, upstream: str) -> None:
-        """Whatever is said, it is an endpoint or is refused in one line."""
+        """Any text is either an endpoint or refused in one line."""
         try:
             self.make("--upstream", upstream)
         except SystemExit as why:
@@ -222,7 +222,7 @@ class ServiceTests(ProxyTapCase):
 
 
 class CacheTests(ProxyTapCase):
-    """Tests for where copies are kept."""
+    """Tests for the folder of copies."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -230,11 +230,11 @@ class CacheTests(ProxyTapCase):
         self.save(self.folder)
 
     def save(self, folder: str, text: bytes = b"a poem") -> None:
-        """Have a copy in a folder."""
+        """Put a copy into a folder."""
         save(Keeper(folder, UPSTREAM, self.reactor).path, text, time.time())
 
     def served(self, *line: str) -> bytes | None:
-        """@return: what a proxy serves without its upstream."""
+        """@return: the poem that a proxy serves without its upstream."""
         source = self.source(*line)
         source.startService()
         self.threads.work()
@@ -247,23 +247,23 @@ class CacheTests(ProxyTapCase):
         self.assertIsNone(self.served())
 
     def test_option(self) -> None:
-        """A folder can be said."""
+        """An option names the folder."""
         self.assertEqual(self.served("--cache", self.folder), b"a poem")
 
     def test_environment(self) -> None:
-        """systemd can say it (systemd.exec(5), CacheDirectory=)."""
+        """systemd names the folder (systemd.exec(5), CacheDirectory=)."""
         os.environ["CACHE_DIRECTORY"] = self.folder
         self.assertEqual(self.served(), b"a poem")
 
     def test_optionFirst(self) -> None:
-        """What is said goes before what systemd says."""
+        """The option takes precedence over systemd's folder."""
         os.environ["CACHE_DIRECTORY"] = self.folder
         other = makeFolder(self)
         self.save(other, b"another")
         self.assertEqual(self.served("--cache", other), b"another")
 
     def test_relative(self) -> None:
-        """A folder stays the same when twistd changes its own."""
+        """A relative folder stays the same when twistd changes its current folder."""
         before = os.getcwd()
         self.addCleanup(os.chdir, before)
         os.chdir(os.path.dirname(self.folder))
@@ -271,7 +271,7 @@ class CacheTests(ProxyTapCase):
         self.assertEqual(options["cache"], self.folder)
 
     def test_unusable(self) -> None:
-        """A folder that is none is refused with who said it."""
+        """An unusable folder is refused, with the option or variable that named it."""
         cause = "not a folder"
         file = write(self.folder, "file")
         for path in (f"{self.folder}/gone", file):
@@ -282,20 +282,20 @@ class CacheTests(ProxyTapCase):
         self.assertEqual(self.refusal("--upstream", UPSTREAM), f"CACHE_DIRECTORY={file}: {cause}")
 
     def test_shared(self) -> None:
-        """Two blocks of the same upstream share a copy, which is written once at a time."""
+        """Two blocks of one upstream share a copy, with one write at a time."""
         line = ("--cache", self.folder, "--upstream", UPSTREAM, "-p0", "--upstream", UPSTREAM)
         one, other = (next(iter(block))._keeper for block in [*self.make(*line)][:2])
         self.assertIs(one, other)
 
     def test_readOnly(self) -> None:
-        """A folder that cannot be written to gives its copy all the same."""
+        """A copy in a folder without write permission is still served."""
         (copy,) = os.listdir(self.folder)
         os.chmod(f"{self.folder}/{copy}", 0o644)
         with asNobody(self.folder, 0o555):
             self.assertEqual(self.served("--cache", self.folder), b"a poem")
 
     def test_digest(self) -> None:
-        """A copy is served if it is the poem that is expected, and no other."""
+        """A copy is served only if it is the expected poem."""
         digest = Poem("", b"a poem", "").digest
         cache = ("--cache", self.folder)
         self.assertEqual(self.served(*cache, "--expect-sha256", digest), b"a poem")
@@ -303,7 +303,7 @@ class CacheTests(ProxyTapCase):
 
 
 class PageTests(SynchronousTestCase):
-    """fastpoetry-proxy(8) against the options of the program."""
+    """Tests for fastpoetry-proxy(8) and the program's options."""
 
     def setUp(self) -> None:
         self.options = Options()
@@ -315,8 +315,8 @@ class PageTests(SynchronousTestCase):
 
     def test_names(self) -> None:
         """
-        The page has the options that there are: what is the proxy's own with an explanation, and
-        what it has in common with the server without one.
+        The page lists exactly the program's options: the proxy's own with an explanation, those
+        shared with the server without one.
         """
         common = {name.rstrip("=") for name in CommandOptions().longOpt}
         names = {name.rstrip("=") for name in self.options.longOpt}
@@ -325,7 +325,7 @@ class PageTests(SynchronousTestCase):
         self.assertEqual(set(re.findall("--([a-z-]+)", paragraph)) - {"upstream"}, common)
 
     def test_defaults(self) -> None:
-        """The page has the defaults that C{--help} has."""
+        """The page has the same defaults as C{--help}."""
         inPage = {
             name: found[1]
             for name, text in self.entries.items()
@@ -340,7 +340,7 @@ class PageTests(SynchronousTestCase):
 
 
 class UnitPageTests(SynchronousTestCase):
-    """fastpoetry-proxy@.service(8) against the units."""
+    """Tests for fastpoetry-proxy@.service(8) and the units."""
 
     def setUp(self) -> None:
         self.page = Page("fastpoetry-proxy@.service.8")

@@ -36,9 +36,7 @@ def mapped(**event: Any) -> dict[str, bytes]:
 
 
 def caught(error: BaseException, *, cause: BaseException | None = None) -> Failure:
-    """
-    An exception's failure, as a Deferred leaves it: with nothing of it on the exception itself.
-    """
+    """An exception's failure as a Deferred leaves it: the exception itself has no traceback."""
     try:
         raise error from cause
     except BaseException:
@@ -52,7 +50,7 @@ class Place(NamedTuple):
 
 
 class Nameless:
-    """Has no text."""
+    """An exception without text."""
 
     def __init__(self, error: type[BaseException] = RuntimeError) -> None:
         self.error = error
@@ -62,10 +60,10 @@ class Nameless:
 
 
 class FieldsTests(SynchronousTestCase):
-    """Tests for the way from an event to the fields of a record."""
+    """Tests for the path from an event to the fields of a record."""
 
     def test_levels(self) -> None:
-        """Each level has the priority that syslog gives it."""
+        """Each level has its syslog priority."""
         levels = {
             level.name: mapped(log_format="x", log_level=level)
             for level in LogLevel.iterconstants()
@@ -78,7 +76,7 @@ class FieldsTests(SynchronousTestCase):
             self.assertEqual(found["LOG_LEVEL"], name.encode())
 
     def test_noLevel(self) -> None:
-        """An event without a level informs."""
+        """An event without a level has the priority info."""
         self.assertEqual(mapped(log_format="x", log_level=None)["PRIORITY"], b"6")
 
     def test_own(self) -> None:
@@ -110,14 +108,14 @@ class FieldsTests(SynchronousTestCase):
         )
 
     def test_noOverride(self) -> None:
-        """An event's own keys never replace what the observer says."""
+        """An event's own keys never replace the observer's fields."""
         event = {"log_format": "x", "log_failure": raised()}
         names = ["MESSAGE", "PRIORITY", "priority", "SYSLOG_IDENTIFIER", "syslog_identifier"]
         names += ["LOG_LEVEL", "LOG_NAMESPACE", "CODE_FILE", "code_line"]
         self.assertEqual(mapped(**event, **dict.fromkeys(names, "0")), mapped(**event))
 
     def test_impossibleNames(self) -> None:
-        """A key that cannot be the name of a field, or that has no value, is left out."""
+        """A key without a value, or one that cannot be a field's name, is left out."""
         names = ["", "_private", "9lives", "größe", "a b", "a=b", "a\nB=c", "a" * 65, "none"]
         found = mapped(log_format="x", **{name: None if name == "none" else 1 for name in names})
         self.assertEqual(found, mapped(log_format="x"))
@@ -136,13 +134,13 @@ class FieldsTests(SynchronousTestCase):
         self.assertEqual(int(found["CODE_LINE"]), code.co_firstlineno + 3)
 
     def test_noFailure(self) -> None:
-        """What only stands in the place of a failure has no place of its own."""
+        """An object that is not a failure, in a failure's place, has no place in the code."""
         for pretender in (None, "failure", Failure(ValueError("never raised"))):
             found = mapped(log_format="x", log_failure=pretender)
             self.assertNotIn("CODE_FILE", found)
 
     def test_cause(self) -> None:
-        """What a failure came of is told before it, with its own traceback, to the first."""
+        """A failure's causes come before it, each with its traceback, back to the first."""
         cause = caught(ValueError("second"), cause=raised().value).value
         failure = caught(RuntimeError("third"), cause=cause)
         text = mapped(log_format="x", log_failure=failure)["MESSAGE"].decode()
@@ -153,7 +151,10 @@ class FieldsTests(SynchronousTestCase):
         self.assertTrue(text.endswith(ends[2]))
 
     def test_context(self) -> None:
-        """So is what was being handled meanwhile, unless it was raised C{from None}."""
+        """
+        The exception handled meanwhile comes before it too, unless the failure was raised C{from
+        None}.
+        """
 
         def again(**kwargs: None) -> str:
             try:
@@ -171,7 +172,7 @@ class FieldsTests(SynchronousTestCase):
         self.assertNotRegex(again(suppressed=None), "(?m)^During handling")
 
     def test_generators(self) -> None:
-        """That a coroutine has returned meanwhile is no part of it."""
+        """The return of a coroutine in the meantime is not part of it."""
         real, error = KeyError("real"), ValueError("then")
         error.__context__ = StopIteration([1])
         error.__context__.__context__ = StopIteration([2])
@@ -181,7 +182,7 @@ class FieldsTests(SynchronousTestCase):
         self.assertIn("KeyError: 'real'\n\nDuring handling", text)
 
     def test_longChain(self) -> None:
-        """However much a failure came of, and in whatever circle, the failure itself is told."""
+        """However many causes a failure has, even in a circle, the failure itself is recorded."""
         errors = [ValueError(f"{n} " + "x" * 1000) for n in range(2000)]
         for earlier, later in pairwise(errors):
             later.__context__ = earlier
@@ -191,7 +192,7 @@ class FieldsTests(SynchronousTestCase):
         self.assertIn("\nbuiltins.ValueError: 1998 x", text)
 
     def test_notes(self) -> None:
-        """An exception's notes follow it, those of its cause too."""
+        """An exception's notes follow it, and so do those of its cause."""
         error, cause = ValueError("x"), KeyError("y")
         error.add_note("try\nagain")
         cause.add_note("no key")
@@ -200,7 +201,7 @@ class FieldsTests(SynchronousTestCase):
         self.assertIn(b"KeyError: 'y'\nno key\n", found["MESSAGE"])
 
     def test_group(self) -> None:
-        """The members of a group are told, all of them, each with its place and its own members."""
+        """All members of a group are recorded, each with its place and its own members."""
         inner = ExceptionGroup("inner", [KeyError("deep")])
         members = [raised().value, *(ValueError(f"member {n}") for n in range(20)), inner]
         failure = caught(ExceptionGroup("many", [each for each in members if each]))  # type: ignore
@@ -211,7 +212,7 @@ class FieldsTests(SynchronousTestCase):
         self.assertIn("KeyError: 'deep'", text)
 
     def test_exceptionFields(self) -> None:
-        """A failure's type is a field, and the number of what the system refused."""
+        """A failure's type is a field, and so is the error number of a system call."""
         found = mapped(log_format="x", log_failure=caught(FileNotFoundError(ENOENT, "none")))
         self.assertEqual(found["EXCEPTION_TYPE"], b"builtins.FileNotFoundError")
         self.assertEqual(found["ERRNO"], b"2")
@@ -221,7 +222,7 @@ class FieldsTests(SynchronousTestCase):
         self.assertEqual(found["EXCEPTION_TYPE"], b"ssl.SSLError")
 
     def test_hostileExceptions(self) -> None:
-        """An exception whose parts cannot be told is a record all the same."""
+        """An exception whose parts cannot be read makes a record all the same."""
 
         class Odd(Exception):
             __notes__ = Nameless()  # type: ignore[assignment]
@@ -234,9 +235,7 @@ class FieldsTests(SynchronousTestCase):
         self.assertTrue(found["EXCEPTION_TYPE"].endswith(b"Odd"))
 
     def test_askedLevels(self) -> None:
-        """
-        An event can ask for the levels that Twisted lacks; whatever else it asks for is not heard.
-        """
+        """An event can ask for the levels that Twisted lacks; other requests are ignored."""
         for asked, number in (("notice", b"5"), ("alert", b"1"), ("emergency", b"0")):
             found = mapped(log_format="x", log_level=LogLevel.debug, journal_priority=asked)
             self.assertEqual((found["PRIORITY"], found["LOG_LEVEL"]), (number, asked.encode()))
@@ -246,7 +245,7 @@ class FieldsTests(SynchronousTestCase):
             self.assertEqual((found["PRIORITY"], found["LOG_LEVEL"]), (b"4", b"warn"))
 
     def test_json(self) -> None:
-        """A list or a mapping is JSON, with text for what JSON has no word for."""
+        """A list or a mapping becomes JSON, with text for values that JSON lacks."""
         value = {"a": [1, 2.5, None, True, "é\x85\n\u2028\ud800"], "b": (b"x", Nameless())}
         found = mapped(log_format="x", value=value, empty=[], pairs=(("a", 1),))
         seen = json.loads(found["VALUE"])
@@ -257,7 +256,7 @@ class FieldsTests(SynchronousTestCase):
         self.assertEqual((found["EMPTY"], found["PAIRS"]), (b"[]", b'[["a", 1]]'))
 
     def test_noJson(self) -> None:
-        """What JSON cannot hold is text as before: circles, odd keys, what is no number."""
+        """Values that JSON cannot hold become text: circles, unusual keys, NaN."""
         circle: list[object] = []
         circle.append(circle)
         found = mapped(
@@ -269,7 +268,7 @@ class FieldsTests(SynchronousTestCase):
         self.assertEqual(found["PLACE"], b"Place(x=1)")
 
     def test_raisingMapping(self) -> None:
-        """A mapping of somebody's own may raise anything, and is text then."""
+        """A foreign mapping that raises an exception becomes text."""
 
         class Odd(UserDict[str, int]):
             def __iter__(self) -> Iterator[str]:
@@ -282,8 +281,8 @@ class FieldsTests(SynchronousTestCase):
 
     def test_streamLine(self) -> None:
         """
-        For a stream into the journal a record is one line with its priority, of a length that
-        journald does not divide.
+        On a stream to the journal a record is one line with its priority, short enough that
+        journald does not split it.
         """
         record = records.fields({"log_format": "while dividing", "log_failure": raised()}, "test")
         line = records.streamLine(record)
@@ -296,7 +295,7 @@ class FieldsTests(SynchronousTestCase):
         self.assertTrue(line.decode().endswith("é…\n"))
 
     def test_legacyMessage(self) -> None:
-        """A C{log.msg} informs, and its own keys are fields."""
+        """A C{log.msg} has the priority info, and its own keys are fields."""
         found = mapped(**logged(message=("loaded",), system="-", poem="ecstasy"))
         self.assertEqual(
             found,
@@ -312,7 +311,7 @@ class FieldsTests(SynchronousTestCase):
         )
 
     def test_legacyFailure(self) -> None:
-        """A C{log.err} is an error, with its reason and its traceback once."""
+        """A C{log.err} is an error, with its reason, and its traceback once."""
         found = mapped(**logged(failure=raised(), why="while dividing", isError=1))
         self.assertEqual((found["PRIORITY"], found["LOG_LEVEL"]), (b"3", b"error"))
         self.assertTrue(found["MESSAGE"].startswith(b"while dividing\nTraceback"))
@@ -321,14 +320,14 @@ class FieldsTests(SynchronousTestCase):
         self.assertFalse({"FAILURE", "WHY", "ISERROR"} & set(found))
 
     def test_unchanged(self) -> None:
-        """The event is as it was."""
+        """The event is unchanged."""
         event = {"log_format": "{a}", "a": [1], "log_level": LogLevel.warn, "log_failure": raised()}
         before = dict(event)
         records.fields(event, "test")
         self.assertEqual(event, before)
 
     def test_hostileText(self) -> None:
-        """Text from a stranger stays one value, and what acts on a terminal is shown instead."""
+        """A client's text stays one value, and its terminal control characters are made visible."""
         peer = "\nPRIORITY=0\n\nMESSAGE=forged\x00\x1b[2J\r\x85\u2028\u202e{}%s\ud800é"
         found = mapped(log_format="from {peer}", log_level=LogLevel.info, peer=peer)
         seen = "\nPRIORITY=0\n\nMESSAGE=forged\\x00\\x1b[2J\\r\\x85\\u2028\\u202e{}%s\\ud800é"
@@ -338,7 +337,8 @@ class FieldsTests(SynchronousTestCase):
 
     def test_hostileObjects(self) -> None:
         """
-        A value that has no text tells so, and an event that cannot be formatted is a record too.
+        A value without text is recorded as such, and an event that cannot be formatted makes a
+        record too.
         """
         for error in (RuntimeError, RecursionError, SystemExit, KeyboardInterrupt):
             found = mapped(log_format="a {thing}", thing=Nameless(error))
@@ -346,7 +346,7 @@ class FieldsTests(SynchronousTestCase):
             self.assertIn(error.__name__.encode(), found["THING"])
 
     def test_changingObjects(self) -> None:
-        """A value that changes the event when it is asked for its text does no harm."""
+        """A value that changes the event while it is formatted does no harm."""
         event: dict[str, Any] = {"log_format": "x"}
 
         class Meddler:
@@ -358,25 +358,25 @@ class FieldsTests(SynchronousTestCase):
         self.assertEqual(records.fields(event, "test")["THING"], b"meddled")
 
     def test_bytes(self) -> None:
-        """Bytes are read as UTF-8 where they are that."""
+        """Bytes that are UTF-8 are decoded."""
         found = mapped(log_format="x", good="naïve".encode(), bad=b"\xff\n")
         self.assertEqual((found["GOOD"], found["BAD"]), ("naïve".encode(), rb"b'\xff\n'"))
 
     def test_long(self) -> None:
-        """A value of 64 KiB is whole; a longer one is cut to valid UTF-8, and shows it."""
+        """A value of 64 KiB is whole; a longer one is cut to valid UTF-8, with a mark."""
         found = mapped(log_format="x", whole="x" * 65536, cut="é" * 40000)
         self.assertEqual(found["WHOLE"], b"x" * 65536)
         self.assertEqual(found["CUT"].decode(), "é" * 32766 + "…")
 
     def test_large(self) -> None:
-        """What would make a record too large is left out; what is small still finds its place."""
+        """Fields that would make a record too large are left out; small ones are kept."""
         large = {f"large{n}": "x" * 65536 for n in range(9)}
         found = mapped(log_format="x", **large, small="y")
         self.assertEqual([name for name in found if name.startswith("LARGE")], ["LARGE0", "LARGE1"])
         self.assertEqual(found["SMALL"], b"y")
 
     def test_many(self) -> None:
-        """A record has no more fields than journald takes."""
+        """A record has no more fields than journald accepts."""
         self.assertEqual(len(mapped(log_format="x", **{f"n{n}": n for n in range(2000)})), 1000)
 
     @settings(deadline=None)
@@ -389,8 +389,8 @@ class FieldsTests(SynchronousTestCase):
     )
     def test_anything(self, event: dict[str, Any], format: object) -> None:
         """
-        Whatever an event holds, its record is one that journald takes, in valid UTF-8 without
-        controls.
+        Whatever an event contains, journald accepts its record, in valid UTF-8 without control
+        characters.
         """
         found = mapped(**{"log_format": format, **event})
         self.assertTrue({"MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER"} <= set(found))
@@ -400,7 +400,7 @@ class FieldsTests(SynchronousTestCase):
     @settings(deadline=None)
     @given(st.text())
     def test_line(self, text: str) -> None:
-        """As text, a record is one line, and what follows it is indented."""
+        """As text, a record is one line, and its further lines are indented."""
         record = records.fields({"log_format": "{text}", "text": f"a{text}"}, "test")
         first, *rest = records.line(record, 0).decode().splitlines()
         self.assertRegex(first, rf"^{TIME} \[info\] a")

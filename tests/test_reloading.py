@@ -37,7 +37,7 @@ reactor.run()
 
 
 class LimitTests(NotifyCase):
-    """A reload that does not end."""
+    """Tests for a reload that does not end."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -45,12 +45,12 @@ class LimitTests(NotifyCase):
         self.started(reload=self.reload)
 
     def reload(self) -> Deferred[Any]:
-        """Reload for as long as the test wants."""
+        """Reload for as long as the test needs."""
         self.reloads.append(Deferred())
         return self.reloads[-1]
 
     def wait(self, seconds: int) -> list[str]:
-        """@return: the ids of the records that are made meanwhile."""
+        """@return: the ids of the records made in that time."""
         with capturedLogs() as events:
             self.reactor.pump([1] * seconds)
         return [event["message_id"] for event in events]
@@ -63,14 +63,14 @@ class LimitTests(NotifyCase):
         self.assertEqual(self.wait(100), [])
 
     def test_slow(self) -> None:
-        """After ten seconds a record says that the reload still runs, once."""
+        """After ten seconds one record says that the reload still runs."""
         self.hangUp()
         self.assertEqual((self.wait(10), self.wait(40)), ([RELOAD_SLOW], []))
         self.reloads[0].callback(None)
         self.assertEqual(self.systemd.heard()[1:], ["READY=1"])
 
     def test_limit(self) -> None:
-        """After the limit the reload is cancelled and has failed, and the next starts afresh."""
+        """After the limit the reload is cancelled and has failed, and the next one starts anew."""
         self.hangUp()
         self.hangUp()
         self.assertEqual(self.wait(60), [RELOAD_SLOW, RELOAD_GIVEN_UP])
@@ -80,7 +80,7 @@ class LimitTests(NotifyCase):
         self.assertEqual(self.systemd.heard()[-1], "READY=1")
 
     def test_deaf(self) -> None:
-        """So it is with a hook that heeds no cancellation."""
+        """A hook that ignores cancellation has failed too."""
 
         async def stubborn() -> None:
             while True:
@@ -94,7 +94,9 @@ class LimitTests(NotifyCase):
             self.assertEqual(self.wait(60), [RELOAD_SLOW, RELOAD_GIVEN_UP])
 
     def test_recordOfCause(self) -> None:
-        """A failure that nobody foresaw is a record with its traceback; one that is told is not."""
+        """
+        An unexpected failure makes a record with its traceback; one already recorded does not.
+        """
         for failure, ids in ((MemoryError(), [RELOAD_FAILED]), (ReloadError("no poem"), [])):
             self.hangUp()
             with capturedLogs() as events:
@@ -104,10 +106,10 @@ class LimitTests(NotifyCase):
 
 
 class EarlyTests(NotifyCase):
-    """A reload before the program is ready."""
+    """Tests for a reload before the program is ready."""
 
     def test_notReady(self) -> None:
-        """It reloads, and systemd does not take its end for the end of the start."""
+        """The program reloads, and systemd does not mistake the reload's end for the start's."""
         reloads: list[int] = []
         ready: Deferred[None] = Deferred()
         service = NotifyService(
@@ -127,14 +129,17 @@ class EarlyTests(NotifyCase):
 
 
 class ClientTests(SynchronousTestCase):
-    """What C{systemctl reload} runs, in a network namespace with others."""
+    """
+    Tests for the command that C{systemctl reload} runs, in a network namespace with other
+    processes.
+    """
 
     def setUp(self) -> None:
         self.environ = {"MAINPID": str(os.getpid()), "INVOCATION_ID": f"test{os.getpid()}"}
         self.patch(reload, "_SILENCE_SECONDS", 0.05)
 
     def listen(self, name: str, backlog: int = 16) -> socket.socket:
-        """Take a name, as any process may."""
+        """Bind a name, as any process may."""
         taken = socket.socket(socket.AF_UNIX)
         self.addCleanup(taken.close)
         taken.bind(f"\0{reload.portName(self.environ)}{name}")
@@ -142,18 +147,18 @@ class ClientTests(SynchronousTestCase):
         return taken
 
     def ask(self) -> tuple[int, str]:
-        """@return: the exit status, and the line."""
+        """@return: the exit status, and the printed line."""
         with contextlib.redirect_stderr(io.StringIO()) as said:
             status = reload.main(self.environ)
         return status, said.getvalue()
 
     def test_silent(self) -> None:
-        """A program that does not answer is waited for no longer than its silence may last."""
+        """The command stops waiting for a silent program after the limit of silence."""
         self.listen("a")
         self.assertEqual(self.ask(), (1, "reload failed: the program has not answered for 0 s\n"))
 
     def test_full(self) -> None:
-        """A queue that stays full is not waited for either."""
+        """The command stops waiting for a full queue too."""
         full = self.listen("a", 0)
         with socket.socket(socket.AF_UNIX) as first:
             first.connect(full.getsockname())
@@ -161,7 +166,7 @@ class ClientTests(SynchronousTestCase):
         self.assertEqual((status, "cannot be asked" in said), (1, True))
 
     def test_others(self) -> None:
-        """A process with another number is passed over, whatever name it took."""
+        """Another process is ignored, whatever name it has bound."""
         self.listen("a")
         self.environ["MAINPID"] = "1"
         status, said = self.ask()
@@ -169,10 +174,12 @@ class ClientTests(SynchronousTestCase):
 
 
 class ProgramTests(Programs):
-    """Real programs."""
+    """Tests with real programs."""
 
     def test_taken(self) -> None:
-        """Whoever has taken names before, with a full queue too, does not keep the reload."""
+        """
+        A process that has bound names first, even with a full queue, does not block the reload.
+        """
         environ = {"INVOCATION_ID": f"taken{os.getpid()}"}
         name = f"\0{reload.portName(environ)}"
         with socket.socket(socket.AF_UNIX) as full, socket.socket(socket.AF_UNIX) as first:
@@ -183,12 +190,12 @@ class ProgramTests(Programs):
         self.assertEqual(done.stdout, "0 \n")
 
     def test_nothingToReload(self) -> None:
-        """A program without a hook says that there is nothing to reload."""
+        """A program without a hook reports that it cannot reload."""
         done = self.start(["-c", ASKING.replace("HOOK", "None")], INVOCATION_ID="1")
         self.assertEqual(done.stdout, "1 reload failed: there is nothing to reload\n")
 
     def test_cause(self) -> None:
-        """A failure that nobody foresaw is told to who asked."""
+        """The command prints an unexpected failure."""
         hook = "lambda: bytearray(1 << 62)"
         done = self.start(["-c", ASKING.replace("HOOK", hook)], INVOCATION_ID="1")
         self.assertEqual(done.stdout, "1 reload failed: MemoryError\n")

@@ -24,7 +24,7 @@ NEW = Poem("x", b"new", "/etc/poetry/x.txt")
 
 
 class ServiceCase(SynchronousTestCase):
-    """A service that has not started."""
+    """A test case with a service that has not started."""
 
     def setUp(self) -> None:
         self.reactor = Reactor()
@@ -33,7 +33,7 @@ class ServiceCase(SynchronousTestCase):
         self.service = self.make(self.selection)
 
     def make(self, selection: Selection) -> PoetryService:
-        """@return: a service that has not started, with threads and a clock of the test's."""
+        """@return: a service that has not started, with the test's threads and clock."""
         return PoetryService(
             selection,
             self.reactor,
@@ -45,13 +45,15 @@ class StartTests(ServiceCase):
     """Tests for the start."""
 
     def test_interfaces(self) -> None:
-        """It is a service, and the reactor it is tested with is one."""
+        """
+        The poetry service is a service, and the reactor of these tests provides its interfaces.
+        """
         verifyObject(IService, self.service)
         for interface in (IReactorFDSet, IReactorTime):
             verifyObject(interface, self.reactor)
 
     def test_loads(self) -> None:
-        """It has its poem as soon as it has started."""
+        """The service has its poem as soon as it has started."""
         self.service.startService()
         self.assertEqual(self.service.poem, OLD)
         self.assertIs(self.successResultOf(self.service.whenPoem()), self.service.poem)
@@ -64,7 +66,7 @@ class StartTests(ServiceCase):
         self.assertFalse(self.service.running)
 
     def test_record(self) -> None:
-        """One record says what was loaded and from where, as the tutorial's does."""
+        """One record has the poem's path, as the tutorial's server has."""
         with capturedLogs() as events:
             self.service.startService()
         self.assertEqual(
@@ -83,7 +85,7 @@ class StartTests(ServiceCase):
         )
 
     def test_notUTF8(self) -> None:
-        """A poem that is not UTF-8 is served as it is, with one warning that says where."""
+        """A poem that is not UTF-8 is served unchanged, with one warning that has the position."""
         poem = Poem("x", b"perch\xe9", "/x.txt")
         self.selection.find(poem)
         with capturedLogs() as events:
@@ -104,7 +106,7 @@ class StartTests(ServiceCase):
         )
 
     def test_notUTF8FromTheStart(self) -> None:
-        """That may be its first byte."""
+        """That position may be the first byte."""
         self.selection.find(Poem("x", b"\xe9", "/x.txt"))
         with capturedLogs() as events:
             self.service.startService()
@@ -118,21 +120,21 @@ class StartTests(ServiceCase):
         self.assertEqual(said(events), ["loaded a poem from: /x.txt"])
 
     def test_description(self) -> None:
-        """It says in a person's words what it serves."""
+        """The description says in plain words what is served."""
         self.selection.find(POEM)
         self.service.startService()
         self.assertEqual(self.service.description, "ecstasy (310 bytes)")
 
 
 class TutorialTests(TestCase):
-    """Tests for a service made as the tutorial makes its own, of a path and nothing else."""
+    """Tests for a service made like the tutorial's, from a path only."""
 
     def setUp(self) -> None:
         self.folder = makeFolder(self)
         write(self.folder, "x.txt", b"Where, like a pillow on a bed\n")
 
     def test_path(self) -> None:
-        """It serves that file, from whichever folder the program has gone to since."""
+        """It serves that file, even after the program has changed its folder."""
         self.addCleanup(os.chdir, os.getcwd())
         os.chdir(self.folder)
         service = PoetryService("x.txt")
@@ -142,14 +144,14 @@ class TutorialTests(TestCase):
         self.assertEqual(service.poem.origin, f"{self.folder}/x.txt")
 
     def test_pathObject(self) -> None:
-        """A path may be an object."""
+        """A path may be a path object."""
         service = PoetryService(Path(self.folder, "x.txt"))
         service.startService()
         self.assertEqual(service.description, "x (30 bytes)")
 
     @awaited
     async def test_reload(self) -> None:
-        """At a reload the reactor that runs waits for what another process reads."""
+        """A reload in a running reactor waits for another process to read the poem."""
         service = PoetryService(f"{self.folder}/x.txt")
         service.startService()
         write(self.folder, "x.txt", b"new\n")
@@ -159,7 +161,7 @@ class TutorialTests(TestCase):
         self.assertEqual(service.poem.text, b"new\n")
 
     def test_notStarted(self) -> None:
-        """Before the start it has no poem, and says why."""
+        """Before the start it has no poem, and its description says why."""
         service = PoetryService(f"{self.folder}/x.txt")
         with self.assertRaises(RuntimeError) as caught:
             service.poem  # noqa: B018
@@ -175,7 +177,7 @@ class AnthologyTests(ServiceCase):
         self.poems = [Poem(name, name.encode(), f"/{name}.txt") for name in "abc"]
 
     def test_random(self) -> None:
-        """Each reader gets one of them, as chance has it."""
+        """Each reader gets a poem at random."""
         self.selection.find(*self.poems)
         self.service.startService()
         self.patch(serviceModule, "choice", lambda poems: poems[2])
@@ -184,19 +186,19 @@ class AnthologyTests(ServiceCase):
         self.assertEqual(self.service.poem, self.poems[0])
 
     def test_all(self) -> None:
-        """All of them have their turn."""
+        """Each poem gets its turn."""
         self.selection.find(*self.poems)
         self.service.startService()
         self.assertEqual({self.service.poem.name for _ in range(1000)}, set("abc"))
 
     def test_description(self) -> None:
-        """It says how many there are."""
+        """The description has the number of poems."""
         self.selection.find(*self.poems)
         self.service.startService()
         self.assertEqual(self.service.description, "an anthology of 3 poems")
 
     def test_leftOut(self) -> None:
-        """Each that is left out has one warning, and the others, however many, one record."""
+        """Each poem left out has one warning; the others together have one record."""
         self.selection.find(*self.poems[:2], leftOut=["/c.txt: is empty"])
         with capturedLogs() as events:
             self.service.startService()
@@ -222,14 +224,14 @@ class AnthologyTests(ServiceCase):
         )
 
     def test_folders(self) -> None:
-        """The record has each folder that a poem comes from, once."""
+        """The record has each folder of a poem once."""
         self.selection.find(Poem("a", b"a", "/b/a.txt"), Poem("b", b"b", "/a/b.txt"), *self.poems)
         with capturedLogs() as events:
             self.service.startService()
         self.assertEqual(said(events), ["loaded 5 poems from: /:/a:/b"])
 
     def test_notUTF8(self) -> None:
-        """Those that are not UTF-8 have one warning, which names the first ten."""
+        """Poems that are not UTF-8 have one warning, which names the first ten."""
         self.selection.find(*(Poem("x", b"\xe9", f"/{number}") for number in range(12)))
         with capturedLogs() as events:
             self.service.startService()
@@ -239,7 +241,7 @@ class AnthologyTests(ServiceCase):
         self.assertEqual((warning["files"], warning["message_id"]), (files, NOT_ALL_UTF8))
 
     def passOver(self, *files: str) -> list[str]:
-        """@return: what a reload says when files have names that are none of poems."""
+        """@return: the records of a reload that finds files with invalid names."""
         self.selection.find(*self.poems, passedOver=list(files))
         with capturedLogs() as events:
             reloaded = self.service.reload()
@@ -249,8 +251,8 @@ class AnthologyTests(ServiceCase):
 
     def test_passedOver(self) -> None:
         """
-        Files whose names are none of poems are named in one warning, again only when there are
-        others, in plain text whatever they are called.
+        One warning names the files with invalid names, and repeats only when they change; any name
+        is shown as plain text.
         """
         self.selection.find(*self.poems, passedOver=["/my poem.txt", "/\n.txt"])
         with capturedLogs() as events:
@@ -279,7 +281,7 @@ class ReloadTests(ServiceCase):
         self.service.startService()
 
     def test_replaces(self) -> None:
-        """When the new poem is read it takes the old one's place, and a record says so."""
+        """When the new poem has been read it replaces the old one, with a record."""
         self.selection.find(NEW)
         reloaded = self.service.reload()
         with capturedLogs() as events:
@@ -289,7 +291,10 @@ class ReloadTests(ServiceCase):
         self.assertEqual(said(events), ["loaded a poem from: /etc/poetry/x.txt"])
 
     def test_apart(self) -> None:
-        """Until a process has read it the old poem is served: the disk holds up nobody."""
+        """
+        Until another process has read the new poem, the old one is served: a slow disk delays no
+        reader.
+        """
         self.selection.found = AssertionError("read in this process")
         reloaded = self.service.reload()
         self.selection.find(NEW)
@@ -299,7 +304,7 @@ class ReloadTests(ServiceCase):
         self.successResultOf(reloaded)
 
     def failReload(self, cause: str) -> None:
-        """Have a reload fail."""
+        """Make a reload fail."""
         self.selection.found = PoemError(cause)
         reloaded = self.service.reload()
         self.threads.work()
@@ -307,8 +312,8 @@ class ReloadTests(ServiceCase):
 
     def test_keeps(self) -> None:
         """
-        Where it cannot be read the old poem stays, exactly one error says why, and whoever asked
-        for the reload knows.
+        If the new poem cannot be read the old one stays, exactly one error gives the cause, and the
+        caller of the reload gets it.
         """
         self.selection.found = PoemError("/x.txt: is empty")
         reloaded = self.service.reload()
@@ -330,7 +335,7 @@ class ReloadTests(ServiceCase):
         )
 
     def test_recovers(self) -> None:
-        """A later reload finds what an earlier one did not."""
+        """A later reload finds a poem that an earlier one missed."""
         self.failReload("/x.txt: is empty")
         self.selection.find(NEW)
         reloaded = self.service.reload()
@@ -339,9 +344,7 @@ class ReloadTests(ServiceCase):
         self.assertEqual(self.service.poem, NEW)
 
     def test_description(self) -> None:
-        """
-        It says for how long its poem has been old, since the first reload that failed, and why.
-        """
+        """The description says since which first failed reload the poem is old, and why."""
         self.failReload("/x.txt: is empty")
         self.reactor.advance(300)
         self.failReload("/x.txt: No such file or directory")
@@ -356,14 +359,14 @@ class ReloadTests(ServiceCase):
         self.assertEqual(self.service.description, "x (3 bytes)")
 
     def test_noProcess(self) -> None:
-        """Where no process can be had, the new poem is read in this one."""
+        """If no process can start, this process reads the new poem."""
         self.threads.why = NoProcessError("/poetry: no process can be had: none is left")
         self.selection.find(NEW)
         self.successResultOf(self.service.reload())
         self.assertEqual(self.service.poem, NEW)
 
     def test_unforeseen(self) -> None:
-        """Whatever a reload fails of has one record with its cause."""
+        """Any failure of a reload has one record with its cause."""
         for why, cause in (
             (MemoryError(), "MemoryError()"),
             (WorkError("/poetry: its process was ended by signal 9"),) * 2,
@@ -378,7 +381,7 @@ class ReloadTests(ServiceCase):
     def test_still(self) -> None:
         """
         A process that does not end has a record after 10 s. After a minute the reload fails, and
-        the next one reads afresh.
+        the next one reads anew.
         """
         with capturedLogs() as events:
             reloaded = self.service.reload()
@@ -400,7 +403,7 @@ class ReloadTests(ServiceCase):
         self.assertEqual(self.reactor.getReaders(), [])
 
     def test_oneAtATime(self) -> None:
-        """A reload during another reads after it, since what that reads may be older."""
+        """A reload during another one reads after it, since the first may read an older file."""
         self.selection.find(NEW)
         first, second = self.service.reload(), self.service.reload()
         self.threads.work()
@@ -412,7 +415,7 @@ class ReloadTests(ServiceCase):
         self.assertEqual(self.service.poem, OLD)
 
     def test_unchanged(self) -> None:
-        """A poem that has not changed is the same one, not a second in memory."""
+        """An unchanged poem stays the same object, without a second copy in memory."""
         held = self.service.poem
         self.selection.find(Poem(OLD.name, bytes(bytearray(OLD.text)), OLD.origin))
         reloaded = self.service.reload()
@@ -423,7 +426,7 @@ class ReloadTests(ServiceCase):
         self.assertEqual(said(events), ["loaded a poem from: /poetry/x.txt"])
 
     def test_wholePoems(self) -> None:
-        """Who was given the old poem keeps all of it."""
+        """A reader that was given the old poem gets all of it."""
         folder = makeFolder(self)
         path = write(folder, "x", b"the old one")
         service = self.make(PoemAt(path))

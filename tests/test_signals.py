@@ -14,18 +14,18 @@ from fastpoetry.tap import Options
 
 
 class SignalCase(SynchronousTestCase):
-    """Handlers that are as they were when the test ends."""
+    """A test case that restores all handlers at its end."""
 
     def setHandler(self, number: int, handler: Callable[..., object] | int | None) -> None:
-        """Have another handler for now."""
+        """Set a handler until the test ends."""
         self.addCleanup(signal.signal, number, signal.signal(number, handler))
 
 
 class HangupTests(SignalCase):
-    """Tests for a SIGHUP that comes before anybody can reload."""
+    """Tests for a SIGHUP before the program can reload."""
 
     def test_ignored(self) -> None:
-        """It does nothing, from when twistd hands us our options."""
+        """SIGHUP is ignored from when twistd passes us our options."""
         self.setHandler(signal.SIGHUP, signal.SIG_DFL)
         options = Options()
         options.parent = Options()
@@ -33,13 +33,13 @@ class HangupTests(SignalCase):
         self.assertEqual(signal.getsignal(signal.SIGHUP), signal.SIG_IGN)
 
     def test_parsedByOthers(self) -> None:
-        """Whoever else parses options has the signals left alone."""
+        """Options parsed by another program leave the signals unchanged."""
         self.setHandler(signal.SIGHUP, signal.SIG_DFL)
         Options().parseOptions(["--anthology"])
         self.assertEqual(signal.getsignal(signal.SIGHUP), signal.SIG_DFL)
 
     def test_somebodyElses(self) -> None:
-        """A handler that is there stays."""
+        """A handler already set stays."""
 
         def handler(*_: object) -> None:
             raise AssertionError("nobody hangs up")
@@ -50,7 +50,7 @@ class HangupTests(SignalCase):
 
 
 class Reactor:
-    """Remembers the signals that tell it to stop, as a reactor that runs."""
+    """A running reactor that records the signals that stop it."""
 
     _stopped = False
 
@@ -58,12 +58,12 @@ class Reactor:
         self.told: list[int] = []
 
     def stop(self, number: int, _frame: object) -> None:
-        """Handle a signal."""
+        """Record a signal."""
         self.told.append(number)
 
 
 class StopTests(SignalCase):
-    """Tests for being told to stop."""
+    """Tests for signals that stop the program."""
 
     def setUp(self) -> None:
         self.reactor = Reactor()
@@ -73,7 +73,7 @@ class StopTests(SignalCase):
         self.addCleanup(self.handlers.restore)
 
     def test_once(self) -> None:
-        """A reactor gets the first of several signals."""
+        """A reactor gets only the first of several signals."""
         self.handlers.stopOnce(self.reactor)
         self.assertFalse(self.handlers.hasStopped)
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
@@ -82,7 +82,7 @@ class StopTests(SignalCase):
         self.assertTrue(self.handlers.hasStopped)
 
     def test_stopsAlready(self) -> None:
-        """A reactor that stops by itself gets no signal."""
+        """A reactor that is already stopping gets no signal."""
         self.handlers.stopOnce(self.reactor)
         self.reactor._stopped = True
         os.kill(os.getpid(), signal.SIGINT)
@@ -99,13 +99,13 @@ class StopTests(SignalCase):
         self.assertEqual(told, [signal.SIGINT] * 2)
 
     def test_restored(self) -> None:
-        """The handlers from before come back."""
+        """The earlier handlers are restored."""
         self.handlers.stopOnce(self.reactor)
         self.handlers.restore()
         self.assertEqual(signal.getsignal(signal.SIGTERM), self.reactor.stop)
 
     def test_atOnce(self) -> None:
-        """Told again and again within a moment, a real server ends as if told once."""
+        """A real server with several signals in one moment ends as with one."""
         place = Workplace(self)
         port = findFreePort()
         options = ["--nodaemon", "--pidfile=", "fastpoetry", f"--port={port}"]
@@ -123,6 +123,6 @@ class StopTests(SignalCase):
 
 
 def isStopped(pid: int) -> bool:
-    """@return: whether a process stands still."""
+    """@return: whether a process is stopped."""
     with open(f"/proc/{pid}/stat") as file:
         return file.read().rpartition(")")[2].split()[0] == "T"

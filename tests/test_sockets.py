@@ -1,4 +1,4 @@
-"""Tests for L{fastpoetry.delivery.sockets}, on real ones."""
+"""Tests for L{fastpoetry.delivery.sockets}, on real sockets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from fastpoetry.delivery.sockets import (
 
 
 class SocketCase(SynchronousTestCase):
-    """A connection over TCP, and one over UNIX."""
+    """A test case with a TCP connection and a UNIX connection."""
 
     def setUp(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -46,11 +46,11 @@ class AddressTests(SocketCase):
     """Tests for L{findAddress}."""
 
     def test_host(self) -> None:
-        """A client over TCP is told from others by what accept(2) says."""
+        """A TCP client is identified by its address from accept(2)."""
         self.assertEqual(findAddress(self.server, ("192.0.2.7", 1)), ("192.0.2.7", 1))
 
     def test_user(self) -> None:
-        """A client over UNIX is told from others by its user."""
+        """A UNIX client is identified by its user."""
         self.assertEqual(findAddress(self.unix, ""), os.getuid())
 
 
@@ -58,14 +58,14 @@ class LingerTests(SocketCase):
     """Tests for L{setLinger}."""
 
     def test_reset(self) -> None:
-        """A close is a reset, if it is said to be."""
+        """With the option set, a close is a reset."""
         setLinger(self.server, RESET_ON_CLOSE)
         self.server.sendall(b"half a")
         self.server.close()
         self.assertRaises(ConnectionResetError, receiveAll, self.client)
 
     def test_end(self) -> None:
-        """It is an end again when that is taken back."""
+        """With the option cleared, a close is a normal end again."""
         setLinger(self.server, RESET_ON_CLOSE)
         setLinger(self.server, END_ON_CLOSE)
         self.server.sendall(b"all")
@@ -73,7 +73,7 @@ class LingerTests(SocketCase):
         self.assertEqual(receiveAll(self.client), b"all")
 
     def test_UNIX(self) -> None:
-        """A UNIX socket knows no reset: it is left as it is."""
+        """A UNIX socket has no reset: its options are unchanged."""
         setLinger(self.unix, RESET_ON_CLOSE)
         self.assertEqual(self.unix.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8), bytes(8))
 
@@ -82,20 +82,21 @@ class OverTests(SocketCase):
     """Tests for L{isOver}."""
 
     def test_ours(self) -> None:
-        """A connection with our end closed is not over."""
+        """A connection with only our end closed is not over."""
         self.assertFalse(isOver(self.server))
         self.server.shutdown(socket.SHUT_WR)
         self.assertFalse(isOver(self.server))
 
     def test_theirs(self) -> None:
-        """Nor is one with theirs closed."""
+        """A connection with only the client's end closed is not over."""
         self.client.shutdown(socket.SHUT_WR)
         self.server.recv(1)
         self.assertFalse(isOver(self.server))
 
     def test_both(self) -> None:
         """
-        With both closed and acknowledged it is; a close is then no reset, whatever was asked for.
+        A connection with both ends closed and acknowledged is over; a close is then no reset,
+        whatever the option.
         """
         setLinger(self.server, RESET_ON_CLOSE)
         self.server.send(b"poem")
@@ -107,14 +108,14 @@ class OverTests(SocketCase):
         self.assertEqual(receiveAll(self.client), b"poem")
 
     def test_reset(self) -> None:
-        """So is one that the client has reset."""
+        """A connection that the client has reset is over."""
         setLinger(self.client, RESET_ON_CLOSE)
         self.client.close()
         self.assertRaises(ConnectionResetError, self.server.recv, 1)
         self.assertTrue(isOver(self.server))
 
     def test_UNIX(self) -> None:
-        """Of a UNIX socket that cannot be told."""
+        """For a UNIX socket this is unknown."""
         self.unixClient.close()
         self.assertFalse(isOver(self.unix))
 
@@ -123,7 +124,7 @@ class WaitingTests(SocketCase):
     """Tests for L{countWaiting}."""
 
     def test_backlog(self) -> None:
-        """It is who has connected and was not accepted yet."""
+        """The count is of clients that have connected and are not accepted yet."""
         with socket.create_server(("127.0.0.1", 0)) as listening:
             self.assertEqual(countWaiting(listening), 0)
             for _ in range(2):
@@ -134,7 +135,7 @@ class WaitingTests(SocketCase):
             self.assertEqual(countWaiting(listening), 1)
 
     def test_unknown(self) -> None:
-        """Where the system does not say, an accept is to find out: on UNIX sockets, for one."""
+        """If the system gives no count, as for UNIX sockets, accept(2) must be tried."""
         self.assertEqual(countWaiting(self.unix), 1)
         self.assertEqual(countWaiting(self.server), 1)
         with Unable() as unable:
@@ -145,7 +146,10 @@ class UnacknowledgedTests(SocketCase):
     """Tests for L{countUnacknowledged}."""
 
     def test_waits(self) -> None:
-        """What a client's system has no room for is counted, and nothing once it has it."""
+        """
+        Bytes that the client's system has no room for are counted; once it has taken them the count
+        is 0.
+        """
         self.server.setblocking(False)
         sent = 0
         while True:
@@ -160,25 +164,25 @@ class UnacknowledgedTests(SocketCase):
         self.assertEqual(countUnacknowledged(self.server), 0)
 
     def test_UNIX(self) -> None:
-        """On a UNIX socket nothing is lost once it is written: there is nothing to wait for."""
+        """On a UNIX socket written bytes cannot be lost: the count is 0."""
         self.unix.sendall(b"x")
         self.assertEqual(countUnacknowledged(self.unix), 0)
 
 
 class Unable(socket.socket):
-    """A socket of a kernel, or in a sandbox, that knows no option."""
+    """A socket of a kernel or sandbox that has no socket option."""
 
     def setsockopt(self, *option: Any) -> None:
-        """Know none that can be set."""
+        """Refuse to set any option."""
         raise OSError(errno.ENOPROTOOPT, "Protocol not available")
 
     def getsockopt(self, *option: Any) -> Any:
-        """Know none that can be asked for."""
+        """Refuse to read any option."""
         raise OSError(errno.ENOPROTOOPT, "Protocol not available")
 
 
 class TellingCase(SocketCase):
-    """What is told once a process is told once a test."""
+    """A test case in which each once-per-process record may be made again."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -187,10 +191,10 @@ class TellingCase(SocketCase):
 
 
 class UnableTests(TellingCase):
-    """Tests for a kernel, or a sandbox, that refuses what we ask of it."""
+    """Tests for a kernel or sandbox that refuses our socket options."""
 
     def test_linger(self) -> None:
-        """Where nothing can be said about a close one record says so, and all goes on."""
+        """If the linger option is refused, one record says so, and the server goes on."""
         with capturedLogs() as events:
             for _ in range(3):
                 with Unable() as unable:
@@ -199,17 +203,17 @@ class UnableTests(TellingCase):
         self.assertIn("SO_LINGER: Protocol not available", text)
 
     def test_closed(self) -> None:
-        """That a socket is closed is an error all the same."""
+        """A closed socket is an error all the same."""
         self.server.close()
         self.assertRaises(OSError, setLinger, self.server, RESET_ON_CLOSE)
 
     def test_over(self) -> None:
-        """A connection of which nothing is known may go on."""
+        """A connection of unknown state counts as not over."""
         with Unable() as unable:
             self.assertFalse(isOver(unable))
 
     def test_unacknowledged(self) -> None:
-        """Where it cannot be known what is under way, nothing is."""
+        """If unacknowledged bytes cannot be counted, the count is 0."""
         self.patch(sockets, "ioctl", mock.Mock(side_effect=OSError(errno.EPERM, "no")))
         self.server.sendall(b"x")
         self.assertEqual(countUnacknowledged(self.server), 0)
@@ -219,13 +223,13 @@ class UnsentTests(TellingCase):
     """Tests for L{limitUnsent}."""
 
     def test_limit(self) -> None:
-        """A socket takes no more than so much that is not sent yet."""
+        """A socket buffers only so many bytes that are not sent yet."""
         limitUnsent(self.server)
         option = self.server.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
         self.assertEqual(option, MOST_UNSENT_BYTES)
 
     def test_unable(self) -> None:
-        """Where the kernel does not know how, one record says so, and all are served without."""
+        """If the kernel lacks the option, one record says so, and readers are served without it."""
         with capturedLogs() as events:
             for _ in range(3):
                 with Unable() as unable:
@@ -234,17 +238,17 @@ class UnsentTests(TellingCase):
         self.assertIn("TCP_NOTSENT_LOWAT: Protocol not available", text)
 
     def test_UNIX(self) -> None:
-        """A UNIX socket has no such option, and nobody misses it."""
+        """A UNIX socket lacks the option, without a record."""
         with capturedLogs() as events:
             limitUnsent(self.unix)
         self.assertEqual(events, [])
 
 
 class TransportTests(SocketCase):
-    """Tests for what is below Twisted's layers."""
+    """Tests for the transport below Twisted's layers."""
 
     def test_lowest(self) -> None:
-        """Below all layers is the transport that has the socket."""
+        """The lowest transport is the one with the socket."""
         lowest = FakeTransport(handle=self.server)
         top: Any = lowest
         for _ in range(2):
@@ -255,6 +259,6 @@ class TransportTests(SocketCase):
         self.assertIs(socketOf(lowest), self.server)
 
     def test_noSocket(self) -> None:
-        """One without a socket, as C{stdio:} has it, is none."""
+        """A transport without a socket, such as that of C{stdio:}, does not count."""
         self.assertIsNone(socketOf(FakeTransport()))
         self.assertIsNone(socketOf(object()))

@@ -1,4 +1,4 @@
-"""Tests for L{fastpoetry.systemd.stderr}: what a refused start says, and how loud."""
+"""Tests for L{fastpoetry.systemd.stderr}: the text and priority of a refused start."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ REFUSALS = {
 
 
 class RefusalTests(SynchronousTestCase):
-    """Programs that cannot start."""
+    """Tests for programs that cannot start."""
 
     def refusal(self, *command: str, stream: str | None = None) -> str:
         """
-        @param command: of twistd.
-        @param stream: what C{JOURNAL_STREAM} says; C{None} for the truth.
-        @return: what is on stderr.
+        @param command: a command of twistd.
+        @param stream: the value of C{JOURNAL_STREAM}; C{None} for the true one.
+        @return: the text on stderr.
         """
         out, into = os.pipe()
         with os.fdopen(out) as reader:
@@ -57,14 +57,17 @@ class RefusalTests(SynchronousTestCase):
             return reader.read()
 
     def test_inJournal(self) -> None:
-        """Where stderr is a stream into the journal, each refusal is one line of priority err."""
+        """If stderr is a stream to the journal, each refusal is one line of priority err."""
         for command, beginning in REFUSALS.items():
             said = self.refusal(*command)
             self.assertTrue(said.startswith(f"<3>{beginning}"), said)
             self.assertEqual((said.count("\n"), said[-1]), (1, "\n"), said)
 
     def test_elsewhere(self) -> None:
-        """On a terminal or in a file, also of a unit's child, it begins with its own name."""
+        """
+        On a terminal or in a file, also for a child process of a unit, the line begins with the
+        program's name.
+        """
         for stream in ("", "1:1", "nonsense"):
             said = self.refusal("fastpoetry", stream=stream)
             self.assertTrue(said.startswith("fastpoetry: nothing to serve"), said)

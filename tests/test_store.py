@@ -1,7 +1,7 @@
 """
-Tests for L{fastpoetry.systemd.store}, against a small systemd in a thread.
+Tests for L{fastpoetry.systemd.store}, with a small systemd in a thread.
 
-That the real one does as this one is for the tests on a booted system.
+Tests on a booted system show that the real systemd behaves like this one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Systemd:
     A service manager with a store for one unit.
 
     @ivar held: its descriptors by name, each with whether it is polled.
-    @ivar messages: what it was told, barriers left out.
+    @ivar messages: the messages received, without barriers.
     """
 
     def __init__(self, case: SynchronousTestCase, most: int) -> None:
@@ -49,15 +49,15 @@ class Systemd:
         case.addCleanup(self._close)
 
     def start(self) -> None:
-        """Read what is told from now on."""
+        """Begin to read messages."""
         self._thread.start()
 
     def names(self) -> list[str]:
-        """What it holds, without our own way of seeing whether it does."""
+        """The names in the store, without the one that our code adds to confirm delivery."""
         return [name for name, _, _ in self.held]
 
     def number(self, name: str) -> int:
-        """A descriptor that it holds."""
+        """The number of a descriptor in the store."""
         return next(number for each, number, _ in self.held if each == name)
 
     def _run(self) -> None:
@@ -94,13 +94,13 @@ class Systemd:
 
 
 class NowTests(Passing, SynchronousTestCase):
-    """What waits for systemd."""
+    """Tests for the calls that wait for systemd."""
 
     def setUp(self) -> None:
         self.before = set(os.listdir("/proc/self/fd"))
 
     def store(self, most: int = 10, **variables: str) -> Store:
-        """@return: the store of a systemd that holds so many."""
+        """@return: the store of a systemd with that limit."""
         self.systemd = Systemd(self, most)
         self.systemd.start()
         return Store(environ={**self.systemd.environ, **variables})
@@ -112,7 +112,7 @@ class NowTests(Passing, SynchronousTestCase):
         return number
 
     def test_put(self) -> None:
-        """What is put is held under its names, and nothing of ours besides."""
+        """The store keeps each descriptor under its name, and nothing else of ours."""
         store = self.store()
         listening = self.listening()
         store.putNow({"state": [self.memory("now")], "extra": [listening, self.memory("")]})
@@ -121,27 +121,25 @@ class NowTests(Passing, SynchronousTestCase):
         self.assertEqual({poll for _, _, poll in self.systemd.held}, {True})
 
     def test_notPolled(self) -> None:
-        """What is not to be polled is put so."""
+        """A descriptor may be put without polling."""
         store = self.store()
         store.putNow({"a": [self.memory("")]}, poll=False)
         self.assertEqual([poll for _, _, poll in self.systemd.held], [False])
 
     def test_many(self) -> None:
-        """As many descriptors as one likes can have a name, though one message carries 253."""
+        """Any number of descriptors may share a name, though one message carries 253."""
         store = self.store(1000)
         one = self.memory("")
         store.putNow({"a": [one] * 600})
         self.assertEqual(self.systemd.names(), ["a"] * 600)
 
     def test_nothing(self) -> None:
-        """Where nothing is put nobody is asked."""
+        """Putting nothing sends no message."""
         Store(environ={}).putNow({})
         Store(environ={}).putNow({"a": []})
 
     def test_full(self) -> None:
-        """
-        What does not fit is an error that names the setting; so is a store with no place left.
-        """
+        """A descriptor that does not fit is an error that names the setting; so is a full store."""
         for most in (0, 1, 2):
             store = self.store(most)
             why = self.assertRaises(StoreError, store.putNow, {"a": [self.memory("")] * 2})
@@ -149,26 +147,26 @@ class NowTests(Passing, SynchronousTestCase):
             self.assertNotIn("store-probe", self.systemd.names())
 
     def test_fullAsTold(self) -> None:
-        """Where systemd says how many there is room for, the error does as well."""
+        """If systemd tells its limit, the error has it too."""
         store = self.store(1, FDSTORE="1")
         self.assertEqual(store.size, 1)
         why = self.assertRaises(StoreError, store.putNow, {"a": [self.memory("")]})
         self.assertIn("store of 1 has", str(why))
 
     def test_size(self) -> None:
-        """A size that is none is not known."""
+        """An invalid limit counts as unknown."""
         sizes = [Store(environ={"FDSTORE": text}).size for text in ("", "x", "-1", "7")]
         self.assertEqual([*sizes, Store(environ={}).size], [None, None, None, 7, None])
 
     def test_remove(self) -> None:
-        """What is removed is held no more, whether it was or not, and the rest is."""
+        """Removed names are no longer in the store, whether they were or not; the others stay."""
         store = self.store()
         store.putNow({"a": [self.memory("")] * 2, "b": [self.memory("")]})
         store.removeNow("a", "c")
         self.assertEqual(self.systemd.names(), ["b"])
 
     def test_noSystemd(self) -> None:
-        """Outside systemd, or where nobody is at the address, one line says so."""
+        """Outside systemd, or without a process at the address, the error is one line."""
         for address, said in (
             ("", "systemd is not at NOTIFY_SOCKET: it is not set"),
             ("vsock:2:1", "'vsock:2:1' is no path and no abstract name"),
@@ -183,14 +181,14 @@ class NowTests(Passing, SynchronousTestCase):
                 self.assertIn(said, str(why))
 
     def test_names(self) -> None:
-        """A name that systemd would not take is refused."""
+        """A name that systemd would not accept is refused."""
         for name in ("", "a:b", "a\nFDPOLL=0", "ä", "a" * 256):
             self.assertRaises(ValueError, Store(environ={}).putNow, {name: [0]})
             self.assertRaises(ValueError, Store(environ={}).removeNow, name)
 
     def test_standsStill(self) -> None:
         """
-        A systemd that does not read is waited for no longer than asked, with its queue full or not.
+        The wait for a systemd that does not read ends on time, whether its queue is full or not.
         """
         systemd = Systemd(self, 10)
         store = Store(environ=systemd.environ)
@@ -201,7 +199,7 @@ class NowTests(Passing, SynchronousTestCase):
             self.assertIn("has not read what it was told for 0 s", str(why))
 
     def test_clean(self) -> None:
-        """However it ends, it leaves no descriptor."""
+        """However a call ends, it leaves no descriptor open."""
         self.test_standsStill()
         self.test_full()
         self.test_noSystemd()
@@ -209,7 +207,7 @@ class NowTests(Passing, SynchronousTestCase):
         self.assertEqual(set(os.listdir("/proc/self/fd")), self.before)
 
     def test_take(self) -> None:
-        """What was passed under a name is taken, once."""
+        """A descriptor passed under a name can be taken, once."""
         found = inherit((self.listening(), "web"), (self.listening(), "extra"))
         store = Store(environ={}, passed=lambda: found)
         self.assertEqual([each.name for each in store.take("extra")], ["extra"])
@@ -218,10 +216,10 @@ class NowTests(Passing, SynchronousTestCase):
 
 
 class ReactorTests(Passing, TestCase):
-    """What the reactor does meanwhile."""
+    """Tests for the calls that leave the reactor running."""
 
     def test_put(self) -> Deferred[Any]:
-        """Several things are put and removed at a time, with as many messages as it takes."""
+        """Several descriptors are put and removed at a time, in as many messages as needed."""
         systemd = Systemd(self, 2000)
         systemd.start()
         store = Store(reactor, environ=systemd.environ)
@@ -244,14 +242,14 @@ class ReactorTests(Passing, TestCase):
         return Deferred.fromCoroutine(put())
 
     def test_full(self) -> Deferred[Any]:
-        """What does not fit is an error."""
+        """A descriptor that does not fit is an error."""
         systemd = Systemd(self, 1)
         systemd.start()
         store = Store(reactor, environ=systemd.environ)
         return self.assertFailure(store.put({"a": [0]}), StoreError)
 
     def test_standsStill(self) -> None:
-        """A systemd that does not read is waited for until it is time, and then nothing is left."""
+        """The wait for a systemd that does not read ends on time, and leaves the reactor empty."""
         before = os.listdir("/proc/self/fd")
         clock = Clock()
         systemd = Systemd(self, 1)
@@ -260,27 +258,27 @@ class ReactorTests(Passing, TestCase):
         clock.advance(5)
         for each in waiting:
             self.failureResultOf(each, StoreError)
-        self.assertEqual(len(os.listdir("/proc/self/fd")), len(before) + 1)  # systemd's own
+        self.assertEqual(len(os.listdir("/proc/self/fd")), len(before) + 1)  # systemd's own name
         self.assertEqual(clock.getDelayedCalls(), [])
 
     def test_cancelled(self) -> None:
-        """Who waits no more cancels it."""
+        """A caller that stops waiting cancels the call."""
         systemd = Systemd(self, 1)
         waiting = Store(reactor, environ=systemd.environ).put({"a": [0]})
         waiting.cancel()
         self.failureResultOf(waiting, CancelledError)
 
     def test_noSystemd(self) -> None:
-        """Outside systemd it fails at once."""
+        """Outside systemd the call fails at once."""
         self.failureResultOf(Store(reactor, environ={}).put({"a": [0]}), StoreError)
 
 
 class MemoryTests(SynchronousTestCase):
-    """A program's state."""
+    """Tests for a program's state in memory."""
 
     @given(st.binary(max_size=100))
     def test_state(self, data: bytes) -> None:
-        """What was written is read, each time from the beginning."""
+        """The state is read as it was written, each time from the beginning."""
         number = makeMemory(data)
         try:
             os.lseek(number, 1, os.SEEK_SET)
@@ -291,13 +289,13 @@ class MemoryTests(SynchronousTestCase):
             os.close(number)
 
     def test_bounded(self) -> None:
-        """More than was allowed for is refused."""
+        """A state larger than the limit is refused."""
         number = makeMemory(b"1234")
         self.addCleanup(os.close, number)
         self.assertRaises(ValueError, readMemory, number, 3)
 
     def test_sealed(self) -> None:
-        """Nobody can change it."""
+        """The state cannot be changed."""
         number = makeMemory(b"1234")
         self.addCleanup(os.close, number)
         self.assertRaises(OSError, os.pwrite, number, b"5", 0)
@@ -305,13 +303,13 @@ class MemoryTests(SynchronousTestCase):
 
 
 class PackTests(SynchronousTestCase):
-    """Many descriptors in one."""
+    """Tests for many descriptors packed into one."""
 
     def setUp(self) -> None:
         self.before = set(os.listdir("/proc/self/fd"))
 
     def memories(self, count: int) -> list[int]:
-        """@return: memfds with their numbers in them."""
+        """@return: memfds that contain their numbers."""
         made = [makeMemory(str(n).encode()) for n in range(count)]
         for number in made:
             self.addCleanup(os.close, number)
@@ -319,7 +317,8 @@ class PackTests(SynchronousTestCase):
 
     def test_order(self) -> None:
         """
-        What is packed comes out in its order, as often as it was put in, and nothing after that.
+        Descriptors come out in the order they were packed, as often as they were put in; then the
+        pack is empty.
         """
         packed = pack([*self.memories(300), *self.memories(1)])
         self.addCleanup(os.close, packed)
@@ -332,13 +331,13 @@ class PackTests(SynchronousTestCase):
             os.close(number)
 
     def test_nothing(self) -> None:
-        """Nothing can be packed, too."""
+        """An empty list can be packed too."""
         packed = pack([])
         self.addCleanup(os.close, packed)
         self.assertEqual(unpack(packed), [])
 
     def test_otherThings(self) -> None:
-        """Nothing is in what nobody has packed."""
+        """A descriptor that is not a pack is empty."""
         ours, theirs = socket.socketpair()
         for made in (ours, theirs):
             self.addCleanup(made.close)
@@ -346,7 +345,7 @@ class PackTests(SynchronousTestCase):
             self.assertEqual([unpack(file.fileno()), unpack(ours.fileno())], [[], []])
 
     def test_closed(self) -> None:
-        """Who closes it closes what is in it: a client sees the end."""
+        """Closing a pack closes the descriptors in it: a client sees the end."""
         ours, theirs = socket.socketpair()
         self.addCleanup(theirs.close)
         packed = pack([ours])
@@ -357,7 +356,9 @@ class PackTests(SynchronousTestCase):
         self.assertEqual(theirs.recv(1), b"")
 
     def test_noRoom(self) -> None:
-        """Where this process has too many open, the first ones come out and the rest is closed."""
+        """
+        If this process has too many open files, the first ones come out and the others are closed.
+        """
         packed = pack(self.memories(600))
         self.addCleanup(os.close, packed)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

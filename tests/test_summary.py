@@ -1,4 +1,4 @@
-"""Tests of the summary at the end of C{make test}."""
+"""Tests for the summary at the end of C{make test}."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SKIPPED [2] tests/test_tap.py:3: there is no libfaketime
 
 @pytest.fixture(autouse=True)
 def noCI(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for a person."""
+    """Run as for a person."""
     monkeypatch.delenv("CI", raising=False)
 
 
 def summarize(folder: Path, **logs: str) -> int:
-    """The exit status for logs of shards."""
+    """@return: the exit status for logs of shards."""
     paths = [folder / f"{name}.log" for name in logs]
     for path in paths:
         path.write_text(logs[path.stem])
@@ -31,13 +31,13 @@ def summarize(folder: Path, **logs: str) -> int:
 
 
 def test_good(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Shards without a failure are one run of pytest, which counts what all of them ran."""
+    """Shards without a failure look like one run of pytest, with the sum of all counts."""
     assert summarize(tmp_path, modules=GOOD, faults=GOOD) == 0
     assert capsys.readouterr().out.strip("= \n") == "24 passed, 4 skipped in 9.50s"
 
 
 def test_bad(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A failure is told with its shard and the command that repeats it."""
+    """A failure is shown with its shard and the command that repeats it."""
     assert summarize(tmp_path, modules=GOOD, trixie=BAD) == 1
     *told, end = capsys.readouterr().out.splitlines()
     test = "tests/system/test_serving.py::test_start[trixie]"
@@ -51,7 +51,7 @@ def test_bad(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_cutShort(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A shard that did not get to its end has failed, and what it said last is shown."""
+    """A shard that did not finish has failed, and its last lines are shown."""
     assert summarize(tmp_path, faults="Fatal Python error: Aborted\n") == 1
     assert "faults did not get to its end:\nFatal Python error" in capsys.readouterr().out
 
@@ -59,7 +59,7 @@ def test_cutShort(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_CI(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In CI all three counts are told, whatever they are."""
+    """In CI all three counts are shown, whatever they are."""
     monkeypatch.setenv("CI", "true")
     assert summarize(tmp_path, modules=GOOD) == 0
     assert "\n12 passed, 0 failed, 2 skipped\n" in "\n" + capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Tests for L{fastpoetry.systemd.command}, with somebody else's commands."""
+"""Tests for L{fastpoetry.systemd.command}, with commands of other packages."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from fastpoetry.systemd.notify import NotifyService
 
 
 class OtherOptions(usage.Options):
-    """Options of another command."""
+    """The options of another command."""
 
     optParameters = [["port", "p", 17, "A port.", int]]
     optFlags = [["loud", "l", "Loudly."]]
 
 
 class OtherService(Service):
-    """What it makes."""
+    """The service of the other command."""
 
     def __init__(self, options: OtherOptions) -> None:
         self.options = options
@@ -40,7 +40,7 @@ class OtherService(Service):
         """Reload."""
 
     def status(self) -> str:
-        """Say how it is."""
+        """Return a status."""
         return "well"
 
 
@@ -53,29 +53,29 @@ class Other:
     options = OtherOptions
 
     def makeService(self, options: Any) -> OtherService:
-        """Make it."""
+        """Make the service."""
         return OtherService(options)
 
 
 class CommandTests(SynchronousTestCase):
-    """In this process."""
+    """Tests in this process."""
 
     def setUp(self) -> None:
         self.patch(command, "getPlugins", self.plugins)
 
     def plugins(self, interface: Any) -> Iterator[Any]:
-        """There is the other command, and this one."""
+        """Return the other command and this one."""
         yield Other()
         yield import_module("twisted.plugins.fastpoetry_plugin").systemd
 
     def parse(self, *arguments: str) -> Options:
-        """@return: parsed."""
+        """@return: the parsed options."""
         options = Options()
         options.parseOptions(arguments)
         return options
 
     def hooks(self) -> dict[str, Any]:
-        """@return: what the service that talks with systemd is given beside the other command."""
+        """@return: the arguments of the notifying service, made for the other command."""
         seen: list[dict[str, Any]] = []
 
         class Notify(Service):
@@ -87,7 +87,7 @@ class CommandTests(SynchronousTestCase):
         return seen[0]
 
     def test_plugin(self) -> None:
-        """The command is that of the drop-in."""
+        """The command is the drop-in's."""
         maker = import_module("twisted.plugins.fastpoetry_plugin").systemd
         verifyObject(IServiceMaker, maker)
         self.assertEqual(maker.tapname, "systemd")
@@ -95,38 +95,40 @@ class CommandTests(SynchronousTestCase):
         self.assertIs(maker.makeService, makeService)
 
     def test_options(self) -> None:
-        """The other command's options are parsed by itself, whatever they are called."""
+        """The other command parses its own options, whatever their names."""
         options: Any = self.parse("other", "--port", "18", "-l")
         self.assertEqual(options.subOptions, {"port": 18, "loud": 1})
 
     def test_parent(self) -> None:
-        """What the other command asks its parent, twistd answers."""
+        """twistd answers when the other command asks its parent options."""
         options: Any = self.parse("other")
         self.assertRaises(KeyError, lambda: options.subOptions.parent["logfile"])
         options.parent = {"logfile": "-"}
         self.assertEqual(options.subOptions.parent["logfile"], "-")
 
     def test_itself(self) -> None:
-        """It does not run itself."""
+        """The command cannot run itself."""
         self.assertRaises(usage.UsageError, self.parse, "systemd", "other")
 
     def test_nothing(self) -> None:
-        """Without a command there is one line that says how it is used."""
+        """Without a command, one line shows the usage."""
         self.patch(sys, "argv", ["/usr/bin/twistd3", "systemd"])
         why = self.assertRaises(SystemExit, self.parse)
         self.assertTrue(str(why).startswith("systemd: which command? twistd3 systemd COMMAND"))
 
     def test_both(self) -> None:
-        """A command and a file are one too many."""
+        """A command and a file together are refused."""
         self.assertRaises(SystemExit, self.parse, "--python=x.tac", "other")
 
     def test_noFile(self) -> None:
-        """A file that is not there is refused in one line that names it."""
+        """A missing file is refused in one line with its name."""
         why = self.assertRaises(SystemExit, makeService, self.parse("--python=nowhere.tac"))
         self.assertEqual(str(why).count("nowhere.tac: [Errno 2] No such file"), 1)
 
     def test_user(self) -> None:
-        """A user that an application asks for is twistd's to become, unless twistd was told one."""
+        """
+        twistd changes to the user that an application names, unless twistd has an option for it.
+        """
         application = Application("x", uid=7, gid=8)
         self.patch(command, "loadApplication", lambda *_: application)
         options = self.parse("--python=x.tac")
@@ -137,7 +139,7 @@ class CommandTests(SynchronousTestCase):
         self.assertEqual(parent, {"uid": 7, "gid": 9})
 
     def test_inner(self) -> None:
-        """The methods of several services are all called, and their words are one status."""
+        """The methods of several services are all called, and their texts form one status."""
         called: list[str] = []
 
         class Inner(OtherService):
@@ -161,17 +163,17 @@ class CommandTests(SynchronousTestCase):
 
     def test_service(self) -> None:
         """
-        The other command's service comes first, as it is made, and its own words are the status.
+        The other command's service is the first one, unchanged, and its own text is the status.
         """
         services: MultiService = makeService(self.parse("other", "--port=18"))
         other, notify = services
         assert isinstance(other, OtherService)
         assert isinstance(notify, NotifyService)
         self.assertEqual(other.options["port"], 18)
-        self.addCleanup(notify.stopService)  # has SIGHUP by now
+        self.addCleanup(notify.stopService)  # handles SIGHUP from here on
 
     def test_talksItself(self) -> None:
-        """A command that talks with systemd by itself is not talked over."""
+        """A command that notifies systemd itself is not given a second notifier."""
         inner, middle = MultiService(), MultiService()
         notify: Any = NotifyService(None, clock=self)
         notify.setServiceParent(inner)
@@ -180,7 +182,7 @@ class CommandTests(SynchronousTestCase):
         self.assertEqual(list(makeService(self.parse("other"))), [middle])
 
     def test_othersMethods(self) -> None:
-        """What is called C{status} or C{reload} and is no such method is left alone."""
+        """An attribute named C{status} or C{reload} that is not such a method is ignored."""
 
         class Odd(Service):
             status = "up"
@@ -195,7 +197,7 @@ class CommandTests(SynchronousTestCase):
 
 
 class ProcessTests(SynchronousTestCase):
-    """C{twistd systemd web}."""
+    """Tests for C{twistd systemd web}."""
 
     def setUp(self) -> None:
         self.place = Workplace(self)
@@ -209,7 +211,7 @@ class ProcessTests(SynchronousTestCase):
         return self.place.begin("env", *environ, *findTwistd(), *options, "systemd", *arguments)
 
     def test_ready(self) -> None:
-        """It is ready when it listens, and says what it is."""
+        """The program is ready when it listens, and its status says what it is."""
         process = self.start("web", "--listen=tcp:0:interface=127.0.0.1", "--path=.")
         heard: list[str] = []
 
@@ -225,14 +227,14 @@ class ProcessTests(SynchronousTestCase):
         self.assertNotIn("Traceback", output + errors)
 
     def test_help(self) -> None:
-        """Its help has the commands, and theirs is their own."""
+        """The help lists the commands; each command prints its own help."""
         for arguments, said in ((("--help",), "web"), (("web", "--help"), "--listen=")):
             output, errors = self.start(*arguments).communicate(timeout=30)
             self.assertIn(said, output)
             self.assertEqual(errors, "")
 
     def test_nothing(self) -> None:
-        """Without a command it ends with one line and status 1."""
+        """Without a command the program ends with one line and status 1."""
         process = self.start()
         output, errors = process.communicate(timeout=30)
         self.assertEqual((process.returncode, output, errors.count("\n")), (1, "", 1))

@@ -1,5 +1,5 @@
 """
-Tests for L{fastpoetry.tap}: what a command line becomes, up to the ports in a reactor in memory.
+Tests for L{fastpoetry.tap}: from a command line to the ports in a reactor in memory.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def parse(*line: str) -> Options:
 
 
 class TapCase(SynchronousTestCase):
-    """A folder of poems, and a reactor."""
+    """A test case with a folder of poems, and a reactor."""
 
     def setUp(self) -> None:
         self.folder = makeFolder(self)
@@ -64,7 +64,7 @@ class TapCase(SynchronousTestCase):
         return service
 
     def refusal(self, *line: str) -> str:
-        """@return: why no service is made, which is one line on stderr and exit status 1."""
+        """@return: the refusal, which is one line on stderr and exit status 1."""
         before = countDescriptors()
         why = self.assertRaises(SystemExit, self.make, *line).code
         self.assertIsInstance(why, str)
@@ -78,8 +78,8 @@ class OptionsTests(TapCase):
 
     def test_name(self) -> None:
         """
-        A poem without a slash is a name, looked up where a distribution and its administrator
-        put poems.
+        A poem without a slash is a name, looked up in the folders of the distribution and the
+        administrator.
         """
         self.patch(tap, "_PACKAGE", Path(self.folder))
         (block,) = parse("--poem", "ecstasy").blocks
@@ -89,13 +89,16 @@ class OptionsTests(TapCase):
         )
 
     def test_installed(self) -> None:
-        """After those come the poems that pip has installed with the package."""
+        """Those folders are followed by the one that pip installs."""
         os.mkdir(f"{self.folder}/poetry")
         self.patch(tap, "_PACKAGE", Path(self.folder))
         self.assertEqual(findPoetryPath(), f"{DEFAULT_POETRY_PATH}:{self.folder}/poetry")
 
     def test_clone(self) -> None:
-        """In a clone they are beside the package; elsewhere that may be anybody's folder."""
+        """
+        In a clone the poems are beside the package; elsewhere that folder may belong to others, and
+        is not used.
+        """
         os.mkdir(f"{self.folder}/poetry")
         self.patch(tap, "_PACKAGE", Path(self.folder, "fastpoetry"))
         self.assertEqual(findPoetryPath(), DEFAULT_POETRY_PATH)
@@ -103,7 +106,7 @@ class OptionsTests(TapCase):
         self.assertEqual(findPoetryPath(), f"{DEFAULT_POETRY_PATH}:{self.folder}/poetry")
 
     def test_poetryPath(self) -> None:
-        """It is looked up along the folders that were said, wherever that was."""
+        """A name is looked up in the given folders, wherever the option is on the command line."""
         expected = PoemNamed("x", ["/a", os.path.abspath("b"), "/c"])
         for line in (
             ("--poetry-path=/a:b::/c/:", "--poem=x"),
@@ -112,13 +115,15 @@ class OptionsTests(TapCase):
             self.assertEqual(parse(*line).blocks[0].what, expected)
 
     def test_path(self) -> None:
-        """A poem with a slash is a path, and stays the same file when twistd changes its folder."""
+        """
+        A poem with a slash is a path, and means the same file after twistd has changed its folder.
+        """
         for path in ("poetry/ecstasy.txt", "./x", "/x/y.txt"):
             (block,) = parse("--poem", path).blocks
             self.assertEqual(block.what, PoemAt(os.path.abspath(path)))
 
     def test_anthology(self) -> None:
-        """An anthology is all there is along the folders."""
+        """An anthology is every poem in the folders."""
         (block,) = parse("--anthology", "--poetry-path", "/a:/b").blocks
         self.assertEqual(block.what, Anthology(["/a", "/b"]))
 
@@ -129,13 +134,13 @@ class OptionsTests(TapCase):
         self.assertEqual([block.port for block in blocks], [1, 2, 3])
 
     def test_tutorial(self) -> None:
-        """After the tutorial's line the options have what its own have."""
+        """With the tutorial's command line the options have the tutorial's keys."""
         options = parse("--port", "10001", "--poem", "poetry/ecstasy.txt")
         self.assertEqual(options["poem"], "poetry/ecstasy.txt")
         self.assertEqual((options["port"], options["iface"]), (10001, "localhost"))
 
     def test_help(self) -> None:
-        """The help says where poems are looked for."""
+        """The help names the folders of poems."""
         text = " ".join(str(Options()).split())
         self.assertIn("/etc/fastpoetry/poetry", text)
         self.assertIn("/usr/share/fastpoetry/poetry", text)
@@ -143,11 +148,11 @@ class OptionsTests(TapCase):
 
 
 class RefusalTests(TapCase):
-    """Tests for what is refused before twistd becomes a daemon, with the option and its value."""
+    """Tests for refusals before twistd becomes a daemon; each names the option and its value."""
 
     @skipUnless(os.geteuid() == 0, "only root becomes somebody else")
     def test_onlyRootsPoem(self) -> None:
-        """A poem that only root can read is refused where the program will be somebody else."""
+        """A poem that only root can read is refused if the program will run as another user."""
         os.chmod(self.ecstasy, 0o600)
         options = parse("--poem", self.ecstasy)
         options.parent = usage.Options()
@@ -162,14 +167,14 @@ class RefusalTests(TapCase):
         self.assertEqual(os.geteuid(), 0)
 
     def test_missingPoem(self) -> None:
-        """A poem that is not there is refused with its path and the cause."""
+        """A missing poem is refused with its path and the cause."""
         self.assertEqual(
             self.refusal("--poem", "/nowhere/x.txt"),
             "--poem /nowhere/x.txt: /nowhere/x.txt: No such file or directory",
         )
 
     def test_unknownPoem(self) -> None:
-        """A name that stands for nothing is refused with those that do."""
+        """An unknown name is refused with the known ones."""
         self.assertEqual(
             self.refusal("--poem", "extasy"),
             f"--poem extasy: no poem extasy in {self.folder}; "
@@ -177,21 +182,21 @@ class RefusalTests(TapCase):
         )
 
     def test_noName(self) -> None:
-        """What is no name is refused, with a word on paths."""
+        """A text that is not a name is refused, with a hint about paths."""
         for name in ("", "..", "ecstasy.txt", "..-..-etc-shadow", ".", "\n", "{}"):
             refusal = self.refusal(f"--poem={name}", "--port=0")
             self.assertIn("--poem ", refusal)
             self.assertIn("no name of a poem", refusal)
 
     def test_emptyAnthology(self) -> None:
-        """An anthology of nothing is refused."""
+        """An empty anthology is refused."""
         self.assertIn(
             "--anthology: no poem to read in /nowhere",
             self.refusalOf("--anthology", "--poetry-path", "/nowhere"),
         )
 
     def refusalOf(self, *line: str) -> str:
-        """@return: why a command line is refused that has a poetry path of its own."""
+        """@return: the refusal of a command line with its own poetry path."""
         return str(
             self.assertRaises(
                 SystemExit, lambda: makeService(parse(*line), self.reactor, self.reactor)
@@ -205,30 +210,30 @@ class RefusalTests(TapCase):
             self.assertEqual(refusal, f"fastpoetry: --poetry-path {path}: names no folder")
 
     def test_twoPoetryPaths(self) -> None:
-        """There is one poetry path."""
+        """A second poetry path is refused."""
         refusal = self.refusal("--poem", "x", "--poetry-path", "/b")
         self.assertEqual(refusal, f"--poetry-path /b: given already, as {self.folder}")
 
     def test_laterPoem(self) -> None:
-        """Every block is looked at."""
+        """Every block is checked."""
         refusal = self.refusal("--poem=ecstasy", "--port=0", "--poem=/nowhere/x", "--port=0")
         self.assertIn("--poem /nowhere/x: ", refusal)
 
 
 class ServiceTests(TapCase):
-    """Tests for the service that a command line becomes."""
+    """Tests for the service made from a command line."""
 
     def setUp(self) -> None:
         super().setUp()
         self.patch(assembly, "Preflight", FakePreflight)
 
     def poems(self) -> list[str]:
-        """@return: what a client of each port would get."""
+        """@return: the poems that a client of each port would get."""
         factories: list[Any] = [factory for _, factory, _, _ in self.reactor.tcpServers]
         return [factory.source.poem.name for factory in factories]
 
     def test_tutorial(self) -> None:
-        """The tutorial's line is a poem and a listener in a block, and what tells systemd."""
+        """The tutorial's command line makes a poem and a listener in a block, and a notifier."""
         service = self.start("--port", "10000", "--poem", self.ecstasy)
         verifyObject(IService, service)
         block = ["PoetryService", "PoetryListener"]
@@ -245,7 +250,7 @@ class ServiceTests(TapCase):
         )
 
     def test_atStart(self) -> None:
-        """A poem is read anew, with a record, when the service starts."""
+        """A poem is read again, with a record, when the service starts."""
         service = self.make("--poem", "science")
         write(self.folder, "science.txt", b"later")
         with capturedLogs() as events:

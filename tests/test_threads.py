@@ -43,7 +43,7 @@ class CallTests(SynchronousTestCase):
         self.reactor = Reactor()
 
     def test_result(self) -> None:
-        """What comes of the work is known when a thread has done it, and not before."""
+        """The result comes when a thread has done the work, and not before."""
         threads = Threads(self)
         done = callAside(self.reactor, lambda: "a poem")
         self.assertNoResult(done)
@@ -51,14 +51,16 @@ class CallTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(done), "a poem")
 
     def test_failure(self) -> None:
-        """So is what it raises."""
+        """An error of the work comes in the same way."""
         threads = Threads(self)
         done = callAside(self.reactor, lambda: 1 // 0)
         threads.work()
         self.failureResultOf(done, ZeroDivisionError)
 
     def test_cancelled(self) -> None:
-        """Who cancels waits no longer, and what comes of the work is dropped in silence."""
+        """
+        A cancelled caller stops waiting, and the result of the work is dropped without a record.
+        """
         threads = Threads(self)
         done = callAside(self.reactor, lambda: "a poem")
         done.cancel()
@@ -66,7 +68,7 @@ class CallTests(SynchronousTestCase):
         threads.work()
 
     def test_elsewhere(self) -> None:
-        """The work has a thread of its own, and its result comes by way of the reactor."""
+        """The work has a thread of its own, and its result comes through the reactor."""
         calls: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
         reactor = mock.Mock(callFromThread=lambda *call: calls.put(call))
         done = callAside(reactor, threading.current_thread)
@@ -78,14 +80,14 @@ class CallTests(SynchronousTestCase):
         self.assertTrue(thread.daemon)
 
     def test_none(self) -> None:
-        """Where no thread can be had, one line says so."""
+        """If no thread can start, the error is one line."""
         start = mock.Mock(side_effect=RuntimeError("can't start new thread"))
         self.patch(threading.Thread, "start", start)
         why = self.assertRaises(ThreadError, startDaemon, lambda: None)
         self.assertEqual(str(why), "no thread can be had: can't start new thread")
 
     def test_end(self) -> None:
-        """A process whose work stands still ends all the same."""
+        """A process whose work hangs ends all the same."""
         environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
         ended = subprocess.run(
             [sys.executable, "-c", _STANDS_STILL], env=environ, capture_output=True, timeout=60

@@ -23,7 +23,7 @@ TLS = ("OpenSSL", "cryptography", "service_identity", "twisted.internet.ssl")
 NEEDLESS = (*TLS, "twisted.application.internet", "automat", "prometheus_client")
 """What a poem does not need."""
 
-# twistd, with a logger that writes down what is loaded once the server listens.
+# twistd with a logger that writes the names of the loaded modules once the server listens.
 _SPYING = """
 import os, sys
 from twisted.scripts.twistd import run
@@ -40,7 +40,7 @@ sys.argv = ["twistd", "--nodaemon", "--pidfile=", "--logger=spy.observer", *sys.
 run()
 """
 
-# Another program, in which what is ours is only a part.
+# Another program, with our service as a part.
 _OTHER = """
 import sys
 from fastpoetry.systemd import adopted, journal, notify
@@ -51,7 +51,7 @@ makeService(options)
 print(*sys.modules)
 """
 
-# Asks for what it had said that it would not.
+# Asks for TLS although it declared that it would not.
 _LATER = """
 from fastpoetry.command.tls import importTwisted
 importTwisted(["tcp:10000"])
@@ -67,38 +67,38 @@ class PlainTests(SynchronousTestCase):
     """Tests for L{isPlain}."""
 
     def test_plain(self) -> None:
-        """Sockets are plain, with or without a PROXY header."""
+        """Socket endpoints are plain, with or without a PROXY header."""
         for each in ("tcp:10000", "tcp:host=x:port=1", "adopted:", "unix:/x", "haproxy:tcp6:1"):
             self.assertTrue(isPlain(each), each)
 
     def test_notPlain(self) -> None:
-        """TLS is not, wherever it stands; nor what nobody knows here."""
+        """TLS endpoints are not plain, wherever TLS is; nor are unknown ones."""
         for each in ("ssl:1", "tls:x:1", "haproxy:ssl:1", "txsni:/x:tcp:1", "onion:1", "", "TCP:1"):
             self.assertFalse(isPlain(each), each)
 
 
 @skipUnless(find_spec("OpenSSL"), "no pyOpenSSL")
 class ProcessTests(SynchronousTestCase):
-    """Tests of what a process loads."""
+    """Tests for the modules that a process loads."""
 
     def setUp(self) -> None:
-        """Make the workplace, and find a port."""
+        """Make the workplace, and find a free port."""
         self.place = Workplace(self)
         self.port = findFreePort()
 
     def begin(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start a twistd that says what it has loaded."""
+        """Start a twistd that writes its loaded modules."""
         return self.place.begin(sys.executable, "-c", _SPYING, *arguments)
 
     def findLoaded(self, process: subprocess.Popen[str], among: Sequence[str]) -> Sequence[str]:
-        """What a process that says so has loaded, among some modules."""
+        """@return: the modules that such a process has loaded, from a list."""
         file = self.place.folder / "loaded"
         waitUntil(lambda: process.poll() is not None or file.exists(), "a server that listens")
         loaded = waitUntil(file.read_text, "what is loaded").split()
         return [name for name in among if name in loaded]
 
     def test_server(self) -> None:
-        """A server of plain sockets loads none of it, and serves."""
+        """A server of plain sockets loads no TLS module, and serves."""
         process = self.begin(
             *("fastpoetry", "--poem", "poetry/ecstasy.txt", "--listen", f"tcp:{self.port}"),
             *("--listen", "unix:socket", "--listen", "haproxy:unix:proxied"),
@@ -108,12 +108,12 @@ class ProcessTests(SynchronousTestCase):
         self.assertEqual(fetchFrom(process, ("127.0.0.1", self.port)), poem)
 
     def test_proxy(self) -> None:
-        """Nor does a proxy whose upstream is a plain socket."""
+        """A proxy with a plain upstream loads no TLS module."""
         process = self.begin("fastpoetry-proxy", "--upstream", "unix:none", "--port", "0")
         self.assertEqual(self.findLoaded(process, TLS), [])
 
     def test_upstream(self) -> None:
-        """A proxy with one upstream behind TLS loads it."""
+        """A proxy with one upstream behind TLS loads the modules."""
         process = self.begin(
             *("fastpoetry-proxy", "--upstream", "unix:none", "--listen", "unix:socket"),
             *("--upstream", f"tls:poems:{self.port}", "--listen", "unix:other"),
@@ -122,7 +122,7 @@ class ProcessTests(SynchronousTestCase):
 
     @skipUnless(shutil.which("openssl"), "no openssl")
     def test_works(self) -> None:
-        """A server with one socket behind TLS serves through it, wherever it is asked for."""
+        """A server with one socket behind TLS serves through it, whichever option asks for it."""
         certificate = str(self.place.folder / "certificate.pem")
         made = self.place.run(
             *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=poems"),
@@ -147,12 +147,12 @@ class ProcessTests(SynchronousTestCase):
             self.assertEqual(receiveAll(client), poem)
 
     def test_otherPrograms(self) -> None:
-        """A program that has our service beside others is as Twisted makes it."""
+        """In a program with our service beside others, Twisted is unchanged."""
         status, loaded, errors = self.place.run(sys.executable, "-c", _OTHER)
         self.assertEqual((status, errors), (0, ""))
         self.assertLessEqual(set(TLS), set(loaded.split()))
 
     def test_later(self) -> None:
-        """Who asks for TLS all the same is refused, and never served in the clear."""
+        """A later request for TLS is refused, and never served in plain text."""
         told = self.place.run(sys.executable, "-c", _LATER)
         self.assertEqual(told, (0, "AssertionError\n", ""))

@@ -1,6 +1,6 @@
 """
-Tests for who comes from the Twisted introduction: C{docs/from-the-tutorial.md} as it is printed,
-and what its part 15 tests of its own server.
+Tests for users of the Twisted introduction: C{docs/from-the-tutorial.md} as printed, and the tests
+that part 15 has for its own server.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ GUIDE = (ROOT / "docs/from-the-tutorial.md").read_text()
 
 class Step(NamedTuple):
     """
-    A command that the guide prints.
+    A command from the guide.
 
     @ivar command: for a shell.
-    @ivar printed: what comes of it; an ellipsis stands for anything.
+    @ivar printed: its output; an ellipsis stands for any text.
     """
 
     command: str
@@ -70,12 +70,12 @@ class Step(NamedTuple):
 
 
 def readFiles() -> dict[str, str]:
-    """The files that the guide prints, by their names."""
+    """The files in the guide, by name."""
     return dict(re.findall(r"^`(\S+)`:\n\n```python\n(.*?)^```", GUIDE, re.M | re.S))
 
 
 def readSteps() -> list[Step]:
-    """The commands that it prints, in order."""
+    """The commands in the guide, in order."""
     blocks = re.findall(r"^( *)```console\n(.*?)^\1```", GUIDE, re.M | re.S)
     text = "".join(dedent(block) for _, block in blocks)
     text = text.replace("\n> ", "\0")  # the lines of one command
@@ -84,10 +84,11 @@ def readSteps() -> list[Step]:
 
 
 class CloneCase(SynchronousTestCase):
-    """A clone, and a twistd on the path."""
+    """A test case with a clone, and a twistd on the path."""
 
     def setUp(self) -> None:
-        # The text's own deployment asks the system for it; a root without /etc/hosts has no answer.
+        # The tutorial's own deployment resolves localhost with the system; a root without
+        # /etc/hosts cannot.
         try:
             socket.gethostbyname("localhost")
         except OSError as why:
@@ -107,12 +108,13 @@ class CloneCase(SynchronousTestCase):
 
 @skipUnless(shutil.which("netcat"), "no netcat")
 class GuideTests(CloneCase):
-    """Somebody who types."""
+    """Tests that run the guide's commands."""
 
     def type(self, step: Step) -> None:
         """
-        Run a command, and see that it prints what the guide says. What only looks at the log looks
-        again until it is there; what ends servers is over when they have ended.
+        Run a command, and check that it prints what the guide says. A command that reads the log is
+        repeated until the text is there; a command that ends servers is followed by a wait for
+        their end.
         """
         if step.command.startswith("export "):
             self.exports.append(step.command)
@@ -127,7 +129,7 @@ class GuideTests(CloneCase):
             waitUntil(lambda: not self.place.findProcesses(), f"the end after {step.command}")
 
     def test_guide(self) -> None:
-        """Whoever types what the guide prints sees what it prints."""
+        """A user who types the guide's commands sees the guide's output."""
         steps = readSteps()
         self.assertGreater(len(steps), 30)
         with ownNetwork():
@@ -136,10 +138,10 @@ class GuideTests(CloneCase):
 
 
 class DeploymentTests(CloneCase):
-    """The text's own deployment, beyond what the guide does with it."""
+    """Tests for the tutorial's own deployment, beyond the guide."""
 
     def test_foreground(self) -> None:
-        """It runs in the foreground as well, and logs there."""
+        """The deployment also runs in the foreground, and logs there."""
         with ownNetwork():
             command = (*findTwistd(), "--nodaemon", "--pidfile=", "--python", "poem.tac")
             twistd = self.place.begin(*command)
@@ -152,10 +154,7 @@ class DeploymentTests(CloneCase):
         self.assertNotIn("journalctl", output)
 
     def test_underWay(self) -> None:
-        """
-        A stop of the program waits for who is in the middle of the poem, though C{TCPServer} does
-        not.
-        """
+        """A stop of the program waits for readers under way, though C{TCPServer} does not."""
         place = self.place
         (place.folder / "poetry/ecstasy.txt").write_bytes(LONG.text)
         with ownNetwork():
@@ -171,9 +170,9 @@ class DeploymentTests(CloneCase):
 
 class Client(Protocol):
     """
-    A client as the text's own: it has the poem when the connection ends.
+    A client like the tutorial's: it has the poem when the connection ends.
 
-    @ivar ended: fires with what came, or fails if that was no clean end.
+    @ivar ended: fires with the bytes, or fails after an unclean end.
     """
 
     def __init__(self) -> None:
@@ -181,11 +180,11 @@ class Client(Protocol):
         self.ended: Deferred[bytes] = Deferred()
 
     def dataReceived(self, data: bytes) -> None:
-        """Keep a piece of the poem."""
+        """Store a piece of the poem."""
         self._poem += data
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """That was all."""
+        """Fire the Deferred."""
         if reason.check(ConnectionDone):
             self.ended.callback(self._poem)
         else:
@@ -194,8 +193,8 @@ class Client(Protocol):
 
 class RealReactorTests(TestCase):
     """
-    What the text tests of its own server, and what else is to be had of ours on the reactor that
-    runs. Trial sees to it that no timer is left in there; that no socket is, each test's end does.
+    The tutorial's tests for its own server, and further tests of ours, on the running reactor.
+    Trial checks that no timer is left; each test's end checks that no socket is.
     """
 
     def setUp(self) -> None:
@@ -210,37 +209,37 @@ class RealReactorTests(TestCase):
         self.factory = PoetryFactory(self.service)
 
     def listen(self, endpoint: Any) -> PoetryListener:
-        """Start a listener of ours."""
+        """Start one of our listeners."""
         listener = PoetryListener(endpoint, self.factory, self.reactor)
         listener.setServiceParent(self.top)
         self.start()
         return listener
 
     def addressesOf(self, listener: PoetryListener) -> tuple[Any, ...]:
-        """@return: where a listener listens, be it TCP or UNIX."""
+        """@return: the addresses of a listener, TCP or UNIX."""
         return listener.addresses
 
     def start(self) -> None:
-        """Start as twistd does."""
+        """Start the service as twistd does."""
         self.top.privilegedStartService()
         self.top.startService()
 
     async def stop(self) -> None:
-        """Stop, and see that nothing is left."""
+        """Stop the service, and check that the reactor is empty."""
         await self.top.stopService()
         self.assertNothingLeft()
 
     def assertNothingLeft(self) -> None:
-        """See that the reactor has nothing but what it needs itself."""
+        """Check that the reactor has only its own readers."""
         self.assertEqual(self.reactor.removeAll(), [])
 
     async def fetch(self, endpoint: IStreamClientEndpoint) -> bytes:
-        """@return: what a client gets."""
+        """@return: the bytes that a client gets."""
         client: Client = await connectProtocol(endpoint, Client())
         return await client.ended
 
     def tcp(self, port: int) -> IStreamClientEndpoint:
-        """@return: where to connect."""
+        """@return: an endpoint to connect to."""
         return TCP4ClientEndpoint(self.reactor, "127.0.0.1", port)
 
     @awaited
@@ -254,7 +253,7 @@ class RealReactorTests(TestCase):
 
     @awaited
     async def test_nobodyThere(self) -> None:
-        """Where the port is closed again, a client is refused."""
+        """After the port is closed, a client is refused."""
         self.start()
         port = self.reactor.listenTCP(0, self.factory, interface="127.0.0.1")
         number = port.getHost().port
@@ -265,7 +264,7 @@ class RealReactorTests(TestCase):
 
     @awaited
     async def test_TCPServer(self) -> None:
-        """So it is with the text's services."""
+        """The tutorial's services do the same."""
         number = findFreePort()
         TCPServer(number, self.factory, interface="127.0.0.1").setServiceParent(self.top)
         self.start()
@@ -275,7 +274,7 @@ class RealReactorTests(TestCase):
 
     @awaited
     async def test_listener(self) -> None:
-        """A listener of ours says where it listens, and lets go of it when it stops."""
+        """Our listener knows its address, and releases it at the stop."""
         listener = self.listen(TCP4ServerEndpoint(self.reactor, 0, interface="127.0.0.1"))
         (address,) = self.addressesOf(listener)
         self.assertEqual(await self.fetch(self.tcp(address.port)), self.poem.read_bytes())
@@ -286,7 +285,7 @@ class RealReactorTests(TestCase):
 
     @awaited
     async def test_UNIX(self) -> None:
-        """So it does on a UNIX socket."""
+        """Our listener does so on a UNIX socket too."""
         path = f"{self.folder}/s"
         self.listen(UNIXServerEndpoint(self.reactor, path))
         poem = await self.fetch(UNIXClientEndpoint(self.reactor, path))
@@ -296,7 +295,7 @@ class RealReactorTests(TestCase):
 
     @awaited
     async def test_underWay(self) -> None:
-        """A stop of it waits for who is in the middle of a poem."""
+        """A stop of our listener waits for readers under way."""
         self.poem.write_bytes(LONG.text)
         listener = self.listen(TCP4ServerEndpoint(self.reactor, 0, interface="127.0.0.1"))
         (address,) = self.addressesOf(listener)
@@ -309,7 +308,7 @@ class RealReactorTests(TestCase):
 
     @awaited
     async def test_again(self) -> None:
-        """What was stopped can be started again."""
+        """A stopped listener can be started again."""
         listener = self.listen(TCP4ServerEndpoint(self.reactor, 0, interface="127.0.0.1"))
         for _ in range(2):
             (address,) = self.addressesOf(listener)

@@ -1,7 +1,7 @@
 """
-Tests of the real twistd with our commands and C{.tac} files, in processes of its own.
+Tests for the real twistd with our commands and C{.tac} files, in processes of its own.
 
-What options mean, and what a module does, is tested beside each; here is what only a process shows.
+Options and modules have tests of their own; these show what only a process can.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ NOBODY = 65534
 
 
 def mayMount() -> bool:
-    """Whether there can be a file system of our own: a container's root may not have one."""
+    """Whether file systems can be mounted: a container's root may not be allowed to."""
     trial = ("unshare", "--mount", "true")
     return subprocess.run(trial, capture_output=True).returncode == 0
 
 
 onlyRoot = skipUnless(os.geteuid() == 0, "only root may change users, roots and mounts")
 
-# A bare container has /dev/log for nobody, and ours must not be everybody's: a /dev for one
-# process, with what that one needs.
+# A bare container has no /dev/log, and ours must not affect other processes: mount a /dev for one
+# process, with the devices it needs.
 _WITH_OWN_DEV = """
 for each in null urandom; do : >"$0/$each"; mount --bind "/dev/$each" "$0/$each"; done
 mount --rbind "$0" /dev
@@ -55,7 +55,7 @@ exec "$@"
 
 
 def readPoem(name: str) -> bytes:
-    """A poem as it is shipped."""
+    """Return a shipped poem."""
     return (ROOT / "poetry" / f"{name}.txt").read_bytes()
 
 
@@ -63,7 +63,7 @@ class TwistdTestCase(SynchronousTestCase):
     """A test in a L{Workplace}."""
 
     def setUp(self) -> None:
-        """Make the workplace, and find a port."""
+        """Make the workplace, and find a free port."""
         self.place = Workplace(self)
         self.folder = self.place.folder
         self.port = findFreePort()
@@ -71,34 +71,34 @@ class TwistdTestCase(SynchronousTestCase):
         self.ecstasy = readPoem("ecstasy")
 
     def stop(self, pid: int) -> None:
-        """End a daemon, and wait until it is gone."""
+        """End a daemon, and wait for its end."""
         os.kill(pid, signal.SIGTERM)
         self.waitFor(lambda: not isRunning(pid))
 
     def waitFor(self, condition: Callable[[], object]) -> None:
-        """Wait until something is true, and show the log if it does not become so."""
+        """Wait until something is true, and show the log if it never is."""
         try:
             waitUntil(condition, "see the log")
         except TimeoutError:
             self.fail(self.place.log)
 
     def waitForLog(self, text: str, times: int = 1) -> None:
-        """Wait until something has been logged so often."""
+        """Wait until a text has been logged so many times."""
         self.waitFor(lambda: self.place.log.count(text) >= times)
 
     def reload(self, pid: int, text: str, times: int = 1) -> None:
-        """Have a daemon reload, and wait until it has logged something so often."""
+        """Reload a daemon, and wait until it has logged a text so many times."""
         os.kill(pid, signal.SIGHUP)
         self.waitForLog(text, times)
 
 
 class TutorialTests(TwistdTestCase):
-    """Tests of the tutorial's line, as it stands."""
+    """Tests for the tutorial's command line, unchanged."""
 
     def test_everythingTheTutorialShows(self) -> None:
         """
-        The daemon serves the poem, logs what it loaded and what it sent, and ends by the number in
-        its pid file, which it takes away.
+        The daemon serves the poem, logs the poem it loaded and sent, ends on a signal to the
+        process ID in its pid file, and removes that file.
         """
         with ownNetwork():
             pid = self.place.daemon(*TUTORIAL.split()[1:])
@@ -119,7 +119,7 @@ class TutorialTests(TwistdTestCase):
 
 
 class ServingTests(TwistdTestCase):
-    """Tests of what our own options serve."""
+    """Tests for our own options."""
 
     def test_blocks(self) -> None:
         """Each block serves its own poem on its own port."""
@@ -131,15 +131,15 @@ class ServingTests(TwistdTestCase):
         self.assertEqual(fetch(("127.0.0.1", other)), readPoem("science"))
 
     def test_anthology(self) -> None:
-        """Each poem of an anthology comes in its turn, which is a random one."""
+        """Each poem of an anthology gets its turn, at random."""
         poems = {readPoem(name) for name in ("alla_sera", "ecstasy", "fascination", "science")}
         self.place.daemon("fastpoetry", "-p", f"{self.port}", "--anthology", "--poetry-path=poetry")
-        # That one of four stays away for so long happens once in 10 ** 24 runs.
+        # The probability that one of four poems stays away for so long is 1 in 10 ** 24.
         seen = {fetch(self.address) for _ in range(200)}
         self.assertEqual(seen, poems)
 
     def test_socket(self) -> None:
-        """A UNIX socket is served for as long as the daemon runs, and is gone then."""
+        """A UNIX socket is served as long as the daemon runs, and then removed."""
         path = str(self.folder / "poem.sock")
         arguments = ("--poem", "poetry/ecstasy.txt", "--listen", "unix:poem.sock")
         pid = self.place.daemon("--rundir", str(self.folder), "fastpoetry", *arguments)
@@ -156,22 +156,22 @@ class ServingTests(TwistdTestCase):
 
 
 class OwnFeaturesTests(TwistdTestCase):
-    """Tests that twistd's own features work with ours."""
+    """Tests for twistd's own features with our commands."""
 
     def setUp(self) -> None:
-        """Have the arguments that most of the tests share."""
+        """Set the arguments that most tests share."""
         super().setUp()
         self.command = ("fastpoetry", "--port", str(self.port), "--poem", "poetry/ecstasy.txt")
 
     def begin(self, *arguments: str) -> None:
-        """Start in the foreground, and fetch."""
+        """Start in the foreground, and fetch the poem."""
         self.process = self.place.begin(*findTwistd(), "--nodaemon", *arguments)
         self.assertEqual(fetchFrom(self.process, self.address), self.ecstasy)
 
     def test_foreground(self) -> None:
         """
-        In the foreground the log is on stdout, and SIGTERM ends it all as it should: twistd dies of
-        the signal once it is done, which systemd and shells take for a clean end.
+        In the foreground the log is on stdout. SIGTERM ends the program cleanly: twistd finally
+        dies of the signal, which systemd and shells treat as a clean end.
         """
         self.begin(*self.command)
         self.process.terminate()
@@ -183,7 +183,7 @@ class OwnFeaturesTests(TwistdTestCase):
         self.assertFalse((self.folder / "twistd.pid").exists())
 
     def test_interrupt(self) -> None:
-        """Ctrl-C ends it in the same way."""
+        """Ctrl-C ends the program in the same way."""
         self.begin(*self.command)
         self.process.send_signal(signal.SIGINT)
         status, output, errors = finish(self.process)
@@ -192,7 +192,7 @@ class OwnFeaturesTests(TwistdTestCase):
         self.assertNotIn("Traceback", output)
 
     def test_rotation(self) -> None:
-        """SIGUSR1 puts the log file aside and begins another."""
+        """SIGUSR1 rotates the log file."""
         pid = self.place.daemon("--logfile", "twistd.log", *self.command)
         fetch(self.address)
         self.waitForLog("bytes of poetry")
@@ -206,7 +206,7 @@ class OwnFeaturesTests(TwistdTestCase):
 
     @skipUnless(mayMount(), "mounting takes root with CAP_SYS_ADMIN")
     def test_syslog(self) -> None:
-        """With C{--syslog} every line goes there."""
+        """With C{--syslog} every line goes to syslog."""
         device = self.folder / "dev"
         device.mkdir()
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
@@ -219,7 +219,7 @@ class OwnFeaturesTests(TwistdTestCase):
             line = b""
             while b"sending" not in line:
                 line = log.recv(4096)
-        # In angle brackets: daemon, or user, and info (RFC 5424, 6.2.1).
+        # In angle brackets: facility daemon or user, and priority info (RFC 5424, 6.2.1).
         self.assertRegex(line, rb"^<(14|30)>.* verse: .*sending \d+ bytes of poetry to 127")
         self.process.terminate()
         self.assertEqual(finish(self.process), (-signal.SIGTERM, "", ""))
@@ -227,8 +227,8 @@ class OwnFeaturesTests(TwistdTestCase):
     @onlyRoot
     def test_otherUser(self) -> None:
         """
-        With C{--uid} and C{--gid} a low port is bound before root is given up, and the poem is
-        read and served by somebody else.
+        With C{--uid} and C{--gid} a low port is bound before root privileges are dropped, and the
+        poem is read and served as another user.
         """
         os.chown(self.folder, NOBODY, NOBODY)
         user = ("--uid", str(NOBODY), "--gid", str(NOBODY))
@@ -246,8 +246,8 @@ class OwnFeaturesTests(TwistdTestCase):
     @onlyRoot
     def test_otherUserMayNotRead(self) -> None:
         """
-        A poem that only root may read ends a start as somebody else, with exit status 1 and one
-        line that says how to mend it.
+        A poem that only root may read ends a start as another user, with exit status 1 and one line
+        that says how to fix it.
         """
         (self.folder / "poetry/ecstasy.txt").chmod(0o600)
         user = ("--uid", str(NOBODY), "--gid", str(NOBODY))
@@ -262,7 +262,7 @@ class OwnFeaturesTests(TwistdTestCase):
         self.assertEqual(self.place.findProcesses(), [])
 
     def test_umask(self) -> None:
-        """C{--umask} is the daemon's."""
+        """C{--umask} sets the daemon's umask."""
         pid = self.place.daemon("--umask", "027", *self.command)
         self.assertEqual(statusOf(pid)["Umask"], "0027")
         self.assertEqual((self.folder / "twistd.pid").stat().st_mode & 0o777, 0o640)
@@ -270,8 +270,8 @@ class OwnFeaturesTests(TwistdTestCase):
 
     def test_otherFolder(self) -> None:
         """
-        A relative path means the folder that the daemon was started in, wherever it goes to live,
-        at a reload too.
+        A relative path is relative to the folder of the daemon's start, even after the daemon has
+        changed its folder, and at a reload.
         """
         elsewhere = self.folder / "elsewhere"
         elsewhere.mkdir()
@@ -281,13 +281,11 @@ class OwnFeaturesTests(TwistdTestCase):
         self.reload(pid, "loaded a poem from", times=2)
 
     def startBeneath(self, *arguments: str) -> int:
-        """
-        Start a daemon beneath another root, which has a poem of its own where the first has one.
-        """
+        """Start a daemon under another root, which has its own poem at the same path."""
         inside = Path(f"{self.folder}/root{self.folder}")
         (inside / "poetry").mkdir(parents=True)
         (inside / "poetry/ecstasy.txt").write_bytes(b"Another ecstasy\n")
-        # twistd opens it, to have a descriptor in reserve.
+        # twistd opens it to reserve a descriptor.
         (self.folder / "root/dev").mkdir()
         (self.folder / "root/dev/null").touch()
         command = ("--chroot", "root", *self.command, *arguments)
@@ -295,7 +293,7 @@ class OwnFeaturesTests(TwistdTestCase):
 
     @onlyRoot
     def test_otherRoot(self) -> None:
-        """With C{--chroot} what is served is the poem at that path beneath the root."""
+        """With C{--chroot} the poem at that path under the new root is served."""
         pid = self.startBeneath("--iface", "127.0.0.1")
         self.assertEqual(fetch(self.address), b"Another ecstasy\n")
         self.stop(pid)
@@ -303,18 +301,16 @@ class OwnFeaturesTests(TwistdTestCase):
 
     @onlyRoot
     def test_localhost(self) -> None:
-        """
-        The default interface is there even where nothing says what C{localhost} is (RFC 6761, 6.3).
-        """
+        """The default interface works even if C{localhost} cannot be resolved (RFC 6761, 6.3)."""
         self.startBeneath()
         self.assertEqual(fetch(self.address), b"Another ecstasy\n")
 
 
 class ReloadTests(TwistdTestCase):
-    """Tests of SIGHUP."""
+    """Tests for SIGHUP."""
 
     def test_changedPoem(self) -> None:
-        """The same process serves what the file holds now."""
+        """The same process serves the file's new content."""
         command = ("fastpoetry", "-p", str(self.port), "--poem", "./poem.txt")
         (self.folder / "poem.txt").write_bytes(b"Once\n")
         pid = self.place.daemon(*command)
@@ -327,8 +323,8 @@ class ReloadTests(TwistdTestCase):
 
     def test_brokenPoem(self) -> None:
         """
-        A poem that can no longer be read leaves the old one in place, with exactly one record that
-        names path and cause; once it is mended it is served.
+        If the poem becomes unreadable the old one stays, with exactly one record of path and cause;
+        once fixed, it is served.
         """
         poem = self.folder / "poetry/ecstasy.txt"
         pid = self.place.daemon("fastpoetry", "-p", str(self.port), "--poem", "poetry/ecstasy.txt")
@@ -343,7 +339,7 @@ class ReloadTests(TwistdTestCase):
         self.assertEqual(re.findall("#error|#critical|Traceback", self.place.log), ["#error"])
 
     def test_administratorsPoem(self) -> None:
-        """A name is looked up anew, so that a poem in an earlier folder takes over."""
+        """A name is looked up again at a reload, so that a poem in an earlier folder takes over."""
         own = self.folder / "own"
         own.mkdir()
         command = ("fastpoetry", "-p", f"{self.port}", "--poem=ecstasy", "--poetry-path=own:poetry")
@@ -355,19 +351,19 @@ class ReloadTests(TwistdTestCase):
 
 
 class RefusalTestCase(TwistdTestCase):
-    """A test of a start that is refused."""
+    """A test case for refused starts."""
 
     def assertRefused(self, *arguments: str, says: str, before: tuple[str, ...] = ()) -> None:
         """
-        The command ends with exit status 1 and one line on stderr, in the foreground and as a
-        daemon; and there is no process, log or pid file.
+        Assert that the command ends with exit status 1 and one line on stderr, in the foreground
+        and as a daemon, and leaves no process, log or pid file.
 
-        @param says: what to find in the line.
+        @param says: a text in the line.
         @param before: a command that runs twistd.
         """
         files = sorted(self.folder.rglob("*"))
         command = (*before, *findTwistd())
-        # One after the other: each tries the ports of the blocks before the one that is refused.
+        # One after the other: each tries the ports of the blocks before the refused one.
         for options in (("-n", "--pidfile=own.pid"), ()):
             status, output, errors = self.place.run(*command, *options, "fastpoetry", *arguments)
             self.assertEqual((status, output), (1, ""), errors)
@@ -379,40 +375,43 @@ class RefusalTestCase(TwistdTestCase):
 
 
 class PoemRefusalTests(RefusalTestCase):
-    """Tests of poems that cannot be served."""
+    """Tests for poems that cannot be served."""
 
     def assertPoemRefused(self, cause: str, before: tuple[str, ...] = ()) -> None:
-        """The path C{poetry/bad.txt} is refused with a line that has option, path and cause."""
+        """
+        Assert that the path C{poetry/bad.txt} is refused with a line that has option, path and
+        cause.
+        """
         says = f"--poem poetry/bad.txt: {self.folder}/poetry/bad.txt: {cause}"
         arguments = ("--port", str(self.port), "--poem", "poetry/bad.txt")
         self.assertRefused(*arguments, says=says, before=before)
 
     @property
     def bad(self) -> Path:
-        """What is refused."""
+        """The refused path."""
         return self.folder / "poetry/bad.txt"
 
     def test_missing(self) -> None:
-        """There must be a file."""
+        """A missing file is refused."""
         self.assertPoemRefused("No such file or directory")
 
     def test_unreadable(self) -> None:
-        """A file that may not be read is refused with a line that says how to mend it."""
+        """An unreadable file is refused with a line that says how to fix it."""
         self.bad.write_bytes(b"For nobody's eyes\n")
         self.bad.chmod(0)
-        # Root reads everything, unless it is told not to.
+        # Root can read every file, unless it drops that capability.
         drop = "--bounding-set=-dac_override,-dac_read_search"
         before = ("setpriv", drop, "--inh-caps=-all") if os.geteuid() == 0 else ()
         mend = f"; mend it with: chmod a+r {self.bad}"
         self.assertPoemRefused(f"Permission denied (uid {os.geteuid()}){mend}", before)
 
     def test_empty(self) -> None:
-        """A poem has at least one byte."""
+        """An empty poem is refused."""
         self.bad.touch()
         self.assertPoemRefused("is empty")
 
     def test_folder(self) -> None:
-        """A folder is none."""
+        """A folder is refused."""
         self.bad.mkdir()
         self.assertPoemRefused("is a folder")
 
@@ -434,26 +433,24 @@ class PoemRefusalTests(RefusalTestCase):
         self.assertRefused("--poem", "/dev/zero", says=says)
 
     def test_tooLarge(self) -> None:
-        """One byte above 64 MiB is too much."""
+        """A file one byte above 64 MiB is refused."""
         with open(self.bad, "wb") as file:
             file.truncate(64 * 1024 * 1024 + 1)
         self.assertPoemRefused("has 67108865 bytes; a poem has 67108864 (64 MiB) at most")
 
     def test_danglingLink(self) -> None:
-        """A link to nowhere is a poem that is missing."""
+        """A dangling link is refused as a missing poem."""
         self.bad.symlink_to("nowhere")
         self.assertPoemRefused("No such file or directory")
 
     def test_secondOfTwo(self) -> None:
-        """One bad poem among good ones is enough."""
+        """One bad poem among good ones is refused."""
         good = ("--poem", "poetry/ecstasy.txt", "--port", str(self.port))
         bad = ("--poem", "./no.txt", "--port", str(findFreePort()))
         self.assertRefused(*good, *bad, says=f"--poem ./no.txt: {self.folder}/no.txt: No such file")
 
     def test_unknownName(self) -> None:
-        """
-        A name that is not there is refused with the folders, what is in them, and the nearest.
-        """
+        """An unknown name is refused with the folders, their poems, and the nearest name."""
         self.assertRefused(
             "--poem=ecstacy",
             "--poetry-path=poetry:none",
@@ -462,85 +459,85 @@ class PoemRefusalTests(RefusalTestCase):
         )
 
     def test_emptyAnthology(self) -> None:
-        """An anthology of nothing is refused."""
+        """An empty anthology is refused."""
         says = f"--anthology: no poem to read in {self.folder}/none"
         self.assertRefused("--anthology", "--poetry-path=none", says=says)
 
     def test_nameThatIsNone(self) -> None:
-        """A name that leads elsewhere is refused."""
+        """A name that leads out of the folder is refused."""
         self.assertRefused("--poem", "..", says="--poem ..: '..' is no name of a poem")
 
     def test_hostileName(self) -> None:
-        """What would make another line, or command the terminal, is shown as what it is."""
+        """Characters that would break the line or control the terminal are escaped."""
         name = "a\nb\x1b[2J\r\u2028\udcff"  # the last is a byte that is not UTF-8
         says = r"--poem a\nb\x1b[2J\r\u2028\udcff: "
         self.assertRefused("--poem", name, says=says)
 
     def test_hostilePath(self) -> None:
-        """So is what a path holds."""
+        """Such characters in a path are escaped too."""
         says = rf"--poem ./a\nb\x1b[2J: {self.folder}/a\nb\x1b[2J: No such file"
         self.assertRefused("--poem", "./a\nb\x1b[2J", says=says)
 
 
 class OptionRefusalTests(RefusalTestCase):
-    """Tests of options that cannot be meant, and of places that cannot be had."""
+    """Tests for invalid options and unavailable addresses."""
 
     poem = ("--poem", "poetry/ecstasy.txt")
 
     def test_nothing(self) -> None:
-        """There must be something to serve."""
+        """A command line without a poem is refused."""
         self.assertRefused(says="nothing to serve: say what with --poem or --anthology")
 
     def test_unknownOption(self) -> None:
-        """An option that is none is refused by its name."""
+        """An unknown option is refused with its name."""
         self.assertRefused("--pome", "ecstasy", says="option --pome not recognized")
 
     def test_hostileOption(self) -> None:
-        """An option that is none stays on its line."""
+        """An unknown option with control characters is refused in one line."""
         self.assertRefused("--a\n\x1b[2J", says=r"option --a\n\x1b[2J not recognized")
 
     def test_strayArgument(self) -> None:
-        """An argument that belongs to no option is refused by what it is."""
+        """A stray argument is refused with its text."""
         self.assertRefused(*self.poem, "science", says="science: ")
 
     def test_missingValue(self) -> None:
-        """An option that needs a value is refused without."""
+        """An option without its value is refused."""
         self.assertRefused("--poem", says="option --poem requires argument")
 
     def test_twice(self) -> None:
-        """A block has one port."""
+        """A second port for a block is refused."""
         twice = ("--port", "10001", "--port", "10002")
         self.assertRefused(*twice, *self.poem, says="--port 10002: given already (10001)")
 
     def test_pathTwice(self) -> None:
-        """The process has one poetry path."""
+        """A second poetry path is refused."""
         twice = ("--poetry-path", "one", "--poetry-path", "two")
         self.assertRefused(*twice, *self.poem, says="--poetry-path two: given already, as one")
 
     def test_pathOfNothing(self) -> None:
-        """A poetry path names a folder."""
+        """An empty poetry path is refused."""
         self.assertRefused("--poetry-path", ":", "--poem", "ecstasy", says="--poetry-path :")
 
     def test_secondBlockWithoutAPort(self) -> None:
-        """A second block needs a place of its own."""
+        """A second block without its own address is refused."""
         says = "--poem science: a second block needs a --port or --listen of its own"
         self.assertRefused(*self.poem, "--poem", "science", says=says)
 
     def test_portOutOfRange(self) -> None:
-        """There is no port 65536."""
+        """Port 65536 is refused."""
         says = "--port 65536: not a port from 0 to 65535"
         self.assertRefused("--port", "65536", *self.poem, says=says)
 
     def test_portOfManyDigits(self) -> None:
-        """A number that Python does not read is no port either."""
+        """A port with too many digits for Python is refused."""
         self.assertRefused("--port", "9" * 5000, *self.poem, says=": not a port from 0 to 65535")
 
     def test_countOfManyDigits(self) -> None:
-        """Nor is it a number of readers."""
+        """A number of readers with too many digits is refused."""
         self.assertRefused("--max-readers", "9" * 5000, *self.poem, says="--max-readers 9999")
 
     def test_portTaken(self) -> None:
-        """A port that somebody serves is refused."""
+        """A port in use is refused."""
         with socket.create_server(self.address):
             says = f"--port {self.port} --iface localhost: Address already in use"
             self.assertRefused("--port", str(self.port), *self.poem, says=says)
@@ -552,7 +549,7 @@ class OptionRefusalTests(RefusalTestCase):
         self.assertRefused(*self.poem, *port, *self.poem, *port, says=says)
 
     def test_endpointTaken(self) -> None:
-        """So is an endpoint that somebody serves, with a layer above it too."""
+        """An endpoint in use is refused, with or without a layer above."""
         description = f"tcp:{self.port}:interface=127.0.0.1"
         with socket.create_server(self.address):
             for listen in (description, f"haproxy:{description}"):
@@ -560,13 +557,13 @@ class OptionRefusalTests(RefusalTestCase):
                 self.assertRefused(*self.poem, "--listen", listen, says=says)
 
     def test_endpointTwice(self) -> None:
-        """The same endpoint twice is refused."""
+        """An endpoint given twice is refused."""
         listen = f"tcp:{self.port}:interface=127.0.0.1"
         twice = ("--listen", listen, "--listen", listen)
         self.assertRefused(*self.poem, *twice, says=f"--listen {listen}: ")
 
     def test_interface(self) -> None:
-        """An address that is not this machine's is refused."""
+        """An address of another machine is refused."""
         arguments = ("--iface", "192.0.2.1", "--port", str(self.port))
         says = f"--port {self.port} --iface 192.0.2.1: Cannot assign requested address"
         self.assertRefused(*self.poem, *arguments, says=says)
@@ -577,39 +574,39 @@ class OptionRefusalTests(RefusalTestCase):
         self.assertRefused(*self.poem, "--listen", "tpc:1", says=says)
 
     def test_endpointThatDoesNotParse(self) -> None:
-        """An endpoint of a known kind is refused for what it says."""
+        """An endpoint of a known kind with wrong arguments is refused."""
         says = "--listen tcp:ten: not a Twisted endpoint description: "
         self.assertRefused(*self.poem, "--listen", "tcp:ten", says=says)
 
     def test_hostileEndpoint(self) -> None:
-        """A description stays on its line."""
+        """A description with control characters is refused in one line."""
         says = r"--listen a\n\x1b[2J: not a Twisted endpoint description: "
         self.assertRefused(*self.poem, "--listen", "a\n\x1b[2J", says=says)
 
     def test_endpointAndPort(self) -> None:
-        """An endpoint and a port exclude each other."""
+        """An endpoint together with a port is refused."""
         arguments = ("--listen", "tcp:1", "--port", "2")
         says = "--poem poetry/ecstasy.txt: --listen tcp:1 excludes --port and --iface"
         self.assertRefused(*self.poem, *arguments, says=says)
 
     def test_nothingToAdopt(self) -> None:
-        """Where nothing was passed, nothing can be adopted."""
+        """Without passed sockets, adopting is refused."""
         says = "adopted: no descriptor was passed"
         self.assertRefused(*self.poem, "--listen", "adopted:", says=says)
 
     def test_noFolderForASocket(self) -> None:
-        """A socket needs a folder that is there."""
+        """A socket in a missing folder is refused."""
         listen = f"unix:{self.folder}/none/poem.sock"
         says = f"--listen {listen}: No such file or directory"
         self.assertRefused(*self.poem, "--listen", listen, says=says)
 
     def test_socketOnAFile(self) -> None:
-        """A socket takes the place of nothing else."""
+        """A socket in the place of another file is refused."""
         listen = f"unix:{self.folder}/poetry/science.txt"
         self.assertRefused(*self.poem, "--listen", listen, says=f"--listen {listen}: File exists")
 
     def test_socketTaken(self) -> None:
-        """A socket that somebody serves is refused."""
+        """A socket in use is refused."""
         path = str(self.folder / "poem.sock")
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(path)
@@ -619,7 +616,7 @@ class OptionRefusalTests(RefusalTestCase):
 
 
 class DeploymentTests(TwistdTestCase):
-    """Tests of the C{.tac} files, from a clone."""
+    """Tests for the C{.tac} files, from a clone."""
 
     deployments = {
         "fastpoetry.tac": {10000: "ecstasy"},
@@ -629,13 +626,13 @@ class DeploymentTests(TwistdTestCase):
     }
 
     def setUp(self) -> None:
-        """Stand in the clone, and not in a folder that has poems too."""
+        """Change to the clone, and not to a folder with poems."""
         super().setUp()
         self.place.folder = ROOT
         self.pidFile = f"--pidfile={self.folder}/twistd.pid"
 
     def test_served(self) -> None:
-        """By twistd each serves its poems on its ports."""
+        """twistd serves the poems of each file on their ports."""
         for name, poems in self.deployments.items():
             with ownNetwork():
                 command = ("--nodaemon", self.pidFile, "--python", f"packaging/tac/{name}")
@@ -648,7 +645,7 @@ class DeploymentTests(TwistdTestCase):
             self.assertIn(f"loaded a poem from: {ROOT}/poetry/ecstasy.txt\n", output)
 
     def test_elsewhere(self) -> None:
-        """The clone's poems are found from any other folder, and as a daemon."""
+        """The clone's poems are found from any other folder, and by a daemon."""
         self.place.folder = self.folder
         for name, poems in self.deployments.items():
             with ownNetwork():
@@ -658,7 +655,7 @@ class DeploymentTests(TwistdTestCase):
                 self.stop(pid)
 
     def test_refused(self) -> None:
-        """What cannot be served is refused as on a command line."""
+        """A poem that cannot be served is refused as on a command line."""
         for name in self.deployments:
             with ownNetwork(), socket.create_server(("127.0.0.1", 10000)):
                 status, output, errors = self.place.run(
@@ -668,7 +665,7 @@ class DeploymentTests(TwistdTestCase):
             self.assertRegex(errors, r"^fastpoetry: .*:?10000.*: Address already in use\n$")
 
     def test_plainPython(self) -> None:
-        """Plain Python does nothing with them, even where their ports are taken."""
+        """Plain Python starts no server from them, even if their ports are in use."""
         for name in self.deployments:
             with ownNetwork(), socket.create_server(("127.0.0.1", 10000)):
                 ended = self.place.run(sys.executable, f"packaging/tac/{name}")

@@ -1,4 +1,4 @@
-"""Tests of what is public: its names, its annotations in somebody else's program, its pages."""
+"""Tests for the public interface: its names, its annotations in another program, its pages."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ MODULES = [
 
 
 class NamesTests(SynchronousTestCase):
-    """Tests for what a version number promises something of."""
+    """Tests for the names that the version number covers."""
 
     def test_all(self) -> None:
-        """Each public module says which names are, and has them, with a docstring each."""
+        """Each public module lists its public names, and has them, with a docstring each."""
         for name in MODULES:
             module = import_module(name)
             for public in module.__all__:
@@ -36,7 +36,7 @@ class NamesTests(SynchronousTestCase):
                 self.assertFalse(public.startswith("_"))
 
     def test_guide(self) -> None:
-        """The guide names each of those modules."""
+        """The guide names each public module."""
         text = (ROOT / "docs/twisted-under-systemd.md").read_text("utf-8")
         _, _, promise = text.partition("## What you can build on")
         for name in MODULES:
@@ -44,7 +44,7 @@ class NamesTests(SynchronousTestCase):
 
 
 class UsesTests(SynchronousTestCase):
-    """Tests that the annotated program leaves out nothing that is public."""
+    """Tests that the annotated program uses every public name."""
 
     def setUp(self) -> None:
         nodes = list(ast.walk(ast.parse((PROGRAM / "program.py").read_text("utf-8"))))
@@ -58,11 +58,11 @@ class UsesTests(SynchronousTestCase):
         }
 
     def test_names(self) -> None:
-        """It uses every name."""
+        """The program uses every name."""
         self.assertEqual(self.public.keys() - self.names, set())
 
     def test_members(self) -> None:
-        """It uses everything that a class has."""
+        """The program uses every member of a class."""
         members = {
             f"{name}.{member}"
             for name, found in self.public.items()
@@ -73,7 +73,7 @@ class UsesTests(SynchronousTestCase):
         self.assertEqual(members, set())
 
     def test_keywords(self) -> None:
-        """It uses every argument that goes by name alone."""
+        """The program uses every keyword-only argument."""
         functions = [*self.public.values()]
         for found in filter(inspect.isclass, self.public.values()):
             functions += [
@@ -91,10 +91,10 @@ class UsesTests(SynchronousTestCase):
 
 
 class TypesTests(SynchronousTestCase):
-    """Tests for the annotations of what is public."""
+    """Tests for the annotations of public names."""
 
     def check(self, tool: str, *arguments: str) -> None:
-        """Check with a tool of C{make check}, beside the program."""
+        """Run a tool of C{make check} in the program's folder."""
         command = shutil.which(tool, path=os.path.dirname(sys.executable))
         if command is None:
             raise SkipTest(f"{tool} is not installed; make check installs it")
@@ -110,16 +110,17 @@ class TypesTests(SynchronousTestCase):
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
 
     def test_mypy(self) -> None:
-        """mypy, as strict as can be, needs its one line for zope.interface."""
+        """Strict mypy accepts the program with one line of configuration, for zope.interface."""
         self.check("mypy", "--config-file=mypy.ini", f"--cache-dir={os.devnull}", "program.py")
 
     def test_pyright(self) -> None:
-        """pyright has no plugin, and needs none."""
-        # The same checker with its program in it, which pyright fetches from npm at its first run.
+        """pyright accepts the program; it has no plugin and needs none."""
+        # The same checker with its program included, which pyright fetches from npm at its first
+        # run.
         self.check("basedpyright", f"--pythonpath={sys.executable}", "--project=.")
 
     def test_pages(self) -> None:
-        """The pages of the API can be built without a warning."""
+        """The API pages build without a warning."""
         quiet = ("--quiet", "--warnings-as-errors", "--docformat=epytext")
         where = (f"--project-base-dir={ROOT}", f"--html-output={makeFolder(self)}")
         self.check("pydoctor", *quiet, *where, str(ROOT / "fastpoetry"))

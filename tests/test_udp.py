@@ -30,10 +30,10 @@ POEM = (ROOT / "poetry/ecstasy.txt").read_bytes()
 
 
 class TacTests(SynchronousTestCase):
-    """One poem, by TCP and by UDP."""
+    """Tests for one poem over TCP and UDP."""
 
     def setUp(self) -> None:
-        """Lay out a clone with the poems."""
+        """Make a clone with the poems."""
         self.place = Workplace(self)
         self.poem = self.place.folder / "poetry/ecstasy.txt"
         self.tac = self.place.folder / "packaging/tac/poetry-udp.tac"
@@ -42,7 +42,7 @@ class TacTests(SynchronousTestCase):
 
     @contextmanager
     def serve(self) -> Iterator[socket.socket]:
-        """Run twistd, and connect to it by UDP."""
+        """Run twistd, and connect to its UDP port."""
         with ownNetwork():
             command = ("--nodaemon", "--pidfile=", "--python", str(self.tac))
             twistd = self.place.begin(*findTwistd(), *command)
@@ -57,14 +57,14 @@ class TacTests(SynchronousTestCase):
         self.assertNotIn("Traceback", self.log)
 
     def ask(self, poem: bytes) -> bytes:
-        """@return: the answer to a datagram, where this is the poem."""
+        """@return: the answer to a datagram, from a server of this poem."""
         self.poem.write_bytes(poem)
         with self.serve() as client:
             client.send(b"whatever\n")
             return client.recv(65536)
 
     def test_firstLines(self) -> None:
-        """A datagram is answered with as many of the poem's lines as 512 bytes have room for."""
+        """The answer to a datagram is as many of the poem's lines as fit into 512 bytes."""
         answer = self.ask(POEM)
         self.assertTrue(POEM.startswith(answer) and answer.endswith(b"\n"))
         following = POEM[len(answer) :].split(b"\n")[0] + b"\n"
@@ -72,24 +72,24 @@ class TacTests(SynchronousTestCase):
         self.assertGreater(len(answer + following), 512)
 
     def test_short(self) -> None:
-        """A poem that has room is sent whole."""
+        """A poem that fits is sent whole."""
         poem = b"x" * 63 + b"\n"
         self.assertEqual(self.ask(poem * 8), poem * 8)
 
     def test_longLine(self) -> None:
-        """Of a line that has no room there is the beginning."""
+        """Of a line that does not fit the beginning is sent."""
         self.assertEqual(self.ask(b"x" * 1000), b"x" * 512)
 
     @skipUnless(shutil.which("nc"), "no nc")
     def test_netcat(self) -> None:
-        """Whoever has netcat can read it."""
+        """netcat can read the answer."""
         with self.serve():
             status, output, _ = self.place.run("sh", "-c", "echo | nc -u -w 1 127.0.0.1 10000")
         self.assertEqual(status, 0)
         self.assertTrue(POEM.startswith(output.encode()) and len(output) > 400)
 
     def test_taken(self) -> None:
-        """A port that is taken is refused in one line."""
+        """A port in use is refused in one line."""
         with ownNetwork(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
             taken.bind(ADDRESS)
             ended = self.place.run(*findTwistd(), "--python", str(self.tac))
@@ -98,26 +98,26 @@ class TacTests(SynchronousTestCase):
 
 
 class Transport:
-    """Where answers go."""
+    """A transport for the answers."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[bytes, Address]] = []
         self.fault: OSError | None = None
 
     def write(self, datagram: bytes, address: Address) -> None:
-        """Keep the answer, or fail."""
+        """Store the answer, or fail."""
         if self.fault is not None:
             raise self.fault
         self.sent.append((datagram, address))
 
 
 class DatagramTests(SynchronousTestCase):
-    """Tests for what the deployment does with datagrams, at a time that the test sets."""
+    """Tests for how the deployment handles datagrams, on a fake clock."""
 
     def setUp(self) -> None:
         service = PoetryService(ROOT / "poetry/ecstasy.txt")
         service.startService()
-        # Under this name it only defines what it needs.
+        # Under this name the file only defines its functions and classes.
         found = run_path(str(TAC), run_name="__main__")
         self.now = 0.5
         found["PoetryDatagrams"].datagramReceived.__globals__["monotonic"] = lambda: self.now
@@ -126,14 +126,14 @@ class DatagramTests(SynchronousTestCase):
         self.protocol.transport = self.transport
 
     def flood(self) -> int:
-        """@return: how many of many datagrams are answered."""
+        """@return: the number of answers to many datagrams."""
         before = len(self.transport.sent)
         for _ in range(1000):
             self.protocol.datagramReceived(b"", CLIENT)
         return len(self.transport.sent) - before
 
     def test_noAmplifier(self) -> None:
-        """Of a flood few are answered, until the next second."""
+        """Of a flood few datagrams are answered, until the next second."""
         self.assertEqual(self.flood(), 20)
         self.now = 0.9
         self.assertEqual(self.flood(), 0)
@@ -141,12 +141,12 @@ class DatagramTests(SynchronousTestCase):
         self.assertEqual(self.flood(), 20)
 
     def test_sender(self) -> None:
-        """Who has asked is answered, and nobody else."""
+        """The answer goes only to the sender of the datagram."""
         self.protocol.datagramReceived(b"", CLIENT)
         self.assertEqual([address for _, address in self.transport.sent], [CLIENT])
 
     def test_lost(self) -> None:
-        """An answer that cannot be sent is lost, and that is all."""
+        """An answer that cannot be sent is lost, without a further effect."""
         self.transport.fault = PermissionError(1, "Operation not permitted")
         self.protocol.datagramReceived(b"", CLIENT)
         self.transport.fault = None

@@ -1,4 +1,4 @@
-"""Tests of the settings of the units: that they agree with each other and with the program."""
+"""Tests that the units' settings agree with each other and with the program."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ UNITS = CLONE / "packaging/systemd"
 
 
 def test_limits() -> None:
-    """The limits in the units leave room for what the program allows itself."""
+    """The limits in the units leave room for the program's own limits."""
     limits = Limits()
     unit = readSettings("fastpoetry@")
     assert int(unit["LimitNOFILE"]) >= 2 * limits.maxReaders + 100
@@ -23,8 +23,8 @@ def test_limits() -> None:
 
 def test_sameSettings() -> None:
     """
-    The two services differ in their names and in what they serve, and in nothing else; the proxy
-    in its network and its copy too. All share their drop-ins.
+    The two services differ only in their names and in what they serve; the proxy also in its
+    network and its copy. All share their drop-ins.
     """
     poem, quote, proxy = map(readSettings, ("fastpoetry@", "fastpoetry", "fastpoetry-proxy@"))
     named = {"Description", "Requires", "After", "Also", "ExecStart"}
@@ -42,14 +42,12 @@ def test_sameSettings() -> None:
 
 
 def listDiffering(one: dict[str, str], other: dict[str, str]) -> set[str]:
-    """Which settings two units do not share."""
+    """@return: the settings that two units do not share."""
     return {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
 
 
 def readSettings(name: str) -> dict[str, str]:
-    """
-    The settings of a service and of the drop-in that says how it runs; those of one name together.
-    """
+    """@return: the settings of a service and of the drop-in for its running, grouped by name."""
     settings: dict[str, str] = {}
     parts = (f"{name}.service", f"{name}.service.d/20-service.conf")
     text = "".join((UNITS / part).read_text() for part in parts)
@@ -61,7 +59,7 @@ def readSettings(name: str) -> dict[str, str]:
 
 
 def test_waits() -> None:
-    """What a person or a reader waits for at most is what ships: the other tests set it lower."""
+    """The longest waits of a person or a reader are the shipped ones: other tests lower them."""
     pause = (UNITS / "fastpoetry-pause@.service").read_text()
     assert "exit-code|protocol) exec sleep 5 ;;" in pause
     shipped = {"WatchdogSec": "10", "TimeoutAbortSec": "5", "TimeoutStopSec": "30"}

@@ -34,7 +34,7 @@ class FakeNames:
     """
     Names as C{getaddrinfo} knows them.
 
-    @ivar asked: which were looked up.
+    @ivar asked: the names that were looked up.
     """
 
     def __init__(self, **names: list[str]) -> None:
@@ -54,7 +54,7 @@ class FakeNames:
 
 
 class ParseTests(SynchronousTestCase):
-    """Tests for L{parseUpstream}: what is connected to."""
+    """Tests for L{parseUpstream}: the addresses connected to."""
 
     def setUp(self) -> None:
         self.reactor = Reactor()
@@ -63,7 +63,7 @@ class ParseTests(SynchronousTestCase):
         self.reactor.installNameResolver(Resolver(self.reactor, self.names))
 
     def connect(self, description: str) -> list[tuple[Any, ...]]:
-        """@return: each connection that is tried while nobody answers."""
+        """@return: each connection attempt while no upstream answers."""
         endpoint = parseUpstream(description, self.reactor)
         verifyObject(IStreamClientEndpoint, endpoint)
         connecting = endpoint.connect(Factory.forProtocol(Protocol))
@@ -79,8 +79,8 @@ class ParseTests(SynchronousTestCase):
 
     def test_address(self) -> None:
         """
-        An IPv4 address and a port are connected to, by name or by their order, without a thread,
-        and for as long as who connects likes.
+        An IPv4 address and a port, given by name or by position, are connected to without a thread,
+        with the caller's timeout.
         """
         for description in (
             "tcp:host=127.0.0.1:port=10000",
@@ -92,7 +92,7 @@ class ParseTests(SynchronousTestCase):
         self.assertEqual(self.names.asked, [])
 
     def test_IPv6(self) -> None:
-        """So is an IPv6 address, however it is written."""
+        """An IPv6 address in any form is connected to."""
         for description in (
             "tcp:host=::1:port=10011",
             "tcp:port=10011:host=::1",
@@ -117,7 +117,7 @@ class ParseTests(SynchronousTestCase):
         self.assertEqual(self.connect("tcp:six:10000"), [("::1", 10000, None, None)])
 
     def test_source(self) -> None:
-        """The address to connect from can be said."""
+        """An option sets the address to connect from."""
         self.assertEqual(
             self.connect("tcp:127.0.0.1:10000:bindAddress=127.0.0.2"),
             [("127.0.0.1", 10000, None, ("127.0.0.2", 0))],
@@ -131,17 +131,17 @@ class ParseTests(SynchronousTestCase):
         self.assertEqual(path, "/run/x[a].sock")
 
     def test_noThread(self) -> None:
-        """Where no thread can be had to look a name up, connecting fails with that."""
+        """If no thread can start to look a name up, connecting fails with that error."""
         self.threads.why = ThreadError("no thread can be had: none is left")
         endpoint = parseUpstream("tcp:poems:10000", self.reactor)
         self.assertRaises(ThreadError, endpoint.connect, Factory.forProtocol(Protocol))
 
     def refusal(self, description: str) -> str:
-        """@return: why there is no endpoint."""
+        """@return: the refusal."""
         return str(self.assertRaises(ValueError, parseUpstream, description, self.reactor))
 
     def test_mistakes(self) -> None:
-        """What is missing or mistaken is said, with the right form."""
+        """A missing or invalid part is named, with the right form."""
         for description, why in {
             "": "names no upstream",
             "tcp": "has no host",
@@ -165,14 +165,14 @@ class ParseTests(SynchronousTestCase):
             self.assertTrue(why in refusal and refusal.endswith(FORM), (description, refusal))
 
     def test_timeout(self) -> None:
-        """A time of the endpoint's own is refused: it would be a second one for the same."""
+        """A timeout in the description is refused: an option already sets it."""
         for description in ("tcp:host=poems:port=1:timeout=3", "unix:/x:timeout=3"):
             why = self.refusal(description)
             self.assertEqual(why, "timeout= is what --connect-timeout is for")
 
     @given(st.text(alphabet="tcphost=por:[]\\1.\n\0 é").map("tcp:".__add__))
     def test_any(self, description: str) -> None:
-        """Whatever is said, it is an endpoint or is refused in one line."""
+        """Any text is either an endpoint or refused in one line."""
         try:
             endpoint = parseUpstream(description, self.reactor)
         except ValueError as why:
@@ -184,9 +184,9 @@ class ParseTests(SynchronousTestCase):
 @implementer(IResolutionReceiver)
 class FakeReceiver:
     """
-    Somebody who wants an address.
+    A receiver of addresses.
 
-    @ivar found: what was found, once everything is.
+    @ivar found: the addresses, once the lookup is complete.
     """
 
     def __init__(self) -> None:
@@ -195,15 +195,15 @@ class FakeReceiver:
         self.began: Any = None
 
     def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
-        """Wait."""
+        """Do nothing."""
         self.began = resolutionInProgress
 
     def addressResolved(self, address: Any) -> None:
-        """Take an address."""
+        """Store an address."""
         self._found.append(address)
 
     def resolutionComplete(self) -> None:
-        """Have all."""
+        """Complete the lookup."""
         self.found = self._found
 
 
@@ -216,7 +216,7 @@ class ResolverTests(SynchronousTestCase):
         self.resolver = Resolver(Reactor(), self.names)
 
     def look(self, name: str, **how: Any) -> FakeReceiver:
-        """@return: who wants a name's addresses."""
+        """@return: the receiver of a name's addresses."""
         receiver = FakeReceiver()
         lookup = self.resolver.resolveHostName(receiver, name, 17, **how)
         self.assertIs(receiver.began, lookup)
@@ -226,12 +226,12 @@ class ResolverTests(SynchronousTestCase):
         return receiver
 
     def test_interface(self) -> None:
-        """It is a resolver."""
+        """It is a name resolver."""
         verifyObject(IHostnameResolver, self.resolver)
         verifyObject(IResolutionReceiver, FakeReceiver())
 
     def test_found(self) -> None:
-        """A name is looked up in a thread, and has addresses of both kinds."""
+        """A name is looked up in a thread, and has addresses of both families."""
         receiver = self.look("poems")
         self.assertIsNone(receiver.found)
         self.threads.work()
@@ -240,13 +240,13 @@ class ResolverTests(SynchronousTestCase):
         )
 
     def test_kind(self) -> None:
-        """Who wants one kind alone gets no other."""
+        """A lookup of one family returns only that family."""
         receiver = self.look("poems", addressTypes=[IPv4Address])
         self.threads.work()
         self.assertEqual(receiver.found, [IPv4Address("TCP", "127.0.0.1", 17)])
 
     def test_unknown(self) -> None:
-        """A name that is unknown, or can be none, has no address."""
+        """An unknown or impossible name has no address."""
         self.names = FakeNames()
         for resolver, name in (
             (self.resolver, "nobody"),
@@ -259,7 +259,7 @@ class ResolverTests(SynchronousTestCase):
 
     def test_together(self) -> None:
         """
-        As long as a name is looked up whoever wants it waits for that: a resolver that does not
+        All lookups of a name that is being looked up share one thread: a resolver that does not
         answer has one thread, and not one for each attempt.
         """
         receivers = [self.look("poems") for _ in range(10)]
@@ -271,7 +271,7 @@ class ResolverTests(SynchronousTestCase):
         self.assertEqual(self.names.asked, ["poems"] * 2)
 
     def test_noThread(self) -> None:
-        """Where no thread can be had that is an error, and the next look may have one."""
+        """If no thread can start that is an error; the next lookup tries again."""
         self.threads.why = ThreadError("no thread can be had: none is left")
         self.assertRaises(ThreadError, self.resolver.resolveHostName, FakeReceiver(), "poems")
         self.threads.why = None
@@ -280,7 +280,7 @@ class ResolverTests(SynchronousTestCase):
         self.assertEqual(len(receiver.found or ()), 2)
 
     def test_failsOtherwise(self) -> None:
-        """Whatever kept a name from being looked up, it is looked up again the next time."""
+        """After any failed lookup the name is looked up again the next time."""
         names = self.resolver._getaddrinfo
         for why in (OSError(errno.EMFILE, "Too many open files"), MemoryError()):
             self.resolver._getaddrinfo = mock.Mock(side_effect=why)

@@ -13,7 +13,7 @@ from fastpoetry.delivery.visits import Round
 
 
 class RoundTests(SynchronousTestCase):
-    """Tests for L{Round}, whose readers are kept for another visit if the test says so."""
+    """Tests for L{Round}; its readers are kept for another visit if the test says so."""
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -23,28 +23,28 @@ class RoundTests(SynchronousTestCase):
         self.round = Round(self.clock, 1.0, self.visit, self.keep)
 
     def visit(self, reader: Reader) -> bool:
-        """Remember when it was."""
+        """Record the time of a visit."""
         self.visited.append((self.clock.seconds(), reader))
         return self.isKept
 
     def keep(self, readers: list[Reader], now: float) -> None:
-        """Visit them again, as the rounds of the policy do."""
+        """Visit the readers again, as the policy's rounds do."""
         self.kept += readers
         if readers:
             self.round.add(readers, now)
 
     def come(self, times: int = 1) -> list[Reader]:
-        """@return: some who came together."""
+        """@return: readers that came together."""
         readers: list[Reader] = [Receipt(POEM, None) for _ in range(times)]
         self.round.add(readers, self.clock.seconds())
         return readers
 
     def times(self) -> list[float]:
-        """@return: when somebody was visited."""
+        """@return: the times of a reader's visits."""
         return sorted({when for when, _ in self.visited})
 
     def test_once(self) -> None:
-        """Who comes is visited once, after the delay; then nobody waits, and no timer runs."""
+        """A reader is visited once, after the delay; then no reader waits, and no timer runs."""
         readers = self.come(3)
         self.assertEqual(self.round.waiting, 3)
         self.clock.pump([0.5] * 6)
@@ -52,14 +52,14 @@ class RoundTests(SynchronousTestCase):
         self.assertEqual((self.round.waiting, self.clock.getDelayedCalls()), (0, []))
 
     def test_again(self) -> None:
-        """Who is still to be looked after is visited again and again."""
+        """A reader that is kept is visited again and again."""
         self.isKept = True
         self.come()
         self.clock.pump([1.0] * 3)
         self.assertEqual((self.times(), self.round.waiting), ([1.0, 2.0, 3.0], 1))
 
     def test_noTimer(self) -> None:
-        """A timer that cannot be had once, before a round or in it, takes no other visit along."""
+        """If a timer temporarily cannot be had, before a round or in it, no other visit is lost."""
         with mock.patch.object(self.clock, "callLater", side_effect=MemoryError):
             self.assertRaises(MemoryError, self.come)
         self.assertEqual(self.round.waiting, 0)
@@ -74,7 +74,7 @@ class RoundTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_afterAPause(self) -> None:
-        """Who comes when all have gone is visited as the first one was."""
+        """A reader that comes when all others have gone is visited as the first one was."""
         self.come()
         self.clock.pump([1.0] * 5)
         self.come()
@@ -83,8 +83,8 @@ class RoundTests(SynchronousTestCase):
 
     def test_everybody(self) -> None:
         """
-        Those who come at different times are all visited in time, and those who come one soon after
-        the other together.
+        Readers that come at different times are all visited in time, and those that come close
+        together in one round.
         """
         came = {}
         for _ in range(20):
@@ -97,14 +97,17 @@ class RoundTests(SynchronousTestCase):
         self.assertLess(len(self.times()), 5)
 
     def test_oneTimer(self) -> None:
-        """However many wait, they take one timer."""
+        """Any number of readers share one timer."""
         for _ in range(10):
             self.come()
             self.clock.advance(0.01)
         self.assertEqual(len(self.clock.getDelayedCalls()), 1)
 
     def test_bounded(self) -> None:
-        """Where many are due, the sockets get their turn after a hundred of them at the latest."""
+        """
+        If many readers are due, the reactor serves its sockets after a hundred of them at the
+        latest.
+        """
         for _ in range(1001):
             self.come()
         seen = [0]
@@ -121,7 +124,8 @@ class RoundTests(SynchronousTestCase):
 
     def test_visitAll(self) -> None:
         """
-        Everybody can be visited at once, due or not; who is kept is visited once all the same.
+        All readers can be visited at once, due or not; a reader that is kept is visited once all
+        the same.
         """
         self.isKept = True
         readers = self.come(2) + self.come()
@@ -130,7 +134,7 @@ class RoundTests(SynchronousTestCase):
         self.assertEqual(self.round.waiting, 3)
 
     def test_stop(self) -> None:
-        """Stopped, it visits nobody and leaves no timer, and can begin anew."""
+        """After a stop no reader is visited and no timer is left, and the rounds can begin anew."""
         self.come()
         self.round.stop()
         self.assertEqual((self.round.waiting, self.clock.getDelayedCalls()), (0, []))
@@ -139,7 +143,7 @@ class RoundTests(SynchronousTestCase):
         self.assertEqual(len(self.visited), 1)
 
     def test_stopsWithinAVisit(self) -> None:
-        """A visit may be what ends it all."""
+        """A visit may stop the rounds."""
 
         def visit(_: Reader) -> bool:
             self.round.stop()
@@ -154,8 +158,8 @@ class RoundTests(SynchronousTestCase):
 
     def test_faulty(self) -> None:
         """
-        One whose visit fails keeps none from theirs: they are visited the next time, and it is too,
-        after them.
+        A reader whose visit fails does not affect the others: they are visited the next time, and
+        the reader is too, after them.
         """
         faulty, beside = self.come(2)
         (later,) = self.come()

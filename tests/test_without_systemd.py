@@ -1,5 +1,5 @@
 """
-Tests of the real twistd where systemd-python is missing, as in a virtual environment without it.
+Tests for the real twistd without systemd-python, as in a virtual environment.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import subprocess
 from processes import ROOT, Workplace, fetchFrom, findFreePort, findTwistd, finish
 from twisted.trial.unittest import SynchronousTestCase
 
-# What Python says of a module that is not there.
+# Python's message for a missing module.
 _MISSING = "raise ModuleNotFoundError(\"No module named 'systemd'\", name='systemd')\n"
 
 
 class WithoutSystemdTests(SynchronousTestCase):
-    """A folder of poems, and no module C{systemd}."""
+    """A test case with a folder of poems, and without the module C{systemd}."""
 
     def setUp(self) -> None:
         self.place = Workplace(self)
@@ -26,14 +26,14 @@ class WithoutSystemdTests(SynchronousTestCase):
         return self.place.begin("env", path, *findTwistd(), *arguments)
 
     def test_help(self) -> None:
-        """Both commands say what they can do."""
+        """Both commands print their help."""
         for command in ("fastpoetry", "fastpoetry-proxy"):
             status, output, errors = finish(self.begin(command, "--help"))
             self.assertEqual((status, errors), (0, ""), output)
             self.assertIn("--listen", output)
 
     def test_serves(self) -> None:
-        """What needs no passed descriptor works, the log for the journal included."""
+        """Everything that needs no passed descriptor works, the log to the journal included."""
         poem, port = "poetry/ecstasy.txt", findFreePort()
         for logger in ((), ("--logger=fastpoetry.systemd.journal.observer",)):
             twistd = self.begin(
@@ -47,7 +47,10 @@ class WithoutSystemdTests(SynchronousTestCase):
             self.assertNotIn("Traceback", output + errors)
 
     def test_adopted(self) -> None:
-        """What does is refused in one line that says what is missing."""
+        """
+        An option that needs passed descriptors is refused in one line that names the missing
+        package.
+        """
         script = 'exec env LISTEN_PID=$$ LISTEN_FDS=1 "$@" 3</dev/null'
         arguments = ("fastpoetry", "--poem=./poetry/ecstasy.txt", "--listen=adopted:")
         command = (*findTwistd(), "--nodaemon", "--pidfile=", *arguments)

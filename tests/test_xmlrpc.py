@@ -26,10 +26,10 @@ TWISTD = ("-c", "from twisted.scripts.twistd import run; run()", "--nodaemon", "
 
 
 class TacTests(SynchronousTestCase):
-    """One poem, two protocols."""
+    """Tests for one poem over two protocols."""
 
     def setUp(self) -> None:
-        """Lay out a clone with the poem, and with the deployment on ports that are free."""
+        """Make a clone with the poem, and with the deployment on free ports."""
         folder = TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.poem = Path(folder.name, "poetry/ecstasy.txt")
@@ -43,7 +43,7 @@ class TacTests(SynchronousTestCase):
 
     def start(self, arguments: Sequence[str]) -> subprocess.Popen[str]:
         """
-        Start a Python with what is to be tested on its path.
+        Start a Python with the tested package on its path.
 
         @param arguments: for the interpreter.
         """
@@ -63,7 +63,7 @@ class TacTests(SynchronousTestCase):
         return process
 
     def find(self, process: subprocess.Popen[str], pattern: str) -> str:
-        """@return: what the group of a pattern matches in the first line of the log that has it."""
+        """@return: the group of a pattern in the first line of the log that matches."""
         seen = ""
         for line in process.stdout or ():
             found = re.search(pattern, line)
@@ -92,29 +92,29 @@ class TacTests(SynchronousTestCase):
             return b"".join(iter(lambda: client.recv(65536), b""))
 
     def test_bothProtocols(self) -> None:
-        """Either protocol gives the poem, byte for byte."""
+        """Both protocols return the poem, byte for byte."""
         self.serve()
         self.assertEqual(self.call(), POEM)
         self.assertEqual(self.connect(), POEM)
 
     def test_everyByte(self) -> None:
-        """What XML has no place for arrives too."""
+        """Bytes that XML cannot hold arrive too."""
         poem = bytes(range(256)) + b"]]></value>"
         self.poem.write_bytes(poem)
         self.serve()
         self.assertEqual(self.call(), poem)
 
     def test_reload(self) -> None:
-        """After SIGHUP both give the new poem: it is one service that holds it."""
+        """After SIGHUP both protocols return the new poem: one service holds it."""
         self.serve()
-        self.assertEqual(self.call(), POEM)  # so that it runs, and has a handler for the signal
+        self.assertEqual(self.call(), POEM)  # so that it runs, and handles the signal
         self.poem.write_bytes(b"new\n")
         self.twistd.send_signal(signal.SIGHUP)
         self.find(self.twistd, "(loaded a poem from)")
         self.assertEqual((self.call(), self.connect()), (b"new\n", b"new\n"))
 
     def test_brokenReload(self) -> None:
-        """Where the new poem is none both give the old one, and one line says why."""
+        """If the new poem is invalid both return the old one, and one line says why."""
         self.serve()
         self.assertEqual(self.call(), POEM)
         self.poem.write_bytes(b"")
@@ -126,12 +126,12 @@ class TacTests(SynchronousTestCase):
         self.assertNotIn("Traceback", said)
 
     def test_path(self) -> None:
-        """The log has the poem's path as a person would write it."""
+        """The log has the poem's path in readable form."""
         self.twistd = self.start([*TWISTD, "--python", str(self.tac)])
         self.assertEqual(self.find(self.twistd, "loaded a poem from: (.*)"), str(self.poem))
 
     def test_taken(self) -> None:
-        """A port that is taken is refused in one line, whichever of the two it is."""
+        """A port in use is refused in one line, whichever of the two it is."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             description = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
             text = self.tac.read_text()
@@ -153,7 +153,7 @@ class TacTests(SynchronousTestCase):
         self.assertEqual(twistd.returncode, 1)
 
     def test_plainPython(self) -> None:
-        """Plain Python finds nothing to serve."""
+        """Plain Python starts no server."""
         python = self.start([str(self.tac)])
         said, _ = python.communicate()
         self.assertEqual((said, python.returncode), ("", 0))
