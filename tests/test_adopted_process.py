@@ -192,7 +192,8 @@ class ProcessTests(Passing, SynchronousTestCase):
             self.refusal(self.start([sys.executable, "-c", PROGRAM, "name=a"], [])),
             "adopted:name=a: no descriptor was passed: "
             "a .socket unit or systemd-socket-activate must pass one; "
-            "if the address of the .socket was changed, restart that; else=ENDPOINT does without\n",
+            "if the .socket unit has a new address, restart it; "
+            "else=ENDPOINT needs no descriptor\n",
         )
 
     def test_otherProcess(self) -> None:

@@ -147,7 +147,7 @@ class AdoptedTests(SynchronousTestCase):
             self.refusal("adopted:"),
             "adopted: no descriptor was passed: "
             "a .socket unit or systemd-socket-activate must pass one; "
-            "if the address of the .socket was changed, restart that; else=ENDPOINT does without",
+            "if the .socket unit has a new address, restart it; else=ENDPOINT needs no descriptor",
         )
 
     def test_otherName(self) -> None:
@@ -207,8 +207,8 @@ class NotifyTests(SynchronousTestCase):
         self.assertEqual(
             ours,
             [
-                "- [fastpoetry.systemd.manager.Manager#warn] systemd cannot be told how this "
-                "program is doing: /nonexistent/socket: No such file or directory"
+                "- [fastpoetry.systemd.manager.Manager#warn] cannot send messages to systemd at "
+                "/nonexistent/socket: No such file or directory"
             ],
         )
 

@@ -96,7 +96,7 @@ class EnvironmentTests(Passing, SynchronousTestCase):
             str(caught.exception),
             "adopted:name=a: no descriptor was passed: "
             "a .socket unit or systemd-socket-activate must pass one; "
-            "if the address of the .socket was changed, restart that; else=ENDPOINT does without",
+            "if the .socket unit has a new address, restart it; else=ENDPOINT needs no descriptor",
         )
 
     def test_leftNames(self) -> None:
@@ -121,7 +121,7 @@ class EnvironmentTests(Passing, SynchronousTestCase):
             self.inherit({"LISTEN_FDS": "1"}, {}, 1).claim("a")
         self.assertEqual(
             str(caught.exception),
-            "adopted:name=a: LISTEN_FDS='1' without LISTEN_PID, which says for whom that is",
+            "adopted:name=a: LISTEN_FDS='1' without LISTEN_PID, which names the process",
         )
 
     def test_isNothing(self) -> None:
@@ -321,7 +321,7 @@ class ClaimTests(Passing, SynchronousTestCase):
         found = inherit((self.listening(), "dns"))
         with self.assertRaises(AdoptError) as caught:
             found.claim("dns", socket.SOCK_DGRAM)
-        self.assertIn("only datagram sockets can be adopted so", str(caught.exception))
+        self.assertIn("only datagram sockets can be adopted here", str(caught.exception))
 
     def test_facts(self) -> None:
         """The kind of each socket is known, whether it can be used or not."""

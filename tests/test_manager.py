@@ -38,7 +38,7 @@ class TellTests(SynchronousTestCase):
         """If systemd does not read, the manager raises an error and leaves no descriptor."""
         before = set(os.listdir("/proc/self/fd"))
         why = self.assertRaises(ManagerError, take, self.manager.tell(), 0)
-        self.assertEqual(str(why), "systemd has not read what it was told for 0 s")
+        self.assertEqual(str(why), "systemd has not read its messages for 0 s")
         self.assertEqual(set(os.listdir("/proc/self/fd")), before)
 
     def test_noMemory(self) -> None:

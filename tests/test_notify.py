@@ -501,7 +501,9 @@ class AliveTests(NotifyCase):
 
     def test_no(self) -> None:
         """A program whose check returns false is not alive; repeated answers make one record."""
-        self.assertEqual(self.pings(True, False, False, False), (["WATCHDOG=1"], ["it says so"]))
+        self.assertEqual(
+            self.pings(True, False, False, False), (["WATCHDOG=1"], ["its check denies it"])
+        )
 
     def test_raises(self) -> None:
         """A program whose check raises is not alive either, and is checked again."""
@@ -511,7 +513,7 @@ class AliveTests(NotifyCase):
     def test_again(self) -> None:
         """A program that was alive in between makes another record."""
         heard, causes = self.pings(False, True, False)
-        self.assertEqual((heard, causes), (["WATCHDOG=1"], ["it says so"] * 2))
+        self.assertEqual((heard, causes), (["WATCHDOG=1"], ["its check denies it"] * 2))
 
     def test_trouble(self) -> None:
         """

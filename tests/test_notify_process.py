@@ -158,7 +158,10 @@ class ProcessTests(Programs):
         """
         program = STOPPING.replace("STOP", "reactor.stop()")
         for end, error in (
-            ("ready.callback(None)", "NotReady: it was stopped by itself before it was ready"),
+            (
+                "ready.callback(None)",
+                "NotReady: the program stopped its reactor before it was ready",
+            ),
             ("ready.errback(LookupError())", "LookupError: "),
         ):
             done = self.start(["-c", program.replace("END", end)])
@@ -191,7 +194,7 @@ class ProcessTests(Programs):
         done = self.start(["-c", CHILD], **told)
         child, store = done.stdout.splitlines()
         self.assertEqual((child, done.stderr), ("", ""))
-        self.assertIn("systemd has not read what it was told for 0 s", store)
+        self.assertIn("systemd has not read its messages for 0 s", store)
         self.assertEqual(self.systemd.heard()[:3], ["READY=1", "STOPPING=1", "READY=1"])
 
     def test_early(self) -> None:
@@ -219,7 +222,7 @@ class ProcessTests(Programs):
         self.assertEqual((without.returncode, other.returncode), (1, 1))
         self.assertEqual(
             without.stderr,
-            "reload failed: only systemd can ask for it: MAINPID is not set\n",
+            "reload failed: only systemd can ask for a reload: MAINPID is not set\n",
         )
         self.assertEqual(
             other.stderr,

@@ -157,7 +157,7 @@ class ReadyTests(NotifyCase):
         self.assertEqual(self.failed(), [])
         self.flushLoggedErrors(OSError)
         (error,) = self.flushLoggedErrors(notify.NotReady)
-        self.assertEqual(str(error.value), "it does not listen on <endpoint>")
+        self.assertEqual(str(error.value), "the program does not listen on <endpoint>")
 
     def test_parent(self) -> None:
         """READY waits for services that start slowly, if their parent returns a Deferred."""

@@ -577,7 +577,7 @@ class ProcessTests(Binding, SynchronousTestCase):
         process = self.twistd("systemd", "--adopt", "--python=x.tac")
         output, errors = process.communicate(timeout=30)
         where = f"AF_INET 0.0.0.0:{self.number}"
-        self.assertIn(f"{where}, which was passed; asked for: TCP 127.0.0.1:", output + errors)
+        self.assertIn(f"{where}; it asked for: TCP 127.0.0.1:", output + errors)
 
     def test_starter(self) -> None:
         """A program with its own start code gets the passed socket under its own reactor."""

@@ -151,7 +151,7 @@ class NowTests(Passing, SynchronousTestCase):
         store = self.store(1, FDSTORE="1")
         self.assertEqual(store.size, 1)
         why = self.assertRaises(StoreError, store.putNow, {"a": [self.memory("")]})
-        self.assertIn("store of 1 has", str(why))
+        self.assertIn("store of 1 is", str(why))
 
     def test_size(self) -> None:
         """An invalid limit counts as unknown."""
@@ -168,8 +168,8 @@ class NowTests(Passing, SynchronousTestCase):
     def test_noSystemd(self) -> None:
         """Outside systemd, or without a process at the address, the error is one line."""
         for address, said in (
-            ("", "systemd is not at NOTIFY_SOCKET: it is not set"),
-            ("vsock:2:1", "'vsock:2:1' is no path and no abstract name"),
+            ("", "systemd is not at NOTIFY_SOCKET: the variable is not set"),
+            ("vsock:2:1", "'vsock:2:1' is not a path or an abstract name"),
             ("/nonexistent", "systemd is not at NOTIFY_SOCKET: No such file or directory"),
             ("@nobody", "systemd is not at NOTIFY_SOCKET: Connection refused"),
         ):
@@ -196,7 +196,7 @@ class NowTests(Passing, SynchronousTestCase):
             why = self.assertRaises(
                 StoreError, store.putNow, {str(n): [0] for n in range(600)}, seconds=0
             )
-            self.assertIn("has not read what it was told for 0 s", str(why))
+            self.assertIn("has not read its messages for 0 s", str(why))
 
     def test_clean(self) -> None:
         """However a call ends, it leaves no descriptor open."""

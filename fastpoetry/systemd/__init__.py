@@ -1,1 +1,1 @@
-"""What any Twisted program needs to live well under systemd; knows nothing of poetry."""
+"""Support for any Twisted program under systemd. This package does not know poetry."""

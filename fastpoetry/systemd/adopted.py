@@ -1,9 +1,9 @@
 """
-Twisted's side of the sockets that systemd passes: the server endpoint C{adopted:} for those that
-listen, and the like of it for datagram sockets and connections.
+Twisted ports on the sockets that systemd passes: the server endpoint C{adopted:} for listening
+sockets, and functions for datagram sockets and connections.
 
-It makes, binds and configures no socket: path, mode, backlog and options are the C{.socket} unit's,
-and stay as they are, while the program serves and after it has stopped.
+This module makes, binds and configures no socket. Path, mode, backlog and options are set by the
+C{.socket} unit. They stay as they are while the program serves, and after it has stopped.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = [
     "inherited",
 ]
 
-# Twisted's types do not reach into its ports.
+# Twisted's ports are not annotated.
 _tcp: Any = tcp
 _udp: Any = udp
 _unix: Any = unix
@@ -57,16 +57,17 @@ _unix: Any = unix
 
 class _UNIXPort(unix.Port):
     """
-    A UNIX port on a socket that is somebody else's.
+    A UNIX port on a passed socket.
 
-    Twisted's own, when it adopts, changes the mode of the socket's file, calls listen(2) with its
-    own backlog and, when it stops, shuts the socket down for all who hold it and unlinks the file.
+    When Twisted's own port adopts a socket, it changes the mode of the socket's file and calls
+    listen(2) with a backlog of its own. When it stops, it shuts the socket down for all processes
+    that hold it, and unlinks the file.
     """
 
     _shouldShutdown = False
 
     def startListening(self: Any) -> None:
-        """Do what is left of C{unix.Port.startListening}, in its words."""
+        """Do as C{unix.Port.startListening} does, except for mode and backlog, and log the same."""
         _tcp._reservedFD.reserve()
         self.socket, self._preexistingSocket = self._preexistingSocket, None
         self.fileno = self.socket.fileno
@@ -87,28 +88,30 @@ class _UNIXPort(unix.Port):
 
 
 class _UNIXDatagramPort(_unix.DatagramPort):  # type: ignore[misc]
-    """A UNIX datagram port on somebody else's socket, which Twisted does not know (#6594)."""
+    """A UNIX datagram port on a passed socket. Twisted cannot adopt one (#6594)."""
 
     def __init__(self, reactor: Any, number: int, protocol: Any, maxPacketSize: int) -> None:
         """
         @param reactor: provides C{IReactorFDSet}.
-        @param number: the socket, of which this is a duplicate.
-        @param protocol: takes the datagrams.
-        @param maxPacketSize: bytes that one can have.
+        @param number: the socket. The port uses a duplicate.
+        @param protocol: receives the datagrams.
+        @param maxPacketSize: the most bytes in a datagram.
         """
         self._adopted = socket.socket(fileno=os.dup(number))
         path = self._adopted.getsockname()
         super().__init__(path, protocol, maxPacketSize=maxPacketSize, reactor=reactor)
 
     def _bindSocket(self) -> None:
-        """Do what is left of it, in its words."""
+        """Use the adopted socket, with the log message of Twisted's C{_bindSocket}."""
         log.msg(f"{self.protocol.__class__} starting on {self.port!r}")
         self.socket, self.connected = self._adopted, 1
         self.fileno = self.socket.fileno
 
 
 class _Claim:
-    """Some sockets that were given out, until the last port on them has stopped."""
+    """
+    Sockets that were given out together. They are returned when the last port on them has stopped.
+    """
 
     def __init__(self, descriptors: tuple[Descriptor, ...], owner: Inherited | None) -> None:
         self.descriptors = descriptors
@@ -117,14 +120,14 @@ class _Claim:
         self._ports = 0
 
     def addPort(self) -> None:
-        """@raise AdoptError: they were given back, and somebody else has one of them now."""
+        """@raise AdoptError: the sockets were returned, and one has another user now."""
         if not self._isHeld:
             self._owner.reclaim(self.descriptors)
             self._isHeld = True
         self._ports += 1
 
     def removePort(self) -> None:
-        """Give them back, if nobody uses them any more."""
+        """Return the sockets if no port uses them any more."""
         self._ports -= 1
         if self._ports == 0:
             self._owner.release(self.descriptors)
@@ -136,9 +139,9 @@ class AdoptedPort:
     """
     One listening port over one or more adopted sockets.
 
-    What else a program asks of a port, the port of the first socket answers.
+    All other attributes are those of the port of the first socket.
 
-    @ivar ports: while it listens, the C{IListeningPort} on each of them.
+    @ivar ports: while it listens, the C{IListeningPort} of each socket.
     """
 
     ports: tuple[Any, ...] = ()
@@ -146,19 +149,20 @@ class AdoptedPort:
 
     def __init__(self, claim: _Claim, adopt: Callable[[Descriptor], Any]) -> None:
         """
-        @param claim: the sockets. They stay open when the port stops, so that it can start again:
-            to close them would turn no client away where systemd holds them too, and lose the
-            socket where it does not, as under systemd-socket-activate.
-        @param adopt: makes a port on a duplicate of each.
+        @param claim: the sockets. They stay open when the port stops, so that it can start again.
+            Closing them would turn no client away if systemd holds them too. If systemd does not,
+            as under systemd-socket-activate, closing would lose them.
+        @param adopt: makes a port on a duplicate of a socket.
         """
         self._claim = claim
         self._adopt = adopt
 
     def startListening(self) -> None:
         """
-        Listen on every socket or, if one of them fails, on none; go on, if it listens already.
+        Listen on every socket. If one fails, stop listening on all. If the port listens already,
+        change nothing.
 
-        @raise AdoptError: it had stopped, and somebody else listens there now.
+        @raise AdoptError: the port had stopped, and one of its sockets has another user now.
         """
         if self._isStarted:
             return
@@ -166,7 +170,8 @@ class AdoptedPort:
         self._isStarted = True
         try:
             for descriptor in self._claim.descriptors:
-                # Nobody else does, and an accept(2) with no client left would hang the reactor.
+                # Neither systemd nor Twisted sets this. Without it, an accept(2) would hang the
+                # reactor if the client has left.
                 os.set_blocking(descriptor.number, False)
                 self.ports += (self._adopt(descriptor),)
         except Exception:
@@ -175,7 +180,7 @@ class AdoptedPort:
 
     def stopListening(self) -> Deferred[None]:
         """
-        Stop, and let others have the sockets then.
+        Stop, then return the sockets so that others can use them.
 
         @return: fires when every port has stopped.
         """
@@ -197,7 +202,7 @@ class AdoptedPort:
     def getHost(self) -> IAddress:
         """
         @return: the address of the first socket.
-        @raise RuntimeError: it does not listen.
+        @raise RuntimeError: the port does not listen.
         """
         if not self.ports:
             raise RuntimeError(
@@ -209,7 +214,9 @@ class AdoptedPort:
 
     @property
     def factory(self) -> Any:
-        """What makes protocols. A program may set another, such as one with a new certificate."""
+        """
+        The factory of protocols. A program may replace it, for instance for a new certificate.
+        """
         return self.__getattr__("factory")
 
     @factory.setter
@@ -225,7 +232,7 @@ class AdoptedPort:
 
 class _Claimant:
     """
-    Who listens on sockets that were given out.
+    A user of sockets that were given out.
 
     @ivar descriptors: the sockets.
     """
@@ -238,9 +245,9 @@ class _Claimant:
     ) -> None:
         """
         @param reactor: provides C{IReactorSocket} and C{IReactorFDSet}.
-        @param descriptors: what L{Inherited.claim} gave out, of the kind that we are for.
-        @param owner: who gave it out, and has it back when the last port has stopped; without it,
-            L{inherited}.
+        @param descriptors: sockets from L{Inherited.claim}, of the kind that the subclass serves.
+        @param owner: gave the sockets out, and gets them back when the last port has stopped;
+            without it, L{inherited}.
         """
         self._reactor = reactor
         self._claim = _Claim(descriptors, owner)
@@ -253,11 +260,11 @@ class AdoptedEndpoint(_Claimant):
 
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
         """
-        Listen on every socket; again, if the port has stopped meanwhile.
+        Listen on every socket. This works again after the port has stopped.
 
         @param protocolFactory: makes a protocol for each connection.
-        @return: fires with the L{AdoptedPort}; fails with an L{AdoptError} if somebody else was
-            given one of the sockets meanwhile.
+        @return: fires with the L{AdoptedPort}; fails with an L{AdoptError} if one of the sockets
+            was given out to another user meanwhile.
         """
 
         def adopt(descriptor: Descriptor) -> Any:
@@ -275,25 +282,26 @@ class AdoptedEndpoint(_Claimant):
 
 
 class AdoptedDatagrams(_Claimant):
-    """What an endpoint is for connections, for datagram sockets: INET, INET6 and UNIX."""
+    """The counterpart of an endpoint for datagram sockets: INET, INET6 and UNIX."""
 
     def listen(
         self, makeProtocol: Callable[[], DatagramProtocol], maxPacketSize: int = 8192
     ) -> AdoptedPort:
         """
-        Take datagrams from every socket.
+        Receive datagrams from every socket.
 
-        @param makeProtocol: makes a protocol for each socket, which answers through it.
-        @param maxPacketSize: bytes that a datagram can have.
+        @param makeProtocol: makes a protocol for each socket. The protocol answers through its
+            socket.
+        @param maxPacketSize: the most bytes in a datagram.
         @return: a port that can be stopped, and then started again.
-        @raise AdoptError: somebody else was given one of the sockets meanwhile.
+        @raise AdoptError: one of the sockets was given out to another user meanwhile.
         """
 
         def adopt(descriptor: Descriptor) -> Any:
             number, family, protocol = descriptor.number, descriptor.family, makeProtocol()
             if family == socket.AF_UNIX:
                 port = _UNIXDatagramPort(self._reactor, number, protocol, maxPacketSize)
-            else:  # what adoptDatagramPort makes cannot join a group
+            else:  # a port of adoptDatagramPort cannot join a multicast group
                 port = _udp.MulticastPort._fromListeningDescriptor(
                     self._reactor, number, family, protocol, maxPacketSize
                 )
@@ -307,13 +315,13 @@ class AdoptedDatagrams(_Claimant):
 
 def adoptConnection(reactor: Any, number: int, factory: IProtocolFactory) -> Any:
     """
-    Serve a client whose connection was passed: by C{Accept=yes}, or by the store.
+    Serve a client whose connection was passed by C{Accept=yes} or by the store.
 
     @param reactor: provides C{IReactorSocket}.
-    @param number: the connection. It is closed: its end is the transport's to decide.
+    @param number: the connection. This descriptor is closed; the transport has a duplicate.
     @param factory: makes the protocol.
-    @return: the transport, or C{None} if the factory wants none.
-    @raise OSError: it is no connection any more, or never was one.
+    @return: the transport, or C{None} if the factory makes no protocol.
+    @raise OSError: the descriptor is not a connection, or its client is gone.
     """
     with socket.socket(fileno=number) as passed:
         passed.getpeername()
@@ -323,13 +331,15 @@ def adoptConnection(reactor: Any, number: int, factory: IProtocolFactory) -> Any
 
 def detachConnection(transport: Any) -> int:
     """
-    Take a connection out of Twisted's hands, which when it closes one ends it for all who hold it.
+    Take a connection away from Twisted. When Twisted closes one, it shuts the connection down for
+    all processes that hold it.
 
-    What the transport has not sent by now stays behind. Its protocol hears of no more data, and
-    that the connection is lost when somebody closes the transport, at last when the reactor stops.
+    Data that the transport has not sent yet is lost. Its protocol receives no more data. The
+    protocol learns that the connection is lost when the transport is closed, at the latest when the
+    reactor stops.
 
     @param transport: a TCP or UNIX connection, without TLS.
-    @return: a descriptor of the connection, to be stored and then closed.
+    @return: a descriptor of the connection. Store it, then close it.
     """
     transport.stopReading()
     transport.stopWriting()
@@ -344,29 +354,29 @@ class AdoptedParser:
     """
     The endpoint descriptions C{adopted:} and C{adopted:name=NAME}.
 
-    The first is every listening socket that was passed and not yet given out, the second those of
-    that C{FileDescriptorName=}. With C{else=ENDPOINT} it is another endpoint where nobody passes
-    anything.
+    C{adopted:} means all listening sockets that were passed and not yet given out. C{name=NAME}
+    means those with that C{FileDescriptorName=}. C{else=ENDPOINT} names another endpoint to use if
+    no descriptor was passed.
     """
 
     prefix = "adopted"
 
     def parseStreamServer(self, reactor: Any, *args: Any, **kwargs: Any) -> Any:
         """
-        Claim the sockets at once, so that a refusal comes before twistd forks.
+        Claim the sockets now, so that a refusal comes before twistd forks.
 
         @param reactor: provides C{IReactorSocket} and C{IReactorFDSet}.
-        @param args: nothing; one empty string where the description ends in a colon.
-        @param kwargs: C{name}, C{else}, or nothing.
-        @return: an endpoint with its sockets, or the other one.
-        @raise AdoptError: they cannot be adopted, or the description says more than that.
+        @param args: empty, or one empty string if the description ends in a colon.
+        @param kwargs: C{name} and C{else}, both optional.
+        @return: an endpoint with its sockets, or the other endpoint.
+        @raise AdoptError: the sockets cannot be adopted, or the description has other arguments.
         """
         if any(args) or kwargs.keys() - {"name", "else"}:
             given = ":".join(("adopted", *args, *map("=".join, kwargs.items())))
             raise refusal(rf"{given}: takes name=NAME, else=ENDPOINT (a colon as \:), or nothing")
         found = inherited()
         if found.isNothing and "else" in kwargs:
-            # Here, for it takes variables out of the environment when it is imported.
+            # Imported late: the import removes variables from the environment.
             from twisted.internet.endpoints import serverFromString
 
             return serverFromString(reactor, kwargs["else"])

@@ -1,9 +1,9 @@
 """
-Timers that no step of the wall clock moves, for any reactor.
+Timers that ignore steps of the wall clock, for any reactor.
 
-C{reactor.seconds()} is the wall clock (Twisted #2424): after a step back all of a reactor's timers
-stand still for the length of the step, after a step forward all are due at once. The reactor's own
-clock stays as it is, for those that want the time of day.
+C{reactor.seconds()} is the wall clock (Twisted #2424). After a step back, all timers of a reactor
+wait for the length of the step. After a step forward, all are due at once. The reactor's own clock
+stays unchanged for code that needs the time of day.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from zope.interface import directlyProvides, implementer, providedBy
 __all__ = ["MonotonicClock", "MonotonicReactor"]
 
 _LONGEST = 1e9
-"""Seconds, some 30 years: no timer of the kernel is set for longer, since infinity is none."""
+"""Seconds, about 30 years: the longest time for a kernel timer, which cannot take infinity."""
 
 _CONNECTS = ("connectTCP", "connectSSL", "connectUNIX")
 
 _STALE = 50
-"""So many entries of calls that were cancelled or moved may stay in the heap beyond the others."""
+"""Entries of cancelled or moved calls that the heap may hold beyond one for each pending call."""
 
 
 @implementer(IReactorTime)
 class MonotonicClock:
     """
-    A clock that goes on evenly, C{CLOCK_MONOTONIC}, and calls when it is time.
+    A clock on C{CLOCK_MONOTONIC}, with delayed calls.
 
-    As long as a call is pending it holds one descriptor, a timerfd_create(2), which the reactor
-    reads; with none it has nothing there. Where no descriptor can be had, or the reactor cannot
-    watch it, the reactor's own clock wakes it each second until that works. Not for threads, as no
-    reactor's C{callLater} is.
+    While a call is pending, the clock holds one descriptor, a timerfd_create(2), which the reactor
+    watches. Without pending calls the reactor has nothing of this clock. If no descriptor is
+    available, or the reactor cannot watch it, the reactor's own clock wakes this one each second
+    until a timer works. Like a reactor's C{callLater}, it is not for use in threads.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -63,21 +63,21 @@ class MonotonicClock:
     def callLater(
         self,
         delay: float,
-        callable: Callable[..., object],  # noqa: A002 - so the interface has it
+        callable: Callable[..., object],  # noqa: A002 - the interface's name
         *args: object,
         **kw: object,
     ) -> IDelayedCall:
         """
-        Call when so many seconds have passed, from the reactor; what it raises is logged.
+        Have the reactor make a call after so many seconds. If the call raises, the error is logged.
 
         @param delay: seconds, not negative.
-        @param callable: what to call.
+        @param callable: the function to call.
         @param args: its arguments.
         @param kw: its keyword arguments.
-        @raise ValueError: the delay is none.
+        @raise ValueError: the delay is negative or NaN.
         """
         if not delay >= 0:
-            raise ValueError(f"{delay!r} is no delay")
+            raise ValueError(f"{delay!r} is not a delay")
         due = self.seconds() + delay
         call = DelayedCall(due, callable, args, kw, self._forget, self._move, self.seconds)
         self._pending.add(call)
@@ -85,7 +85,7 @@ class MonotonicClock:
         return call
 
     def getDelayedCalls(self) -> Sequence[IDelayedCall]:
-        """@return: the calls that are pending, in no order."""
+        """@return: the pending calls, in no order."""
         return list(self._pending)
 
     def _forget(self, call: DelayedCall) -> None:
@@ -101,7 +101,10 @@ class MonotonicClock:
         return call.time != due or call not in self._pending
 
     def _run(self) -> None:
-        """Call all that is due by now; what gets due meanwhile has the reactor's next turn."""
+        """
+        Make all calls due by now. A call that becomes due meanwhile waits for the reactor's next
+        turn.
+        """
         self._armed = None
         last = (self.seconds(), next(self._counter))
         try:
@@ -120,10 +123,10 @@ class MonotonicClock:
             self._arm()
 
     def _call(self, call: DelayedCall) -> None:
-        """Make a call. As with the reactor, the next one is made whatever this one raises."""
+        """Make a call. As in the reactor, an error in it does not stop the next call."""
         call.called = 1
         if self._timer is not None and not self._pending:
-            # The call may end a trial test, which then looks what is left in the reactor.
+            # The call may end a trial test. trial then fails if the reactor still has a reader.
             self._timer.pause()
         try:
             call.func(*call.args, **call.kw)
@@ -131,7 +134,7 @@ class MonotonicClock:
             log.err()
 
     def _arm(self) -> None:
-        """Be woken when the first call is due, or not at all."""
+        """Set the timer for the first pending call. Without pending calls, close it."""
         if len(self._heap) > 2 * len(self._pending) + _STALE:
             self._heap = [entry for entry in self._heap if not self._isStale(entry)]
             heapify(self._heap)
@@ -177,14 +180,14 @@ class MonotonicClock:
 
 @implementer(IReadDescriptor)
 class _Timer:
-    """A timer of the kernel's, which the reactor reads."""
+    """A kernel timer that the reactor watches."""
 
     def __init__(self, reactor: Any, due: Callable[[], None], lost: Callable[[], None]) -> None:
         """
         @param due: called when the time has come.
-        @param lost: called when the reactor lets go of the timer.
-        @raise OSError: there is no descriptor left, or a sandbox forbids.
-        @raise ImportError: this Python is too old to have timers, and has no ctypes either.
+        @param lost: called when the reactor drops the timer.
+        @raise OSError: no descriptor is left, or a sandbox forbids the call.
+        @raise ImportError: this Python is older than 3.13, and has no ctypes.
         """
         self._reactor = reactor
         self._due = due
@@ -193,37 +196,37 @@ class _Timer:
         self._isDue = False
 
     def set(self, seconds: float) -> None:
-        """Be due in so many seconds, and not before: a time that has come already is forgotten."""
-        # One that is due at once stays so by itself, since nobody reads it: what there is to do at
-        # each turn of a busy reactor costs no system call, which in a virtual machine is dear.
+        """Set the timer to so many seconds from now. An earlier time no longer counts."""
+        # An expired timer stays readable, because it is never read. So calls that are due at once,
+        # as at each turn of a busy reactor, cost no system call, which is slow in virtual machines.
         if seconds > 0 or not self._isDue:
             self._isDue = False
             _set(self._number, max(1, round(seconds * 1e9)))
         self._reactor.addReader(self)
 
     def pause(self) -> None:
-        """Be out of the reactor until the timer is set again."""
+        """Leave the reactor until the timer is set again."""
         self._reactor.removeReader(self)
 
     def close(self) -> None:
-        """Leave nothing behind, in the reactor or elsewhere."""
+        """Leave the reactor, and close the descriptor."""
         if self._number >= 0:
             self.pause()
             os.close(self._number)
             self._number = -1
 
     def fileno(self) -> int:
-        """@return: the descriptor, or -1 after its end."""
+        """@return: the descriptor; -1 if it is closed."""
         return self._number
 
     def doRead(self) -> None:
-        """The time has come. Nothing is read: the clock sets the timer anew, or closes it."""
+        """Call C{due}. The expired timer is not read: the clock sets it again, or closes it."""
         self._isDue = True
         self._due()
 
     def connectionLost(self, reason: Failure) -> None:
         """
-        The reactor shuts down, or reading failed.
+        Close the timer: the reactor shuts down, or reading failed.
 
         @param reason: why.
         """
@@ -232,7 +235,7 @@ class _Timer:
             self._lost()
 
     def logPrefix(self) -> str:
-        """@return: what stands before text that a timed call prints."""
+        """@return: the prefix of output that a timed call prints."""
         return "-"
 
 
@@ -255,14 +258,14 @@ else:
     def _set(number: int, nanoseconds: int) -> None:
         from ctypes import c_long
 
-        # struct itimerspec: the interval, none, and the time, each in seconds and nanoseconds.
+        # struct itimerspec: the interval (0) and the time, each in seconds and nanoseconds.
         specification = (c_long * 4)(0, 0, *divmod(nanoseconds, 10**9))
         _checked("timerfd_settime", number, 0, specification, None)
 
     @cache
     def _libc() -> Any:
-        # Imported when it is needed: 1 to 2 ms, unless Twisted's TLS has it already. It makes no
-        # callbacks, which MemoryDenyWriteExecute= would forbid.
+        # Imported late: it takes 1 to 2 ms, unless Twisted's TLS has imported it. This use needs no
+        # ctypes callbacks, which MemoryDenyWriteExecute= would forbid.
         from ctypes import CDLL
 
         return CDLL(None, use_errno=True)
@@ -280,15 +283,15 @@ else:
 @implementer(IReactorTime)
 class MonotonicReactor:
     """
-    A reactor with a clock in place of its own, for code of Twisted's that takes both from one
-    argument: C{HostnameEndpoint}, C{TimeoutMixin}, C{LoopingCall}. Timeouts of connections that
-    it makes follow that clock, too.
+    A reactor with another clock, for code of Twisted that takes reactor and clock as one argument:
+    C{HostnameEndpoint}, C{TimeoutMixin}, C{LoopingCall}. The timeouts of its connections use that
+    clock too.
     """
 
     def __init__(self, reactor: Any, clock: Any) -> None:
         """
-        @param reactor: whose all the rest is.
-        @param clock: provides C{IReactorTime}: a L{MonotonicClock}, in tests another.
+        @param reactor: provides everything except the time.
+        @param clock: provides C{IReactorTime}: a L{MonotonicClock}, or another clock in tests.
         """
         self._reactor = reactor
         self.seconds = clock.seconds
@@ -298,6 +301,6 @@ class MonotonicReactor:
 
     def __getattr__(self, name: str) -> Any:
         if name in _CONNECTS:
-            # The reactor's own function, which is given this object in the place of the reactor.
+            # The reactor's own method, with this object as its reactor.
             return MethodType(getattr(type(self._reactor), name), self)
         return getattr(self._reactor, name)

@@ -1,10 +1,11 @@
 """
-The twistd command C{systemd}, which runs any other, C{twistd systemd web --listen=adopted:}, or a
-file with an application, C{twistd systemd --python=x.tac}.
+The twistd command C{systemd}: runs another command, or a file with an application, under systemd.
 
-The other command has its own options and makes its own service, unchanged; to it come readiness,
-signs of life, a status, a reload if its services have a method C{reload} and, with C{--adopt}, the
-passed sockets for whose addresses the program listens.
+Two examples: C{twistd systemd web --listen=adopted:} and C{twistd systemd --python=x.tac}.
+
+The other command keeps its options and makes its service unchanged. This command adds readiness,
+watchdog pings and a status. It adds a reload if a service has a method C{reload}. With C{--adopt}
+the program gets the passed sockets that are bound to its addresses.
 """
 
 from __future__ import annotations
@@ -38,22 +39,22 @@ _NAME = "systemd"
 
 
 class Options(usage.Options):
-    """The other command and its options, or the file."""
+    """The other command with its options, or the file."""
 
     synopsis = "[--adopt] {COMMAND [options of that command] | --python=FILE}"
     longdesc = (
-        "Runs COMMAND, or the application in FILE, under systemd: Type=notify is told when it has "
-        "started, WatchdogSec= that it is alive, systemctl status what it is. If one of its "
-        "services has a method reload, SIGHUP and systemctl reload call it."
+        "Runs COMMAND, or the application in FILE, under systemd. systemd learns when the program "
+        "is ready (Type=notify), that it is alive (WatchdogSec=), and its status. SIGHUP and "
+        "systemctl reload call the method reload of each service that has one."
     )
     optFlags = [
-        ["adopt", None, "Where the program listens on the address of a passed socket, use that."]
+        ["adopt", None, "Use a passed socket where the program listens on the socket's address."]
     ]
     optParameters = [["python", "y", None, "Run the application in this file, as twistd does."]]
 
     @property
     def subCommands(self) -> Iterator[tuple[str, None, Callable[[], Any], str]]:
-        """The commands of twistd, but for this one. Looking at them imports none."""
+        """The commands of twistd without this one. Listing them imports no command."""
         self.makers = {each.tapname: each for each in getPlugins(IServiceMaker)}
         for name in sorted(self.makers.keys() - {_NAME}):
             yield (
@@ -64,7 +65,9 @@ class Options(usage.Options):
             )
 
     def __missing__(self, key: str) -> Any:
-        """Say what twistd was told, to a command that asks its parent."""
+        """
+        Give the command that runs here twistd's own options: commands look them up in their parent.
+        """
         parent: Any = self.parent
         if parent is None:
             raise KeyError(key)
@@ -72,9 +75,9 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         """
-        See that there is a command, or a file.
+        Check that a command or a file was given.
 
-        @raise SystemExit: there is neither, or there are both.
+        @raise SystemExit: neither was given, or both were.
         """
         if (self.subCommand is None) == (self["python"] is None):
             twistd = os.path.basename(sys.argv[0])  # Debian calls it twistd3
@@ -87,21 +90,21 @@ class Options(usage.Options):
 
 
 def _makeOptions(maker: Any) -> Any:
-    return maker.options()  # it may import the command, when that is the one
+    return maker.options()  # called for the chosen command only, because it may import the command
 
 
 def makeService(options: Options) -> MultiService:
     """
-    Make the program's service, and what talks with systemd.
+    Make the program's service, and the service that notifies systemd.
 
     @param options: parsed.
-    @return: both; the first alone, if it talks with systemd by itself.
+    @return: both services. A program with a L{NotifyService} of its own gets no second one.
     """
     from twisted.internet import reactor
 
     ports = adoptPorts(reactor) if options["adopt"] else None
     if ports is not None:
-        atexit.register(ports.report)  # after a start that failed, it explains why
+        atexit.register(ports.report)  # after a failed start the report helps to find the cause
     service, description = _loadApplication(options) if options["python"] else _runMaker(options)
     services = StartingService()
     service.setServiceParent(services)
@@ -121,17 +124,17 @@ def makeService(options: Options) -> MultiService:
 
 
 def _runMaker(options: Options) -> tuple[Any, str]:
-    """@return: the other command's service, and what it is."""
+    """@return: the other command's service, and its name and description."""
     maker = options.makers[str(options.subCommand)]
     return maker.makeService(options.subOptions), f"{maker.tapname}: {maker.description}"
 
 
 def _loadApplication(options: Options) -> tuple[Any, str]:
     """
-    Load a file as C{twistd --python} does. A user and a group in it are used by twistd.
+    Load a file as C{twistd --python} does. twistd then uses the application's user and group.
 
     @return: the application's service, and its name.
-    @raise SystemExit: the file cannot be read, or one that it reads.
+    @raise SystemExit: the file, or a file that it reads, cannot be read.
     """
     try:
         application = loadApplication(options["python"], "python")
@@ -166,8 +169,8 @@ def _isTalking(service: Any) -> bool:
 
 def _findMethods(service: Any, name: str) -> Iterator[Callable[[], Any]]:
     """
-    @return: the method of the service or, if it has none, of the services in it. It needs no
-        argument; what else is called so may mean another thing.
+    @return: the service's method of this name; without one, the methods of its child services. Only
+        methods without required arguments count: another signature may have another meaning.
     """
     method = getattr(service, name, None)
     try:

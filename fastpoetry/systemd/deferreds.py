@@ -1,4 +1,4 @@
-"""Waiting for what others return: Deferreds, coroutines, or anything else."""
+"""Deferreds for results of any kind: Deferreds, coroutines, other values."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from twisted.python.failure import Failure
 
 def asDeferred(awaited: Any) -> Deferred[Any]:
     """
-    @param awaited: a Deferred, which keeps its result, a coroutine, or anything else.
-    @return: ends as that does.
+    @param awaited: a Deferred, which keeps its result, a coroutine, or any other value.
+    @return: has the same result.
     """
     if isinstance(awaited, Awaitable):
         return watch(toDeferred(awaited))
@@ -21,8 +21,8 @@ def asDeferred(awaited: Any) -> Deferred[Any]:
 
 def toDeferred(awaited: Awaitable[Any]) -> Deferred[Any]:
     """
-    @param awaited: a Deferred, a coroutine, or its like.
-    @return: the Deferred itself, or one for the coroutine.
+    @param awaited: a Deferred, a coroutine, or another awaitable.
+    @return: the Deferred itself, or a Deferred with the awaitable's result.
     """
     if isinstance(awaited, Deferred):
         return awaited
@@ -35,9 +35,9 @@ def toDeferred(awaited: Awaitable[Any]) -> Deferred[Any]:
 
 def watch(other: Deferred[Any], keepsFailure: bool = False) -> Deferred[Any]:
     """
-    @param other: it keeps its result.
-    @param keepsFailure: whether it keeps a failure too.
-    @return: ends as the other does, and cancels it.
+    @param other: keeps its result.
+    @param keepsFailure: whether it also keeps a failure.
+    @return: a Deferred with the same result. Cancelling it cancels the other.
     """
     watching: Deferred[Any] = Deferred(lambda _: other.cancel())
 
@@ -54,8 +54,8 @@ def watch(other: Deferred[Any], keepsFailure: bool = False) -> Deferred[Any]:
 
 def findCause(failure: Failure) -> Failure:
     """
-    @param failure: of one Deferred, or of several.
-    @return: the first that failed.
+    @param failure: of one Deferred, or of C{gatherResults}.
+    @return: the failure of the Deferred that failed first.
     """
     while isinstance(failure.value, FirstError):
         failure = failure.value.subFailure

@@ -1,8 +1,8 @@
 """
-The file descriptors that systemd passes to this process: sockets of C{.socket} units, and what a
-process before this one has left in the store.
+The file descriptors that systemd passes to this process: the sockets of C{.socket} units, and the
+descriptors that an earlier process left in the store.
 
-Who wants one is given it; what is done with it is not known here.
+This module gives descriptors out. It does not know what they are used for.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ __all__ = ["AdoptError", "Descriptor", "Inherited", "inherited", "refusal"]
 _VARIABLES = ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES")
 _NOTHING = (
     "no descriptor was passed: a .socket unit or systemd-socket-activate must pass one; "
-    "if the address of the .socket was changed, restart that; else=ENDPOINT does without"
+    "if the .socket unit has a new address, restart it; else=ENDPOINT needs no descriptor"
 )
 
-# The families that Twisted serves, and how an address of each is shown.
+# The families that Twisted serves, each with the format of its addresses.
 _FAMILIES = {
     socket.AF_UNIX: "{!r}",
     socket.AF_INET: "{0[0]}:{0[1]}",
@@ -41,21 +41,21 @@ _FILES: tuple[tuple[Callable[[int], bool], str], ...] = (
 
 _WANTED = {
     socket.SOCK_STREAM: "only listening stream sockets can be adopted",
-    socket.SOCK_DGRAM: "only datagram sockets can be adopted so",
+    socket.SOCK_DGRAM: "only datagram sockets can be adopted here",
 }
 
 
 class AdoptError(Exception):
     """
-    A refusal in one line: what was wanted, why it cannot be, and which descriptors were passed.
+    A refusal in one line: the request, why it fails, and which descriptors were passed.
 
-    Before the reactor runs it is a C{SystemExit} besides. Where nobody catches it, the program ends
-    with the line on stderr and exit status 1; a traceback would tell nobody more. Once the reactor
-    runs, it is an error like any other, in a Deferred or wherever it was raised.
+    Before the reactor runs it is also a C{SystemExit}: uncaught, it ends the program with the line
+    on stderr and exit status 1. A traceback would add no information. Once the reactor runs, it is
+    an ordinary exception, raised or in a Deferred.
     """
 
     def __init__(self, line: str) -> None:
-        """@param line: the refusal. It stays one line, whatever the names in it hold."""
+        """@param line: the refusal. It stays one line even if the names in it hold line breaks."""
         super().__init__(oneLine(line))
 
 
@@ -67,24 +67,24 @@ class _AdoptExit(AdoptError, SystemExit):
 
 def refusal(line: str) -> AdoptError:
     """
-    @param line: what is refused, and why.
-    @return: the error to raise now; whether the reactor runs makes a difference.
+    @param line: the request, and why it fails.
+    @return: the error to raise: a C{SystemExit} too, unless the reactor runs.
     """
-    # Looked up, not imported: that would install one.
+    # Looked up, because an import would install a reactor.
     reactor = sys.modules.get("twisted.internet.reactor")
     return AdoptError(line) if getattr(reactor, "running", False) else _AdoptExit(line)
 
 
 class Descriptor(NamedTuple):
     """
-    A file descriptor as it was passed to this process.
+    A file descriptor that was passed to this process.
 
     @ivar number: the descriptor itself.
     @ivar name: its C{FileDescriptorName=} or C{FDNAME=}, or C{unknown}.
     @ivar family: the address family of a socket; C{None} for anything else.
     @ivar kind: the type of a socket, such as C{SOCK_STREAM}; C{None} for anything else.
     @ivar listens: whether it is a socket that accepts connections.
-    @ivar nature: what it is, for a person: C{AF_INET 127.0.0.1:17}, C{is a FIFO}.
+    @ivar nature: its description for people: C{AF_INET 127.0.0.1:17}, C{is a FIFO}.
     """
 
     number: int
@@ -99,7 +99,7 @@ class Descriptor(NamedTuple):
         """
         @param number: an open descriptor.
         @param name: the name that it was passed under.
-        @return: what the kernel says that it is, whatever anybody declared.
+        @return: the descriptor as the kernel, not its unit, describes it.
         """
         mode = os.fstat(number).st_mode
         if not stat.S_ISSOCK(mode):
@@ -128,14 +128,14 @@ class Descriptor(NamedTuple):
     def serves(self, kind: int) -> bool:
         """
         @param kind: C{SOCK_STREAM} or C{SOCK_DGRAM}.
-        @return: whether it is a socket of that kind to which clients come, and Twisted knows it.
+        @return: whether it is a socket of that kind on which Twisted can serve clients.
         """
         isOpen = self.listens or kind == socket.SOCK_DGRAM
         return self.kind == kind and isOpen and self.family in _FAMILIES
 
     @property
     def isStray(self) -> bool:
-        """Whether it is what a C{.socket} unit can pass and nothing of Twisted's can use."""
+        """Whether a C{.socket} unit can pass it, but no port of Twisted can use it."""
         isUnserved = self.listens and not self.serves(socket.SOCK_STREAM)
         return isUnserved or self.nature in ("is a FIFO", "is a special file")
 
@@ -153,10 +153,10 @@ def _isConnected(found: socket.socket) -> bool:
 
 class Inherited:
     """
-    The descriptors passed to this process, each of which is given out once, until it is released.
+    The descriptors passed to this process. Each has one user at a time, until it is released.
 
     @ivar descriptors: all of them, in the order in which they were passed.
-    @ivar isNothing: whether nobody has passed anything, not even to another process.
+    @ivar isNothing: whether no descriptor was passed, not even to another process.
     """
 
     def __init__(
@@ -166,11 +166,11 @@ class Inherited:
         listenFds: Callable[[], Mapping[int, str]],
     ) -> None:
         """
-        Read what sd_listen_fds(3) describes, and remove it so that no child process sees it.
+        Read the variables of sd_listen_fds(3), and remove them so that no child process sees them.
 
         @param environ: the environment that C{listenFds} reads and children inherit.
-        @param initial: the environment when the process began: C{twisted.internet.endpoints} takes
-            C{LISTEN_PID} and C{LISTEN_FDS} out of the other one as soon as it is imported.
+        @param initial: the environment when the process began. The import of
+            C{twisted.internet.endpoints} removes C{LISTEN_PID} and C{LISTEN_FDS} from C{environ}.
         @param listenFds: C{systemd.daemon.listen_fds_with_names}, which also sets close-on-exec.
         """
         passed = {**initial, **environ}
@@ -191,32 +191,34 @@ class Inherited:
         self._given: set[Descriptor] = set()
 
     def _findTrouble(self, told: Mapping[str, str]) -> str:
-        """@return: why nothing may have been passed."""
+        """@return: the likely reason if no descriptor was passed."""
         ours = str(os.getpid())
         if self.isNothing:
             return _NOTHING
         if "LISTEN_PID" not in told:
-            return f"{_show(told)} without LISTEN_PID, which says for whom that is"
+            return f"{_show(told)} without LISTEN_PID, which names the process"
         if told["LISTEN_PID"] != ours:
             return f"{_show(told)} is for another process, this is {ours}"
         return _NOTHING
 
     @property
     def free(self) -> tuple[Descriptor, ...]:
-        """Those that are not given out."""
+        """The descriptors that are not given out."""
         return tuple(each for each in self.descriptors if each not in self._given)
 
     def claim(
         self, name: str | None = None, kind: int = socket.SOCK_STREAM
     ) -> tuple[Descriptor, ...]:
         """
-        Give out sockets to which clients come: which of two that serve one does is mere chance.
+        Give out sockets that clients can reach, each once: with two users of a socket, it would be
+        chance which of them gets a client.
 
-        @param name: whose; C{None} for all that are left.
-        @param kind: C{SOCK_STREAM}, those that listen, or C{SOCK_DGRAM}.
-        @return: one or more. Others of that name stay for those that ask for them.
-        @raise AdoptError: there is none, or, where no name was asked for, something is among them
-            that nobody can adopt, like a FIFO: a program that is passed such things asks by name.
+        @param name: their name; C{None} for all that are free.
+        @param kind: C{SOCK_STREAM} for listening sockets, or C{SOCK_DGRAM}.
+        @return: one or more sockets. Other descriptors of that name stay free for other users.
+        @raise AdoptError: no socket fits; or no name was given, and Twisted cannot use one of the
+            free descriptors, such as a FIFO. A program with such descriptors must claim its sockets
+            by name.
         """
         named = [each for each in self.descriptors if name in (None, each.name)]
         fitting = [each for each in named if each.serves(kind)]
@@ -238,10 +240,10 @@ class Inherited:
 
     def take(self, name: str) -> tuple[Descriptor, ...]:
         """
-        Give out whatever has a name: connections, memfds, sockets of all kinds.
+        Give out all free descriptors of a name: connections, memfds, sockets of all kinds.
 
-        @param name: whose.
-        @return: those that have not been given out; none, if there are none.
+        @param name: their name.
+        @return: the descriptors; empty if no free one has that name.
         """
         found = tuple(each for each in self.free if each.name == name)
         self._given.update(found)
@@ -249,18 +251,18 @@ class Inherited:
 
     def release(self, descriptors: Iterable[Descriptor]) -> None:
         """
-        Take back what was given out, so that somebody else can have it.
+        Take back descriptors that were given out, for other users.
 
-        @param descriptors: which, still open.
+        @param descriptors: the descriptors. They must still be open.
         """
         self._given.difference_update(descriptors)
 
     def reclaim(self, descriptors: Iterable[Descriptor]) -> None:
         """
-        Give out again what was released.
+        Give out again descriptors that were released.
 
-        @param descriptors: which.
-        @raise AdoptError: somebody else has one of them by now.
+        @param descriptors: the descriptors.
+        @raise AdoptError: one of them has another user now.
         """
         for each in descriptors:
             if each in self._given:
@@ -269,7 +271,7 @@ class Inherited:
 
 
 def _ask(name: str | None) -> str:
-    """@return: a claim as an endpoint description."""
+    """@return: a claim, written as an endpoint description."""
     return "adopted" if name is None else f"adopted:name={name}"
 
 
@@ -280,9 +282,9 @@ def _show(variables: Mapping[str, str]) -> str:
 @cache
 def inherited() -> Inherited:
     """
-    @return: what was passed to this process. The first call reads it, and comes before any fork
-        such as twistd's: descriptors survive that, but C{LISTEN_PID} goes on naming the parent.
-    @raise AdoptError: something was passed, and systemd-python is missing.
+    @return: the descriptors passed to this process. The first call reads them. It must come before
+        any fork, such as twistd's: a child has the descriptors, but C{LISTEN_PID} names its parent.
+    @raise AdoptError: descriptors were passed, and systemd-python is missing.
     """
     try:
         with open("/proc/self/environ", "rb") as file:

@@ -1,7 +1,7 @@
 """
-The end of a program, however it comes: what has to be done before it.
+Functions to call before a program ends, however it ends.
 
-Nothing can be done before SIGKILL, C{os._exit}, or a fault in C.
+SIGKILL, C{os._exit} and a fault in C end a program without these calls.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from types import FrameType
 from typing import Any
 
 _SIGNALS = (SIGHUP, SIGINT, SIGQUIT, SIGABRT, SIGTERM, SIGXCPU)
-"""Signals by which people, systemd and its limits end programs."""
+"""Signals by which people, systemd and resource limits end programs."""
 
 
 def callAtEnd(end: Callable[[], None]) -> None:
     """
-    Have something called when the interpreter ends, and when a signal ends the process that nobody
-    handles. That includes the signal of systemd's watchdog.
+    Call a function when the interpreter ends, or when a signal without a handler ends the process.
+    One such signal is SIGABRT of systemd's watchdog.
 
     A reactor sets handlers of its own, see L{callAtReactorsEnd}.
 
@@ -45,7 +45,7 @@ def callAtEnd(end: Callable[[], None]) -> None:
         os.kill(os.getpid(), number)
 
     atexit.register(end)
-    with suppress(ValueError):  # only a program's first thread can handle signals
+    with suppress(ValueError):  # only a program's first thread can set signal handlers
         for number in _SIGNALS:
             if getsignal(number) == SIG_DFL:
                 signal(number, die)
@@ -53,11 +53,11 @@ def callAtEnd(end: Callable[[], None]) -> None:
 
 def callAtReactorsEnd(end: Callable[[], None]) -> bool:
     """
-    Have something called when the program's reactor has stopped. The signal that stopped it then
-    ends C{twistd} and C{twist}, and C{atexit} is never reached: they send it to themselves.
+    Call a function when the program's reactor has stopped. C{twistd} and C{twist} then send
+    themselves the signal that stopped the reactor, and end without running C{atexit}.
 
     @param end: called with no argument.
-    @return: whether there is a reactor by now.
+    @return: whether a reactor is installed.
     """
     reactor = findReactor()
     if not hasattr(reactor, "addSystemEventTrigger"):
@@ -68,8 +68,8 @@ def callAtReactorsEnd(end: Callable[[], None]) -> bool:
 
 def callBeforeDaemon(call: Callable[[], object]) -> None:
     """
-    Have something called before a fork while the program's reactor does not run yet: C{twistd}
-    becomes a daemon so, and the process that forked ends by C{os._exit}.
+    Call a function before each fork that happens before the program's reactor runs. C{twistd}
+    becomes a daemon by such a fork, and its parent process ends by C{os._exit}.
 
     @param call: called with no argument.
     """
@@ -82,5 +82,5 @@ def callBeforeDaemon(call: Callable[[], object]) -> None:
 
 
 def findReactor() -> Any:
-    """@return: the reactor, or C{None} before one is installed: an import would install one."""
+    """@return: the reactor, or C{None} if none is installed. An import would install one."""
     return sys.modules.get("twisted.internet.reactor")

@@ -1,7 +1,7 @@
 """
-What systemd hears again and again: the status, signs of life, requests for more time.
+Messages that systemd gets repeatedly: the status, watchdog pings, requests for more time.
 
-When that begins and ends is not decided here.
+Other modules decide when they begin and end.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from fastpoetry.systemd.manager import Manager, oneLine
 
 _EXTEND_EVERY = 5
 _EXTEND_BY = 15
-"""Seconds: what takes long says so three times in the time that it asks for."""
+"""Seconds. Three requests fit into the time that one asks for."""
 
 
 class Heartbeat:
-    """Tells systemd how the program is doing, for as long as the reactor turns."""
+    """Sends status and watchdog pings to systemd while the reactor turns."""
 
     _log = Logger()
     _manager: Manager | None = None
@@ -38,10 +38,10 @@ class Heartbeat:
         clock: Any,
     ) -> None:
         """
-        @param status: how the program is doing, in a person's words; asked once a second.
-        @param alive: asked before each sign of life. Unless it returns true there is none.
+        @param status: returns the status in words for people; called once a second.
+        @param alive: called before each watchdog ping. Unless it returns true, no ping is sent.
         @param extendSeconds: how long to ask for more time.
-        @param loops: repeat all this.
+        @param loops: repeats the calls.
         @param clock: provides C{IReactorTime}.
         """
         self._status = status
@@ -52,28 +52,28 @@ class Heartbeat:
 
     def start(self, manager: Manager, watchdogSeconds: float) -> None:
         """
-        Begin.
+        Begin to send.
 
-        @param manager: is told.
-        @param watchdogSeconds: how long systemd waits for a sign of life; 0 if it does not.
+        @param manager: receives the messages.
+        @param watchdogSeconds: how long systemd waits for a ping; 0 if the watchdog is off.
         """
         self._manager = manager
         self._loops.start(1, self.tellStatus, now=True)
         self._loops.start(1, manager.catchUp)
         if watchdogSeconds:
-            # Until the exit: systemd disarms the watchdog when a stop begins, and a ping that it
-            # reads after that arms it again.
+            # systemd disarms the watchdog when a stop begins. A late ping arms it again, so ping
+            # until the exit.
             self._loops.start(watchdogSeconds / 3, self._ping)
 
     def stop(self) -> None:
-        """End. The next start is as the first."""
+        """Stop sending, and reset. L{start} can be called again."""
         self._loops.stopAll()
         self._manager = None
         self._told = ""
         self._wasAlive = True
 
     def tellStatus(self) -> None:
-        """Tell the status, if it has changed."""
+        """Send the status if it has changed."""
         if self._status is None or self._manager is None:
             return
         try:
@@ -81,7 +81,7 @@ class Heartbeat:
         except Exception:
             self._status = None
             self._log.failure(
-                "the status cannot be told and is no longer asked for",
+                "the status function failed and is not called again",
                 message_id="4c6937de67404cecbd417d7e76eb1226",
             )
             return
@@ -90,9 +90,9 @@ class Heartbeat:
 
     def extend(self) -> LoopingCall | None:
         """
-        Ask for more time, again and again, up to the bound.
+        Ask for more time repeatedly, until the limit.
 
-        @return: the loop that asks; outside systemd there is none.
+        @return: the loop that asks; C{None} outside systemd.
         """
         if self._manager is None:
             return None
@@ -114,8 +114,8 @@ class Heartbeat:
         return self._manager is not None and self._manager.offer(message)
 
     def _isAlive(self) -> bool:
-        """@return: what the program says of itself. The first of several denials is a record."""
-        cause = "it says so"
+        """@return: the program's answer. The first negative answer of a series is logged."""
+        cause = "its check denies it"
         try:
             if self._alive is None or self._alive():
                 return True
@@ -123,7 +123,7 @@ class Heartbeat:
             cause = f"{type(why).__name__}: {why}"
         if self._wasAlive:
             self._log.error(
-                "the program is not alive, so systemd gets no sign of life: {cause}",
+                "the program is not alive, so systemd gets no watchdog ping: {cause}",
                 cause=cause,
                 message_id="a64af6f616164d89aec679d3226803f5",
             )
@@ -133,8 +133,8 @@ class Heartbeat:
 def watchdogSeconds(environ: Mapping[str, str]) -> float:
     """
     @param environ: where systemd leaves C{WATCHDOG_USEC} and C{WATCHDOG_PID}.
-    @return: how long systemd waits for a sign of life from this process, sd_watchdog_enabled(3); 0
-        if the watchdog is off or the value is invalid.
+    @return: how long systemd waits for a ping of this process, sd_watchdog_enabled(3); 0 if the
+        watchdog is off or the value is invalid.
     """
     pid = str(os.getpid())
     if environ.get("WATCHDOG_PID", pid) != pid:

@@ -1,13 +1,13 @@
 """
 A log observer that sends a Twisted program's events to the systemd journal, as records with fields.
 
-It is for any Twisted program: C{twistd --logger=fastpoetry.systemd.journal.observer}. For what is
-logged by Python's own C{logging} there is a handler that makes the same records. It reads no
-journal, keeps no file, looks at no stack to find out who logged, and limits no rate.
+Any Twisted program can use it: C{twistd --logger=fastpoetry.systemd.journal.observer}. A handler
+for Python's own C{logging} makes the same records. This module reads no journal, keeps no log file,
+inspects no stack to find the caller, and limits no rate.
 
-It speaks the journal's native protocol (U{https://systemd.io/JOURNAL_NATIVE_PROTOCOL}) itself.
-systemd-python's C{sendv} holds the interpreter's lock while journald stands still, so that calling
-it in a thread stops the reactor all the same, and it reports success where there is no journal.
+It implements the journal's native protocol (U{https://systemd.io/JOURNAL_NATIVE_PROTOCOL}) itself.
+systemd-python's C{sendv} keeps the interpreter locked while journald stands still, so even a thread
+that calls it stops the reactor. C{sendv} also reports success when no journal is there.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ SOCKET = "/run/systemd/journal/socket"
 
 BACKLOG_BYTES = 1024 * 1024
 """
-What may wait for a journald that stands still: some thousands of records, but less than the 10,000
-in 30 s that it then takes from a service by default.
+The size of the backlog while journald stands still. It holds some thousands of records, fewer than
+the 10,000 in 30 s that journald then accepts from a service by default.
 """
 
 _END_SECONDS = 1.0
-"""How long the end of a program waits for the journal, in all."""
+"""How long the end of a program waits for the journal, in total."""
 
 _RETRY_SECONDS = 1.0
-"""Seconds after which a thread is tried again where none could be made."""
+"""Seconds until the next try to start a thread after a failure."""
 
 
 class _Waiting(NamedTuple):
@@ -70,7 +70,7 @@ class _Waiting(NamedTuple):
 
     @ivar data: for the journal.
     @ivar text: for the fallback.
-    @ivar lost: how many records are untold if this is lost.
+    @ivar lost: how many records are lost if this one is: more than one if it reports lost records.
     """
 
     data: bytes
@@ -87,14 +87,17 @@ class JournalObserver:
     """
     Sends each event as one record, at once and from the thread that logs it.
 
-    Nobody waits for the journal. What it does not take at once goes into a bounded backlog, which a
-    thread sends as the journal takes it; such a record says in C{LOG_TIME} when it was logged. The
-    thread starts when it is first needed, so that most programs fork and end without one. What the
-    backlog cannot hold is dropped until it is empty again; then one record tells how many were
-    lost. While the journal cannot be reached at all, the thread writes the records as text instead.
+    Logging never waits for the journal. A record that the journal does not take at once goes into a
+    bounded backlog. A thread sends the backlog as fast as the journal takes it. The field
+    C{LOG_TIME} of such a record says when it was logged. The thread starts when it is first needed,
+    so most programs fork and end without one.
 
-    The end of a program waits for the backlog, a second at most. What is left then is counted as
-    lost, in a record that is written as text if the journal does not take it either.
+    If the backlog is full, new records are dropped until it is empty. Then one record reports how
+    many were lost. While the journal cannot be reached at all, the thread writes the records as
+    text.
+
+    The end of a program waits up to a second for the backlog. Records left after that are counted
+    as lost. The record that reports them is written as text if the journal does not take it.
     """
 
     _endsAt: float | None
@@ -111,10 +114,11 @@ class JournalObserver:
         """
         @param identifier: the program's name in the journal.
         @param path: the journal's socket.
-        @param fallback: where text goes while there is no journal.
-        @param backlogBytes: how much may wait.
-        @param stream: which file is a stream into the journal, as C{JOURNAL_STREAM} has it.
-        @param facility: the kind of program, in syslog's numbers.
+        @param fallback: the file for records as text while there is no journal.
+        @param backlogBytes: the size of the backlog.
+        @param stream: identifies the file that is a stream into the journal, as C{JOURNAL_STREAM}
+            does.
+        @param facility: the kind of program, as a syslog number.
         """
         self._identifier = identifier
         self._facility = facility
@@ -128,15 +132,15 @@ class JournalObserver:
         self.forget()
 
     def __call__(self, event: LogEvent) -> None:
-        """Send an event; as with Twisted's own observers, one without text is no record."""
+        """Send an event. As with Twisted's own observers, an event without text makes no record."""
         self.send(self._fields(event), event.get("log_time"))
 
     def log(self, entry: logging.LogRecord, text: str) -> None:
         """
-        Send what C{logging} has logged.
+        Send an entry of Python's C{logging}.
 
-        @param entry: what it has logged.
-        @param text: that as text.
+        @param entry: the entry.
+        @param text: the entry as text.
         """
         record = loggedFields(entry, text, self._identifier, self._facility)
         self.send(record, entry.created)
@@ -156,7 +160,7 @@ class JournalObserver:
                 self.end()
 
     def flush(self, seconds: float = 1.0) -> None:
-        """Wait until the backlog is empty, but no longer than so many seconds."""
+        """Wait until the backlog is empty, for at most so many seconds."""
         with self._changed:
             if self._backlog:
                 self._startThread()
@@ -166,10 +170,10 @@ class JournalObserver:
 
     def end(self) -> None:
         """
-        Wait for the backlog, because the program ends, and count what is left of it as lost.
+        Wait for the backlog at the end of the program, and count the records left in it as lost.
 
-        All waiting after the first call takes a second at most. What is logged after that second
-        waits for nothing: the journal takes it at once, or it is written as text.
+        All calls together wait for at most a second. Records logged after that second do not wait:
+        the journal takes them at once, or they are written as text.
         """
         if self._endsAt is None:
             self._endsAt = time.monotonic() + _END_SECONDS
@@ -185,10 +189,10 @@ class JournalObserver:
 
     def forget(self) -> None:
         """
-        Begin with no backlog and no thread.
+        Start again with no backlog and no thread, in a forked child.
 
-        A forked child has no thread, its lock may be held for ever, and the records that wait are
-        its parent's to send.
+        The child has no thread, the lock may be held forever, and the parent sends the records that
+        wait.
         """
         self._empty()
         self._dropped = 0
@@ -202,7 +206,7 @@ class JournalObserver:
         self._waitingBytes = 0
 
     def _trySend(self, data: bytes) -> bool:
-        """@return: whether the kernel took it; why it did not is for the thread to find out."""
+        """@return: whether the kernel took the record. If not, the thread finds out why."""
         try:
             self._socket.sendto(data, MSG_DONTWAIT, self._path)
         except OSError:
@@ -210,7 +214,7 @@ class JournalObserver:
         return True
 
     def _keep(self, record: Record, when: float) -> None:
-        """Leave a record to the thread, or count it as dropped."""
+        """Add a record to the backlog, or count it as dropped."""
         data = datagram({**record, "LOG_TIME": shownTime(when)})
         waiting = _Waiting(data, self._line(record, when))
         with self._changed:
@@ -219,7 +223,7 @@ class JournalObserver:
                 self._dropped += 1
             else:
                 self._append(waiting)
-            # Also for one that is dropped: where no thread could be made, one may be by now.
+            # Also for a dropped record: a thread that could not start before may start now.
             self._startThread()
 
     def _append(self, waiting: _Waiting) -> None:
@@ -233,15 +237,14 @@ class JournalObserver:
             try:
                 thread.start()
             except RuntimeError:
-                # No more threads, for now or because the interpreter ends.
+                # Too many threads, or the interpreter ends.
                 self._retryLater()
             else:
                 self._thread = thread
 
     def _retryLater(self) -> None:
         """
-        Have the program's reactor try again. In a program without one the next record does, or the
-        end.
+        Have the program's reactor try again. Without a reactor, the next record or the end tries.
         """
         reactor = findReactor()
         if not self._retrying and hasattr(reactor, "callFromThread"):
@@ -249,7 +252,7 @@ class JournalObserver:
             reactor.callFromThread(self._retryIn, reactor)
 
     def _retryIn(self, reactor: Any) -> None:
-        # Imported by the few that come here. No step of the wall clock may put the call off.
+        # Imported late, because it is rarely needed. No step of the wall clock may delay the call.
         from fastpoetry.systemd.clock import MonotonicClock
 
         MonotonicClock(reactor).callLater(_RETRY_SECONDS, self._retry)
@@ -262,8 +265,8 @@ class JournalObserver:
 
     def _sendBacklog(self) -> None:
         """
-        Send what waits, oldest first. A record leaves the backlog only after it was sent, so that
-        none logged meanwhile can overtake it.
+        Send the backlog, oldest record first. A record leaves the backlog only after it was sent,
+        so that no later record overtakes it.
         """
         while True:
             with self._changed:
@@ -271,12 +274,14 @@ class JournalObserver:
                 first = self._backlog[0]
             self._send(first)
             with self._changed:
-                # It was given up on, if it is not there any more.
+                # If it is not first any more, end() has counted it as lost.
                 if self._backlog and self._backlog[0] is first:
                     self._removeFirst()
 
     def _sendAtOnce(self) -> None:
-        """Send the backlog, and write as text what the journal does not take at once."""
+        """
+        Send the backlog without waiting. Write the records that the journal does not take as text.
+        """
         while self._backlog:
             self._send(self._backlog[0], MSG_DONTWAIT)
             self._removeFirst()
@@ -288,7 +293,10 @@ class JournalObserver:
         self._changed.notify_all()
 
     def _send(self, waiting: _Waiting, flags: int = 0) -> None:
-        """Send one record, for however long that takes, or write it as text."""
+        """
+        Send one record, or write it as text. Without C{MSG_DONTWAIT} this waits as long as
+        necessary.
+        """
         try:
             self._socket.sendto(waiting.data, flags, self._path)
         except OSError as error:
@@ -317,7 +325,7 @@ class JournalObserver:
 
     def _write(self, text: bytes, flags: int) -> None:
         """
-        Write to the fallback past its buffer, with C{MSG_DONTWAIT} only if it has room.
+        Write to the fallback without its buffer; with C{MSG_DONTWAIT} only if the file has room.
 
         A thread must not hold the buffer's lock when the interpreter ends.
         """
@@ -326,11 +334,11 @@ class JournalObserver:
             if self._fallback is not None and select([], [self._fallback], [], seconds)[1]:
                 os.write(self._fallback.fileno(), text)
         except (OSError, ValueError):
-            pass  # Closed or full: there is nowhere left to say so.
+            pass  # Closed or full: there is no other place to report to.
 
     def _tellDropped(self) -> None:
         event = {
-            "log_format": "records lost because the journal took none for a while: {dropped}",
+            "log_format": "records lost because the journal did not take them: {dropped}",
             "log_level": LogLevel.warn,
             "log_namespace": __name__,
             "dropped": self._dropped,
@@ -344,10 +352,9 @@ class JournalObserver:
 
 class JournalHandler(logging.Handler):
     """
-    Sends what Python's C{logging} has logged to the journal, by itself or beside the observer.
+    Sends entries of Python's C{logging} to the journal, alone or beside the observer.
 
-    It writes nothing that any log could see, so that no chain of handlers and observers becomes a
-    loop by it.
+    It logs nothing itself, so a chain of handlers and observers cannot become a loop.
     """
 
     def __init__(
@@ -355,20 +362,20 @@ class JournalHandler(logging.Handler):
     ) -> None:
         """
         @param level: as for any handler.
-        @param journal: sends the records; C{None} for one of its own, as L{observer} makes it.
+        @param journal: sends the records; C{None} for the one that L{observer} makes.
         """
         super().__init__(level)
-        # logging.basicConfig() would give it one with the level and the name, which are fields.
+        # logging.basicConfig() would set a formatter that repeats the level and the name.
         self.setFormatter(logging.Formatter())
         self._journal = observer() if journal is None else journal
 
     def emit(self, record: logging.LogRecord) -> None:
         """
-        Send an entry as one record: its text by the handler's formatter, which adds the traceback,
-        and its C{extra} as fields.
+        Send an entry as one record. The handler's formatter makes its text with the traceback; its
+        C{extra} becomes fields.
 
-        @param record: the entry. One that cannot be formatted is sent with what it was made of; one
-            that is not as C{logging} makes them is C{logging}'s own C{handleError}'s.
+        @param record: the entry. If it cannot be formatted, its raw message and arguments are sent.
+            If C{logging} could not have made it, C{handleError} handles it.
         """
         try:
             self._journal.log(record, self._format(record))
@@ -389,14 +396,14 @@ def observer(environ: Mapping[str, str] = os.environ, path: str = SOCKET) -> Jou
     """
     Make the observer for C{twistd --logger=fastpoetry.systemd.journal.observer}.
 
-    The records bear the name in C{SYSLOG_IDENTIFIER}, else that of the program, and the number in
-    C{SYSLOG_FACILITY}, else that of daemons.
+    The records have the name in C{SYSLOG_IDENTIFIER}, by default the program's, and the facility in
+    C{SYSLOG_FACILITY}, by default that of daemons.
 
     @param environ: the environment.
     @param path: the journal's socket.
-    @return: an observer that survives a fork, and that at the end of the program waits a moment for
-        what has not been sent. Its fallback is C{sys.__stderr__}, because twistd sends what is
-        written to C{sys.stderr} to the log.
+    @return: an observer that survives a fork, and at the end of the program waits up to a second
+        for its backlog. Its fallback is C{sys.__stderr__}, because twistd sends output on
+        C{sys.stderr} to the log.
     """
     identifier = environ.get("SYSLOG_IDENTIFIER") or os.path.basename(sys.argv[0])
     facility = environ.get("SYSLOG_FACILITY") or DAEMON
@@ -405,7 +412,10 @@ def observer(environ: Mapping[str, str] = os.environ, path: str = SOCKET) -> Jou
 
 @cache
 def _share(identifier: str, path: str, stream: str, facility: str) -> JournalObserver:
-    """@return: one observer for all that want the same: they wait once, and keep their order."""
+    """
+    @return: one observer for all callers with the same arguments, so that records keep their order
+        and the program's end waits only once.
+    """
     journal = JournalObserver(identifier, path, sys.__stderr__, stream=stream, facility=facility)
     os.register_at_fork(after_in_child=journal.forget)
     callBeforeDaemon(journal.flush)

@@ -1,4 +1,4 @@
-"""Calls that a clock repeats."""
+"""Repeated calls on a clock."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from twisted.logger import Logger
 
 
 class Loops:
-    """Repeated calls. One that raises is a record, and is repeated all the same."""
+    """Repeated calls. An error in a call is logged, and the call is repeated."""
 
     _log = Logger()
 
@@ -23,9 +23,9 @@ class Loops:
         """
         Repeat a call.
 
-        @param seconds: between two calls.
-        @param f: what to call.
-        @param now: whether the first call is now.
+        @param seconds: the time between two calls.
+        @param f: the function to call.
+        @param now: whether the first call is made now.
         @return: the loop, for L{stop}.
         """
         loop = LoopingCall(self._call, f)
@@ -36,15 +36,15 @@ class Loops:
 
     def stop(self, loop: LoopingCall) -> None:
         """
-        Repeat a call no more.
+        Stop repeating a call.
 
-        @param loop: of L{start}.
+        @param loop: returned by L{start}.
         """
         self._loops.remove(loop)
         loop.stop()
 
     def stopAll(self) -> None:
-        """Repeat no call."""
+        """Stop repeating all calls."""
         for loop in list(self._loops):
             self.stop(loop)
 

@@ -1,9 +1,10 @@
 """
 The service manager at the other end of C{NOTIFY_SOCKET}: sd_notify(3).
 
-The only module that speaks there. It does not know what the messages mean. C{systemd.daemon.notify}
-blocks while systemd does not read, and needs a new descriptor for each message. The protocol is
-public and stable, and its manual page has examples that do without the library.
+Only this module sends messages there, and it does not know what they mean. It does not use
+C{systemd.daemon.notify}, which blocks while systemd does not read, and needs a new descriptor for
+each message. The protocol is public and stable, and its manual page has examples without the
+library.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from twisted.logger import Logger
 from fastpoetry.systemd.steps import Steps, isReady
 
 MOST_DESCRIPTORS = 253
-"""Descriptors that one message can carry: SCM_MAX_FD of unix(7)."""
+"""The most descriptors in one message: SCM_MAX_FD of unix(7)."""
 
 Message = tuple[str, Sequence[int]]
-"""A text for systemd, and the descriptors that go with it."""
+"""A text for systemd, and the descriptors sent with it."""
 
 
 _VARIABLES = (
@@ -36,20 +37,20 @@ _VARIABLES = (
     "LISTEN_FDS",
     "LISTEN_FDNAMES",
 )
-"""What systemd tells this process alone."""
+"""Variables by which systemd informs this process only, not its children."""
 
 _hidden: dict[str, str] = {}
 
 
 class ManagerError(Exception):
-    """systemd was not told, or has not answered: one line that says why."""
+    """systemd was not reached, or has not answered. The message is one line with the cause."""
 
 
 class Manager:
     """
     The service manager of this process.
 
-    It is told without waiting, by L{offer} and L{declare}. What waits for it is in steps: L{tell}.
+    L{offer} and L{declare} send without waiting. L{tell} returns steps that wait for an answer.
     """
 
     _log = Logger()
@@ -68,10 +69,11 @@ class Manager:
 
     def offer(self, message: str) -> bool:
         """
-        Send a message that may get lost, because the next one follows soon.
+        Send a message that may be lost, because a newer one follows soon.
 
         @param message: the fields, one on a line.
-        @return: false if the queue of systemd is full. A message that can never arrive is a record.
+        @return: false if systemd's queue is full. If a message cannot be sent for another reason, a
+            record says so, once.
         """
         try:
             self._send(self._socket, message)
@@ -85,18 +87,18 @@ class Manager:
         """
         Send a message that must arrive, after all messages declared before.
 
-        @param message: the fields. If the queue of systemd is full, L{catchUp} sends them later.
+        @param message: the fields. If systemd's queue is full, L{catchUp} sends them later.
         """
         self._undeclared.append(message)
         self.catchUp()
 
     def catchUp(self) -> None:
-        """Send declared messages for which there was no room."""
+        """Send declared messages that did not fit into systemd's queue before."""
         while self._undeclared and self.offer(self._undeclared[0]):
             self._undeclared.popleft()
 
     def close(self) -> None:
-        """Send nothing more."""
+        """Stop sending. Declared messages that are not sent yet are dropped."""
         self._undeclared.clear()
         self._socket.close()
 
@@ -104,14 +106,14 @@ class Manager:
         """
         Send messages after all declared ones, and wait until systemd has acted on them.
 
-        @param messages: in this order.
+        @param messages: the messages, sent in this order.
         @return: the steps. They raise L{ManagerError} if systemd is not there, or does not read.
         """
         try:
             with self._socket.dup() as wire:  # stays open until the steps end
                 yield from self._tell(wire, messages)
         except TimeoutError as why:
-            raise ManagerError(f"systemd has not read what it was told for {why}") from why
+            raise ManagerError(f"systemd has not read its messages for {why}") from why
 
     def _tell(self, wire: socket, messages: Iterable[Message]) -> Steps:
         self.catchUp()
@@ -120,7 +122,7 @@ class Manager:
             self.catchUp()
         unread = 0
         for text, numbers in messages:
-            # The kernel allows as many descriptors under way as RLIMIT_NOFILE.
+            # The kernel limits the descriptors in unread messages to RLIMIT_NOFILE.
             if unread and unread + len(numbers) > MOST_DESCRIPTORS:
                 yield from self._barrier(wire)
                 unread = 0
@@ -129,7 +131,10 @@ class Manager:
         yield from self._barrier(wire)
 
     def _barrier(self, wire: socket) -> Steps:
-        """Wait until systemd closes a descriptor, as it does after all messages before it."""
+        """
+        Send BARRIER=1 with a descriptor. systemd closes it once it has acted on all earlier
+        messages.
+        """
         ours, theirs = os.pipe2(os.O_CLOEXEC)
         try:
             try:
@@ -154,14 +159,14 @@ class Manager:
 
     def _send(self, wire: socket, message: str, numbers: Sequence[int] = ()) -> None:
         """
-        @raise BlockingIOError: the queue of systemd is full.
-        @raise OSError: no message can be sent there.
+        @raise BlockingIOError: systemd's queue is full.
+        @raise OSError: the address takes no message.
         """
         if not self._told:
-            raise OSError(errno.EDESTADDRREQ, "it is not set")
+            raise OSError(errno.EDESTADDRREQ, "the variable is not set")
         if self._address[:1] not in ("/", "\0"):
-            raise OSError(errno.EAFNOSUPPORT, f"{self._told!r} is no path and no abstract name")
-        # For each message: another systemd may be at the address by now.
+            raise OSError(errno.EAFNOSUPPORT, f"{self._told!r} is not a path or an abstract name")
+        # Connect for each message, because another systemd may listen at the address by now.
         wire.connect(self._address)
         rights = [(SOL_SOCKET, SCM_RIGHTS, array("i", numbers))] if numbers else []
         wire.sendmsg([message.encode()], rights)
@@ -170,7 +175,7 @@ class Manager:
         if not self._hasComplained:
             self._hasComplained = True
             self._log.warn(
-                "systemd cannot be told how this program is doing: {address}: {cause}",
+                "cannot send messages to systemd at {address}: {cause}",
                 address=self._told,
                 cause=cause,
                 message_id="ac0571782f8c46f194b4564c401e12c5",
@@ -179,9 +184,10 @@ class Manager:
 
 def hideFromChildren(environ: Mapping[str, str]) -> None:
     """
-    Take what systemd tells this process alone out of the environment that children inherit.
+    Remove the variables that are for this process only from the environment that children inherit.
 
-    @param environ: nothing is taken out of any other mapping than C{os.environ}.
+    @param environ: the environment. Only C{os.environ} is changed; any other mapping stays as it
+        is.
     """
     if environ is os.environ:
         for name in _VARIABLES:
@@ -192,7 +198,7 @@ def hideFromChildren(environ: Mapping[str, str]) -> None:
 def withHidden(environ: Mapping[str, str]) -> Mapping[str, str]:
     """
     @param environ: the environment of this process, or another mapping.
-    @return: the same, with what is hidden from children.
+    @return: the mapping; for C{os.environ}, with the variables that L{hideFromChildren} removed.
     """
     return ChainMap(os.environ, _hidden) if environ is os.environ else environ
 
@@ -200,7 +206,8 @@ def withHidden(environ: Mapping[str, str]) -> Mapping[str, str]:
 def oneLine(text: str) -> str:
     """
     @param text: any text.
-    @return: one printable line of it. systemd splits a datagram at line breaks, and drops one that
-        has a NUL or more than 4,096 bytes; a character has up to 4.
+    @return: its first 1,000 characters as one printable line. systemd splits a datagram at line
+        breaks. It drops a datagram with a NUL or with more than 4,096 bytes; a character has up to
+        4.
     """
     return "".join(c if c.isprintable() else " " for c in text[:1000])

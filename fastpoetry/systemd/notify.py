@@ -1,8 +1,8 @@
 """
-What a Twisted program tells systemd about itself, by sd_notify(3).
+Messages from a Twisted program to systemd, by sd_notify(3).
 
-Knows nothing of what the program does, and stores no descriptors. Outside systemd it sends nothing
-and runs no timer.
+This module does not know what the program does, and stores no descriptors. Outside systemd it sends
+no message and runs no timer.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ __all__ = [
 
 class NotifyService(Service):
     """
-    Tells systemd that the program is ready, reloads, stops and is alive, and how it is doing.
+    Tells systemd when the program is ready, reloads or stops, that it is alive, and its status.
 
-    Add it last. Services stop in the reverse order, so that STOPPING is said before any of them
-    begins to.
+    Add it last. Services stop in reverse order, so STOPPING is sent before any of them begins to
+    stop.
 
-    READY waits for C{ready}, for every C{StreamServerEndpointService} and L{StartingService} of the
-    program, and for what C{startService} of any service returns. If one of them fails, that is a
-    record and the end of the program, with exit status 1.
+    READY waits for C{ready}, for each C{StreamServerEndpointService} and L{StartingService} of the
+    program, and for the results of all C{startService} methods. If one fails, the program logs a
+    record and ends with exit status 1.
     """
 
     _log = Logger()
@@ -81,19 +81,19 @@ class NotifyService(Service):
         """
         @param reactor: provides C{IReactorCore}, C{IReactorFDSet}, C{IReactorUNIX} and
             C{IReactorFromThreads}.
-        @param status: how the program is doing, in a person's words; asked once a second.
-        @param reload: what SIGHUP does; the reload ends when what this returns does. Without it
-            SIGHUP is left as it was.
-        @param ready: what must have ended before READY, or what returns that when all services
-            have started. If it raises, the start has failed.
-        @param alive: asked before each sign of life. Unless it returns true, systemd gets no sign
-            of life, and restarts the program after C{WatchdogSec=}; a record says so.
+        @param status: returns the status in words for people; called once a second.
+        @param reload: called at SIGHUP. The reload ends when the returned awaitable does. Without
+            C{reload} the handler of SIGHUP stays as it is.
+        @param ready: an awaitable that must end before READY, or a function that returns one and is
+            called when all services have started. If it raises, the start has failed.
+        @param alive: called before each watchdog ping. Unless it returns true, no ping is sent, and
+            a record says so. systemd then restarts the program after C{WatchdogSec=}.
         @param extendSeconds: how much longer than the unit allows a start or a stop may take.
         @param reloadSeconds: after this time a reload is cancelled and has failed.
-        @param clock: provides C{IReactorTime}. Without it, a L{MonotonicClock}: no step of the wall
-            clock holds up a sign of life.
+        @param clock: provides C{IReactorTime}. Without it, a L{MonotonicClock}: then no step of the
+            wall clock delays a watchdog ping.
         @param environ: where systemd leaves C{NOTIFY_SOCKET}, C{WATCHDOG_USEC}, C{WATCHDOG_PID}.
-            They are taken out of C{os.environ} at the start, so that no child inherits them.
+            The start removes them from C{os.environ}, so that no child process inherits them.
         @param setHandler: sets the handler of a signal, as C{signal.signal} does.
         """
         self._reactor = reactor
@@ -105,26 +105,28 @@ class NotifyService(Service):
         self._handlers = Handlers(setHandler)
         self._starts = StartWatch()
         self._reloads = Reloads(reload, reloadSeconds, self._announce, reactor, self._clock)
-        self._reloads.handleHangup(self._handlers)  # so early, because SIGHUP kills by default
+        self._reloads.handleHangup(self._handlers)  # early, because SIGHUP kills by default
 
     def setServiceParent(self, parent: Any) -> None:
         """
         Join a program, and watch how its services start.
 
-        @param parent: is started by the program.
+        @param parent: a service of the program, which starts it.
         """
         super().setServiceParent(parent)
         self._starts.addProgram(self)
 
     def privilegedStartService(self) -> None:
-        """Watch the services too that the program has got since."""
+        """Also watch services that were added to the program meanwhile."""
         super().privilegedStartService()
         self._starts.addProgram(self)
 
     def startService(self) -> None:
-        """Say READY once the reactor runs and all has started. From now on SIGHUP reloads."""
+        """
+        Send READY once the reactor runs and all services have started. From now on SIGHUP reloads.
+        """
         super().startService()
-        self._reloads.handleHangup(self._handlers)  # outside systemd too, and to the end
+        self._reloads.handleHangup(self._handlers)  # also outside systemd, until the program ends
         self._reloads.isOpen = True
         hideFromChildren(self._environ)
         address = withHidden(self._environ).get("NOTIFY_SOCKET")
@@ -139,8 +141,8 @@ class NotifyService(Service):
 
     def stopService(self) -> None:
         """
-        Say STOPPING. If the program ends, status and watchdog go on for as long as the reactor
-        runs; if it goes on without this service, nothing of it is left.
+        Send STOPPING. If the program ends, status and watchdog pings go on until the reactor stops.
+        Otherwise this service closes everything that it opened.
         """
         super().stopService()
         self._start = None
@@ -155,11 +157,11 @@ class NotifyService(Service):
 
     def tell(self, state: str = "", /, **fields: object) -> None:
         """
-        Tell systemd anything, after all messages before: C{tell("READY=1\\nSTATUS=Serving")} or
-        C{tell(ERRNO=2)}. Outside systemd, and while this service does not run, nothing is sent.
+        Send systemd any fields, after all earlier messages: C{tell("READY=1\\nSTATUS=Serving")} or
+        C{tell(ERRNO=2)}. Outside systemd, and while this service does not run, no message is sent.
 
         @param state: fields as sd_notify(3) takes them, one on a line.
-        @param fields: more of them, in the same message. Values become one line.
+        @param fields: more fields for the same message. Each value becomes one line.
         """
         lines = [*state.split("\n"), *(f"{name}={value}" for name, value in fields.items())]
         message = "\n".join(filter(None, map(oneLine, lines)))
@@ -168,10 +170,10 @@ class NotifyService(Service):
 
     def tellTrouble(self, cause: str) -> None:
         """
-        Have systemd treat the program as one whose watchdog was missed, C{WATCHDOG=trigger}: it
-        ends with SIGABRT, and C{Restart=} decides about the rest.
+        Have systemd act as if a watchdog ping was missed, C{WATCHDOG=trigger}: it ends the program
+        with SIGABRT, and C{Restart=} decides whether the program starts again.
 
-        @param cause: what is wrong, in a person's words. A record has it.
+        @param cause: the fault, in words for people. A record has it.
         """
         self._log.error(
             "the program is in trouble: {cause}",
@@ -182,18 +184,21 @@ class NotifyService(Service):
 
     def settle(self, seconds: float = 5.0) -> Deferred[None]:
         """
-        Wait until systemd has read what it was told, C{BARRIER=1}.
+        Wait until systemd has read all messages, C{BARRIER=1}.
 
-        @param seconds: how long it may take.
-        @return: fires then; fails with L{ManagerError} if it takes longer, or nothing is told.
+        @param seconds: how long systemd may take.
+        @return: fires then; fails with L{ManagerError} if systemd takes longer, or cannot be
+            notified.
         """
         if self._manager is None:
-            return fail(ManagerError("systemd is told nothing, outside of it or after the stop"))
+            return fail(
+                ManagerError("no systemd to notify: the program runs outside it, or has stopped")
+            )
         return drive(self._manager.tell(), seconds, self._reactor, self._clock)
 
     def _begin(self, start: object) -> None:
-        """The reactor runs."""
-        if start is not self._start:  # stopped before
+        """Begin the pings, and wait for all services. The reactor runs now."""
+        if start is not self._start:  # the service has stopped meanwhile
             return
         self._handlers.stopOnce(self._reactor)
         if self._manager is not None:
@@ -206,10 +211,10 @@ class NotifyService(Service):
 
     def _becomeReady(self, start: object, extending: LoopingCall | None) -> None:
         if start is not self._start or self._handlers.hasStopped:
-            return  # because the program stops
+            return  # the program stops
         if isStopping(self._reactor):
-            # Buildbot's start fails so: it logs why, stops the reactor, and has ended.
-            raise NotReady("it was stopped by itself before it was ready")
+            # A failed start of Buildbot: it logs the cause, stops the reactor, and then returns.
+            raise NotReady("the program stopped its reactor before it was ready")
         self._starts.finish()
         if extending is not None:
             self._loops.stop(extending)
@@ -218,15 +223,18 @@ class NotifyService(Service):
         self.tell(READY=1)
 
     def _failStart(self, failure: Failure, start: object) -> None:
-        if start is self._start:  # otherwise the program stops
+        if start is self._start:  # otherwise the program stops already
             self._starts.finish()
             failStart(failure, self._reactor)
 
     @contextmanager
     def _announce(self) -> Iterator[None]:
-        """Tell of a reload. Before READY systemd would take its end for the end of the start."""
+        """
+        Tell systemd of a reload. Before READY no message is sent, because systemd would take the
+        end of the reload for the end of the start.
+        """
         if self._isReady:
-            # The time tells systemd whether this is the reload it asked for, or one before.
+            # The time tells systemd whether this is the reload that it asked for.
             self.tell(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
         try:
             yield
@@ -252,7 +260,7 @@ def startNotifying(reactor: Any, **settings: Any) -> NotifyService:
     C{startNotifying(reactor)} in C{task.react} or before C{reactor.run}.
 
     @param reactor: as L{NotifyService} takes it.
-    @param settings: the same.
+    @param settings: other arguments of L{NotifyService}.
     @return: the service.
     """
     service = NotifyService(reactor, **settings)

@@ -1,10 +1,10 @@
 """
 Passed sockets for programs that know port numbers only.
 
-L{adoptPorts} stands between a program and its reactor. Where the program binds an address to which
-a passed socket is bound, the program gets that socket. Every other address is bound as usual.
+L{adoptPorts} wraps the listen methods of a program's reactor. If the program binds the address of a
+passed socket, it gets that socket. It binds every other address as usual.
 
-C{python3 -m fastpoetry.systemd.ports PROGRAM} runs a program so that has a starter of its own.
+C{python3 -m fastpoetry.systemd.ports PROGRAM} does this for a program that starts its own reactor.
 """
 
 from __future__ import annotations
@@ -40,19 +40,21 @@ _PROTOCOLS = {
     socket.SOCK_STREAM: (socket.IPPROTO_TCP, getattr(socket, "IPPROTO_MPTCP", 262)),
     socket.SOCK_DGRAM: (socket.IPPROTO_UDP,),
 }
-"""What Twisted speaks: SCTP has stream sockets too, and UDP-Lite datagram sockets."""
+"""
+The protocols that Twisted speaks. SCTP has stream sockets too, and UDP-Lite has datagram sockets.
+"""
 
 _START_SECONDS = 30.0
-"""For how long a program may take to listen, such as after it has opened a database."""
+"""How long a program may take until it listens, for instance if it opens a database first."""
 
 _Address = tuple[object, ...]
 
 
 class Attempts:
     """
-    What a program listened for during its start.
+    The addresses where a program tried to listen during its start.
 
-    @ivar asked: the addresses, for a person.
+    @ivar asked: the addresses, as text for people.
     """
 
     def __init__(self) -> None:
@@ -63,17 +65,17 @@ class Attempts:
     def begin(self, name: str, arguments: Mapping[str, Any]) -> tuple[Any, object]:
         """
         @param name: the reactor's method.
-        @param arguments: what it is called with.
+        @param arguments: the arguments of the call.
         @return: the factory or protocol, and the port or path.
         """
         (address, user), interface = [*arguments.values()][:2], arguments.get("interface")
         host = f"[{interface}]" if interface and ":" in interface else interface
         self.asked.append(f"{name.removeprefix('listen')} {f'{host}:' if host else ''}{address!r}")
-        return getattr(user, "wrappedFactory", user), address  # TLS wraps anew each time
+        return getattr(user, "wrappedFactory", user), address  # TLS makes a new wrapper each time
 
     def succeed(self, user: Any, address: object) -> None:
         """
-        The program listens. It may have tried another address before.
+        Note that the program listens, perhaps after failures at other addresses.
 
         @param user: the factory or protocol.
         @param address: the port or path.
@@ -83,7 +85,8 @@ class Attempts:
 
     def fail(self, user: Any, address: object) -> None:
         """
-        The program cannot listen. On C{0.0.0.0} that is no failure beside the same port of C{::}.
+        Note that the program cannot listen. A failure at C{0.0.0.0} does not count if the program
+        listens on the same port of C{::}.
 
         @param user: the factory or protocol.
         @param address: the port or path.
@@ -92,7 +95,7 @@ class Attempts:
             self._failures.append((user, Failure()))
 
     def check(self) -> None:
-        """@raise Exception: a factory or protocol listens nowhere, for the reason raised."""
+        """@raise Exception: the error of a factory or protocol that listens nowhere."""
         for _, failure in self._failures:
             failure.raiseException()
 
@@ -104,9 +107,9 @@ class AdoptedPorts:
 
     def __init__(self, reactor: Any, passed: Inherited) -> None:
         """
-        Take the place of the reactor's methods.
+        Replace the reactor's listen methods.
 
-        @param reactor: provides C{IReactorTCP} or any of its like.
+        @param reactor: provides C{IReactorTCP} or another interface with listen methods.
         @param passed: the sockets.
         """
         self._reactor = reactor
@@ -117,26 +120,29 @@ class AdoptedPorts:
                 setattr(reactor, name, self._wrap(name, getattr(reactor, name)))
 
     def restore(self) -> None:
-        """Give the reactor its own methods back. What listens goes on."""
+        """Give the reactor its own methods back. Ports that listen go on."""
         for name in _METHODS:
             vars(self._reactor).pop(name, None)
 
     def check(self) -> None:
-        """@raise Exception: the program tried to listen, and does not, for the reason raised."""
+        """
+        @raise Exception: the error of an attempt to listen, if the factory or protocol listens
+            nowhere.
+        """
         if self._attempts is not None:
             self._attempts.check()
 
     def report(self) -> None:
         """
-        Make a record of each passed socket that the program has not asked for.
+        Log a record of each passed socket that the program has not listened on.
 
-        The program has started: what it listens for after this is not kept.
+        The start of the program has ended: later attempts to listen are not noted.
         """
         attempts, self._attempts = self._attempts, None
         for each in self._passed.free:
             if attempts is not None and (each.listens or each.kind == socket.SOCK_DGRAM):
                 self._log.warn(
-                    "nothing listens on {socket}, which was passed; asked for: {asked}",
+                    "the program does not use the passed socket {socket}; it asked for: {asked}",
                     socket=str(each),
                     asked=", ".join(attempts.asked) or "nothing",
                     message_id="486623b19bbe4920afd6e05835d12910",
@@ -176,7 +182,7 @@ class AdoptedPorts:
         )
 
     def _adopt(self, found: tuple[Descriptor, ...], asked: Mapping[str, Any]) -> Any:
-        """@return: a port on passed sockets, which returns them when it stops."""
+        """@return: a port on passed sockets. It returns the sockets when it stops."""
         self._passed.reclaim(found)
         if "protocol" in asked:
             datagrams = AdoptedDatagrams(self._reactor, found, self._passed)
@@ -194,11 +200,11 @@ class _Transport:
 
     def __init__(self, datagrams: AdoptedDatagrams, protocol: Any, maxPacketSize: int) -> None:
         """
-        Take datagrams.
+        Receive datagrams.
 
         @param datagrams: the sockets.
-        @param protocol: takes the datagrams of all of them.
-        @param maxPacketSize: bytes that a datagram can have.
+        @param protocol: receives the datagrams of all sockets.
+        @param maxPacketSize: the most bytes in a datagram.
         """
         self._protocol = protocol
         self._branches: list[_Branch] = []
@@ -212,16 +218,17 @@ class _Transport:
         """
         Send a datagram from the socket of the address's family.
 
-        @param datagram: what to send.
-        @param addr: where to: a host and a port, or a path; nothing, if it is connected.
-        @return: what the socket's own port says.
+        @param datagram: the bytes to send.
+        @param addr: the destination: a host and a port, or a path; C{None} if the socket is
+            connected.
+        @return: the result of the C{write} of the socket's own port.
         """
         ports = {each.addressFamily: each for each in self._port.ports}
         first = self._port.ports[0]
         if addr is None or first.addressFamily == socket.AF_UNIX:
             return first.write(datagram, addr)
         family = socket.AF_INET6 if ":" in addr[0] else socket.AF_INET
-        if family not in ports:  # a socket of both kinds of IP, by ipv6(7)
+        if family not in ports:  # one socket serves IPv4 and IPv6, see ipv6(7)
             addr = (f"::ffff:{addr[0]}", *addr[1:])
         return ports.get(family, first).write(datagram, addr)
 
@@ -235,37 +242,37 @@ class _Transport:
 
 
 class _Branch(DatagramProtocol):
-    """Hands on what comes to one of a protocol's sockets."""
+    """Passes events from one socket to the protocol."""
 
     noisy = False
 
     def __init__(self, protocol: Any, branches: list[_Branch]) -> None:
         """
-        @param protocol: takes it.
-        @param branches: those that are connected, for us to join.
+        @param protocol: receives the events.
+        @param branches: the connected branches of the protocol. This one adds and removes itself.
         """
         self._protocol = protocol
         self._branches = branches
 
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
         """
-        Hand it on.
+        Pass the datagram on.
 
-        @param datagram: what came.
-        @param addr: where it came from.
+        @param datagram: the bytes.
+        @param addr: the sender's address.
         """
         self._protocol.datagramReceived(datagram, addr)
 
     def connectionRefused(self) -> None:
-        """Hand it on."""
+        """Pass the refusal on."""
         self._protocol.connectionRefused()
 
     def startProtocol(self) -> None:
-        """Our socket is open."""
+        """Add this branch: its socket is open."""
         self._branches.append(self)
 
     def stopProtocol(self) -> None:
-        """Our socket is closed. The last one ends the protocol."""
+        """Remove this branch: its socket is closed. After the last branch the protocol stops."""
         self._branches.remove(self)
         if not self._branches and self._protocol.transport is not None:
             self._protocol.doStop()
@@ -274,14 +281,14 @@ class _Branch(DatagramProtocol):
 def _askedAddresses(address: Any, interface: str | None) -> set[_Address]:
     """
     @param address: a path, or a port.
-    @param interface: where the port is; C{None} with a path.
-    @return: what a socket must be bound to that serves it; nothing for a name without an address.
+    @param interface: the address to listen on; C{None} with a path.
+    @return: the bound addresses that serve the request; empty if a name has no address.
     """
     if interface is None:
         return {(_realPath(address),)}
     if not interface:
         return {("0.0.0.0", address, 0), ("::", address, 0)}
-    family = socket.AF_INET6 if ":" in interface else socket.AF_INET  # as Twisted decides
+    family = socket.AF_INET6 if ":" in interface else socket.AF_INET  # as in Twisted
     try:
         (*_, found), *_ = socket.getaddrinfo(interface, None, family, socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -290,7 +297,10 @@ def _askedAddresses(address: Any, interface: str | None) -> set[_Address]:
 
 
 def _boundAddresses(descriptor: Descriptor) -> Iterator[_Address]:
-    """@return: what the kernel says that a socket is bound to, if Twisted speaks its protocol."""
+    """
+    @return: the addresses that a socket is bound to, as the kernel reports them; empty if Twisted
+        does not speak its protocol.
+    """
     with socket.socket(fileno=os.dup(descriptor.number)) as found:
         address: Any = found.getsockname()
         if found.family == socket.AF_UNIX:
@@ -304,12 +314,14 @@ def _boundAddresses(descriptor: Descriptor) -> Iterator[_Address]:
 
 
 def _scope(sockaddr: Any) -> int:
-    """@return: the interface's number of a link-local address; 0 without one."""
+    """@return: the interface number of a link-local address; 0 for other addresses."""
     return sockaddr[3] if len(sockaddr) > 2 else 0
 
 
 def _realPath(path: str | bytes | None) -> bytes:
-    """@return: a socket's path without links; an abstract name, or none at all, as it is."""
+    """
+    @return: the path of a socket with its links resolved; an abstract or empty name unchanged.
+    """
     name = os.fsencode(path or b"")
     return name if name[:1] in (b"", b"\0") else os.path.realpath(name)
 
@@ -318,11 +330,12 @@ def adoptPorts(reactor: Any, passed: Inherited | None = None) -> AdoptedPorts:
     """
     Give a program the passed sockets when it listens on their addresses.
 
-    @param reactor: the program's. Its C{listenTCP}, C{listenSSL}, C{listenUDP}, C{listenMulticast},
-        C{listenUNIX} and C{listenUNIXDatagram} ask us first, and so do the endpoints that call
-        them. A file's mode and lock, and the backlog, stay the C{.socket} unit's.
+    @param reactor: the program's reactor. Its C{listenTCP}, C{listenSSL}, C{listenUDP},
+        C{listenMulticast}, C{listenUNIX} and C{listenUNIXDatagram} look for a passed socket first.
+        So do endpoints that call these methods. Mode, lock and backlog stay as the C{.socket} unit
+        sets them.
     @param passed: the sockets; without it, L{inherited}.
-    @return: what has come of it, and a way back.
+    @return: checks and reports the use of the sockets, and can restore the reactor's methods.
     @raise AdoptError: the passed descriptors cannot be read.
     """
     return AdoptedPorts(reactor, inherited() if passed is None else passed)
@@ -330,10 +343,11 @@ def adoptPorts(reactor: Any, passed: Inherited | None = None) -> AdoptedPorts:
 
 def main(arguments: Sequence[str]) -> None:
     """
-    Run a program that starts a reactor itself, with L{adoptPorts} on whichever it installs.
+    Run a program that starts a reactor itself, and call L{adoptPorts} on the reactor that it
+    installs.
 
-    @param arguments: C{-m MODULE}, or a script's path, and what follows is the program's.
-    @raise SystemExit: there is no program.
+    @param arguments: C{-m MODULE} or the path of a script, then the arguments of that program.
+    @raise SystemExit: no program was named.
     """
     isModule = arguments[:1] == ["-m"]
     program = arguments[isModule:][:1]

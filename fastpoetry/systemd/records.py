@@ -1,7 +1,7 @@
 """
-What a record of the journal is made of: an event's fields, and how they are written.
+The content of a journal record: the fields of an event, and their encodings.
 
-It sends nothing, and keeps nothing.
+This module sends nothing and keeps no state.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ VALUE_BYTES = 64 * 1024
 RECORD_BYTES = 192 * 1024
 RECORD_FIELDS = 1000
 """
-A longer value is cut. A whole record stays below the kernel's default for one datagram
-(net.core.wmem_default, 208 KiB) and within the 1024 fields beyond which journald ignores it.
+A longer value is cut. A whole record stays below the kernel's default size of a datagram
+(net.core.wmem_default, 208 KiB), and within 1024 fields, above which journald ignores the record.
 """
 
 _PRIORITIES = {
@@ -38,33 +38,32 @@ _PRIORITIES = {
     "info": b"6",
     "debug": b"7",
 }
-"""Levels in syslog's numbers: Twisted's, and three that it lacks."""
+"""Syslog's numbers for Twisted's levels, and for three levels that Twisted lacks."""
 
 _ASKED = frozenset(["emergency", "alert", "notice"])
-"""Levels that an event asks for by its key C{journal_priority}."""
+"""Levels that an event sets with its key C{journal_priority}."""
 
 _LOGGING_LEVELS = ((50, "critical"), (40, "error"), (30, "warn"), (25, "notice"), (20, "info"))
-"""The lowest of C{logging}'s numbers for each."""
+"""The lowest number of C{logging} for each level."""
 
 _LOGGING_KEYS = frozenset(vars(logging.makeLogRecord({}))) | {"asctime", "message", "taskName"}
-"""What every C{logging.LogRecord} has; what else it has is the caller's C{extra}."""
+"""The attributes of every C{logging.LogRecord}. All others come from the caller's C{extra}."""
 
 _LINE_BYTES = 48 * 1024 - 64
 """
-A record that takes the way through standard error is one line of journald's, LineMax= of
-journald.conf(5), whose rest would be another record.
+The most bytes in a record that goes through standard error. There a record is one line, and
+journald makes another record of what exceeds its C{LineMax=}, journald.conf(5).
 """
 
 _LEGACY_KEYS = frozenset(
     ["failure", "format", "isError", "logLevel", "message", "system", "time", "why"]
 )
-"""
-The keys of an event by which Twisted's older log keeps its books; the newer one's begin with
-C{log_}.
-"""
+"""Internal keys of Twisted's older log. Those of the newer log begin with C{log_}."""
 
 _RESERVED_FIELDS = frozenset(["LOG_TIME", "JOURNAL_PRIORITY"])
-"""What only the observer says, in some records; no key of an event's is ever taken for it."""
+"""
+Fields that only the observer sets, in some records. Keys of an event never become these fields.
+"""
 
 _FIELD_NAME = re.compile("[A-Z][A-Z0-9_]{0,63}")
 
@@ -74,15 +73,15 @@ _ESCAPES = {
     for code in range(*codes)
 }
 """
-Characters that could act on a terminal, break a line or turn its direction, and that journalctl
-would show as C{[12B blob data]}.
+Escapes of characters that control a terminal, break a line or change the text direction. journalctl
+would show a text with one as C{[12B blob data]}.
 """
 
 _JSON_ESCAPES = {code: f"\\u{code:04x}" for code in _ESCAPES}
-"""The same for JSON, whose own escapes they then are."""
+"""The same characters with JSON's escapes."""
 
 Record = Mapping[str, bytes]
-"""Names and values, as they go into the journal."""
+"""Field names with their values, as the journal stores them."""
 
 
 DAEMON = "3"
@@ -91,12 +90,12 @@ DAEMON = "3"
 
 def fields(event: LogEvent, identifier: str, facility: str = DAEMON) -> Record:
     """
-    Map an event to the fields of one record; the event's own keys never replace the others.
+    Map an event to the fields of one record. Keys of the event never replace the other fields.
 
-    @param event: any event, in Twisted's newer or older way; it is not changed.
+    @param event: any event of Twisted's newer or older log. It is not changed.
     @param identifier: the program's name in the journal.
-    @param facility: the kind of program, in syslog's numbers.
-    @return: the fields; an empty C{MESSAGE} if the event has no text.
+    @param facility: the kind of program, as a syslog number.
+    @return: the fields. C{MESSAGE} is empty if the event has no text.
     """
     level = _level(event)
     failure = event.get("log_failure", event.get("failure"))
@@ -125,14 +124,14 @@ def loggedFields(
     entry: logging.LogRecord, text: str, identifier: str, facility: str = DAEMON
 ) -> Record:
     """
-    Map what C{logging} has logged to the fields of one record, as L{fields} does an event.
+    Map an entry of Python's C{logging} to the fields of one record, as L{fields} maps an event.
 
-    @param entry: any of C{logging}'s records; it is not changed.
+    @param entry: any entry. It is not changed.
     @param text: the entry as text, with its traceback.
     @param identifier: the program's name in the journal.
-    @param facility: the kind of program, in syslog's numbers.
-    @return: the fields. C{CODE_*} is the place that logged, and what was C{extra} is treated as an
-        event's own keys are.
+    @param facility: the kind of program, as a syslog number.
+    @return: the fields. C{CODE_*} is the place of the call. Keys of C{extra} become fields as an
+        event's keys do.
     """
     extra = {key: value for key, value in vars(entry).items() if key not in _LOGGING_KEYS}
     found = (name for lowest, name in _LOGGING_LEVELS if entry.levelno >= lowest)
@@ -155,8 +154,8 @@ def loggedFields(
 
 def datagram(record: Record) -> bytes:
     """
-    Put a record into the journal's native protocol. A value with a newline goes behind its length,
-    so that no value can begin another field or record.
+    Encode a record in the journal's native protocol. A value with a newline follows its length, so
+    that no value can begin another field or record.
     """
     parts = []
     for name, value in record.items():
@@ -169,7 +168,7 @@ def datagram(record: Record) -> bytes:
 
 def line(record: Record, when: float) -> bytes:
     """
-    Put a record into text. What follows its first line is indented, so that no value can pass for
+    Format a record as text. All lines after the first are indented, so that no value looks like
     another record.
 
     @param record: the record.
@@ -181,16 +180,16 @@ def line(record: Record, when: float) -> bytes:
 
 def streamLine(record: Record) -> bytes:
     """
-    Put a record into a line for a stream that ends in the journal, with its priority in front, as
-    sd-daemon(3) has it. There a line is a record, so that what were lines are one, with C{\\n}
-    between them.
+    Format a record as a line for a stream into the journal, with its priority in front,
+    sd-daemon(3). On such a stream each line is a record, so line breaks in the message become
+    C{\\n}.
     """
     text = record["MESSAGE"].replace(b"\n", b"\\n")
     return b"<%b>%b\n" % (record["PRIORITY"], _cut(text, _LINE_BYTES))
 
 
 def shownTime(when: float) -> bytes:
-    """@return: a time with the place's offset, by ISO 8601; now, for one that no calendar has."""
+    """@return: a time in ISO 8601 with the local offset; now, if the calendar has no such time."""
     try:
         found = datetime.fromtimestamp(when, UTC)
     except (OverflowError, OSError, TypeError, ValueError):
@@ -200,7 +199,7 @@ def shownTime(when: float) -> bytes:
 
 def _level(event: LogEvent) -> str:
     """
-    @return: the name of an event's level; C{error} for a C{log.err}, each of which Twisted calls
+    @return: the name of an event's level. A C{log.err} is C{error}; Twisted calls each one
         critical.
     """
     asked = _asked(event)
@@ -219,13 +218,13 @@ def _asked(event: Mapping[str, object]) -> str | None:
 
 def _withFailure(text: str, failure: Failure) -> str:
     """
-    @return: a text, which may end in the failure's traceback already, and all that is known of the
-        failure: its traceback, and what Twisted's leaves out.
+    @return: the text, then the failure's causes, traceback, notes and group. Twisted's traceback
+        has only the traceback. If the text ends in it already, it is not repeated.
     """
     try:
         traceback = failure.getTraceback()
     except BaseException as error:
-        traceback = f"(its traceback cannot be told: {safe_str(error)})"
+        traceback = f"(its traceback cannot be formatted: {safe_str(error)})"
     text = text.removesuffix(traceback).strip("\n")
     traceback = traceback.strip("\n")
     if isinstance(failure.value, BaseException):
@@ -234,12 +233,15 @@ def _withFailure(text: str, failure: Failure) -> str:
             before, after = _before(failure.value, seen), _after(failure.value, seen)
             traceback = f"{before}{traceback}\n{after}"
         except BaseException as error:
-            traceback += f"\n(what belongs to it cannot be told: {safe_str(error)})"
+            traceback += f"\n(its causes and notes cannot be formatted: {safe_str(error)})"
     return f"{text}\n{traceback}"
 
 
 def _before(error: BaseException, seen: set[int]) -> str:
-    """@return: what an exception came of, oldest first; no more than leaves room for itself."""
+    """
+    @return: the causes of an exception, oldest first. Their size is limited, so that the exception
+        fits.
+    """
     told: list[str] = []
     while sum(map(len, told)) < VALUE_BYTES // 4:
         earlier = error.__cause__
@@ -247,7 +249,7 @@ def _before(error: BaseException, seen: set[int]) -> str:
         if earlier is None and not error.__suppress_context__:
             earlier = error.__context__
             joint = "During handling of the above exception, another exception occurred:"
-            # By this a generator returns. Of Twisted's coroutines each that does leaves one.
+            # A generator returns by StopIteration. Each of Twisted's coroutines leaves one.
             while isinstance(earlier, StopIteration):
                 earlier = earlier.__context__
         if earlier is None or id(earlier) in seen:
@@ -260,8 +262,8 @@ def _before(error: BaseException, seen: set[int]) -> str:
 
 def _alone(error: BaseException, seen: set[int]) -> str:
     """
-    @return: an exception without what it came of, in the way of Twisted's tracebacks. Python's own
-        formatter would look at the whole chain each time.
+    @return: an exception without its causes, formatted as in Twisted's tracebacks. Python's own
+        formatter would visit the whole chain each time.
     """
     frames = format_tb(error.__traceback__)
     head = ["Traceback (most recent call last):\n", *frames] if frames else []
@@ -270,7 +272,10 @@ def _alone(error: BaseException, seen: set[int]) -> str:
 
 
 def _after(error: BaseException, seen: set[int]) -> str:
-    """@return: an exception's notes, and the members of a group, each with all that is its."""
+    """
+    @return: an exception's notes and the members of its group, each with its causes, notes and
+        group.
+    """
     notes = getattr(error, "__notes__", [])
     told = [f"{safe_str(note)}\n" for note in (notes if isinstance(notes, list) else [notes])]
     members = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
@@ -292,8 +297,8 @@ def _addPlace(record: dict[str, bytes], file: object, line: object, function: ob
 
 def _addException(record: dict[str, bytes], error: BaseException) -> None:
     """
-    Add an exception's type and, if it is the system's refusal, the number of that. The number in an
-    C{SSLError} or a C{gaierror} means something else.
+    Add an exception's type, and the number of an error of the operating system. The number in an
+    C{SSLError} or a C{gaierror} has another meaning.
     """
     record["EXCEPTION_TYPE"] = _encoded(qual(type(error)))
     fromSSL = any(each.__module__ == "ssl" for each in type(error).__mro__)
@@ -302,9 +307,11 @@ def _addException(record: dict[str, bytes], error: BaseException) -> None:
 
 
 def _addOwn(record: dict[str, bytes], event: Mapping[str, object]) -> None:
-    """Add the event's own keys that have a value, as long as the record can be sent and stored."""
+    """
+    Add the event's own keys that have a value, until the record is as big as journald accepts.
+    """
     size = sum(map(len, record.values()))
-    for key, value in tuple(event.items()):  # Giving a value its text may change the event.
+    for key, value in tuple(event.items()):  # a value's __str__ may change the event
         name = _fieldName(key)
         if name is None or name in record or value is None:
             continue
@@ -318,8 +325,7 @@ def _addOwn(record: dict[str, bytes], event: Mapping[str, object]) -> None:
 @lru_cache(maxsize=1024)
 def _fieldName(key: object) -> str | None:
     """
-    @return: the field that a key becomes, or C{None} for one that is Twisted's or that journald
-        would not take.
+    @return: the field for a key; C{None} for Twisted's keys and for names that journald rejects.
     """
     if not isinstance(key, str) or key in _LEGACY_KEYS or key.startswith("log_"):
         return None
@@ -329,8 +335,8 @@ def _fieldName(key: object) -> str | None:
 
 def _encoded(value: object) -> bytes:
     """
-    @return: a value of any kind as valid UTF-8 of a bounded length; JSON for a list or a mapping. A
-        value that has no text, since its C{__str__} raises, tells that instead.
+    @return: a value of any type as valid UTF-8 of limited length; JSON for a list or a mapping. If
+        its C{__str__} raises, the text reports that.
     """
     text, escapes = _json(value), _JSON_ESCAPES
     if text is None:
@@ -343,8 +349,8 @@ def _encoded(value: object) -> bytes:
 
 def _json(value: object) -> str | None:
     """
-    @return: a list or a mapping as JSON, with text for what JSON does not know; C{None} for
-        anything else, and where it cannot be done: in a circle, with keys that are no text.
+    @return: a list or a mapping as JSON, with other values in it as text. C{None} for other types,
+        and if JSON cannot encode it, because of a cycle or of keys that are not text.
     """
     if not isinstance(value, (list, tuple, Mapping)) or hasattr(value, "_fields"):
         return None

@@ -1,14 +1,14 @@
 """
-C{systemctl reload} that fails if the reload does.
+A reload for C{systemctl reload} that fails if the program's reload fails.
 
 C{ExecReload=/usr/bin/python3 -m fastpoetry.systemd.reload} asks the main process of the unit to
-reload, as SIGHUP would, and waits for the result. It needs nothing but the standard library, so
-that it starts quickly, and no permission beyond the unit's. L{fastpoetry.systemd.reloading}
-answers.
+reload, as SIGHUP would, and waits for the result. L{fastpoetry.systemd.reloading} answers. This
+module uses only the standard library, so that it starts quickly. It needs no permissions beyond the
+unit's.
 
-Any local user may take an abstract socket name. So the name of the port has a random part, which
-nobody can take first, and is looked up in C{/proc/self/net/unix}. Names of other processes are
-passed over.
+Any local user may bind an abstract socket name. So the name of the port has a random part that no
+other process can guess. The client finds the name in C{/proc/self/net/unix}, and skips names of
+other processes.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from time import monotonic, sleep
 __all__ = ["main"]
 
 RELOADED = b"reloaded"
-"""The answer to a reload that ended well. Any other answer is the cause of its failure."""
+"""The answer to a reload that ended well. Any other answer is the cause of a failure."""
 
 STILL_RUNS = b"\n"
-"""What the program says each second during a reload."""
+"""Sent by the program each second during a reload."""
 
 _SILENCE_SECONDS = 20.0
-"""How long the program may say nothing. It says something each second."""
+"""How long to wait for a message of the program. It sends one each second."""
 
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: process, user, group
 
 
 def main(environ: Mapping[str, str] = os.environ) -> int:
     """
-    Reload, and wait for it.
+    Reload the program, and wait for the result.
 
     @param environ: where systemd leaves C{MAINPID} and C{INVOCATION_ID}.
-    @return: 0, or 1 after a line on stderr that says why not.
+    @return: 0; or 1, after a line on stderr with the cause.
     """
     try:
         with _connect(int(environ["MAINPID"]), environ) as server:
             said = b"".join(iter(lambda: server.recv(4096), b"")).strip()
     except (KeyError, ValueError):
-        said = b"only systemd can ask for it: MAINPID is not set"
+        said = b"only systemd can ask for a reload: MAINPID is not set"
     except TimeoutError:
         said = b"the program has not answered for %d s" % _SILENCE_SECONDS
     except OSError as why:
@@ -61,15 +61,15 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
 def portName(environ: Mapping[str, str]) -> str:
     """
     @param environ: where systemd leaves C{INVOCATION_ID}.
-    @return: what the abstract names of all ports of this start of the unit begin with.
+    @return: the prefix of the abstract names of all ports of this start of the unit.
     """
     return f"fastpoetry/reload/{environ.get('INVOCATION_ID', '')}/"
 
 
 def readCredentials(peer: socket.socket) -> tuple[int, int]:
     """
-    @param peer: a connection by a UNIX socket.
-    @return: the process and the user at the other end, when it began to listen or to connect.
+    @param peer: a connection of a UNIX socket.
+    @return: the process and the user at the other end, at the time of its listen(2) or connect(2).
     """
     found = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     process, user, _ = _CREDENTIALS.unpack(found)
@@ -79,7 +79,7 @@ def readCredentials(peer: socket.socket) -> tuple[int, int]:
 def _connect(pid: int, environ: Mapping[str, str]) -> socket.socket:
     """
     @return: a connection to the port of a process.
-    @raise OSError: it has none.
+    @raise OSError: the process has no port.
     """
     deadline = monotonic() + _SILENCE_SECONDS
     while True:
@@ -92,9 +92,9 @@ def _connect(pid: int, environ: Mapping[str, str]) -> socket.socket:
                 if _isPort(server, pid):
                     return server
             except BlockingIOError:
-                isBusy = True  # its queue is full
+                isBusy = True  # the port's queue is full
             except OSError:
-                pass  # it is gone
+                pass  # the port is gone
             server.close()
         if not isBusy or monotonic() > deadline:
             raise ConnectionRefusedError("it has no NotifyService, or no NOTIFY_SOCKET")
@@ -102,7 +102,7 @@ def _connect(pid: int, environ: Mapping[str, str]) -> socket.socket:
 
 
 def _findNames(prefix: str) -> Iterator[bytes]:
-    """@return: the abstract names with this prefix, in this network namespace."""
+    """@return: the abstract names with this prefix in this network namespace."""
     with open("/proc/self/net/unix", "rb") as table:
         names = {line.rstrip(b"\n").rpartition(b" @")[2] for line in table}
     return (name for name in names if name.startswith(prefix.encode()))
@@ -110,15 +110,15 @@ def _findNames(prefix: str) -> Iterator[bytes]:
 
 def _isPort(server: socket.socket, pid: int) -> bool:
     """
-    @return: whether a process of this unit listens there. The number alone does not tell: a
-        listener keeps the number of a process that has ended.
+    @return: whether a process of this unit listens there. The process id alone is not enough: a
+        listener keeps the id of a process that has ended.
     """
     process, user = readCredentials(server)
     return process == pid and user in (os.geteuid(), _findUser(pid))
 
 
 def _findUser(pid: int) -> int | None:
-    """@return: the effective user of a process: twistd's --uid makes it another than ours."""
+    """@return: a process's effective user, which twistd's C{--uid} sets; C{None} if it ended."""
     try:
         with open(f"/proc/{pid}/status") as status:
             return next(int(line.split()[2]) for line in status if line.startswith("Uid:"))
@@ -127,6 +127,7 @@ def _findUser(pid: int) -> int | None:
 
 
 if __name__ == "__main__":
-    # systemd stops the service meanwhile: to be ended by the signal would be a failure of that.
+    # systemd sends it if it stops the service meanwhile. A process that the signal kills would
+    # make the stop a failure.
     signal(SIGTERM, lambda *_: sys.exit(0))
     sys.exit(main())

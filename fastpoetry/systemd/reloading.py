@@ -1,7 +1,7 @@
 """
-The reloads of a program: what asks for them, and what becomes of them.
+The reloads of a program: requests, time limit and result.
 
-Who else is told of a reload is not known here.
+This module does not know which other parts of the program hear of a reload.
 """
 
 from __future__ import annotations
@@ -31,19 +31,21 @@ Hook = Callable[[], Awaitable[object] | None]
 
 class ReloadError(Exception):
     """
-    A reload that failed and has said so.
+    A reload that failed and has logged why.
 
-    Its line is for who asked for the reload, and no record is made of it.
+    Its one line is the answer to the request. No other record is logged.
     """
 
 
 class Reloads:
     """
-    Reloads the program, once at a time: any number of requests during a reload make one more.
+    Reloads the program, one reload at a time. All requests during a reload are answered by one
+    more.
 
-    SIGHUP asks for a reload, and so does L{fastpoetry.systemd.reload}, which hears the result.
+    SIGHUP asks for a reload without an answer. L{fastpoetry.systemd.reload} asks and gets the
+    result.
 
-    @ivar isOpen: whether the program reloads when it is asked.
+    @ivar isOpen: whether a request reloads the program.
     """
 
     _log = Logger()
@@ -61,8 +63,8 @@ class Reloads:
     ) -> None:
         """
         @param hook: reloads the program.
-        @param limitSeconds: after this time a reload is cancelled, and has failed.
-        @param announce: is around each reload.
+        @param limitSeconds: after this time a reload is cancelled and has failed.
+        @param announce: makes a context manager around each reload.
         @param reactor: provides C{IReactorFDSet} and C{IReactorFromThreads}.
         @param clock: provides C{IReactorTime}.
         """
@@ -75,18 +77,18 @@ class Reloads:
 
     def handleHangup(self, handlers: Handlers) -> None:
         """
-        Reload at SIGHUP, if there is something to reload.
+        Reload at SIGHUP, if the program has a reload.
 
-        @param handlers: of the program.
+        @param handlers: the program's signal handlers.
         """
         if self._hook is not None:
             handlers.set(SIGHUP, self._hangUp)
 
     def listen(self, loops: Loops, environ: Mapping[str, str]) -> None:
         """
-        Let C{systemctl reload} ask too, where systemd says which unit this is.
+        Open the port for C{systemctl reload}, if systemd has set C{INVOCATION_ID}.
 
-        @param loops: wake the port.
+        @param loops: wakes the port.
         @param environ: where systemd leaves C{INVOCATION_ID}.
         """
         if "INVOCATION_ID" not in environ:
@@ -95,19 +97,19 @@ class Reloads:
             self._port = ReloadPort(self._reactor, loops, self.ask, environ)
         except OSError as why:
             self._log.warn(
-                "reloads can be asked for by SIGHUP alone: {cause}",
+                "only SIGHUP can reload the program: {cause}",
                 cause=why.strerror or str(why),
                 message_id="5b9a7d2f6c1e4f0c8f3d1b7a9e2c4d60",
             )
 
     def close(self) -> None:
-        """Let C{systemctl reload} ask no more."""
+        """Close the port for C{systemctl reload}."""
         if self._port is not None:
             self._port.close()
             self._port = None
 
     def ask(self) -> Deferred[str]:
-        """@return: fires after the reload with why it failed, or with an empty text."""
+        """@return: fires after the reload with the cause of its failure, or with an empty text."""
         if self._hook is None:
             return succeed("there is nothing to reload")
         waiter: Deferred[str] = Deferred()
@@ -117,7 +119,7 @@ class Reloads:
         return waiter
 
     def _hangUp(self, *_signalAndFrame: object) -> None:
-        # All that a signal handler may ask of a reactor.
+        # The only method of a reactor that a signal handler may call.
         self._reactor.callFromThread(self.ask)
 
     async def _reloadAll(self, hook: Hook) -> None:
@@ -132,10 +134,10 @@ class Reloads:
             self._isReloading = False
 
     async def _reload(self, hook: Hook) -> str:
-        """@return: why it failed, of which there is a record; or nothing."""
+        """@return: the cause of a failure, which was logged; or an empty text."""
         try:
             with self._announce(), self._watchSlow():
-                ending = asDeferred(hook())  # somebody else's method may return anything
+                ending = asDeferred(hook())  # a program's method may return anything
                 ending.addTimeout(self._limitSeconds, self._clock, self._giveUp)
                 await ending
         except Exception:
@@ -159,9 +161,9 @@ class Reloads:
         )
 
     def _giveUp(self, result: object, seconds: float) -> NoReturn:
-        cause = f"it has not ended after {seconds:g} s"
+        cause = f"the reload has not ended after {seconds:g} s"
         self._log.error(
-            "gave up a reload: {cause}",
+            "cancelled a reload: {cause}",
             cause=cause,
             message_id="7970f743c233414fa1575a2abf71059a",
         )
@@ -178,7 +180,7 @@ class Reloads:
 
 
 class ReloadPort:
-    """Lets the unit's user and root ask for reloads: C{IReadDescriptor}."""
+    """A port where root and the unit's user ask for reloads: C{IReadDescriptor}."""
 
     def __init__(
         self,
@@ -189,10 +191,12 @@ class ReloadPort:
     ) -> None:
         """
         @param reactor: provides C{IReactorFDSet}.
-        @param loops: wake the port after an accept that failed, and each client.
-        @param reload: fires with why it failed, or nothing.
+        @param loops: once a second sends a message to each client, and reads the port again after a
+            failed accept.
+        @param reload: starts a reload. The Deferred fires with the cause of a failure, or an empty
+            text.
         @param environ: where systemd leaves C{INVOCATION_ID}.
-        @raise OSError: that cannot be.
+        @raise OSError: the port cannot listen.
         """
         self._reactor = reactor
         self._reload = reload
@@ -209,7 +213,7 @@ class ReloadPort:
         loops.start(1, self._wake)
 
     def close(self) -> None:
-        """Let nobody ask any more."""
+        """Accept no more requests."""
         self._reactor.removeReader(self)
         self._socket.close()
 
@@ -218,15 +222,15 @@ class ReloadPort:
         return self._socket.fileno()
 
     def logPrefix(self) -> str:
-        """@return: what stands before text that a reload prints."""
+        """@return: the prefix of output that a reload prints."""
         return "-"
 
     def doRead(self) -> None:
-        """Somebody asks."""
+        """Accept a client, and reload."""
         try:
             client, _ = self._socket.accept()
         except OSError:
-            # Gone again; or no descriptor is left, and the reactor would ask all the time.
+            # The client is gone, or no descriptor is left. Pause: the reactor would retry at once.
             self._reactor.removeReader(self)
             return
         if readCredentials(client)[1] not in (0, os.geteuid()):
@@ -249,7 +253,7 @@ class ReloadPort:
 
     def connectionLost(self, reason: object) -> None:
         """
-        The reactor shuts down.
+        Close the port: the reactor shuts down.
 
         @param reason: why.
         """

@@ -1,7 +1,7 @@
 """
-Handlers of signals: set while a service runs, and taken back after that.
+Signal handlers that are set while a service runs, and restored afterwards.
 
-What a signal does is not decided here.
+This module does not know what a signal does.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from twisted.logger import Logger
 
 def ignoreHangup() -> None:
     """
-    Ignore SIGHUP until a service handles it, because it kills by default.
+    Ignore SIGHUP until a service handles it. By default SIGHUP kills.
 
-    Nothing is lost: what a reload reads again is about to be read.
+    Ignoring it is safe: the program has not read yet what a reload would read again.
     """
     if getsignal(SIGHUP) == SIG_DFL:
         signal(SIGHUP, SIG_IGN)
@@ -28,14 +28,14 @@ def ignoreHangup() -> None:
 def isStopping(reactor: Any) -> bool:
     """
     @param reactor: any reactor.
-    @return: whether it was told to stop. It stops at the end of its turn.
+    @return: whether the reactor was told to stop. It stops at the end of its turn.
     """
     return getattr(reactor, "_stopped", False) is True
 
 
 class Handlers:
     """
-    The handlers that a service has set.
+    The signal handlers that a service has set.
 
     @ivar hasStopped: whether SIGTERM or SIGINT has stopped the reactor.
     """
@@ -50,18 +50,17 @@ class Handlers:
 
     def set(self, number: int, handler: Callable[..., None]) -> None:
         """
-        Handle a signal.
+        Handle a signal. In any thread but the first this only logs a record.
 
         @param number: the signal.
-        @param handler: called with the signal and a frame. In a thread that may set no handler, a
-            record says so.
+        @param handler: called with the signal's number and a stack frame.
         """
         before = getsignal(number) or SIG_DFL
         try:
             self._setHandler(number, handler)
         except ValueError:
             self._log.warn(
-                "{signal} is not handled: only a program's first thread can do that",
+                "{signal} is not handled: only a program's first thread can set a handler",
                 signal=signals.Signals(number).name,
                 message_id="fa0a15bda0534516b5407da0a853cee9",
             )
@@ -69,16 +68,16 @@ class Handlers:
             self._before.setdefault(number, before)
 
     def restore(self) -> None:
-        """Set the handlers that were there before."""
+        """Set the previous handlers again."""
         for number, before in self._before.items():
             self._setHandler(number, before)
         self._before = {}
 
     def stopOnce(self, reactor: Any) -> None:
         """
-        Pass on only the first SIGTERM or SIGINT: a second one makes Twisted log a traceback.
+        Pass on the first SIGTERM or SIGINT only. A second one makes Twisted log a traceback.
 
-        @param reactor: it runs, and has set its handlers. Handlers of others are left alone.
+        @param reactor: runs, and has set its handlers. Handlers that it did not set stay.
         """
         for number in (SIGTERM, SIGINT):
             stop = getsignal(number)

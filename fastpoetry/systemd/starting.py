@@ -1,7 +1,7 @@
 """
-What the start of a program waits for, and its end if the start fails.
+What READY waits for: the start of all services. If the start fails, the program ends.
 
-Knows nothing of systemd.
+This module does not know systemd.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _log = Logger()
 
 
 class NotReady(Exception):
-    """Something that belongs to the program has not started: one line that says what."""
+    """A part of the program has not started. The message is one line that says which."""
 
 
 class StartingService(MultiService):
     """
     A C{MultiService} that waits for services whose C{startService} returns a Deferred or coroutine.
 
-    @ivar started: fires when all have started; fails when one does.
+    @ivar started: fires when all services have started; fails when one fails to start.
     """
 
     started: Deferred[Any] | None = None
@@ -44,19 +44,19 @@ class StartingService(MultiService):
     def startService(self) -> None:
         """Start all services."""
         Service.startService(self)
-        # Before they start: where the reactor runs already, one of them may ask at once.
+        # Set first: if the reactor runs already, a service may use it while it starts.
         self.started = Deferred()
-        # A copy: a service that one of them adds is started there. What is raised here ends the
-        # program as it does in a MultiService.
+        # A copy: addService starts a service that another one adds. An exception here ends the
+        # program, as in a MultiService.
         starting = [asDeferred(service.startService()) for service in list(self)]
         gatherResults(starting, consumeErrors=True).chainDeferred(self.started)
 
     def addService(self, service: Any) -> None:
         """
-        Add a service. One that is added after the start is started, and C{started} does not wait
-        for it.
+        Add a service. If this one runs already, the new service starts at once, and C{started} does
+        not wait for it.
 
-        @param service: it. That its start fails later is a record.
+        @param service: the service. If such a late start fails, a record says so.
         """
         isRunning, self.running = self.running, 0
         try:
@@ -70,10 +70,10 @@ class StartingService(MultiService):
 
 class StartWatch:
     """
-    Sees what the services of a program return from C{startService}.
+    Watches what the services of a program return from C{startService}.
 
-    C{MultiService} drops those Deferreds. So from L{addProgram} to L{finish} each service has a
-    C{startService} and an C{addService} of ours, which call its own.
+    C{MultiService} drops those Deferreds. So from L{addProgram} to L{finish} the methods
+    C{startService} and C{addService} of each service are replaced by ours, which call the original.
     """
 
     def __init__(self) -> None:
@@ -85,35 +85,35 @@ class StartWatch:
 
     def addProgram(self, service: Any) -> None:
         """
-        Watch all services of a program, those that are added later too.
+        Watch all services of a program, including those added later.
 
-        @param service: any of them.
+        @param service: any service of the program.
         """
         self._add(_findRoot(service))
 
     def finish(self) -> None:
-        """Leave all services as they were."""
+        """Give all services their own methods back."""
         while self._undo:
             self._undo.pop()()
         for each in (*self._returned.keys(), *self._returned.values()):
-            each.addErrback(lambda _: None)  # there is a record of the first failure
+            each.addErrback(lambda _: None)  # the first failure has a record already
         for known in (self._services, self._begun, self._returned, self._awaited):
             known.clear()
 
     async def whenStarted(self, service: Any, ready: Any) -> None:
         """
-        Wait until every service of a program has started, and every endpoint service listens.
+        Wait until each service of a program has started, and each endpoint service listens.
 
-        @param service: any of them.
-        @param ready: what is waited for besides: an awaitable, or what returns one when all
-            services have started.
-        @raise Exception: one has failed.
+        @param service: any service of the program.
+        @param ready: what else to wait for: an awaitable, or a function that returns one and is
+            called when all services have started.
+        @raise Exception: the error of the service that failed.
         """
         if not callable(ready):
             await self._whenServicesStarted(service, asDeferred(ready))
             return
         await self._whenServicesStarted(service)
-        await self._whenServicesStarted(service, asDeferred(ready()))  # it may have added some
+        await self._whenServicesStarted(service, asDeferred(ready()))  # ready may add services
 
     async def _whenServicesStarted(self, service: Any, *others: Deferred[Any]) -> None:
         waiting = [*others, *self._awaitNew(_findRoot(service))]
@@ -135,14 +135,14 @@ class StartWatch:
         undo = partial(delattr, service, name)
         if name in getattr(service, "__dict__", {}):
             undo = partial(setattr, service, name, getattr(service, name))
-        # A class with slots, or one that declares what it stores, cannot be watched.
+        # Services with slots, or with attributes declared in advance, cannot be watched.
         with suppress(AttributeError):
             setattr(service, name, replacement)
             self._undo.append(undo)
 
     def _start(self, service: Any, start: Callable[[], Any]) -> Any:
         if id(service) in self._begun and service.running:
-            return None  # a MultiService starts twice what is added while it starts
+            return None  # a MultiService starts a service twice if it is added during the start
         self._begun[id(service)] = service
         returned = start()
         if isinstance(returned, Awaitable):
@@ -155,7 +155,7 @@ class StartWatch:
         addService(child)
 
     def _awaitNew(self, root: Any) -> Iterator[Deferred[Any]]:
-        """Begin to wait for what nobody waits for yet."""
+        """@return: Deferreds to wait for, without those that were returned before."""
         for waiting in [*self._returned.values(), *_findStarted(root)]:
             if waiting not in self._awaited:
                 self._awaited.add(waiting)
@@ -168,7 +168,7 @@ class StartWatch:
 
 
 def _findRoot(service: Any) -> Any:
-    """@return: the service above all others."""
+    """@return: the topmost service of the program."""
     while service.parent is not None:
         service = service.parent
     return service
@@ -188,8 +188,8 @@ def _findStarted(root: Any) -> Iterator[Deferred[Any]]:
 
 
 def _findEndpointServices(root: Any) -> Iterator[Any]:
-    """Services that log that they cannot listen, and stay up."""
-    # While nobody has imported the module, no service is one of them. That saves 0.3 MiB.
+    """@return: the services that only log a failure to listen, and stay up."""
+    # Not imported here, which saves 0.3 MiB. Before its import no such service can exist.
     internet: Any = sys.modules.get("twisted.application.internet")
     if internet:
         for service in _walk(root):
@@ -199,7 +199,7 @@ def _findEndpointServices(root: Any) -> Iterator[Any]:
 
 def _checkPort(port: Any, endpoint: object) -> None:
     if port is None:
-        raise NotReady(f"it does not listen on {endpoint!r}")
+        raise NotReady(f"the program does not listen on {endpoint!r}")
 
 
 def failStart(failure: Failure, reactor: Any) -> None:
@@ -207,7 +207,7 @@ def failStart(failure: Failure, reactor: Any) -> None:
     End the program because its start has failed.
 
     @param failure: the cause, for a record.
-    @param reactor: runs.
+    @param reactor: the running reactor.
     """
     _log.failure(
         "the start failed, so the program ends",
@@ -220,13 +220,13 @@ def failStart(failure: Failure, reactor: Any) -> None:
 
 
 def failAtExit() -> None:
-    """Have this process end with status 1 when it ends: twistd has no way to say so."""
+    """Make this process end with status 1. twistd has no way to set an exit status."""
 
     def end() -> None:
         atexit.unregister(end)
-        atexit._run_exitfuncs()  # those that were to come after this one
+        atexit._run_exitfuncs()  # the functions that would run after this one
         for stream in (sys.__stdout__, sys.__stderr__):
-            with suppress(AttributeError, OSError, ValueError):  # none, full, or closed
+            with suppress(AttributeError, OSError, ValueError):  # None, full, or closed
                 stream.flush()  # type: ignore[union-attr]
         os._exit(1)
 

@@ -1,4 +1,4 @@
-"""What a program says on stderr before it logs anything, and whether that goes into the journal."""
+"""Messages on stderr before the log starts, and whether stderr is a stream into the journal."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import TextIO
 
 
 def oneLine(text: str) -> str:
-    """@return: a text in one line, whatever it holds."""
+    """
+    @return: a text as one line, with escapes for line breaks and other unprintable characters.
+    """
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def refusalLine(text: str) -> str:
     """
     @param text: why the program cannot start.
-    @return: that in one line for stderr. If stderr is a stream into the journal, the line begins
-        with the priority C{err} (sd-daemon(3)).
+    @return: the text as one line for stderr. If stderr is a stream into the journal, the line
+        begins with the priority C{err}, sd-daemon(3).
     """
     isInJournal = isJournalStream(sys.stderr, os.environ.get("JOURNAL_STREAM", ""))
     return ("<3>" if isInJournal else "") + oneLine(text)
@@ -25,8 +27,8 @@ def refusalLine(text: str) -> str:
 def isJournalStream(file: TextIO | None, told: str) -> bool:
     """
     @param file: a file, such as C{sys.stderr}.
-    @param told: what systemd has put into C{JOURNAL_STREAM} (systemd.exec(5)).
-    @return: whether the file is that stream, and not what somebody has put in its place since.
+    @param told: the value of C{JOURNAL_STREAM}, systemd.exec(5).
+    @return: whether the file is still the stream that systemd connected to the journal.
     """
     if not told or file is None:
         return False

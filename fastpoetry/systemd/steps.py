@@ -1,7 +1,7 @@
 """
-Work in steps that never block: a generator yields what it waits for.
+Work in steps that never block: a generator yields the event that it waits for.
 
-The same steps are taken by a program that waits for them, and by a reactor beside its other work.
+A blocking program takes the steps with L{take}, a reactor with L{drive}.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 Steps = Generator[tuple[int, int], None, None]
-"""Yields a descriptor, and the event of poll(2) that it waits for."""
+"""Yields a descriptor, and the event of poll(2) to wait for."""
 
 
 def isReady(number: int, seconds: float, event: int = select.POLLIN) -> bool:
     """
     @param number: a descriptor.
     @param seconds: how long to wait for the event.
-    @param event: of poll(2).
+    @param event: an event of poll(2).
     @return: whether the event has come, or the other end is closed.
     """
     poll = select.poll()
@@ -36,10 +36,10 @@ def isReady(number: int, seconds: float, event: int = select.POLLIN) -> bool:
 
 def take(steps: Steps, seconds: float) -> None:
     """
-    Take all steps, and wait for them.
+    Take all steps, and block until they end.
 
-    @param steps: what to do.
-    @param seconds: how long it may take. After that a C{TimeoutError} is raised in the steps.
+    @param steps: the steps.
+    @param seconds: the time limit. At the limit a C{TimeoutError} is raised in the steps.
     """
     deadline = monotonic() + seconds
     with closing(steps):
@@ -50,13 +50,13 @@ def take(steps: Steps, seconds: float) -> None:
 
 def drive(steps: Steps, seconds: float, reactor: Any, clock: Any) -> Deferred[None]:
     """
-    Take all steps while the reactor goes on.
+    Take all steps while the reactor runs.
 
-    @param steps: what to do.
-    @param seconds: how long it may take. After that a C{TimeoutError} is raised in the steps.
+    @param steps: the steps.
+    @param seconds: the time limit. At the limit a C{TimeoutError} is raised in the steps.
     @param reactor: provides C{IReactorFDSet}.
     @param clock: provides C{IReactorTime}.
-    @return: fires after the last step; fails with what a step raises.
+    @return: fires after the last step; fails with the error that a step raises.
     """
     return _Drive(steps, seconds, reactor, clock).done
 
@@ -66,7 +66,7 @@ def _late(seconds: float) -> TimeoutError:
 
 
 class _Drive:
-    """Takes each step when the reactor sees its event."""
+    """Takes each step when the reactor reports its event."""
 
     def __init__(self, steps: Steps, seconds: float, reactor: Any, clock: Any) -> None:
         self._steps = steps
@@ -105,7 +105,7 @@ class _Drive:
 
 @implementer(IReadDescriptor, IWriteDescriptor)
 class _Waiting:
-    """A descriptor in the reactor, for one event."""
+    """A descriptor that the reactor watches for one event."""
 
     def __init__(self, reactor: Any, number: int, event: int, ready: Callable[[], None]) -> None:
         self._reactor = reactor
@@ -114,7 +114,7 @@ class _Waiting:
         (reactor.addWriter if event == select.POLLOUT else reactor.addReader)(self)
 
     def stop(self) -> None:
-        """Be out of the reactor."""
+        """Remove the descriptor from the reactor."""
         self._ready = None
         self._reactor.removeReader(self)
         self._reactor.removeWriter(self)
@@ -124,21 +124,22 @@ class _Waiting:
         return self._number
 
     def logPrefix(self) -> str:
-        """@return: what stands before text that is printed meanwhile."""
+        """@return: the prefix of output that is printed during a step."""
         return "-"
 
     def doRead(self) -> None:
-        """It is ready."""
+        """Take the next step."""
         if self._ready is not None:
             self._ready()
 
     def doWrite(self) -> None:
-        """It is ready."""
+        """Take the next step."""
         self.doRead()
 
     def connectionLost(self, reason: Failure) -> None:
         """
-        It is ready too, which the next step sees: some reactors say so of an end that hangs up.
+        Take the next step, which finds out the cause. Some reactors call this if the other end
+        hangs up.
 
         @param reason: why.
         """

@@ -1,10 +1,10 @@
 """
-systemd's file descriptor store: descriptors that outlive this process, for the one after it.
+systemd's file descriptor store: it keeps descriptors for the next process of the unit.
 
-Sockets with their clients, memfds with a program's own state, listening sockets made while it runs:
-systemd holds them over a restart or a crash, and passes them to the next start beside the sockets
-of C{.socket} units. The unit needs C{FileDescriptorStoreMax=}. What a descriptor means, and whether
-what comes back still makes sense, is the program's to know.
+A program stores sockets with their clients, memfds with its state, or listening sockets that it
+made. systemd holds them during a restart or after a crash. It passes them to the next start
+together with the sockets of C{.socket} units. The unit needs C{FileDescriptorStoreMax=}. This
+module does not know what a descriptor means, or whether it is still valid.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _PROBE = "store-probe"
 
 _DROPPED_SECONDS = 0.03
 """
-How long systemd may still hold what it has dropped: 257 was seen to close it a moment after its
-answer to BARRIER=1, on a busy machine.
+How long systemd may still hold a dropped descriptor. On a busy machine systemd 257 closed one a
+moment after its answer to BARRIER=1.
 """
 
 
@@ -49,19 +49,21 @@ class HasFileno(Protocol):
 
 
 class StoreError(Exception):
-    """What is in the store is not what was asked for: one line that says why."""
+    """
+    The store is missing, or does not hold all descriptors. The message is one line with the cause.
+    """
 
 
 class Store:
     """
     The store of this process's unit.
 
-    systemd does not answer, and drops without a word what it has no room for. So a descriptor of
-    ours goes last, one that tells when nobody else holds it: if the store has that, it has all
-    before. C{FileDescriptorStoreMax=} is one more than what it is to hold.
+    systemd sends no answer, and silently drops descriptors that do not fit. So a pipe's end is sent
+    last. If the store kept it, it kept all descriptors before it. C{FileDescriptorStoreMax=} must
+    be one more than the number of descriptors to store.
 
-    @ivar size: how many descriptors the store holds, where systemd says so (from 254 on); else
-        C{None}, also where there is none.
+    @ivar size: how many descriptors the store holds, if systemd says so (from 254 on); C{None}
+        otherwise, or without a store.
     """
 
     def __init__(
@@ -73,10 +75,11 @@ class Store:
         passed: Callable[[], Inherited] = inherited,
     ) -> None:
         """
-        @param reactor: provides C{IReactorFDSet}; not needed by what ends with C{Now}.
+        @param reactor: provides C{IReactorFDSet}. Methods whose names end in C{Now} need no
+            reactor.
         @param clock: provides C{IReactorTime}; without it, a L{MonotonicClock}.
         @param environ: where systemd leaves C{NOTIFY_SOCKET} and C{FDSTORE}.
-        @param passed: says what this process was passed.
+        @param passed: returns the descriptors passed to this process.
         """
         self._reactor = reactor
         self._clock = clock or MonotonicClock(reactor)
@@ -87,15 +90,15 @@ class Store:
 
     def take(self, name: str) -> tuple[Descriptor, ...]:
         """
-        Take back what a process before this one has put, or had put when it was killed.
+        Take the descriptors that an earlier process stored, or was storing when it was killed.
 
-        The store goes on holding them, and passes them to the next start too. A connection that is
-        in it does not end when it is closed here: remove what is not meant to stay.
+        The store keeps them, and passes them to the next start too. A stored connection stays open
+        when this process closes it: call L{remove} to close it.
 
-        @param name: under which that was.
-        @return: those that nobody has taken yet, in no order, each checked for nothing but what it
-            is; none, at a first start.
-        @raise AdoptError: what was passed cannot be read.
+        @param name: the name they were stored under.
+        @return: the descriptors of that name that were not taken yet, in no order; empty at a first
+            start. Their meaning is not checked.
+        @raise AdoptError: the passed descriptors cannot be read.
         """
         return self._passed().take(name)
 
@@ -107,16 +110,17 @@ class Store:
         seconds: float = 5.0,
     ) -> Deferred[None]:
         """
-        Have the store hold descriptors. They stay open here, and must until this has fired. Of more
-        than some hundred make one: see L{pack}.
+        Store descriptors. They stay open here, and must stay open until the Deferred fires. For
+        more than a few hundred, make one descriptor of them with L{pack}.
 
-        @param descriptors: which, under which names: ASCII without colons, as FDNAME of
-            sd_notify(3). Several may have one name, and are added to those that have it already.
-        @param poll: whether systemd lets go of connections that their peers close meanwhile.
+        @param descriptors: the descriptors by name. A name is ASCII without colons, as FDNAME of
+            sd_notify(3). Several descriptors may share a name; those stored under it before stay.
+        @param poll: whether systemd drops connections that their peers close meanwhile.
         @param seconds: how long systemd may take.
-        @return: fires when the store has them all; fails with L{StoreError} if it cannot be had, or
-            has not got them all. Which ones it has, it does not say: remove the names.
-        @raise ValueError: a name cannot be one.
+        @return: fires when all are stored; fails with L{StoreError} if the store is missing, or has
+            not kept all of them. systemd does not say which it kept, so remove the names after a
+            failure.
+        @raise ValueError: a name is not valid.
         """
         return drive(self._putting(descriptors, poll), seconds, self._reactor, self._clock)
 
@@ -128,35 +132,35 @@ class Store:
         seconds: float = 5.0,
     ) -> None:
         """
-        Do as L{put} does and wait for it, in a program that has nothing else to do or ends.
+        Do as L{put} does, and block until it is done.
 
-        @param descriptors: which, under which names.
-        @param poll: whether systemd lets go of connections that their peers close meanwhile.
+        @param descriptors: the descriptors by name.
+        @param poll: whether systemd drops connections that their peers close meanwhile.
         @param seconds: how long systemd may take.
-        @raise StoreError: the store cannot be had, or has not got them all.
-        @raise ValueError: a name cannot be one.
+        @raise StoreError: the store is missing, or has not kept all of them.
+        @raise ValueError: a name is not valid.
         """
         take(self._putting(descriptors, poll), seconds)
 
     def remove(self, *names: str, seconds: float = 5.0) -> Deferred[None]:
         """
-        Have the store let go of what has these names.
+        Remove all descriptors with these names from the store.
 
-        @param names: which; it does not matter whether there is anything.
+        @param names: the names. A name without descriptors is not an error.
         @param seconds: how long systemd may take.
-        @return: fires when that is done; fails with L{StoreError} if there is no store to ask.
-        @raise ValueError: a name cannot be one.
+        @return: fires when they are removed; fails with L{StoreError} if the store is missing.
+        @raise ValueError: a name is not valid.
         """
         return drive(self._removing(names), seconds, self._reactor, self._clock)
 
     def removeNow(self, *names: str, seconds: float = 5.0) -> None:
         """
-        Do as L{remove} does and wait for it.
+        Do as L{remove} does, and block until it is done.
 
-        @param names: which.
+        @param names: the names.
         @param seconds: how long systemd may take.
-        @raise StoreError: there is no store to ask.
-        @raise ValueError: a name cannot be one.
+        @raise StoreError: the store is missing.
+        @raise ValueError: a name is not valid.
         """
         take(self._removing(names), seconds)
 
@@ -183,18 +187,18 @@ class Store:
                 yield from self._tell([*messages, (f"FDSTORE=1\nFDNAME={_PROBE}", [theirs])])
             finally:
                 os.close(theirs)
-            if isReady(ours, _DROPPED_SECONDS):  # hung up: nobody has the other end
+            if isReady(ours, _DROPPED_SECONDS):  # hung up: systemd has dropped the other end
                 size = "" if self.size is None else f" of {self.size}"
                 raise StoreError(
-                    f"the descriptor store{size} has no room for it all, or there is none: "
-                    "FileDescriptorStoreMax= in the unit must be one more than what is stored"
+                    f"the descriptor store{size} is missing or too small: "
+                    "FileDescriptorStoreMax= must be one more than the number of descriptors"
                 )
             yield from self._tell([(f"FDSTOREREMOVE=1\nFDNAME={_PROBE}", [])])
         finally:
             os.close(ours)
 
     def _tell(self, messages: Sequence[Message]) -> Steps:
-        """Send messages, and wait until systemd has read them and done what they say."""
+        """Send messages, and wait until systemd has acted on them."""
         try:
             address = withHidden(self._environ).get("NOTIFY_SOCKET", "")
             with closing(Manager(address)) as manager:
@@ -204,16 +208,19 @@ class Store:
 
 
 def _checked(name: str) -> str:
-    """@raise ValueError: systemd would drop the message."""
+    """
+    @return: the name.
+    @raise ValueError: the name is not valid: systemd would drop the message.
+    """
     if not (name.isascii() and name.isprintable() and ":" not in name and 0 < len(name) < 256):
-        raise ValueError(f"{name!r} is no name of a descriptor: ASCII without colons, up to 255")
+        raise ValueError(f"{name!r} cannot name a descriptor: ASCII without colons, up to 255")
     return name
 
 
 def makeMemory(data: bytes) -> int:
     """
-    @param data: a program's state, for instance.
-    @return: a memfd with it, which nobody can change any more.
+    @param data: for instance the state of a program.
+    @return: a memfd with the data. It is sealed: no process can change it.
     """
     number = os.memfd_create("store", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
@@ -230,10 +237,10 @@ def makeMemory(data: bytes) -> int:
 
 def readMemory(number: int, most: int) -> bytes:
     """
-    Read a memfd from its beginning, wherever others have read.
+    Read a memfd from its beginning, whatever its read position.
 
-    @param number: it, or another regular file.
-    @param most: bytes that it may have.
+    @param number: the memfd, or another regular file.
+    @param most: the most bytes that it may have.
     @raise ValueError: it has more.
     @raise OSError: it cannot be read.
     """
@@ -250,12 +257,14 @@ def pack(descriptors: Iterable[int | HasFileno]) -> int:
     """
     Make one descriptor of many.
 
-    systemd compares what it is given with all that it holds: 1,500 sockets took it 2.9 s. In the
-    queue of a socket (unix(7), C{SCM_RIGHTS}) they took 0.01 s, and take one place. Put that with
-    C{poll=False}, since nobody is at its other end. Who closes it closes them.
+    systemd compares each new descriptor with all in the store: 1,500 sockets took it 2.9 s. In the
+    queue of a socket (unix(7), C{SCM_RIGHTS}) they took 0.01 s, and one place in the store. Store
+    it with C{poll=False}, because its other end is closed. Closing it closes the packed
+    descriptors.
 
-    @param descriptors: as many as this process may have open (RLIMIT_NOFILE). They stay open here.
-    @return: a socket with them.
+    @param descriptors: at most as many as this process may open (RLIMIT_NOFILE). They stay open
+        here.
+    @return: a socket that holds them.
     @raise OSError: they are too many.
     """
     numbers = [each if isinstance(each, int) else each.fileno() for each in descriptors]
@@ -270,11 +279,11 @@ def pack(descriptors: Iterable[int | HasFileno]) -> int:
 
 def unpack(number: int) -> list[int]:
     """
-    Take out of a descriptor what was packed into it, so that it is empty afterwards.
+    Take all descriptors out of one that L{pack} made. It is empty afterwards.
 
-    @param number: what L{pack} made, or anything else, which is empty.
-    @return: the descriptors in their order, closed on exec. Where there are fewer than there were,
-        this process has too many open; the rest is closed then.
+    @param number: the packed descriptor. Any other descriptor is treated as empty.
+    @return: the descriptors in their order, closed on exec. If this process has too many open, some
+        are missing at the end; these are closed.
     """
     found: list[int] = []
     try:
@@ -296,7 +305,7 @@ def unpack(number: int) -> list[int]:
 
 def _receive(packed: socket.socket) -> tuple[bytes, Sequence[int]] | None:
     numbers = array("i")
-    # Not by socket.recv_fds, which forgets the flags before Python 3.12.
+    # socket.recv_fds drops the flags before Python 3.12.
     flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
     try:
         count, rights, _, _ = packed.recvmsg(
