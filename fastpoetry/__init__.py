@@ -1,3 +1,3 @@
-"""A poetry server, and what any Twisted service needs to live well under systemd."""
+"""A poetry server, and tools that run any Twisted service well under systemd."""
 
 __version__ = "1.1.0"

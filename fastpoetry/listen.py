@@ -1,8 +1,8 @@
 """
-The service that listens: an endpoint, and the poetry that comes out of it.
+The service that listens on an endpoint and serves poetry there.
 
-Decides for each port whether it goes the fast way; knows neither options nor where the endpoint
-came from.
+Decides for each port whether the fast port serves it. Knows neither options nor the origin of the
+endpoint.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from fastpoetry.protocol import PoetryFactory, PoetryProtocol
 
 class PoetryListener(service.Service):
     """
-    Serves poetry on one endpoint for as long as it runs, and then until its readers have it all.
+    Serves poetry on one endpoint while it runs. A stop waits until the readers have their poems.
 
-    In the place of C{TCPServer}, whose stop is over while readers are still there, which accepts
-    and closes where no descriptor is left, and never goes the fast way.
+    It replaces Twisted's C{TCPServer}, whose stop does not wait for readers. Without a free
+    descriptor, C{TCPServer} accepts connections and closes them. It also has no fast port.
     """
 
     _log = Logger()
@@ -39,7 +39,7 @@ class PoetryListener(service.Service):
     ) -> None:
         """
         @param endpoint: where to listen.
-        @param factory: has the source of the poems and the rules for their readers.
+        @param factory: provides the source of the poems and the policy for their readers.
         @param reactor: provides C{IReactorFDSet} and C{IReactorCore}.
         """
         self._endpoint = endpoint
@@ -48,19 +48,22 @@ class PoetryListener(service.Service):
 
     @property
     def addresses(self) -> tuple[IAddress, ...]:
-        """Where it listens, as the kernel has it: the port for port 0, the sockets of systemd."""
+        """
+        The addresses where it listens, as the kernel tells them: with the real port in place of
+        port 0, and with the sockets that systemd passed.
+        """
         return tuple(port.getHost() for port in self._ports)
 
     @property
     def isAlive(self) -> bool:
-        """Whether each port of ours accepts, or will by itself."""
+        """Whether each borrowed port accepts, or a timer will make it accept."""
         return all(port.isAlive for port in self._ports if isinstance(port, BorrowedPort))
 
     def privilegedStartService(self) -> None:
         """
-        Listen, while the process may still bind a low port.
+        Listen while the process may still bind a port below 1024.
 
-        @raise CannotListenError: for one, if the endpoint says at once that it cannot.
+        @raise Exception: if the endpoint fails at once, for example with C{CannotListenError}.
         """
         super().privilegedStartService()
         failures: list[Failure] = []
@@ -73,16 +76,16 @@ class PoetryListener(service.Service):
         self._fail = self._giveUp
 
     def startService(self) -> None:
-        """Listen, unless that has been done."""
+        """Listen, unless L{privilegedStartService} has begun to."""
         super().startService()
         if self._listening is None:
             self.privilegedStartService()
 
     def stopService(self) -> Deferred[None]:
         """
-        Accept nobody any more, and see off who is here.
+        Stop accepting, and drain the readers.
 
-        @return: fires when that is done, see L{Policy.drain}.
+        @return: fires when the drain has ended, see L{Policy.drain}.
         """
         super().stopService()
         if self._listening is not None:
@@ -95,7 +98,7 @@ class PoetryListener(service.Service):
         return stopped.addCallback(lambda _: self._factory.policy.drain())
 
     def _begin(self, port: Any) -> None:
-        """Serve on every socket of a port, the fast way where there is nothing in between."""
+        """Serve on every socket of a port."""
         self._ports = tuple(self._borrow(each) for each in getattr(port, "ports", (port,)))
         for each in self._ports:
             self._factory.policy.gate.add(each)
@@ -107,8 +110,10 @@ class PoetryListener(service.Service):
 
     def _borrow(self, port: Any) -> Any:
         """
-        A port of ours in the place of Twisted's: a fast one, where nothing is in between. TLS and
-        PROXY headers have a factory of their own; somebody's own protocol is one to be used.
+        Replace a port of Twisted's by a borrowed one: a fast one, if no layer is in between.
+
+        TLS and PROXY headers wrap our factory in their own. A protocol that replaces
+        L{PoetryProtocol} is used, too. These connections need transports.
         """
         if not isinstance(port, tcp.Port):
             return port
@@ -122,8 +127,8 @@ class PoetryListener(service.Service):
         return ours
 
     def _giveUp(self, failure: Failure) -> None:
-        """A server that cannot listen is none: end, with a record that says why."""
-        if not failure.check(CancelledError):  # by our own stop
+        """End the program, with a record that says why it cannot listen."""
+        if not failure.check(CancelledError):  # stopService cancelled it
             self._log.failure(
                 "cannot listen, so there is nothing to do",
                 failure,

@@ -1,8 +1,8 @@
 """
 Poems, and the rules by which a service selects them.
 
-Holds poems and names files; L{fastpoetry.apart.poems} reads them. Knows neither the reactor nor
-sockets.
+Holds poems and the paths of their files; L{fastpoetry.apart.poems} reads them. Knows neither the
+reactor nor sockets.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Poem:
     """
     One poem, as its readers get it.
 
-    @ivar name: what people call it: C{ecstasy}.
-    @ivar text: the whole poem, in whatever encoding its file has.
-    @ivar origin: where it came from, for a person: a path, or an endpoint.
-    @ivar digest: the SHA-256 of the text, in hexadecimal; found out if it is not given.
-    @ivar strangeAt: which byte of the text is the first that is not UTF-8, if one is not.
+    @ivar name: for people: C{ecstasy}.
+    @ivar text: the whole poem, in the encoding of its file.
+    @ivar origin: the path or endpoint that it came from, for people.
+    @ivar digest: the SHA-256 of the text, in hexadecimal; computed unless it is given.
+    @ivar strangeAt: the offset of the first byte that is not UTF-8; C{None} if all are.
     """
 
     name: str
@@ -64,11 +64,11 @@ class Poem:
 
 class Loaded(NamedTuple):
     """
-    What one look at the poetry brought.
+    The result of finding and reading poems.
 
     @ivar poems: at least one.
-    @ivar leftOut: why others were left out, which only an anthology does.
-    @ivar passedOver: files of an anthology whose names are none of poems.
+    @ivar leftOut: for each poem that an anthology could not read, the error.
+    @ivar passedOver: files of an anthology whose names are not valid names of poems.
     """
 
     poems: Sequence[Poem]
@@ -77,28 +77,28 @@ class Loaded(NamedTuple):
 
     @classmethod
     def make(cls, found: Found) -> Loaded:
-        """Make poems of what was found."""
+        """Make poems from the result of a reading function."""
         texts, leftOut, passedOver = found
         return cls([Poem(*text) for text in texts], leftOut, passedOver)
 
 
 class Selection(ABC):
-    """Which poems a service serves: a rule that is looked up again at each reload."""
+    """A rule that selects the poems of a service. It is applied again at each reload."""
 
     @property
     @abstractmethod
     def reading(self) -> partial[Found]:
         """
-        What finds and reads the poems as they are when it is called, here or in another process.
+        The function that finds and reads the poems, in this process or another.
 
-        It raises L{PoemError} if there is nothing to serve.
+        It raises L{PoemError} if there is no poem to serve.
         """
 
     def load(self) -> Loaded:
         """
         Find and read the poems as they are now.
 
-        @raise PoemError: if there is nothing to serve.
+        @raise PoemError: if there is no poem to serve.
         """
         return Loaded.make(self.reading())
 
@@ -106,7 +106,7 @@ class Selection(ABC):
 @dataclass(frozen=True)
 class PoemAt(Selection):
     """
-    The poem in one file, wherever it is.
+    The poem in one file, in any folder.
 
     @ivar path: absolute, since twistd changes its folder when it becomes a daemon.
     """
@@ -125,10 +125,10 @@ class PoemAt(Selection):
 @dataclass(frozen=True)
 class PoemNamed(Selection):
     """
-    The poem of one name, in the first folder that has it.
+    The poem with one name, from the first folder that has it.
 
     @ivar name: without folder or suffix.
-    @ivar folders: where to look, first to last.
+    @ivar folders: searched in this order.
     """
 
     name: str
@@ -139,16 +139,16 @@ class PoemNamed(Selection):
 
     @property
     def reading(self) -> partial[Found]:
-        """Looks the name up and reads what is found."""
+        """Looks the name up and reads its file."""
         return partial(readNamed, self.name, self.folders)
 
 
 @dataclass(frozen=True)
 class Anthology(Selection):
     """
-    Every poem along the folders, an earlier folder's before a later one's of the same name.
+    Every poem in the folders. If two have the same name, the earlier folder's is served.
 
-    @ivar folders: where to look, first to last.
+    @ivar folders: searched in this order.
     """
 
     folders: list[str]
@@ -158,5 +158,5 @@ class Anthology(Selection):
 
     @property
     def reading(self) -> partial[Found]:
-        """Lists the folders and reads what they have, leaving out what cannot be read."""
+        """Lists the folders and reads their poems, except those that cannot be read."""
         return partial(readAnthology, self.folders)

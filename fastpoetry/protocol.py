@@ -1,9 +1,9 @@
 """
 The poetry protocol on any of Twisted's transports.
 
-A plain TCP or UNIX port of a L{PoetryListener} is served by the fast port, and never comes here;
-this is for every other way in: through TLS, behind a PROXY header, on a port that is composed by
-hand. Knows neither files nor where poems come from.
+The fast port serves the plain TCP and UNIX ports of a L{PoetryListener}. This protocol serves all
+other connections: with TLS, with a PROXY header, or on a port that a program composes by hand.
+Knows neither files nor the origin of poems.
 """
 
 from __future__ import annotations
@@ -43,24 +43,23 @@ from fastpoetry.delivery.sockets import (
 from fastpoetry.poem import Poem
 
 _PIECE_BYTES = 16 * 1024
-"""What is copied into a transport at a time: a stopped reader costs no more than that."""
+"""How much is copied into a transport at a time. A stopped reader costs at most that much."""
 
 
 @implementer(IPullProducer, IHalfCloseableProtocol, IHandshakeListener)
 class PoetryProtocol(Protocol, TimeoutMixin):
     """
-    Sends one poem and closes, as RFC 865 has it.
+    Sends one poem and closes the connection (RFC 865).
 
-    Who edits this sees nothing happen on a plain port of C{twistd fastpoetry}: those are served by
-    L{fastpoetry.delivery.fastport}. What the client writes is of no interest, and that it closes
-    its side first is no reason to end.
+    To change plain ports of C{twistd fastpoetry}, edit L{fastpoetry.delivery.fastport} instead.
+    Whatever the client writes is ignored. A client that closes its side first still gets the poem.
 
-    @ivar poem: what the client is sent, from when that begins.
-    @ivar address: whose connection it is.
+    @ivar poem: the client's poem, set when sending begins.
+    @ivar address: the client's address.
     """
 
     factory: PoetryFactory
-    transport: Any  # a TCP or UNIX transport, or what wraps one: no interface has all of it
+    transport: Any  # a TCP or UNIX transport, or its wrapper: no interface has all that is used
 
     poem: Poem
     address: Address
@@ -74,7 +73,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
 
     @orReset
     def connectionMade(self) -> None:
-        """Begin to send, as soon as the client has shaken hands and there is a place and a poem."""
+        """Send after the TLS handshake, once there is room for a reader, and a poem."""
         self._lowest = lowestTransport(self.transport)
         self._socket = resetWhenLost(self._lowest)
         self.address = self._findAddress()
@@ -88,17 +87,17 @@ class PoetryProtocol(Protocol, TimeoutMixin):
 
     @orReset
     def handshakeCompleted(self) -> None:
-        """TLS is there; what is written before that passes for sent, and is not."""
+        """Go on after the handshake. TLS accepts writes before it, but does not send them."""
         self.setTimeout(None)
         if self._isArriving:
             self._queue()
 
     def timeoutConnection(self) -> None:
-        """The client did not shake hands for too long."""
+        """Dismiss a client whose TLS handshake timed out."""
         self.dismiss(self._awaited)
 
     def callLater(self, period: float, func: Callable[[], object]) -> IDelayedCall:
-        """What the timeout is made with."""
+        """Set the timer of C{TimeoutMixin} on the policy's clock."""
         return self._policy.clock.callLater(period, func)
 
     @property
@@ -106,7 +105,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         return self.factory.policy
 
     def _findAddress(self) -> Address:
-        """Whose connection it is: what a PROXY header says, or the socket."""
+        """Return the client's address, from the PROXY header or from the socket."""
         peer = self.transport.getPeer()
         address = addressOf(peer)
         if self._socket is None or peer != self._lowest.getPeer():
@@ -114,13 +113,13 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         return findAddress(self._socket, address)
 
     def _queue(self) -> None:
-        """Begin when there is a place."""
+        """Queue for a reader's place."""
         self._awaited = "there is no place yet"
         self._policy.admit(self, self._enter)
 
     @orReset
     def _enter(self) -> None:
-        """Begin now, or when there is a poem, unless others of the same source are enough."""
+        """Take a place, and begin when there is a poem, unless the source has too many readers."""
         policy = self._policy
         if policy.isTooMany(self.address):
             self._isArriving = False
@@ -150,7 +149,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         if self._isArriving:
             self._isArriving = False
             self.transport.abortConnection()
-            self._endArrival(cause)  # at last: it may end a stop, and with it the transport
+            self._endArrival(cause)  # last: it may end the drain, and so close the transport
 
     def _endArrival(self, cause: str) -> None:
         """Count a connection that gets no poem."""
@@ -160,7 +159,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         self._policy.remove(self)
 
     def drain(self) -> None:
-        """The server stops: there will be no poem, but a handshake may be about to end."""
+        """Prepare for the stop: no more poems come, but a TLS handshake may be about to end."""
         if self._waiting is not None:
             self.dismiss("the server stops, and there is no poem yet")
         else:
@@ -168,7 +167,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
 
     @orReset
     def resumeProducing(self) -> None:
-        """The transport has passed on what it had: write the next piece, or end."""
+        """Write the next piece, or finish. The transport has sent the piece before."""
         piece = self.poem.text[self._sentBytes : self._sentBytes + _PIECE_BYTES]
         if piece:
             self._sentBytes += len(piece)
@@ -177,19 +176,19 @@ class PoetryProtocol(Protocol, TimeoutMixin):
             self._finish()
 
     def stopProducing(self) -> None:
-        """The transport is closed; it says so to L{connectionLost} too."""
+        """Do nothing: a closed transport calls L{connectionLost} too."""
 
     def readConnectionLost(self) -> None:
-        """The client has closed its side: after ours, nothing is left to wait for."""
+        """Note that the client has closed its side. Close the connection if ours is closed too."""
         self._clientHasEnded = True
         if self._hasEnded:
             self.transport.loseConnection()
 
     def writeConnectionLost(self) -> None:
-        """Our side is closed."""
+        """Do nothing: our side is closed, and L{readConnectionLost} closes the connection."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Nothing is left of the connection."""
+        """Forget the connection, and count it if it got no poem."""
         if self._isArriving:
             self._endArrival(f"it left, and {self._awaited}")
         if self._waiting is not None:
@@ -197,14 +196,15 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         self._policy.remove(self)
 
     def closeAfterClient(self) -> bool:
-        """Never: the transport tells us when that happens."""
+        """Return C{False}: the transport tells this protocol when the client closes."""
         return False
 
     def countTaken(self) -> int:
         """
-        How many bytes of the poem the client has acknowledged, as far as that can be told.
+        Return how many bytes of the poem the client has acknowledged.
 
-        TLS makes them more on their way, so it is less than it is; all of it is exact.
+        TLS adds bytes on the wire, so in mid-poem the result is too low. For a whole poem it is
+        exact.
         """
         unacknowledged = 0
         if self._socket is not None:
@@ -212,42 +212,43 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         return self._sentBytes - min(self._sentBytes, unacknowledged)
 
     def isSent(self) -> bool:
-        """Whether the system has all of the poem; of TLS that cannot be told."""
+        """Whether the system has all of the poem; C{False} with TLS, where this is unknown."""
         isTLS = ISSLTransport.providedBy(self.transport)
         return self._hasEnded and not isTLS and self._socket is not None
 
     def end(self) -> None:
         """
-        Close a connection whose client has everything, or will have it from the system.
+        Close a connection whose client has everything, or will get it from the system.
 
-        Below TLS, which would wait for the client's word (RFC 8446, 6.1 does not ask us to).
+        This closes the socket below TLS. TLS would wait for the client's close_notify, which
+        RFC 8446, 6.1 does not demand.
         """
         self._lowest.loseConnection()
 
     def reset(self) -> None:
-        """Close a connection short of its end, with a reset."""
+        """Close a connection with a reset, before the end of its poem."""
         if self._socket is not None:
             setLinger(self._socket, RESET_ON_CLOSE)
         self.transport.abortConnection()
 
     def _finish(self) -> None:
-        """Say that this was all, and read on until the client closes too."""
+        """Close our side, and read on until the client closes its side."""
         self._hasEnded = True
         self.transport.unregisterProducer()
         if self._socket is not None:
             setLinger(self._socket, END_ON_CLOSE)
         self._policy.finish(self)
         if self._clientHasEnded or ISSLTransport.providedBy(self.transport):
-            self.transport.loseConnection()  # TLS has an end of its own, and no half-close
+            self.transport.loseConnection()  # TLS marks its end itself, and has no half-close
         else:
             self.transport.loseWriteConnection()
 
 
 class PoetryFactory(ServerFactory):
     """
-    Makes a L{PoetryProtocol} a connection.
+    Makes a L{PoetryProtocol} for each connection.
 
-    @ivar source: has the poem for each reader.
+    @ivar source: provides the poem for each reader.
     """
 
     protocol: Any = PoetryProtocol
@@ -255,10 +256,10 @@ class PoetryFactory(ServerFactory):
 
     def __init__(self, source: Source, policy: Policy | None = None) -> None:
         """
-        @param source: a L{PoetryService}, for one.
-        @param policy: shared with other factories of the process, and drained by whoever made it.
-            Without one it has its own, made when first needed, for the reactor that is installed by
-            then; the end of the program waits for its readers.
+        @param source: for example a L{PoetryService}.
+        @param policy: shared with other factories of the process; its maker drains it. By default
+            the factory makes its own at the first use, with the reactor installed by then. The end
+            of the program then waits for the readers of this factory.
         """
         self.source = source
         self._policy = policy
@@ -266,7 +267,7 @@ class PoetryFactory(ServerFactory):
 
     @property
     def policy(self) -> Policy:
-        """The rules for all its readers."""
+        """The policy for all its readers."""
         if self._policy is None:
             from twisted.internet import reactor as installed
 
@@ -274,11 +275,11 @@ class PoetryFactory(ServerFactory):
 
             reactor: Any = installed
             self._policy = Policy(Limits(), MonotonicClock(reactor))
-            # On a port of Twisted's nobody else has the end of the program wait for readers.
+            # On a port of Twisted's, only this makes the end of the program wait for readers.
             reactor.addSystemEventTrigger("before", "shutdown", self._policy.drain)
         return self._policy
 
     def stopFactory(self) -> None:
-        """See off who is here, where no listener does, and leave no timer behind."""
+        """Drain the readers of this factory's own policy, and cancel its timers."""
         if self._hasOwn and self._policy is not None:
             self._policy.drain()

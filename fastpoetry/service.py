@@ -1,8 +1,8 @@
 """
 The service that holds the poems.
 
-Loads them when it starts and again when it is told to; knows no protocol and no port, so that any
-number of them can serve what it holds.
+Loads them at the start and at each reload. Knows no protocol and no port, so any number of ports
+can serve its poems.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from fastpoetry.apart.worker import WorkError
 from fastpoetry.poem import Loaded, Poem, PoemAt, PoemError, Selection
 
 _MOST_NAMED = 10
-"""Files that one record names; of more it says how many there are."""
+"""How many files one record names. It gives only the number of the others."""
 
 
 class PoetryService(service.Service):
     """
-    A source of poems that come from files.
+    A source of poems from files.
 
-    @ivar freshAt: when what is held was read, in seconds since the epoch.
+    @ivar freshAt: when the poems were read, in seconds since the epoch.
     """
 
     freshAt: float | None = None
@@ -48,8 +48,8 @@ class PoetryService(service.Service):
     ) -> None:
         """
         @param selection: which poems, or the path of one; looked up at each start and each reload.
-        @param reactor: for reloads, as L{Job} has it; twistd's own, if none is given.
-        @param seconds: a clock, for how long a poem has been old.
+        @param reactor: for reloads, see L{Job}; by default twistd's.
+        @param seconds: a monotonic clock, which measures how long a poem has been stale.
         """
         if isinstance(selection, (str, os.PathLike)):
             selection = PoemAt(os.path.abspath(selection))
@@ -61,22 +61,22 @@ class PoetryService(service.Service):
     @property
     def poem(self) -> Poem:
         """
-        The poem for the next reader: at random, where the service holds several.
+        The poem for the next reader: a random one, if the service holds several.
 
-        @raise RuntimeError: if the service has not started, since it has none before.
+        @raise RuntimeError: if the service has not started and so has no poem yet.
         """
         poems = self._poems
         if not poems:
-            raise RuntimeError("the poetry service has not started, which loads its poem")
+            raise RuntimeError("the poetry service has not started, so it has no poem yet")
         return poems[0] if len(poems) == 1 else choice(poems)
 
     def whenPoem(self) -> Deferred[Poem]:
-        """The poem for the next reader, which is there as soon as the service runs."""
+        """@return: fires at once with L{poem}, or fails with its C{RuntimeError}."""
         return execute(lambda: self.poem)
 
     @property
     def description(self) -> str:
-        """What is served, for a person: C{ecstasy (3003 bytes)}."""
+        """The poems, for a person: C{ecstasy (3003 bytes)}."""
         if len(self._poems) == 1:
             served = f"{self._poems[0].name} ({len(self._poems[0].text)} bytes)"
         else:
@@ -88,21 +88,21 @@ class PoetryService(service.Service):
 
     def startService(self) -> None:
         """
-        Load the poems, and wait for it: the commands have had them read before, apart.
+        Load the poems, and block meanwhile. The commands have had another process read them first
+        (L{fastpoetry.apart.process}).
 
-        @raise PoemError: if there is nothing to serve.
+        @raise PoemError: if there is no poem to serve.
         """
         self._keep(self._selection.load())
         super().startService()
 
     def reload(self) -> Deferred[None]:
         """
-        Look every poem up again; where that fails, the old ones stay and one record says why.
+        Look every poem up again. If that fails, keep the old ones and log the cause.
 
-        The files are read by a process of its own, so that a disk which does not answer holds up
-        neither a reader nor a stop.
+        Another process reads the files, so a dead disk delays neither a reader nor a stop.
 
-        @return: fires when the poems are replaced; fails with C{PoemError} when they stay.
+        @return: fires when the poems are replaced; fails with C{PoemError} if the old ones stay.
         """
         return self._reloading.run(lambda: Deferred.fromCoroutine(self._reload()))
 
@@ -126,8 +126,8 @@ class PoetryService(service.Service):
         self._keep(loaded)
 
     def _keep(self, loaded: Loaded) -> None:
-        """Replace what is held, at once, and say what it is."""
-        # What has not changed is the same poem: readers of the old one hold no second copy of it.
+        """Replace all poems at once, and log what was loaded."""
+        # Keep the object of an unchanged poem. Its readers would hold a second copy in memory.
         held = {(poem.name, poem.origin, poem.digest): poem for poem in self._poems}
         self._poems = [
             held.get((poem.name, poem.origin, poem.digest), poem) for poem in loaded.poems
@@ -188,7 +188,7 @@ class PoetryService(service.Service):
 
 
 def _name(paths: Sequence[str]) -> str:
-    """Some paths, in one line of plain text."""
+    """Format paths as one line of ASCII text."""
     more = len(paths) - _MOST_NAMED
     rest = f" and {more} more" if more > 0 else ""
     return ", ".join(map(ascii, paths[:_MOST_NAMED])) + rest

@@ -1,4 +1,4 @@
-"""The twistd command C{fastpoetry}: its options, and the service they ask for."""
+"""The twistd command C{fastpoetry}: its options, and the service that they describe."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ class Options(CommandOptions):
     """
     The command line of C{twistd fastpoetry}.
 
-    Of a single block C{self["poem"]} has what --poem says, as in the tutorial.
+    With a single block, C{self["poem"]} is the value of --poem, as in the tutorial.
     """
 
     synopsis = "[--poem NAME|PATH | --anthology] [--port PORT | --listen ENDPOINT] ..."
     longdesc = (
-        "Sends a poem to whoever connects, and closes. Each --poem or --anthology opens a block; "
-        "the port and endpoints that follow are its own."
+        "Sends a poem to each client and closes the connection. Each --poem or --anthology opens "
+        "a block; the port and endpoints that follow belong to that block."
     )
     command = "fastpoetry"
     opens = "--poem or --anthology"
 
     def opt_poem(self, value: str) -> None:
-        """Serve a poem: a path, if there is a slash in it; otherwise a name along --poetry-path."""
+        """Serve a poem: a value with a slash is a path, any other a name along --poetry-path."""
         self.openBlock(f"--poem {value}", value)
 
     def opt_anthology(self) -> None:
-        """Serve every poem along --poetry-path, a random one each time."""
+        """Serve every poem along --poetry-path: each reader gets a random one."""
         self.openBlock(_ANTHOLOGY, None)
 
     def opt_poetry_path(self, value: str) -> None:
         """
-        The folders to look for poems in, first to last, with a colon between them [default:
-        /etc/fastpoetry/poetry, /usr/share/fastpoetry/poetry, then those of pip or of the clone].
+        Search these folders for poems, in this order; a colon separates them [default:
+        /etc/fastpoetry/poetry, /usr/share/fastpoetry/poetry, then the folder of pip or the clone].
         """
         self.setOnce("--poetry-path", "poetryPath", value)
 
     def postOptions(self) -> None:
         """
-        Turn what each block asks for into a selection.
+        Make each block's selection of poems from its option.
 
-        @raise SystemExit: if the options do not go together.
+        @raise SystemExit: if options conflict, or one is missing.
         """
         super().postOptions()
         if len(self.blocks) == 1:
@@ -69,28 +69,29 @@ class Options(CommandOptions):
 
 def findPoetryPath(deployment: str | None = None) -> str:
     """
+    Return the poetry path that applies without --poetry-path.
+
     @param deployment: a file in C{packaging/tac} of a clone: the poems of that clone come first.
-    @return: the folders to look for poems in where --poetry-path names none.
     """
     if deployment is not None:
         poems = os.path.abspath(os.path.join(deployment, "../../../poetry"))
         return f"{poems}:{findPoetryPath()}"
     isClone = (_PACKAGE.parent / "pyproject.toml").exists()
-    poetry = (_PACKAGE.parent if isClone else _PACKAGE) / "poetry"  # a wheel has it in the package
+    poetry = (_PACKAGE.parent if isClone else _PACKAGE) / "poetry"  # a wheel has it inside
     return f"{DEFAULT_POETRY_PATH}:{poetry}" if poetry.is_dir() else DEFAULT_POETRY_PATH
 
 
 def makeService(options: Options, reactor: Any = None, clock: Any = None) -> MultiService:
     """
-    Make what the options ask for.
+    Make the service that the options describe.
 
     @param options: parsed.
-    @param reactor: for tests; twistd's own otherwise.
-    @param clock: for tests; otherwise one that no step of the wall clock moves.
-    @raise SystemExit: if a poem cannot be served or an endpoint cannot be had.
+    @param reactor: for tests; by default twistd's.
+    @param clock: for tests; by default one that ignores steps of the wall clock.
+    @raise SystemExit: if a poem cannot be read, or an endpoint cannot listen.
     """
-    # Twisted's sockets are imported while poems are read. startService reads them again, beneath
-    # twistd's --chroot.
+    # Other processes read the poems while this one imports Twisted's sockets. startService reads
+    # the poems again, inside twistd's --chroot.
     with asServer(options):
         readings = [startApart(block.what.reading, str(block.what)) for block in options.blocks]
     from fastpoetry.command.assembly import assemble, findReactor
@@ -112,7 +113,7 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
 
 
 def _select(block: Block, folders: list[str]) -> Selection:
-    """Which poems a block serves."""
+    """Make the selection of poems that a block serves."""
     if block.asked == _ANTHOLOGY:
         return Anthology(folders)
     if "/" in block.what:

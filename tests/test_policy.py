@@ -374,7 +374,7 @@ class CrowdTests(PolicyCase):
             records(events)[5:],
             [
                 {
-                    "text": "gave up on 192.0.2.7:40000, who does not take the last 300 bytes: "
+                    "text": "gave up on 192.0.2.7:40000, which does not take the last 300 bytes: "
                     "its source has 2 readers already, taking nothing",
                     "level": "warn",
                     "peer": "192.0.2.7:40000",

@@ -1,1 +1,1 @@
-"""How a poem gets out of a socket, by which rules, and how it is counted."""
+"""Sends poems on sockets, limits the readers, and counts the connections."""

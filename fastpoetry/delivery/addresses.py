@@ -1,7 +1,7 @@
 """
-Who a client is, and where a server listens: in a record, as one source, from a PROXY header.
+Addresses of clients and listeners: their text in a record, their source, their check.
 
-Opens and asks no socket.
+Opens and queries no socket.
 """
 
 from __future__ import annotations
@@ -15,25 +15,27 @@ from twisted.internet.interfaces import IAddress
 
 Address = tuple[str, int] | tuple[str, int, int, int] | int | str | None
 """
-What accept(2) says of a client: host and port first for INET; for UNIX nothing of use. There, the
-client's user takes its place where it is asked for.
+A client's address from accept(2): for INET a tuple that begins with host and port. For UNIX it is
+useless, so L{fastpoetry.delivery.sockets.findAddress} replaces it by the number of the client's
+user.
 """
 
 _MAPPED_TEXT = "::ffff:"
 _MAPPED = bytes(10) + b"\xff\xff"
-"""What an IPv4 address begins with on an IPv6 socket (RFC 4291, 2.5.5.2)."""
+"""The prefix of an IPv4 address on an IPv6 socket (RFC 4291, 2.5.5.2)."""
 
 
 def addressOf(peer: IAddress) -> Address:
-    """What accept(2) would have said of one of Twisted's addresses."""
+    """Convert one of Twisted's addresses to the form of accept(2)."""
     host = getattr(peer, "host", None)
     return None if host is None else (host, getattr(peer, "port", 0))
 
 
 def formatPeer(address: Address) -> str:
     """
-    A client's address for a person: C{192.0.2.7:40000}, C{[2001:db8::7]:40000} or C{unix}; an IPv4
-    client of an IPv6 socket is shown as any other.
+    Format a client's address: C{192.0.2.7:40000}, C{[2001:db8::7]:40000} or C{unix}.
+
+    An IPv4 client of an IPv6 socket looks like any other IPv4 client.
     """
     if not isinstance(address, tuple):
         return "unix"
@@ -44,7 +46,7 @@ def formatPeer(address: Address) -> str:
 
 
 def formatHost(address: Any) -> str:
-    """A listening address for a person: C{127.0.0.1:10000}, or the path of a UNIX socket."""
+    """Format a listening address: C{127.0.0.1:10000}, or the path of a UNIX socket."""
     if isinstance(address, UNIXAddress):
         return os.fsdecode(address.name or b"a UNIX socket without a name")
     return formatPeer((address.host, address.port))
@@ -52,8 +54,10 @@ def formatHost(address: Any) -> str:
 
 def sourceOf(address: Address) -> bytes | None:
     """
-    What counts as one source: an IPv4 address, or the /64 of an IPv6 one, all of which is commonly
-    one customer's (RFC 6177); on a UNIX socket, a user.
+    Return the source of an address: clients of one source share a quota.
+
+    It is an IPv4 address or the /64 of an IPv6 address, which commonly belongs to one customer
+    (RFC 6177). On a UNIX socket it is a user.
     """
     if isinstance(address, int):
         return b"user %d" % address
@@ -62,17 +66,17 @@ def sourceOf(address: Address) -> bytes | None:
     host = address[0].partition("%")[0]
     try:
         packed = inet_pton(AF_INET6, host)
-    except OSError:  # IPv4, or whatever a PROXY header may say
+    except OSError:  # IPv4, or any text from a PROXY header
         return host.encode()
     return packed if packed.startswith(_MAPPED) else packed[:8]
 
 
 def normalise(peer: Any) -> Any:
     """
-    The address that a PROXY header says, as the kernel would write it.
+    Convert the address in a PROXY header to the kernel's form.
 
     @raise OSError: if it is not an address; it may be text meant to forge a record.
-    @raise ValueError: likewise, or its port is not from 0 to 65535.
+    @raise ValueError: likewise, or if its port is not from 0 to 65535.
     """
     if isinstance(peer, IPv4Address | IPv6Address):
         if not 0 <= peer.port <= 65535:

@@ -1,7 +1,7 @@
 """
-Connections that are no readers yet: they shake hands, say who they are, or queue for a place.
+Connections that are not readers yet: in a handshake, before their PROXY header, or in the queue.
 
-They take no place from readers, and have limits of their own.
+They take no reader's place, and have limits of their own.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from fastpoetry.delivery.quota import Quota
 from fastpoetry.delivery.readers import Arrival
 
 _LEAST = 1_000
-"""How many there may be, however few readers there may be: most leave within a round trip."""
+"""The least limit of arrivals, however low that of readers is: most leave within a round trip."""
 
 _PATIENCE_SECONDS = 1.0
-"""How long a connection may say nothing while descriptors are short: some round trips."""
+"""How long a connection may stay silent while descriptors are short: some round trips."""
 
 
 class Arrivals:
-    """The connections that are no readers yet, the oldest first."""
+    """The connections that are not readers yet, the oldest first."""
 
     def __init__(self, clock: IReactorTime, limits: Limits) -> None:
-        """@param limits: there may be as many arrivals as readers, in total and of one source."""
+        """@param limits: those of readers limit arrivals too, in total and from one source."""
         self._clock = clock
         self._most = max(_LEAST, limits.maxReaders)
         self._mostPerSource = limits.maxReadersPerSource
@@ -35,15 +35,15 @@ class Arrivals:
         self._queue: dict[Arrival, Callable[[], object]] = {}
 
     def __iter__(self) -> Iterator[Arrival]:
-        """All of them."""
+        """Iterate over all connections."""
         return iter([*self._silentSince, *self._queue])
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return how many connections there are."""
         return len(self._silentSince) + len(self._queue)
 
     def add(self, arrival: Arrival) -> None:
-        """A connection came that has said nothing. If there are too many, the oldest gives way."""
+        """Add a silent connection. If there are too many, dismiss the oldest silent one."""
         if self._quota.isFull(arrival.address):
             most = countOf(self._mostPerSource, "connection")
             arrival.dismiss(f"its source has {most} already, saying nothing")
@@ -55,7 +55,7 @@ class Arrivals:
 
     def enqueue(self, arrival: Arrival, enter: Callable[[], object]) -> None:
         """
-        A connection has said who it is.
+        Queue a connection that has identified its client.
 
         @param enter: takes a reader's place, see L{takeNext}.
         """
@@ -63,7 +63,7 @@ class Arrivals:
         self._queue[arrival] = enter
 
     def takeNext(self) -> Callable[[], object] | None:
-        """Take out the connection that has queued longest, if there is one: what has it enter."""
+        """Remove the first connection of the queue. Return its C{enter}, if there was one."""
         if not self._queue:
             return None
         arrival, enter = next(iter(self._queue.items()))
@@ -71,13 +71,13 @@ class Arrivals:
         return enter
 
     def remove(self, arrival: Arrival) -> None:
-        """Forget a connection; again, it does nothing."""
+        """Forget a connection. A second call does nothing."""
         self._silentSince.pop(arrival, None)
         self._queue.pop(arrival, None)
         self._quota.remove(arrival)
 
     def giveWay(self) -> None:
-        """Dismiss the connections that have said nothing for a while: descriptors are short."""
+        """Dismiss the connections that have been silent for a while: descriptors are short."""
         latest = self._clock.seconds() - _PATIENCE_SECONDS
         for arrival, since in list(self._silentSince.items()):
             if since <= latest:

@@ -1,7 +1,7 @@
 """
-The time between a stop and its end, in which readers still get what they came for.
+The time between a stop and its end, in which readers still get their poems.
 
-Knows when to look after them and when to cut them short; what that means is up to whom it asks.
+Knows when to check the readers and when to cut them short. Callables that it gets do both.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 _POLL_SECONDS = 0.05
-"""Between two looks at who has everything by now: some round trips."""
+"""Between two checks for readers that have everything: some round trips."""
 
 _GRACE_SECONDS = 0.1
 """
-How long readers are waited for before they are left to others, where there are any: the kernel,
-which goes on sending what it has, and the next process. Who has only just come has a short poem by
-then; newcomers, who wait for that process, hardly notice.
+How long to wait before readers are left to the kernel, which goes on sending, or to the next
+process. A reader that has just connected gets a short poem in this time. New clients, which wait
+for the next process, hardly notice it.
 """
 
 
@@ -26,7 +26,7 @@ class Drain:
     """
     One stop that waits for readers.
 
-    @ivar isPastGrace: whether who can be left to others is to be.
+    @ivar isPastGrace: whether readers may now be left to the kernel and the next process.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class Drain:
         """
         Begin.
 
-        @param mostSeconds: how long this may take.
-        @param look: sees who can go; called again and again.
-        @param cutShort: resets who is still here at the end.
+        @param mostSeconds: how long the drain may take.
+        @param look: closes readers that can go; called again and again.
+        @param cutShort: resets the readers that are left at the end.
         """
         self.isPastGrace = False
         self._clock = clock
@@ -52,13 +52,13 @@ class Drain:
         self._looking: IDelayedCall = clock.callLater(0, self._poll)
 
     def wait(self) -> Deferred[None]:
-        """Fires at the end; to cancel it ends nobody else's waiting."""
+        """@return: fires at the end. Cancelling it leaves other waiters alone."""
         waiter: Deferred[None] = Deferred(lambda waiter: self._waiters.remove(waiter))
         self._waiters.append(waiter)
         return waiter
 
     def end(self) -> None:
-        """Nobody is here any more: tell who waits, and leave no timer behind."""
+        """End the drain: cancel its timers, and fire all waiters."""
         for call in (self._deadline, self._grace, self._looking):
             if call.active():
                 call.cancel()

@@ -1,8 +1,8 @@
 """
-The fast way out of a listening socket.
+A port that serves readers without transports and protocols.
 
-Takes over the socket of a plain TCP or UNIX port and serves it without transports or protocols:
-most readers cost an accept, a send and a close. Knows no files and nothing of systemd.
+Takes over the socket of a plain TCP or UNIX port. Most readers cost an accept, a send and a close.
+Knows neither files nor systemd.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ from fastpoetry.delivery.sockets import (
 from fastpoetry.poem import Poem
 
 _BATCH = 64
-"""Connections accepted between two looks at everything else."""
+"""Connections that are accepted before the reactor's other work gets its turn."""
 
-_NOW = socket.MSG_DONTWAIT  # saves making each accepted socket non-blocking
-_LAST = _NOW | socket.MSG_MORE  # the shutdown to follow sends the rest and FIN in one segment
+_NOW = socket.MSG_DONTWAIT  # saves a call that makes each accepted socket non-blocking
+_LAST = _NOW | socket.MSG_MORE  # the shutdown that follows sends the rest and FIN in one segment
 
 _SHORT = "few descriptors are left (LimitNOFILE=)"
 
@@ -56,18 +56,18 @@ _UNSERVED = "serving it failed"
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 _MOST_READS = 4
-"""So that one that writes for ever holds up nobody; more is read at the next visit."""
+"""Reads at one visit, so that a client that writes for ever delays no other."""
 
 _discarded = bytearray(65536)
-"""What clients write is read into the same place and never looked at."""
+"""Whatever clients write is read into this buffer, and ignored."""
 
 
 class Home(NamedTuple):
     """
-    What serves a reader.
+    The objects that serve a reader.
 
     @ivar policy: the rules for it.
-    @ivar reactor: says when the socket takes more of its poem.
+    @ivar reactor: tells when the socket takes more of its poem.
     """
 
     policy: Policy
@@ -77,16 +77,16 @@ class Home(NamedTuple):
 @implementer(IWriteDescriptor)
 class SocketReader(socket.SocketType):
     """
-    A reader that is its own socket: most need nothing else.
+    A reader that is a socket itself, since most readers need nothing else.
 
-    The listening socket makes each connection reset on close, so that whatever ends the process,
-    even a kill -9, is no end of the poem to its reader. Once the last byte is with the system, that
-    is taken back from those who have not closed when they are first looked after. Most have by
-    then, and need it no more.
+    Each connection inherits a reset on close from the listening socket. If the process dies, even
+    by kill -9, a reader so sees a reset and no end of its poem. Once the system has the last byte,
+    a close may be an end. The first visit sets that for clients that have not closed. Most have
+    closed by then, and need no such call.
 
-    @ivar poem: what it is sent.
-    @ivar address: whose it is.
-    @ivar home: what serves it.
+    @ivar poem: the reader's poem.
+    @ivar address: the client's address.
+    @ivar home: the objects that serve it.
     @ivar sentBytes: how much of the poem the system has.
     """
 
@@ -99,7 +99,7 @@ class SocketReader(socket.SocketType):
     sentBytes: int
 
     def logPrefix(self) -> str:
-        """What legacy log records call us."""
+        """@return: the name in records of Twisted's old log."""
         return "poetry"
 
     def start(self, now: float) -> bool:
@@ -112,7 +112,7 @@ class SocketReader(socket.SocketType):
         try:
             if len(self.poem.text) > MOST_UNSENT_BYTES:
                 limitUnsent(self)
-                # Where there is no reset, a part of the poem would look whole.
+                # On a UNIX socket there is no reset, so a part of the poem would look whole.
                 if not FAMILIES[self.family].hasReset and self._turnAwayIfTooMany():
                     return False
             if self._send():
@@ -127,7 +127,7 @@ class SocketReader(socket.SocketType):
         return False
 
     def _turnAwayIfTooMany(self) -> bool:
-        """Turn the reader away, if its source has as many as it may; whether that was so."""
+        """Turn the reader away if its source has too many. Return whether it was turned away."""
         self.address = findAddress(self, self.address)
         isTooMany = self.home.policy.isTooMany(self.address)
         if isTooMany:
@@ -136,17 +136,17 @@ class SocketReader(socket.SocketType):
         return isTooMany
 
     def sendRest(self) -> None:
-        """Send what the client has yet to get, as it takes it."""
+        """Send the rest of the poem as the client takes it."""
         try:
             self.home.reactor.addWriter(self)
-        except (OSError, MemoryError):  # the reactor cannot watch one more
+        except (OSError, MemoryError):  # the reactor cannot watch another socket
             self.home.policy.giveUp(self, _UNSERVED)
 
     def doWrite(self) -> Failure | None:
         """
-        Send more, now that there is room for it.
+        Send more. The socket has room again.
 
-        @return: what ends the connection, for the reactor, if something does.
+        @return: the failure for which the reactor ends the connection, if there is one.
         """
         try:
             if self._send():
@@ -159,11 +159,11 @@ class SocketReader(socket.SocketType):
 
     def closeAfterClient(self) -> bool:
         """
-        Close the connection if the client has closed its side; what it wrote before is thrown away.
+        Close the connection if the client has closed its side. Whatever it wrote is discarded.
 
-        Most connections are over by then, with nothing left for a close to lose. Whatever ends one
-        that is not is an end of the poem from now on, since the system has all of it. Unread input
-        would make our close a reset, and that could overtake the poem.
+        Most connections are over by then: a close can lose nothing. From now on, every close of
+        another connection is an end of the poem, since the system has all of it. Unread input
+        would make our close a reset, which could overtake the poem.
         """
         if isOver(self):
             self.close()
@@ -183,35 +183,36 @@ class SocketReader(socket.SocketType):
         return True
 
     def countTaken(self) -> int:
-        """How many bytes of the poem the client has acknowledged."""
-        # The end takes a place of its own in the sequence, and is none of the poem's bytes.
+        """Return how many bytes of the poem the client has acknowledged."""
+        # FIN takes a sequence number too. It is not a byte of the poem.
         return self.sentBytes - min(self.sentBytes, countUnacknowledged(self))
 
     def isSent(self) -> bool:
-        """Whether the system has all of the poem, and so goes on sending it when we are gone."""
+        """Whether the system has all of the poem. It sends the rest even after our exit."""
         return self.sentBytes == len(self.poem.text)
 
     def end(self) -> None:
-        """Close a connection whose client has everything, or will have it from the system."""
-        if not self.closeAfterClient():  # which sees to it that our close is no reset
+        """Close a connection whose client has everything, or will get it from the system."""
+        if not self.closeAfterClient():  # this reads the input, so our close is no reset
             self.close()
 
     def reset(self) -> None:
-        """Close a connection short of its end, with a reset (on a UNIX socket there is none)."""
+        """Close a connection before its end, with a reset. A UNIX socket just closes."""
         setLinger(self, RESET_ON_CLOSE)
         self.home.reactor.removeWriter(self)
         self.close()
 
     def connectionLost(self, reason: Failure) -> None:
-        """The client went away while its poem was under way, as the reactor found out."""
+        """Close the connection: the client left while its poem was under way."""
         self.close()
         self.home.policy.remove(self)
 
     def _send(self) -> bool:
         """
-        Hand the system what it takes of the rest, without a copy; and the end after the last byte.
+        Pass the system as much of the rest as it takes, without a copy. After the last byte, shut
+        our side down.
 
-        @return: whether it has everything.
+        @return: whether the system has everything.
         """
         text = self.poem.text
         rest = memoryview(text)[self.sentBytes :] if self.sentBytes else text
@@ -228,10 +229,10 @@ class SocketReader(socket.SocketType):
 @implementer(IListeningPort, IReadDescriptor)
 class BorrowedPort:
     """
-    A listening port that accepts in the place of another, and never more than the policy allows.
+    A listening port that replaces one of Twisted's, and accepts only what the policy allows.
 
-    It borrows the socket, and gives it back to be closed as its owner sees fit: an adopted socket
-    stays with systemd, a UNIX socket's file goes.
+    It borrows the socket of the other port. At the end it returns the socket, and the other port
+    closes it: systemd keeps an adopted socket; the file of a UNIX socket is removed.
     """
 
     _isListening = False
@@ -239,22 +240,22 @@ class BorrowedPort:
 
     def __init__(self, port: tcp.Port, policy: Policy, reactor: IReactorFDSet) -> None:
         """
-        @param port: a listening one, and so is a C{twisted.internet.unix.Port}.
-        @param policy: has the rules for readers.
+        @param port: listening; a C{twisted.internet.unix.Port} is a subclass.
+        @param policy: the rules for readers.
         """
         self._port = port
         self._socket: socket.socket = port.socket
-        self.fileno = self._socket.fileno  # which the reactor asks for at each turn
+        self.fileno = self._socket.fileno  # called by the reactor at each turn
         self.policy = policy
         self.reactor = reactor
         self._gate = Gate(policy.clock, policy.tellClosed)
 
     def startListening(self) -> None:
         """
-        Accept, in the place of the port that was there before.
+        Accept in place of the other port.
 
-        From now on, connections are born with a reset for their end. The socket keeps this option:
-        another process may accept from it too, and would lose the reset.
+        From now on, each new connection inherits a reset on close. The socket keeps this option
+        even after a stop: another process that accepts from it would lose the reset.
         """
         setLinger(self._socket, RESET_ON_CLOSE)
         self._isListening = True
@@ -264,47 +265,50 @@ class BorrowedPort:
 
     def stopListening(self) -> Deferred[None]:
         """
-        Accept no more. Connections go on; see L{Policy.drain}.
+        Stop accepting. The connections go on; see L{Policy.drain}.
 
-        @return: fires when the socket is given back.
+        @return: fires when the socket is returned.
         """
         self._isListening = False
         self._gate.remove(self)
-        self._gate.open()  # which runs no timer from now on
+        self._gate.open()  # this cancels its timer
         self.stopReading()
         stopped: Deferred[None] = maybeDeferred(self._port.stopListening)
         return stopped
 
     @property
     def isAlive(self) -> bool:
-        """Whether the port accepts, or will by itself."""
+        """Whether the port accepts, or a timer will make it accept."""
         willAccept = self._gate.willOpen or self.policy.gate.willOpen
         return willAccept or self in self.reactor.getReaders()
 
     def getHost(self) -> IAddress:
-        """Where we listen."""
+        """Return the address where the port listens."""
         address: IAddress = self._port.getHost()
         return address
 
     def startReading(self) -> None:
-        """Accept what comes."""
+        """Accept new connections."""
         self.reactor.addReader(self)
 
     def stopReading(self) -> None:
-        """Leave what comes in the backlog."""
+        """Leave new connections in the backlog."""
         self.reactor.removeReader(self)
 
     def logPrefix(self) -> str:
-        """What legacy log records call us."""
+        """@return: the name in records of Twisted's old log."""
         return "poetry"
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor lets go of the port, as it ends or after an error: try again in a moment."""
+        """
+        Called at shutdown, or after an unexpected error in L{doRead}. If the port still listens,
+        try again after a moment.
+        """
         if self._isListening:
             self._pauseAlone(_FAILED)
 
     def doRead(self) -> None:
-        """Accept connections, and make transports for them as the other port does."""
+        """Accept connections, and give them transports as the other port does."""
         failures = 0
         for _ in range(_BATCH):
             self.policy.pauseIfFull()
@@ -323,7 +327,7 @@ class BorrowedPort:
                 self._connect(connection, address)
 
     def _connect(self, connection: socket.socket, address: Any) -> None:
-        """Connect a protocol of the other port's factory (C{tcp.Port.doRead})."""
+        """Connect a protocol of the other port's factory, as C{tcp.Port.doRead} does."""
         port: Any = self._port
         try:
             protocol = port.factory.buildProtocol(port._buildAddr(address))
@@ -333,18 +337,18 @@ class BorrowedPort:
             transport = port.transport(
                 connection, protocol, address, port, port.sessionno, port.reactor
             )
-        except BaseException:  # nobody else would close it
+        except BaseException:  # nothing else closes it
             connection.close()
             raise
         port.sessionno += 1
         protocol.makeConnection(transport)
 
     def _countDescriptors(self, newest: int) -> None:
-        """Learn from the number of a new descriptor whether few are left."""
+        """Note from the number of a new descriptor whether few are left."""
         self._wasShort = newest >= self.policy.mostDescriptor
 
     def _pauseIfShort(self) -> bool:
-        """Pause if so few descriptors are left that they are kept for others; whether that is."""
+        """Pause if only reserved descriptors are left. Return whether that is so."""
         if self._wasShort:
             self._wasShort = self._isShort()
         if self._wasShort:
@@ -352,7 +356,7 @@ class BorrowedPort:
         return self._wasShort
 
     def _isShort(self) -> bool:
-        """Whether so few descriptors are left that they are kept for what else may need one."""
+        """Whether only reserved descriptors are left, see L{Policy.mostDescriptor}."""
         try:
             lowest = os.dup(self._socket.fileno())
         except OSError:
@@ -362,11 +366,11 @@ class BorrowedPort:
 
     def _pauseAfter(self, why: OSError, failures: int) -> bool:
         """
-        Pause if accepting fails for all connections, not for one (accept(2), Error handling).
+        Pause if accepting fails for all connections, not just for one (accept(2), Error handling).
 
         @param why: the last failure.
         @param failures: how many connections of this batch could not be accepted.
-        @return: whether it does.
+        @return: whether it fails for all.
         """
         cause = why.strerror or str(why)
         if why.errno in _EXHAUSTED:
@@ -378,20 +382,20 @@ class BorrowedPort:
         return True
 
     def _pauseAlone(self, cause: str) -> None:
-        """Accept nobody for a moment; other ports may."""
+        """Pause this port alone for a moment."""
         self._gate.close()
         self.policy.tellClosed(cause)
 
 
 class FastPort(BorrowedPort):
-    """A listening port that sends poems, with nothing in between."""
+    """A listening port that sends poems without transports and protocols."""
 
     def __init__(
         self, port: tcp.Port, source: Source, policy: Policy, reactor: IReactorFDSet
     ) -> None:
         """
         @param port: as in L{BorrowedPort}.
-        @param source: has the poem for each reader.
+        @param source: provides the poem for each reader.
         """
         super().__init__(port, policy, reactor)
         self._source = source
@@ -403,9 +407,9 @@ class FastPort(BorrowedPort):
 
     def stopListening(self) -> Deferred[None]:
         """
-        Accept no more, and leave who waits for a poem in the backlog.
+        Stop accepting. Clients that wait for a poem stay in the backlog.
 
-        @return: fires when the socket is given back.
+        @return: fires when the socket is returned.
         """
         if self._waiting is not None:
             self._waiting.cancel()
@@ -413,24 +417,24 @@ class FastPort(BorrowedPort):
 
     @property
     def isAlive(self) -> bool:
-        """Whether the port accepts, or will by itself, as when its source has a poem."""
+        """Whether the port accepts, or a timer or the source's poem will make it accept."""
         return self._waiting is not None or super().isAlive
 
     def doRead(self) -> None:
-        """Serve who has come."""
+        """Serve the connections in the backlog."""
         now = self.policy.clock.seconds()
         served: list[Reader] = []
         try:
             self._serve(served, now)
-        finally:  # whatever is wrong with one, the others are counted and looked after
+        finally:  # an error in one reader leaves the others counted and visited
             if served:
                 self.policy.addServed(served, now)
 
     def _serve(self, served: list[Reader], now: float) -> None:
         """
-        Send poems to who has come.
+        Send poems to the connections in the backlog.
 
-        @param served: gets those whose poem went to the system at once.
+        @param served: receives the readers whose whole poem went to the system at once.
         """
         policy = self.policy
         room = policy.room
@@ -438,7 +442,7 @@ class FastPort(BorrowedPort):
             policy.pauseIfFull()
             room = policy.room
         failures = 0
-        waiting = 1  # or more: the reactor says so
+        waiting = 1  # at least, since the reactor called
         for turn in range(_BATCH):
             if turn - failures == room or (self._wasShort and self._pauseIfShort()):
                 return
@@ -468,40 +472,40 @@ class FastPort(BorrowedPort):
 
     def _accept(self) -> SocketReader:
         """
-        The next connection in the backlog.
+        Accept the next connection in the backlog.
 
-        @raise OSError: if there is none, or it cannot be had.
+        @raise OSError: if there is none, or accepting it fails.
         """
-        # What accept() does, but for flags and timeouts that nobody uses here.
+        # This is accept() without the flags and timeouts, which are unused here.
         descriptor, address = self._socket._accept()  # type: ignore[attr-defined]
         self._countDescriptors(descriptor)
         try:
             reader = SocketReader(self._family, socket.SOCK_STREAM, 0, descriptor)
-        except BaseException:  # nobody else would close it
+        except BaseException:  # nothing else closes it
             os.close(descriptor)
             raise
         reader.address = address
-        if self._hasOldBacklog:  # from before startListening, so it inherited nothing
+        if self._hasOldBacklog:  # older than startListening, so it did not inherit the reset
             setLinger(reader, RESET_ON_CLOSE)
         return reader
 
     def _start(self, reader: SocketReader, poem: Poem, now: float) -> bool:
-        """Send a poem to a new connection; whether all of it went to the system."""
+        """Send a poem to a new connection. Return whether all of it went to the system."""
         reader.poem, reader.home, reader.sentBytes = poem, self._home, 0
         try:
             return reader.start(now)
-        except BaseException:  # nobody else would close it
+        except BaseException:  # nothing else closes it
             self.policy.giveUp(reader, _UNSERVED)
             raise
 
     def _turnAway(self, reader: SocketReader) -> None:
-        """Reset a new connection that has waited in vain."""
+        """Reset a connection that waited in the backlog for a poem that did not come."""
         setLinger(reader, RESET_ON_CLOSE)
         reader.close()
         self.policy.ledger.turnedAway(reader.address, "there is no poem yet")
 
     def _waitForPoem(self) -> None:
-        """Leave who comes in the backlog, until there is a poem for them or there will be none."""
+        """Leave new connections in the backlog until the source has a poem, or fails."""
         if self._waiting is None:
             waiting = self._source.whenPoem()
             self._waiting = waiting
@@ -511,16 +515,16 @@ class FastPort(BorrowedPort):
             self.stopReading()
 
     def _serveAll(self, _: Poem) -> None:
-        """There is a poem for who has waited."""
+        """Accept again: the source has a poem for the connections in the backlog."""
         self._waiting = None
         self.policy.removeWaitingPort(self)
         self._gate.reopen()
 
     def _resetAll(self, failure: Failure) -> None:
-        """Let who has waited know that there is no poem, and begin anew with who comes next."""
+        """Reset the connections that waited, since there is no poem. Then accept again."""
         self._waiting = None
         self.policy.removeWaitingPort(self)
-        if failure.check(CancelledError):  # by our own stop, which leaves them in the backlog
+        if failure.check(CancelledError):  # by stopListening, which leaves them in the backlog
             return
         self._isRefusing = True
         try:

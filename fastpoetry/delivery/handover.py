@@ -1,8 +1,8 @@
 """
 Readers in mid-poem that one process hands over to the next.
 
-Describes them in bytes, and restores them from that; all that it is given is checked. It does not
-know how sockets, texts and bytes get to the next process.
+Describes readers in bytes, and restores them from these; checks all input. Does not know how the
+sockets, texts and bytes get to the next process.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from fastpoetry.delivery.sockets import RESET_ON_CLOSE, countSent, setLinger
 from fastpoetry.poem import MAX_POEM_BYTES, Poem
 
 VERSION = 1
-"""Of the format. Readers that another version has described are reset."""
+"""The version of the format. Readers described in another version are reset."""
 
 
 class HandOverError(Exception):
-    """What was handed over cannot be restored: one line that says why."""
+    """A reader that cannot be restored: one line with the cause."""
 
 
 class Restored(NamedTuple):
     """
-    What the process before this one has handed over.
+    The readers that the process before this one handed over.
 
     @ivar readers: with their progress.
     @ivar lost: how many connections could not be restored, and were reset.
-    @ivar faults: why; empty if there is nothing to say.
+    @ivar faults: the errors; empty if there were none.
     """
 
     readers: dict[SocketReader, Progress]
@@ -49,9 +49,9 @@ class Restored(NamedTuple):
 
 def describe(readers: Mapping[SocketReader, Progress], poems: Mapping[Poem, int]) -> bytes:
     """
-    What the next process must know of readers. From now on this one sends them nothing.
+    Describe readers for the next process. From now on this process sends them nothing.
 
-    @param poems: for each poem that they are sent, a descriptor of a file with its text.
+    @param poems: for each poem of the readers, a descriptor of a file with its text.
     """
     numbers = {poem: number for number, poem in enumerate(poems)}
     state = {
@@ -75,12 +75,13 @@ def describe(readers: Mapping[SocketReader, Progress], poems: Mapping[Poem, int]
 
 def restore(numbers: Iterable[int], policy: Policy, reactor: IReactorFDSet) -> Restored:
     """
-    The readers that were handed over. A connection that cannot be restored is reset.
+    Restore the readers that were handed over. A connection that cannot be restored is reset.
 
-    @param numbers: descriptors, ours from now on: of a file with what L{describe} has made, of the
-        files with the poems, of the connections; or of anything else.
-    @param policy: has the rules for the readers from now on, and a clock that both processes share.
-    @param reactor: sends to them from now on.
+    @param numbers: descriptors, which this function closes or keeps: first of a file with the bytes
+        from L{describe}, then of the files with the poems and of the connections. Anything else is
+        possible, since they come from outside.
+    @param policy: the new rules for the readers, with a clock that both processes share.
+    @param reactor: sends to the readers from now on.
     """
     home, now = Home(policy, reactor), policy.clock.seconds()
     files: list[int] = []
@@ -113,15 +114,16 @@ def restore(numbers: Iterable[int], policy: Policy, reactor: IReactorFDSet) -> R
 
 
 def _identify(number: int) -> int:
-    """What a descriptor is known by in both processes: the number of its socket or memfd."""
+    """Return what identifies a descriptor in both processes: the inode of its socket or memfd."""
     return os.fstat(number).st_ino
 
 
 def _read(data: bytes, numbers: Iterable[int]) -> tuple[list[Poem | None], dict[int, list[Any]]]:
     """
-    The poems, and what is said of each connection.
+    Parse the bytes from L{describe}.
 
-    @raise HandOverError: if this is not what L{describe} has made.
+    @return: the poems, and for each connection the state of its reader.
+    @raise HandOverError: if the bytes do not come from L{describe}.
     """
     files = {_identify(number): number for number in numbers}
     try:
@@ -138,7 +140,7 @@ def _read(data: bytes, numbers: Iterable[int]) -> tuple[list[Poem | None], dict[
 def _readPoem(
     files: Mapping[int, int], identity: int, name: str, origin: str, digest: str
 ) -> Poem | None:
-    """A poem, if its text is there and the one that was put there."""
+    """Read a poem. Return C{None} if its text is missing or changed."""
     number = files.get(identity)
     if number is None or not isinstance(name, str) or not isinstance(origin, str):
         return None
@@ -150,9 +152,9 @@ def _readPoem(
 
 def _readFile(number: int) -> bytes:
     """
-    All of an open file, wherever others have read.
+    Read all of an open file, whatever its position is.
 
-    @raise HandOverError: if it is longer than any that was left here.
+    @raise HandOverError: if it is longer than a poem may be.
     @raise OSError: if it cannot be read.
     """
     if os.fstat(number).st_size > MAX_POEM_BYTES:
@@ -166,10 +168,11 @@ def _restoreReader(
     number: int, told: list[Any] | None, poems: list[Poem | None], now: float
 ) -> tuple[SocketReader, Progress]:
     """
-    One reader.
+    Restore one reader.
 
-    @raise HandOverError: if what is said of it cannot be.
-    @raise OSError: if it is no connection.
+    @param told: the state of the reader; C{None} if it is missing.
+    @raise HandOverError: if the state is missing or impossible.
+    @raise OSError: if the socket is not connected.
     """
     if told is None:
         raise HandOverError("nothing is known of a connection")
@@ -196,7 +199,7 @@ def _restoreReader(
 
 
 def _asAddress(address: Any) -> Address:
-    """What accept(2) once said, in the form that it has there."""
+    """Convert an address from JSON back to the form of accept(2)."""
     isInternet = isinstance(address, list) and len(address) in (2, 4)
     if isInternet and isinstance(address[0], str):
         return tuple(address)

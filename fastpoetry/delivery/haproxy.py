@@ -1,8 +1,8 @@
 """
-Readers that come through a balancer and say so by a PROXY header.
+Readers that come through a balancer, which sends a PROXY header first.
 
-Twisted's own wrapper reads the header; this has the poem wait for it. Which listener may be trusted
-with one is the administrator's to say, and so is who can reach it.
+Twisted's wrapper reads the header; this module delays the poem until then. The administrator
+decides which listener trusts such headers, and limits which clients can reach it.
 """
 
 from __future__ import annotations
@@ -41,26 +41,28 @@ from fastpoetry.delivery.sockets import (
 _BEGINNINGS = (V1Parser.PROXYSTR, V2Parser.PREFIX)
 
 _LEAST_BYTES = 16
-"""What Twisted needs of a header at once to tell what it is; all but C{_UNKNOWN} are longer."""
+"""
+How many bytes Twisted needs at once to recognise a header. Only C{_UNKNOWN} is shorter.
+"""
 
 _UNKNOWN = b"PROXY UNKNOWN\r\n"
-"""What a balancer's own check says in version 1; Twisted knows it only with a space at the end."""
+"""The header of a balancer's own check in version 1. Twisted accepts it only with a final space."""
 
 _CHECKS = (b"PROXY UNKNOWN ", V2Parser.PREFIX + b"\x20")
-"""How the headers begin that name no client: the latter is version 2, command LOCAL."""
+"""The beginnings of headers that name no client. The second is version 2, command LOCAL."""
 
 
 @implementer(IHalfCloseableProtocol)
 class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
     """
-    Connects the protocol that it wraps when the header has been read, and not before.
+    Connects its wrapped protocol only after the header.
 
-    Twisted's does so at once. A protocol that speaks first would then have answered whoever it is,
-    under the balancer's address.
+    Twisted's wrapper connects it at once. A protocol that speaks first would then send to the
+    balancer's address, before the client's address is known.
     """
 
     address: Address = None
-    """No source: the balancer is none."""
+    """C{None}: the balancer's connections do not share the quota of one source."""
 
     _isArriving = True
     _hasBegun = False
@@ -82,12 +84,12 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         self.policy.addArrival(self)
 
     def callLater(self, period: float, func: Callable[[], object]) -> IDelayedCall:
-        """What the timeout is made with."""
+        """Set the timer of C{TimeoutMixin} on the policy's clock."""
         return self.policy.clock.callLater(period, func)
 
     @orReset
     def dataReceived(self, data: bytes) -> None:
-        """Read the header; what comes after it is of no interest to poetry."""
+        """Read the header, and ignore the bytes after it."""
         if self._hasBegun or self.disconnecting:
             return
         if self._parser is None:
@@ -104,43 +106,43 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
             (self._endCheck if isCheck else self._begin)()
 
     def getPeer(self) -> Any:
-        """The client, as soon as it is known."""
+        """Return the client's address, or the transport's peer before the header."""
         return super().getPeer() if self._client is None else self._client
 
     def _read(self, data: bytes) -> bool:
-        """Have Twisted read more of the header; whether it is one so far."""
+        """Pass more of the header to Twisted's parser. Return whether it is valid so far."""
         try:
             super().dataReceived(data)
             if self._proxyInfo is not None:
                 normalise(self._proxyInfo.destination)
                 self._client = normalise(self.getPeer())
-        except (ValueError, OSError):  # the former from Twisted's parser too
+        except (ValueError, OSError):  # Twisted's parser raises ValueError
             return False
         return not self.disconnecting
 
     def _begin(self) -> None:
-        """Send the poem, now that it is known to whom."""
+        """Connect the wrapped protocol, now that the client is known."""
         self._hasBegun = True
         self._isArriving = False
         self.setTimeout(None)
         self.wrappedProtocol.makeConnection(self)
-        if ISSLTransport.providedBy(self):  # or there would have been no header
+        if ISSLTransport.providedBy(self):  # the header came through TLS
             self.wrappedProtocol.handshakeCompleted()
-        self.policy.remove(self)  # at last: a stop may wait for nobody else
+        self.policy.remove(self)  # last: the drain may end here
 
     def timeoutConnection(self) -> None:
-        """No header came for too long."""
+        """Dismiss a connection whose header timed out."""
         self.dismiss("no PROXY header came")
 
     def drain(self) -> None:
-        """Wait a moment at most: a balancer sends its header at once, but we may be quicker."""
+        """Wait at most a moment more. The balancer may be about to send the header."""
         self.setTimeout(min(LINGER_SECONDS, self.policy.limits.drainSeconds))
 
     def readConnectionLost(self) -> None:
         """
-        The client has closed its side, through the balancer.
+        Note that the client has closed its side, through the balancer.
 
-        With no header at all, this was the balancer's own check.
+        A connection without any header was the balancer's own check.
         """
         if self._hasBegun:
             IHalfCloseableProtocol(self.wrappedProtocol).readConnectionLost()
@@ -150,10 +152,10 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
             self.dismiss("it left in the middle of its PROXY header")
 
     def writeConnectionLost(self) -> None:
-        """Our side is closed."""
+        """Do nothing: our side is closed."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Nothing is left of the connection."""
+        """Forget the connection, and count it if it got no poem."""
         if self._isArriving and (self._parser is not None or self._beginning):
             self._count("it left in the middle of its PROXY header")
         elif self._isArriving:
@@ -164,32 +166,32 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
 
     @property
     def policy(self) -> Policy:
-        """The rules, from the factory that is wrapped."""
+        """The policy, from the wrapped factory."""
         policy: Policy = self.factory.wrappedFactory.policy
         return policy
 
     def dismiss(self, cause: str) -> None:
-        """Reset a connection that does not say where it comes from, and count it."""
+        """Reset a connection without a valid header, and count it."""
         if self._isArriving:
             self._count(cause)
         self.disconnecting = True
         self.transport.abortConnection()
 
     def _endCheck(self) -> None:
-        """End a connection by which the balancer only sees whether the server is there."""
+        """End a connection by which the balancer only checks that the server answers."""
         self._isArriving = False
         self.disconnecting = True
         self.policy.ledger.checked()
         self._setLinger(END_ON_CLOSE)
-        lowestTransport(self.transport).loseConnection()  # below TLS, which would wait
+        lowestTransport(self.transport).loseConnection()  # TLS would wait for the peer
 
     def _count(self, cause: str) -> None:
-        """Count a connection for which no poem is begun."""
+        """Count a connection that gets no poem."""
         self._isArriving = False
         self.policy.ledger.turnedAway(addressOf(self.transport.getPeer()), cause)
 
     def _setLinger(self, linger: bytes) -> None:
-        """Set what a close means, where there is a socket below."""
+        """Set what a close means, if the transport has a socket."""
         handle = socketOf(lowestTransport(self.transport))
         if handle is not None:
             setLinger(handle, linger)
@@ -210,10 +212,10 @@ class PatientEndpoint:
         self._endpoint = endpoint
 
     def listen(self, protocolFactory: Any) -> Deferred[IListeningPort]:
-        """Listen there."""
+        """Listen at the wrapped endpoint."""
         return self._endpoint.listen(PatientFactory(protocolFactory))
 
 
 def _mayBecomeHeader(data: bytes) -> bool:
-    """Whether a header may begin like that."""
+    """Whether the data may be the beginning of a header."""
     return any(each.startswith(data[: len(each)]) for each in _BEGINNINGS)

@@ -1,9 +1,9 @@
 """
-What is counted and what is said of readers.
+The counts of connections, and the records about readers.
 
-Every connection is counted once, at its end. As many as the budget allows get a record of their
-own, all others are summed up in one record a second, so that no flood of readers makes journald
-drop what else there is to say. Decides nothing.
+Every connection is counted once, at its end. The budget limits records about single connections;
+one summary a second has the rest. So a flood of readers does not make journald drop other records.
+Decides nothing.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from fastpoetry.delivery.readers import Reader
 from fastpoetry.poem import Poem
 
 _QUIET_SECONDS = 10.0
-"""The least time between two records that are told now and then, of the same kind."""
+"""The least time between two records of a kind that is limited in rate."""
 
 
 def countOf(number: int, noun: str) -> str:
-    """A number with its noun, for a person: C{1 reader}, C{2,735 readers}."""
+    """Format a number with its noun: C{1 reader}, C{2,735 readers}."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 @dataclass
 class Counts:
     """
-    How connections ended.
+    How many connections ended in each way.
 
-    @ivar poems: with the whole poem handed to the system.
-    @ivar bytes: of those poems.
-    @ivar left: by the client, before the end.
-    @ivar gaveUp: by a deadline, with a reset.
-    @ivar turnedAway: before a poem was begun, with a reset: too many of its source were here, it
-        did not say who it is, or there was no poem.
-    @ivar checks: by balancers that only saw whether the server is there; never in a record.
+    @ivar poems: whole poems that went to the system.
+    @ivar bytes: the bytes of these poems.
+    @ivar left: connections that the client closed before the end of its poem.
+    @ivar gaveUp: connections that were reset after a deadline.
+    @ivar turnedAway: connections that were reset before their poem: their source had too many, they
+        did not identify their client, or there was no poem.
+    @ivar checks: balancers' checks that the server answers; never in a record.
     """
 
     poems: int = 0
@@ -51,23 +51,23 @@ class Counts:
 
     @property
     def connections(self) -> int:
-        """All readers' connections, each ended in one of those ways."""
+        """How many connections ended, without balancers' checks."""
         return self.poems + self.left + self.gaveUp + self.turnedAway
 
 
 class Ledger:
     """
-    The counts since the start, and the records of them.
+    The counts since the start, and their records.
 
-    @ivar counts: all connections since the start.
+    @ivar counts: of all connections since the start.
     """
 
     _log = Logger()
 
     def __init__(self, clock: IReactorTime, budgetPerSecond: int) -> None:
         """
-        @param clock: for the seconds of the budget.
-        @param budgetPerSecond: how many records about single connections a second may have.
+        @param clock: times the seconds of the budget.
+        @param budgetPerSecond: the limit of records about single connections in a second.
         """
         self.counts = Counts()
         self._told = Counts()
@@ -77,7 +77,7 @@ class Ledger:
         self._quietUntil: dict[str, float] = {}
 
     def sent(self, readers: Sequence[Reader]) -> None:
-        """Whole poems are with the system, which goes on sending them whatever becomes of us."""
+        """Count readers whose whole poems the system has. It sends them even after our exit."""
         self.counts.poems += len(readers)
         self.counts.bytes += sum([len(each.poem.text) for each in readers])
         for reader in readers:
@@ -95,7 +95,7 @@ class Ledger:
             )
 
     def left(self, poem: Poem, address: Address, takenBytes: int) -> None:
-        """A client went away, or its network failed, before it had everything."""
+        """Count a client that left, or whose network failed, before the end of its poem."""
         self.counts.left += 1
         if self._spendRecord():
             self._told.left += 1
@@ -109,7 +109,7 @@ class Ledger:
             )
 
     def gaveUp(self, poem: Poem, address: Address, takenBytes: int, cause: str) -> None:
-        """A client was reset before it had everything."""
+        """Count a client that was reset before the end of its poem."""
         self.counts.gaveUp += 1
         if self._spendRecord():
             self._told.gaveUp += 1
@@ -124,12 +124,12 @@ class Ledger:
             )
 
     def lost(self, readers: int) -> None:
-        """Clients in mid-poem, left to us by another process, were reset without a record each."""
+        """Count readers that were handed over and then reset. They have no records of their own."""
         self.counts.gaveUp += readers
         self._told.gaveUp += readers
 
     def turnedAway(self, address: Address, cause: str) -> None:
-        """A client was reset before a poem was begun for it."""
+        """Count a client that was reset before its poem began."""
         self.counts.turnedAway += 1
         if self._spendRecord():
             self._told.turnedAway += 1
@@ -141,10 +141,10 @@ class Ledger:
             )
 
     def stalled(self, poem: Poem, address: Address, takenBytes: int, cause: str) -> None:
-        """A client that L{sent} has counted was reset: told now and then."""
+        """Log that a client was reset that L{sent} has counted, at most every ten seconds."""
         if self._takeTurn("stalled"):
             self._log.warn(
-                "gave up on {peer}, who does not take the last {bytes} bytes: {cause}",
+                "gave up on {peer}, which does not take the last {bytes} bytes: {cause}",
                 peer=formatPeer(address),
                 bytes=len(poem.text) - takenBytes,
                 cause=cause,
@@ -152,7 +152,7 @@ class Ledger:
             )
 
     def full(self, cause: str, readers: int) -> None:
-        """New connections wait in the backlog: told now and then."""
+        """Log that new connections wait in the backlog, at most every ten seconds."""
         if self._takeTurn("full"):
             self._log.warn(
                 "{cause}; with {readers} here, new ones wait in the backlog",
@@ -162,17 +162,17 @@ class Ledger:
             )
 
     def checked(self) -> None:
-        """A balancer has seen that the server is there."""
+        """Count a balancer's check that the server answers."""
         self.counts.checks += 1
 
     def flush(self) -> None:
-        """Tell what is still untold, and run no timer until the next reader."""
+        """Log the summary of the rest, and cancel the timer until the next reader."""
         if self._second is not None:
             self._second.cancel()
         self._endSecond()
 
     def _takeTurn(self, kind: str) -> bool:
-        """Take the turn of a kind of record. Whether it has one: not if one was told lately."""
+        """Return whether a kind of record was not logged lately, and note that it now is."""
         now = self._clock.seconds()
         if now < self._quietUntil.get(kind, now):
             return False
@@ -180,7 +180,7 @@ class Ledger:
         return True
 
     def _spendRecord(self) -> bool:
-        """Spend one record of this second's budget, if there is one."""
+        """Spend one record of this second's budget. Return whether one was left."""
         if self._second is None:
             self._second = self._clock.callLater(1.0, self._endSecond)
         if self._allowance > 0:
@@ -189,7 +189,7 @@ class Ledger:
         return False
 
     def _endSecond(self) -> None:
-        """Sum up what had no record of its own, and start the budget anew."""
+        """Log the summary of connections without a record, and renew the budget."""
         self._second = None
         self._allowance = self._budget
         untold = Counts(*map(sub, astuple(self.counts), astuple(self._told)))

@@ -1,4 +1,4 @@
-"""What an administrator may limit, and how far a reader has come. Ends nobody."""
+"""The limits that an administrator sets, and a reader's progress. Closes no connection."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from fastpoetry.delivery.readers import Progress, Reader
 @dataclass(frozen=True)
 class Limits:
     """
-    What an administrator may set.
+    The limits that an administrator sets.
 
     @ivar drainSeconds: how long a stop waits for poems under way.
-    @ivar stallSeconds: how long a reader may take nothing.
-    @ivar minRateBytesPerSecond: what a reader that has been there for C{stallSeconds} must have
-        taken on average.
-    @ivar maxReaders: connections at a time; further ones wait in the backlog.
-    @ivar maxReadersPerSource: connections under way at a time from one address or local user;
+    @ivar stallSeconds: how long a reader may take no byte.
+    @ivar minRateBytesPerSecond: the least average rate of a reader that is older than
+        C{stallSeconds}.
+    @ivar maxReaders: readers at a time; further connections wait in the backlog.
+    @ivar maxReadersPerSource: readers of one address or local user whose poems are under way;
         further ones are reset.
     @ivar journalBudgetPerSecond: records about single connections; see L{Ledger}.
     """
@@ -30,7 +30,7 @@ class Limits:
     journalBudgetPerSecond: int = 200
 
     def faultOf(self, progress: Progress, now: float) -> str:
-        """Why a reader has had its time, or nothing."""
+        """Return which deadline a reader missed; an empty string if it missed none."""
         idle = now - progress.movedAt
         if idle >= self.stallSeconds:
             return f"it took nothing for {idle:.0f} s"
@@ -41,7 +41,7 @@ class Limits:
 
 
 def measure(reader: Reader, progress: Progress, now: float) -> None:
-    """Ask a reader how far it has come."""
+    """Update a reader's progress."""
     taken = reader.countTaken()
     if taken > progress.takenBytes:
         progress.takenBytes = taken

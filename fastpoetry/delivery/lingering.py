@@ -1,8 +1,9 @@
 """
 Readers whose whole poem is with the system, until they close.
 
-Closing a connection while its client still writes would answer with a reset (RFC 1122, 4.2.2.13),
-and some systems let that overtake what is yet to be read. So the client closes first.
+If a client still writes when its connection is closed, the kernel answers with a reset (RFC 1122,
+4.2.2.13). On some systems the reset overtakes bytes that the client has yet to read. So the client
+closes first.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from fastpoetry.delivery.visits import LATER_SECONDS, Round
 
 LINGER_SECONDS = 2.0
 """
-How long a client that has every byte may take to close its side. Apache's httpd lingers as long
+How long a client that has every byte may take to close its side: as in Apache's httpd
 (MAX_SECS_TO_LINGER).
 """
 
 _SOON_SECONDS = 0.1
 """
-When to visit readers first: by then most clients of this continent have closed, though both sides
-be busy. Visiting one too early costs more than keeping it a little longer.
+When to visit readers first. By then most clients on the same continent have closed, even if both
+sides are busy. A visit that is too early costs more than keeping the reader a little longer.
 """
 
 
 class Lingering:
-    """The readers that were sent everything."""
+    """The readers whose whole poem the system has."""
 
     def __init__(
         self,
@@ -42,7 +43,7 @@ class Lingering:
         left: Callable[[], object],
     ) -> None:
         """
-        @param quota: shared with readers whose poems are under way.
+        @param quota: shared with the readers whose poems are under way.
         @param left: called when a reader is gone.
         """
         self._clock = clock
@@ -55,14 +56,14 @@ class Lingering:
         self._readers: dict[Reader, Progress] = {}
 
     def __len__(self) -> int:
-        """How many readers there are."""
+        """Return how many readers linger."""
         return len(self._readers) + self._soon.waiting
 
     def addServed(self, readers: list[Reader], now: float) -> None:
         """
         Let readers linger whose whole poems went to the system at once.
 
-        @param now: the clock's seconds, or a moment before.
+        @param now: the clock's seconds, at most a moment old.
         """
         self._soon.add(readers, now)
 
@@ -72,16 +73,16 @@ class Lingering:
         self._readers[reader] = progress
 
     def remove(self, reader: Reader) -> None:
-        """Forget a reader; again, it does nothing."""
+        """Forget a reader. A second call does nothing."""
         self._readers.pop(reader, None)
         self._quota.remove(reader)
         self._left()
 
     def closeAll(self, leaveToSystem: bool = False) -> None:
         """
-        Close the readers that have everything, since others wait for their places.
+        Close the readers that have everything, to make room for others.
 
-        @param leaveToSystem: also those to which the system goes on sending after a close.
+        @param leaveToSystem: also close those to which the system goes on sending.
         """
         self._soon.visitAll()
         for reader in list(self._readers):
@@ -93,28 +94,29 @@ class Lingering:
             self._giveUp(reader, cause)
 
     def stop(self) -> None:
-        """Forget all readers, and run no timer."""
+        """Forget all readers, and cancel the timers."""
         self._soon.stop()
         self._later.stop()
         self._readers.clear()
 
     @staticmethod
     def _visitSoon(reader: Reader) -> bool:
-        """Close a reader whose client has closed, as most have by now; whether it stays."""
+        """Close a reader whose client has closed, as most have. Return whether it stays."""
         return not reader.closeAfterClient()
 
     def _keep(self, readers: list[Reader], now: float) -> None:
-        """Have deadlines for the readers that have not closed soon."""
+        """Start the deadlines of readers that are open after the first visit."""
         self._later.add(readers, now)
         for reader in readers:
             self._readers[reader] = Progress(now, now)
-        self._left()  # most have; if none has, a paused port wakes once for nothing
+        # Most have closed, so there may be room. If none has, a paused port wakes once for nothing.
+        self._left()
 
     def _visit(
         self, reader: Reader, lingerSeconds: float = LINGER_SECONDS, leaveToSystem: bool = False
     ) -> bool:
         """
-        See how far a reader has come, and close it when its time is over.
+        Measure a reader's progress, and close the reader if it is done or missed a deadline.
 
         @return: whether to visit it again.
         """
@@ -141,11 +143,12 @@ class Lingering:
 
     def _countCrowd(self, reader: Reader) -> str:
         """
-        Count a reader that does not take what was sent, for its source.
+        Count a reader that does not take its poem against the quota of its source.
 
-        A small poem goes to the system at once, and is not counted as under way before.
+        The reader of a small poem was not counted before, since the poem went to the system at
+        once.
 
-        @return: why its source has too many, or nothing.
+        @return: why to reset the reader, if its source has too many; otherwise an empty string.
         """
         if reader in self._quota:
             return ""
@@ -156,7 +159,7 @@ class Lingering:
         return ""
 
     def _giveUp(self, reader: Reader, cause: str) -> None:
-        """Reset a reader. Its poem was counted when it went to the system."""
+        """Reset a reader. Its poem is counted already, since the system has it."""
         progress = self._readers[reader]
         reader.reset()
         try:

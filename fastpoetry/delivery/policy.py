@@ -1,8 +1,8 @@
 """
-The rules for readers: who is here, who may come, and when it ends.
+The policy for readers: which are connected, which may connect, and when their connections end.
 
-One object a process decides for the fast port and for the standard protocol alike. It touches no
-socket: it asks each reader now and then how far it has come, and tells it when to end.
+A process has one policy, shared by the fast port and the standard protocol. It touches no socket:
+it regularly asks each reader for its progress, and tells it when to close.
 """
 
 from __future__ import annotations
@@ -26,25 +26,24 @@ from fastpoetry.delivery.readers import Arrival, HandOver, Pausable, Progress, R
 from fastpoetry.delivery.visits import LATER_SECONDS, Round
 
 _RESERVED_DESCRIPTORS = 32
-"""Kept from readers: for logs, the poems of a reload, and what else may come."""
+"""Descriptors that readers may not use: for logs, the poems of a reload, and other needs."""
 
 
 class Policy:
     """
-    All readers of the process, and the rules they are under.
+    All readers of the process, and the rules for them.
 
-    @ivar limits: the rules' numbers.
-    @ivar ledger: where every connection is counted.
-    @ivar mostDescriptor: the number of a new connection's descriptor from which on the others are
-        kept from readers: the lowest free one is given out first (open(2)), so that it tells how
-        many are in use, by whomever.
-    @ivar gate: has the ports wait when there is no room.
+    @ivar limits: the numbers of the rules.
+    @ivar ledger: counts every connection.
+    @ivar mostDescriptor: descriptors from this number up are reserved. The kernel gives out the
+        lowest free one (open(2)), so a new number tells how many are in use in the whole process.
+    @ivar gate: pauses the ports while there is no room.
     @ivar clock: times the deadlines.
-    @ivar handOver: hands readers in mid-poem over to the next process, if there is one.
+    @ivar handOver: hands readers in mid-poem over to the next process; C{None} if there is no way.
     """
 
     def __init__(self, limits: Limits, clock: IReactorTime) -> None:
-        """@param clock: one that nobody sets, see L{fastpoetry.systemd.clock}."""
+        """@param clock: a monotonic one, see L{fastpoetry.systemd.clock}."""
         self.limits = limits
         self.ledger = Ledger(clock, limits.journalBudgetPerSecond)
         self.handOver: HandOver | None = None
@@ -64,73 +63,70 @@ class Policy:
 
     @property
     def readers(self) -> int:
-        """How many readers there are now."""
+        """How many readers are connected."""
         return len(self._waiting) + len(self._sending) + len(self._lingering)
 
     @property
     def room(self) -> int:
-        """How many more readers may be here."""
+        """How many more readers may connect."""
         return max(0, self.limits.maxReaders - self.readers)
 
     @property
     def _isEmpty(self) -> bool:
-        """Whether nobody is connected."""
+        """Whether there are no readers and no arrivals."""
         return not (self.readers or self._arrivals)
 
     @property
     def idleSeconds(self) -> float:
-        """For how long nobody has been connected, or has waited for a poem in a backlog."""
+        """Seconds since the last client left; 0 while one is connected or waits for a poem."""
         isBusy = self._waitingPorts or not self._isEmpty
         return 0.0 if isBusy else self.clock.seconds() - self._emptySince
 
     def addWaitingPort(self, port: Pausable) -> None:
-        """A port leaves who comes in its backlog until there is a poem."""
+        """Note that a port leaves its clients in the backlog until there is a poem."""
         self._waitingPorts.add(port)
 
     def removeWaitingPort(self, port: Pausable) -> None:
-        """A port waits for a poem no more; again, it does nothing."""
+        """Note that a port no longer waits for a poem. A second call does nothing."""
         self._waitingPorts.discard(port)
         self._emptySince = self.clock.seconds()
 
     def isTooMany(self, address: Address) -> bool:
-        """
-        Whether a source already has as many readers waiting or under way as it may.
-        """
+        """Whether a source has as many readers that wait or take their poem as it may have."""
         return self._quota.isFull(address)
 
     def pauseIfFull(self) -> None:
-        """Have the ports wait, if nobody more may be here and nobody can go who only lingers."""
+        """Pause the ports if there is no room, even after closing lingering readers."""
         if not self.room:
             most = countOf(self.limits.maxReaders, "reader")
             self.pause(f"no more than {most} may be here (--max-readers)")
 
     def addArrival(self, arrival: Arrival) -> None:
-        """A connection came that has yet to say who it is: it takes no reader's place."""
+        """Add a connection that has to identify its client. It takes no reader's place yet."""
         if self._drain is not None:
             arrival.drain()
         self._arrivals.add(arrival)
 
     def admit(self, arrival: Arrival, enter: Callable[[], object]) -> None:
         """
-        A connection has said who it is: let it be a reader.
+        Let a connection become a reader. It has identified its client.
 
-        @param enter: takes a reader's place; called now or, if there is no room, when there is.
+        @param enter: takes a reader's place; called as soon as there is room.
         """
         self._arrivals.enqueue(arrival, enter)
         self.pauseIfFull()
         self._admitQueued()
 
     def wait(self, arrival: Arrival) -> None:
-        """A connection takes a reader's place, and waits for its poem."""
+        """Give a connection a reader's place, in which it waits for its poem."""
         self._waiting[arrival] = None
         self._quota.add(arrival)
 
     def addServed(self, readers: list[Reader], now: float) -> None:
         """
-        Some readers came, and their whole poems went to the system at once: count them, and let the
-        clients close first.
+        Count new readers whose whole poems went to the system at once, and let them linger.
 
-        @param now: the clock's seconds, or a moment before.
+        @param now: the clock's seconds, at most a moment old.
         """
         try:
             self._lingering.addServed(readers, now)
@@ -139,27 +135,27 @@ class Policy:
 
     def begin(self, reader: Reader, now: float) -> None:
         """
-        A reader came whose poem is under way, and did not go out at once.
+        Add a new reader whose poem did not go out at once and is under way.
 
         @param now: the clock's seconds.
         """
         self.resume(reader, Progress(now, now))
 
     def resume(self, reader: Reader, progress: Progress) -> None:
-        """A reader is here whose poem is under way, and was elsewhere before."""
+        """Add a reader whose poem is under way: a new one, or one from the process before."""
         self._waiting.pop(reader, None)
         self._sending[reader] = progress
         self._quota.add(reader)
         self._deadlines.add([reader], self.clock.seconds())
 
     def finish(self, reader: Reader) -> None:
-        """The whole poem of a reader that had begun is with the system: as in L{addServed}."""
+        """Count a reader whose poem was under way, and let it linger. The system has it all now."""
         self._quota.remove(reader)
         self._lingering.add(reader, self._sending.pop(reader))
         self.ledger.sent([reader])
 
     def remove(self, connection: Any) -> None:
-        """A connection is closed, and not because we said so; again, it does nothing."""
+        """Forget a connection that closed without our order. A second call does nothing."""
         if progress := self._sending.pop(connection, None):
             self.ledger.left(connection.poem, connection.address, progress.takenBytes)
         self._waiting.pop(connection, None)
@@ -167,7 +163,7 @@ class Policy:
         self._lingering.remove(connection)
 
     def giveUp(self, reader: Reader, cause: str) -> None:
-        """Reset a reader whose poem is under way, or could not even begin."""
+        """Reset a reader whose poem is under way, or could not begin."""
         progress = self._sending.get(reader)
         reader.reset()
         try:
@@ -185,9 +181,11 @@ class Policy:
 
     def pause(self, cause: str) -> None:
         """
-        Leave what comes next in the backlogs, until somebody leaves or a moment has passed.
+        Leave new connections in the backlogs, until a reader leaves or a moment has passed.
 
-        @param cause: why, for the administrator: told now and then.
+        If closing lingering readers makes room, the ports go on instead.
+
+        @param cause: for the administrator, in a record at most every ten seconds.
         """
         if self.gate.isClosed:
             return
@@ -195,19 +193,19 @@ class Policy:
         self._lingering.closeAll()
         if self.readers < before:
             return
-        if self.room:  # so it is descriptors that are short
+        if self.room:  # so descriptors are short
             self._arrivals.giveWay()
         self.gate.close()
         self.tellClosed(cause)
 
     def drain(self) -> Deferred[None]:
         """
-        Let the poems under way end, and then everybody go.
+        Let the poems under way end, and close all connections.
 
-        Who has everything with the kernel is left to it after a moment; who is in mid-poem, to the
-        next process, if L{handOver} can.
+        After a moment, readers whose whole poem the kernel has are left to the kernel. Readers in
+        mid-poem are left to the next process, if L{handOver} can do that.
 
-        @return: fires when nobody is connected any more, at the latest after C{drainSeconds}.
+        @return: fires when no connection is left, at the latest after C{drainSeconds}.
         """
         if self._isEmpty:
             self._rest()
@@ -224,7 +222,7 @@ class Policy:
         return self._drain.wait()
 
     def _lookWhoCanGo(self) -> None:
-        """Close who has everything; once every reader left can be handed over, do that."""
+        """Close readers that have everything. Once all that are left can be handed over, do so."""
         isPastGrace = self._drain is not None and self._drain.isPastGrace
         self._lingering.closeAll(leaveToSystem=isPastGrace)
         areAllPortable = all(reader.mayHandOver for reader in self._sending)
@@ -233,7 +231,7 @@ class Policy:
             self._handOverSending()
 
     def _handOverSending(self) -> None:
-        """Hand the readers in mid-poem over, those that can be."""
+        """Hand over those readers in mid-poem that can be handed over."""
         portable = {each: how for each, how in self._sending.items() if each.mayHandOver}
         if self.handOver is not None and portable and self.handOver(portable):
             for reader in portable:
@@ -242,7 +240,7 @@ class Policy:
             self._seeWhoIsLeft()
 
     def _cutShort(self) -> None:
-        """Hand readers over, and reset those that cannot be: a stop has waited long enough."""
+        """End a stop that has waited long enough: hand readers over, and reset all others."""
         self._handOverSending()
         cause = f"the server stops, and has waited {self.limits.drainSeconds:g} s"
         try:
@@ -250,7 +248,7 @@ class Policy:
                 self.giveUp(reader, cause)
             self._lingering.giveUpAll(cause)
         finally:
-            if self._drain is not None:  # arrivals are given up now, too
+            if self._drain is not None:  # then arrivals are given up, too
                 self.clock.callLater(0, self._abandon)
 
     def _abandon(self) -> None:
@@ -261,18 +259,18 @@ class Policy:
         self._seeWhoIsLeft()
 
     def _rest(self) -> None:
-        """Nobody is left, and nobody will come: run no timer, and leave nothing untold."""
+        """Cancel all timers, and write what the ledger still has to report."""
         self.gate.open()
         self._lingering.stop()
         self._deadlines.stop()
         self.ledger.flush()
 
     def tellClosed(self, cause: str) -> None:
-        """Tell now and then why a port does not accept."""
+        """Log why a port does not accept, at most every ten seconds."""
         self.ledger.full(cause, self.readers)
 
     def _seeWhoIsLeft(self) -> None:
-        """Somebody has gone: there is room for another, or nobody is left."""
+        """Use the room that a reader has left. End the drain if it was the last."""
         self.gate.open()
         self._admitQueued()
         if self._isEmpty:
@@ -283,12 +281,12 @@ class Policy:
                 drain.end()
 
     def _admitQueued(self) -> None:
-        """Let connections enter that have queued, as far as there is room."""
+        """Let queued connections enter, as far as there is room."""
         while self.room and (enter := self._arrivals.takeNext()):
             enter()
 
     def _visit(self, reader: Reader) -> bool:
-        """See how far a reader has come, and give up on it when its time is over."""
+        """Reset a reader that missed a deadline. Return whether to visit it again."""
         progress = self._sending.get(reader)
         if progress is None:
             return False

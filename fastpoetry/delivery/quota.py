@@ -1,7 +1,7 @@
 """
-How many connections each source has.
+The number of connections of each source.
 
-Counts, and says when that is enough; what becomes of who is too many is not decided here.
+Counts connections, and tells when a source has too many. The caller decides what happens then.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ Connection = Reader | Arrival
 
 
 class Quota:
-    """
-    The connections of each source, see L{sourceOf}. Those without a source are not counted.
-    """
+    """The connections of each source, see L{sourceOf}. Those without a source are not counted."""
 
     def __init__(self, mostPerSource: int) -> None:
         """@param mostPerSource: how many connections one source may have."""
@@ -30,19 +28,19 @@ class Quota:
         return connection in self._sources
 
     def isFull(self, address: Address) -> bool:
-        """Whether the source of an address has as many connections as it may."""
+        """Whether the source of an address has as many connections as it may have."""
         source = sourceOf(address)
         return source is not None and self._counts[source] >= self._mostPerSource
 
     def add(self, connection: Connection) -> None:
-        """Count a connection for its source, once."""
+        """Count a connection for its source. A second call does nothing."""
         source = sourceOf(connection.address)
         if source is not None and connection not in self._sources:
             self._sources[connection] = source
             self._counts[source] += 1
 
     def remove(self, connection: Connection) -> None:
-        """Count a connection no more, if it was counted."""
+        """Stop counting a connection, if it was counted."""
         source = self._sources.pop(connection, None)
         if source is not None:
             self._counts[source] -= 1
@@ -50,6 +48,6 @@ class Quota:
                 del self._counts[source]
 
     def clear(self) -> None:
-        """Count nobody any more."""
+        """Forget all connections."""
         self._sources.clear()
         self._counts.clear()

@@ -1,7 +1,7 @@
 """
-The contracts between those who have poems, those who send them, and the rules for both.
+The contracts between sources of poems, readers' connections, ports and the policy.
 
-No logic: what each must be able to do, and what it may count on.
+They have no logic: they state what each must do, and what each may rely on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fastpoetry.poem import Poem
 
 
 class Source(Protocol):
-    """Where readers get their poems: a service that holds some."""
+    """A service that provides poems for readers."""
 
     @property
     def poem(self) -> Poem | None:
@@ -26,38 +26,38 @@ class Source(Protocol):
 
     @property
     def description(self) -> str:
-        """What is served, for a person: C{ecstasy (3003 bytes)}."""
+        """The poems, for a person: C{ecstasy (3003 bytes)}."""
 
     @property
     def freshAt(self) -> float | None:
-        """When the poem that it has was read or fetched, in seconds since the epoch."""
+        """When its poem was read or fetched, in seconds since the epoch."""
 
     def whenPoem(self) -> Deferred[Poem]:
-        """Wait for a poem; fails where there will be none for who waits now."""
+        """@return: fires with a poem; fails if no poem will come for the clients that wait now."""
 
     def reload(self) -> Deferred[None]:
         """
-        Look for the poem anew; fires when there is one.
+        Read or fetch the poem anew.
 
-        It fails with C{PoemError} after a record that gives the cause, and with nothing else that
-        the source foresees.
+        @return: fires when there is one. For each error that the source expects, it logs the cause
+            and fails with C{PoemError}.
         """
 
     def setServiceParent(self, parent: IService) -> object:
-        """Become part of a service, as C{IService} has it."""
+        """Become part of a service, as in C{IService}."""
 
 
 class Reader(Protocol):
     """
-    A connection that gets a poem, from when it is accepted until it is closed.
+    A connection that gets a poem, from accepting it to closing it.
 
-    The policy decides and the reader does: C{closeAfterClient}, C{end} and C{reset} close the
-    connection, and none of them calls the policy back, which forgets the reader itself. What the
-    policy did not decide (a client that leaves) the connection tells it by L{Policy.remove}.
+    The policy decides when to close it and calls C{closeAfterClient}, C{end} or C{reset}. These do
+    not call the policy: it then forgets the reader itself. If a connection closes for another
+    reason, for example because the client leaves, it calls L{Policy.remove}.
 
-    @ivar poem: what it is sent.
-    @ivar address: whose it is.
-    @ivar mayHandOver: whether all its state is a socket and a few numbers.
+    @ivar poem: the reader's poem.
+    @ivar address: the client's address.
+    @ivar mayHandOver: whether a socket and a few numbers are all its state.
     """
 
     poem: Poem
@@ -66,13 +66,13 @@ class Reader(Protocol):
 
     def closeAfterClient(self) -> bool:
         """
-        Close a connection that was sent everything, if its client has closed its side too.
+        Close a connection if its client has closed its side. The system has its whole poem.
 
         @return: whether it is closed.
         """
 
     def countTaken(self) -> int:
-        """How many bytes of the poem the client has by now."""
+        """Return how many bytes of the poem the client has by now."""
 
     def isSent(self) -> bool:
         """Whether the system has all of the poem, so that closing the connection loses nothing."""
@@ -81,17 +81,17 @@ class Reader(Protocol):
         """Close a connection that L{isSent}."""
 
     def reset(self) -> None:
-        """Close a connection so that the client can tell that it has not everything."""
+        """Close a connection so that the client can tell that bytes are missing."""
 
 
 @dataclass(slots=True)
 class Progress:
     """
-    How far a reader has come that did not take everything at once.
+    The progress of a reader that did not take everything at once.
 
-    @ivar startedAt: when it came, in the clock's seconds.
-    @ivar movedAt: when it was last seen to take something.
-    @ivar takenBytes: how much of the poem the client had when last asked.
+    @ivar startedAt: when it connected, in the clock's seconds.
+    @ivar movedAt: when its last progress was seen, in the clock's seconds.
+    @ivar takenBytes: how much of the poem the client had at the last measurement.
     """
 
     startedAt: float
@@ -101,16 +101,16 @@ class Progress:
 
 HandOver = Callable[[Mapping[Reader, Progress]], bool]
 """
-Hands readers in mid-poem over to the next process, all or none, and says whether it has. Then they
-are sent nothing any more; their connections stay open.
+Hands all readers in mid-poem over to the next process, or none, and returns whether it did. This
+process then sends them nothing more. Their connections stay open.
 """
 
 
 class Arrival(Protocol):
     """
-    A connection that has no poem yet: it has to say who it is, or to wait for a place or a poem.
+    A connection without a poem yet. It has to identify its client, or waits for a place or a poem.
 
-    @ivar address: whose it is, if that is known.
+    @ivar address: the client's address, if it is known.
     """
 
     address: Address
@@ -119,14 +119,14 @@ class Arrival(Protocol):
         """Reset the connection, and count it. It gets no poem."""
 
     def drain(self) -> None:
-        """The server stops: wait for no poem any more, and for nothing else but a moment."""
+        """Prepare for the server's stop: wait no longer for a poem, and a moment for the rest."""
 
 
 class Pausable(Protocol):
-    """What can leave connections in its backlog: any of Twisted's stream ports."""
+    """A port that can leave connections in its backlog, as all stream ports of Twisted can."""
 
     def stopReading(self) -> None:
-        """Accept nothing for now."""
+        """Stop accepting for now."""
 
     def startReading(self) -> None:
         """Accept again."""

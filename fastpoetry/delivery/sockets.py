@@ -1,8 +1,7 @@
 """
-What a close means, what the peer has not acknowledged, and what waits in the kernel.
+Socket options and queries: the meaning of a close, unacknowledged bytes, the backlog.
 
-The few things that are asked of a connected or listening socket beyond sending and receiving, for
-the fast port and for Twisted's transports alike.
+Serves the fast port and Twisted's transports. Sends and receives nothing.
 """
 
 from __future__ import annotations
@@ -25,41 +24,42 @@ from fastpoetry.delivery.addresses import Address
 
 MOST_UNSENT_BYTES = 128 * 1024
 """
-How much of a poem waits in the kernel for a reader that takes nothing.
+How much of a poem waits unsent in the kernel for a reader that takes nothing.
 
-What that costs the machine was measured as 320 KiB at most, since packets to a client with a tiny
-receive buffer are mostly overhead. A larger poem follows as its reader takes it
-(TCP_NOTSENT_LOWAT, tcp(7)); unlike a small SO_SNDBUF, that leaves the window free to grow for a
-reader far away.
+It was measured to cost the machine 320 KiB at most, since packets to a client with a tiny receive
+buffer are mostly overhead. A larger poem follows as its reader takes it (TCP_NOTSENT_LOWAT,
+tcp(7)). Unlike a small SO_SNDBUF, this lets the window grow for a distant reader.
 """
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 END_ON_CLOSE = struct.pack("ii", 0, 0)
 
 _BYTES_ACKED = 120
-"""Where tcpi_bytes_acked stands in the kernel's answer, since Linux 4.1."""
+"""The offset of tcpi_bytes_acked in the kernel's C{TCP_INFO}, since Linux 4.1."""
 
 _TCP_CLOSE = b"\7"
 _TCP_LISTEN = b"\12"
-"""States of sockets (include/net/tcp_states.h), in the first byte of C{TCP_INFO}."""
+"""States of a socket (include/net/tcp_states.h), in the first byte of C{TCP_INFO}."""
 
 _UNACKED = 24
-"""Where tcpi_unacked stands in there: for a listening socket, how many are in its backlog."""
+"""The offset of tcpi_unacked: for a listening socket, the number of connections in its backlog."""
 
 _REFUSED = (errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.ENOSYS)
-"""How a kernel or a sandbox says that there is no such option."""
+"""The errors by which a kernel or a sandbox refuses an option."""
 
 
 class Family(NamedTuple):
     """
-    What the sockets of an address family support.
+    The features of an address family's sockets.
 
-    @ivar hasReset: a close can be a reset (C{SO_LINGER}); elsewhere every close looks like an end.
-    @ivar hasQueue: the peer acknowledges bytes, and the system counts those that it has not
-        (C{TIOCOUTQ}) and limits those that it has not sent (C{TCP_NOTSENT_LOWAT}). Elsewhere what
-        is written cannot be lost, and C{net.core.wmem_default} is the limit.
-    @ivar hasInfo: the system tells the state of a connection (C{TCP_INFO}).
-    @ivar hasHosts: addresses tell clients apart; elsewhere their users do (C{SO_PEERCRED}).
+    @ivar hasReset: whether a close can be a reset (C{SO_LINGER}). Otherwise every close looks like
+        an end.
+    @ivar hasQueue: whether the system counts bytes that the peer has not acknowledged
+        (C{TIOCOUTQ}) and limits unsent bytes (C{TCP_NOTSENT_LOWAT}). Otherwise written bytes cannot
+        be lost, and C{net.core.wmem_default} limits them.
+    @ivar hasInfo: whether the system tells the state of a connection (C{TCP_INFO}).
+    @ivar hasHosts: whether addresses tell clients apart. Otherwise their users do
+        (C{SO_PEERCRED}).
     """
 
     hasReset: bool
@@ -72,7 +72,7 @@ _TCP = Family(hasReset=True, hasQueue=True, hasInfo=True, hasHosts=True)
 _LOCAL = Family(hasReset=False, hasQueue=False, hasInfo=False, hasHosts=False)
 
 FAMILIES: dict[int, Family] = {socket.AF_INET: _TCP, socket.AF_INET6: _TCP, socket.AF_UNIX: _LOCAL}
-"""The families that are served; others are refused when they are adopted."""
+"""The supported families. An adopted socket of another family is refused."""
 
 _log = Logger()
 
@@ -81,23 +81,25 @@ def isOver(connection: socket.SocketType) -> bool:
     """
     Whether both ends of a TCP connection are closed and acknowledged, or one has reset it.
 
-    Closing it then loses and resets nothing, whatever its options say (__tcp_close in
+    A close then loses no bytes and sends no reset, even with C{SO_LINGER} (__tcp_close in
     net/ipv4/tcp.c).
     """
     if not FAMILIES[connection.family].hasInfo:
         return False
     try:
         return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _TCP_CLOSE
-    except OSError:  # a kernel or a sandbox does not say
+    except OSError:  # the kernel or a sandbox refuses the question
         return False
 
 
 def countWaiting(listening: socket.SocketType) -> int:
     """
-    How many connections are in the backlog of a listening TCP socket (tcp_get_info in
-    net/ipv4/tcp.c). An accept that finds nobody has made a socket first, and costs far more.
+    Return how many connections are in the backlog of a listening TCP socket.
 
-    @return: 1 where the system does not say, as for UNIX sockets, so that an accept finds out.
+    This is tcp_get_info in net/ipv4/tcp.c. An accept with an empty backlog costs far more, since it
+    makes a socket first.
+
+    @return: 1 if the system does not tell, as with UNIX sockets; the caller then tries an accept.
     """
     try:
         info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _UNACKED + 4)
@@ -111,15 +113,15 @@ def countWaiting(listening: socket.SocketType) -> int:
 
 def countUnacknowledged(connection: socket.SocketType) -> int:
     """
-    How many bytes the system holds that the peer has not acknowledged, the end included.
+    Return how many bytes the system holds that the peer has not acknowledged. FIN counts as one.
 
-    On a UNIX socket nothing is lost once it is written, so there is nothing to wait for.
+    It is 0 for a UNIX socket, which loses no written byte.
     """
     if not FAMILIES[connection.family].hasQueue:
         return 0
     try:
         answer = ioctl(connection.fileno(), TIOCOUTQ, b"\0\0\0\0")
-    except OSError:  # it does not say: what was sent is as good as taken
+    except OSError:  # unknown: treat sent bytes as taken
         return 0
     count: int = struct.unpack("i", answer)[0]
     return count
@@ -127,9 +129,10 @@ def countUnacknowledged(connection: socket.SocketType) -> int:
 
 def countSent(connection: socket.SocketType) -> int | None:
     """
-    How many bytes were ever handed to the system for a connection that is not shut down.
+    Return how many bytes the system was ever given for a connection that is not shut down.
 
-    The kernel counts them (tcpi_bytes_acked in linux/tcp.h); of a UNIX socket it does not say.
+    The kernel counts them (tcpi_bytes_acked in linux/tcp.h). For a UNIX socket the result is
+    C{None}.
     """
     if not FAMILIES[connection.family].hasInfo:
         return None
@@ -140,9 +143,9 @@ def countSent(connection: socket.SocketType) -> int | None:
 
 def findAddress(connection: socket.SocketType, address: Address) -> Address:
     """
-    What tells a client from others.
+    Return what tells a client from others: its address or, on a UNIX socket, its user.
 
-    @param address: what accept(2) said.
+    @param address: from accept(2).
     """
     if FAMILIES[connection.family].hasHosts:
         return address
@@ -153,25 +156,25 @@ def findAddress(connection: socket.SocketType, address: Address) -> Address:
 
 def limitUnsent(connection: socket.SocketType) -> None:
     """
-    Keep a large poem that its reader does not take from filling the machine's memory.
+    Limit the memory of a large poem that its reader does not take.
 
-    Where the system does not know how, serve without that.
+    If the system refuses the option, poems are served without the limit.
     """
     if not FAMILIES[connection.family].hasQueue:
         return
     try:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MOST_UNSENT_BYTES)
     except OSError as why:
-        # A reset in the backlog is no fault of the option's: sending finds it out.
+        # The client may have reset the connection in the backlog. Sending reports that.
         if why.errno is not None:
             _tellWithout("TCP_NOTSENT_LOWAT", why.errno)
 
 
 def setLinger(connection: socket.SocketType, linger: bytes) -> None:
     """
-    Set what a close means, for a listening socket's future connections too (inet_csk_clone_lock).
+    Set what a close means. Connections inherit it from a listening socket (inet_csk_clone_lock).
 
-    A UNIX socket knows no reset. Where the system does not know how, serve without that.
+    A UNIX socket has no reset. If the system refuses the option, poems are served without it.
     """
     if not FAMILIES[connection.family].hasReset:
         return
@@ -185,8 +188,9 @@ def setLinger(connection: socket.SocketType, linger: bytes) -> None:
 
 def orReset(method: Callable[..., None]) -> Callable[..., None]:
     """
-    Have what a transport calls of a protocol's reset the connection where it fails as nobody
-    expects. Twisted shuts such a one down, which looks like the end of a poem.
+    Make a protocol's method reset the connection on an unexpected error.
+
+    Twisted would shut the connection down, which looks like the end of a poem.
     """
 
     @wraps(method)
@@ -204,8 +208,8 @@ def resetWhenLost(transport: Any) -> socket.socket | None:
     """
     Make the loss of a connection a reset, until L{setLinger} makes it an end.
 
-    Twisted shuts a connection down when sending fails (ENOMEM, for one). To the client that would
-    be an end, so the transport may only close its socket.
+    Twisted shuts a connection down when sending fails (for example with ENOMEM). The client would
+    take that for an end, so the transport may only close its socket.
 
     @param transport: the lowest one.
     @return: its socket, if it has one.
@@ -218,21 +222,21 @@ def resetWhenLost(transport: Any) -> socket.socket | None:
 
 
 def lowestTransport(transport: Any) -> Any:
-    """The TCP or UNIX transport below TLS and all other layers."""
+    """Return the TCP or UNIX transport below TLS and all other layers."""
     while isinstance(transport, ProtocolWrapper):
         transport = transport.transport
     return transport
 
 
 def socketOf(transport: Any) -> socket.socket | None:
-    """The socket of a lowest transport; C{stdio:}, for one, has none."""
+    """Return the socket of a lowest transport; C{None} if it has none, as with C{stdio:}."""
     handle = transport.getHandle() if hasattr(transport, "getHandle") else None
     return handle if isinstance(handle, socket.socket) else None
 
 
 @cache
 def _tellWithout(option: str, number: int) -> None:
-    """Say, once a process, what the kernel or a sandbox does not let us ask for."""
+    """Log, once a process, the option that the kernel or a sandbox refuses."""
     _log.warn(
         "poems are served without an option of sockets that is refused: {cause}",
         cause=f"{option}: {os.strerror(number)}",

@@ -1,7 +1,7 @@
 """
-When readers are looked after, each after the same delay.
+Visits to readers, each after the same delay.
 
-Knows when, and for how many at a time; what a visit does is up to who asks for it.
+Knows when to visit, and how many readers at a time. The caller defines what a visit does.
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from fastpoetry.delivery.readers import Reader
 
 LATER_SECONDS = 1.0
-"""How often to visit readers that stay: deadlines need no more."""
+"""How often to visit readers that stay. Deadlines need no shorter time."""
 
 _MOST_AT_ONCE = 64
-"""Visits between two looks at the sockets, so that nobody waits for a round to end."""
+"""Visits before the reactor's other work gets its turn, so that it does not wait for a round."""
 
 
 class Round:
     """
     Readers to visit, each after the same delay.
 
-    Since all wait equally long, the queue is in order of time by itself, and costs one timer
-    however many wait in it.
+    All wait equally long, so the queue is in order of time, and one timer serves all of them.
 
-    @ivar waiting: how many readers.
+    @ivar waiting: how many readers wait.
     """
 
     def __init__(
@@ -39,8 +38,9 @@ class Round:
         keep: Callable[[list[Reader], float], None] | None = None,
     ) -> None:
         """
-        @param visit: what to do with each reader; whether it is still to be looked after.
-        @param keep: takes those that are, and the clock's seconds; without it, this round does.
+        @param visit: called with each reader; returns whether to visit it again.
+        @param keep: called with the readers to visit again, and the clock's seconds. By default
+            this round keeps them.
         """
         self.waiting = 0
         self._clock = clock
@@ -59,11 +59,11 @@ class Round:
         self._queue.append((now + self._delaySeconds, readers))
 
     def visitAll(self) -> None:
-        """Visit everybody now, due or not."""
+        """Visit all readers now, due or not."""
         self._visitEach(self._take(inf, self.waiting), self._clock.seconds())
 
     def stop(self) -> None:
-        """Visit nobody any more."""
+        """Forget all readers, and cancel the timer."""
         self._queue.clear()
         self.waiting = 0
         if self._timer is not None:
@@ -71,22 +71,28 @@ class Round:
             self._timer = None
 
     def _visitDue(self) -> None:
-        """Visit who is due, and come back for the next."""
+        """Visit the readers that are due, and time the next visit."""
         self._timer = None
         self._ensureTimer()  # first, so that no error below leaves the queue without one
         now = self._clock.seconds()
         try:
             self._visitEach(self._take(now, _MOST_AT_ONCE), now)
-        finally:  # whatever is wrong with one reader, the others have deadlines too
+        finally:  # an error in one reader leaves the others their deadlines
             self._comeBack(now)
 
     def _ensureTimer(self) -> None:
-        """Have a timer, as long as readers wait."""
+        """Set the timer, unless it is set."""
         if self._timer is None:
             self._timer = self._clock.callLater(self._delaySeconds, self._visitDue)
 
     def _take(self, until: float, most: int) -> list[Reader]:
-        """Take who is due by then out of the queue: up to so many, and who came with them."""
+        """
+        Remove readers that are due from the queue, and return them.
+
+        Readers that were added together stay together, so there may be more than C{most}.
+
+        @param until: take the readers that are due by then, in the clock's seconds.
+        """
         taken: list[Reader] = []
         while self._queue and self._queue[0][0] <= until and len(taken) < most:
             taken += self._queue.popleft()[1]
@@ -94,7 +100,7 @@ class Round:
         return taken
 
     def _visitEach(self, readers: list[Reader], now: float) -> None:
-        """Visit some, and keep those who are still to be looked after."""
+        """Visit readers, and keep those that are to be visited again."""
         kept: list[Reader] = []
         rest = iter(readers)
         try:
@@ -102,16 +108,16 @@ class Round:
                 if self._visit(reader):
                     kept.append(reader)
         except BaseException:
-            kept += [*rest, reader]  # the next time, it is the last
+            kept += [*rest, reader]  # the reader that failed comes last
             raise
         finally:
             self._keep(kept, now)
 
     def _comeBack(self, now: float) -> None:
-        """Time the next visit, if there is one to make."""
+        """Time the next visit, or cancel the timer if no reader waits."""
         if not self._queue:
             self.stop()
         elif self._timer is not None:
             late = now - self._queue[0][0]
-            # Half a delay at least, so that a round under load is for many.
+            # At least half a delay, so that under load one round visits many.
             self._timer.reset(0.0 if late >= 0 else max(-late, self._delaySeconds / 2))
