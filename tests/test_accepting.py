@@ -367,6 +367,18 @@ class ExhaustionTests(PortCase):
             self.assertEqual(countDescriptors(), before + 1)
         self.assertEqual((self.policy.readers, self.policy.ledger.counts), (0, Counts(gaveUp=2)))
 
+    def test_fewDescriptors(self) -> None:
+        """When few descriptors are left, the next reader waits until there are more."""
+        port = self.listen()
+        self.policy.mostDescriptor = 0
+        first, second = self.connect(), self.connect()
+        port.doRead()
+        self.assertNotIn(port, self.reactor.getReaders())
+        self.policy.mostDescriptor = 2**31
+        self.reactor.advance(0.25)
+        port.doRead()
+        self.assertEqual([receiveAll(first), receiveAll(second)], [POEM.text, POEM.text])
+
     def test_descriptors(self) -> None:
         """
         With no descriptor left in the process, waiting clients stay in the backlog and are served

@@ -326,6 +326,21 @@ class LongTests(PortCase):
         self.successResultOf(drained)
         self.assertRaises(ConnectionResetError, receiveAll, client)
 
+    def test_leftToSystem(self) -> None:
+        """A stop leaves a reader to the system that has all of the poem, and closes its socket."""
+        poem = Poem("x", b"x" * 120_000, "")
+        self.listen(poem)
+        client = self.connect(receiveBufferBytes=4096)
+        while not self.policy.readers or self.reactor.getWriters():
+            self.reactor.turn()
+        self.visit()
+        (reader,) = self.policy._lingering._readers
+        drained = self.policy.drain()
+        self.reactor.pump([0.05] * 4)
+        self.successResultOf(drained)
+        self.assertEqual(reader.fileno(), -1)
+        self.assertEqual(receiveAll(client), poem.text)
+
     def test_reset(self) -> None:
         """
         A client that resets the connection has left; the reactor is told the reason and removes the

@@ -317,6 +317,16 @@ class SourceTests(PolicyCase):
         self.successResultOf(drained)
         self.assertFalse(self.policy.isTooMany(HERE))
 
+    def test_arrivalStays(self) -> None:
+        """A stop ends in time though a connection that has said nothing does not go."""
+        arrival = FakeArrival(self.policy)
+        self.patch(arrival, "drain", lambda: None)
+        self.policy.addArrival(arrival)
+        drained = self.policy.drain()
+        self.wait(20)
+        self.clock.advance(0)
+        self.successResultOf(drained)
+
     def test_turnedAway(self) -> None:
         """A client that is turned away is counted, with a record of the limit."""
         with capturedLogs() as events:

@@ -465,6 +465,14 @@ class HandshakeTests(ProtocolCase):
         last, _ = self.shake("192.0.2.7")
         self.assertEqual([each.did for each in (lower, other, last)], [[], [], []])
 
+    def test_noPoem(self) -> None:
+        """The time for the handshake does not end one that waits for its poem."""
+        self.source.poem = None
+        lower, protocol = self.shake("192.0.2.7")
+        protocol.handshakeCompleted()
+        self.reactor.advance(self.limits.stallSeconds)
+        self.assertEqual(lower.did, [])
+
     def test_leaves(self) -> None:
         """One that leaves before leaves no timer behind."""
         _, protocol = self.shake("192.0.2.7")

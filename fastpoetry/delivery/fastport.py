@@ -500,8 +500,7 @@ class FastPort(BorrowedPort):
 
     def _turnAway(self, reader: SocketReader) -> None:
         """Reset a connection that waited in the backlog for a poem that did not come."""
-        setLinger(reader, RESET_ON_CLOSE)
-        reader.close()
+        reader.close()  # each connection is accepted with a reset for its close
         self.policy.ledger.turnedAway(reader.address, "there is no poem yet")
 
     def _waitForPoem(self) -> None:
