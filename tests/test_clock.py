@@ -330,6 +330,12 @@ class CallTests(SynchronousTestCase):
         self.later(1).cancel()
         self.assertEqual((self.isClean(), self.kernel.closed), (True, [1000, 1001]))
 
+    def test_lastCall(self) -> None:
+        """When the last call is made, nothing is in the reactor: the call may end a trial test."""
+        self.clock.callLater(1, lambda: self.called.append(self.isClean()))
+        self.kernel.pass_(1)
+        self.assertEqual(self.called, [True])
+
     def test_cancelled(self) -> None:
         """Cancelled calls do not accumulate, since a deadline for each of many readers is usual."""
         self.later(1)
@@ -337,7 +343,7 @@ class CallTests(SynchronousTestCase):
             self.later(2).cancel()
         self.assertLess(len(self.clock._heap), 100)
         self.kernel.pass_(1)
-        self.assertTrue(self.isClean())
+        self.assertEqual((self.called, self.isClean()), ([None], True))
 
     def test_noTimer(self) -> None:
         """With no descriptor left, the reactor's clock makes the calls until there is one again."""
