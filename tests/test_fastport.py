@@ -334,7 +334,7 @@ class LongTests(PortCase):
         while not self.policy.readers or self.reactor.getWriters():
             self.reactor.turn()
         self.visit()
-        (reader,) = self.policy._lingering._readers
+        reader: Any = next(iter(self.policy._lingering._readers))
         drained = self.policy.drain()
         self.reactor.pump([0.05] * 4)
         self.successResultOf(drained)
@@ -469,7 +469,8 @@ class EconomyTests(PortCase):
         def reset() -> int:
             raise ConnectionResetError(errno.ECONNRESET, "reset")
 
-        self.assertTrue(FakeReader(receives=reset).closeAfterClient())
+        reader = FakeReader(receives=reset)
+        self.assertEqual((reader.closeAfterClient(), reader.closed), (True, True))
 
     def test_anUploaderHoldsUpNobody(self) -> None:
         """Reading from a client that writes without pause stops for now after a while."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any
 
-from fakes import POEM, FakeSource, FakeTransport, Reactor, said
+from fakes import POEM, FakeSource, FakeTLS, FakeTransport, Reactor, said
 from hypothesis import given
 from hypothesis import strategies as st
 from ports import lingerOf
@@ -17,6 +17,7 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol, ITCPTransport
 from twisted.internet.protocol import ServerFactory
 from twisted.logger import capturedLogs
+from twisted.protocols.policies import WrappingFactory
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
@@ -142,6 +143,16 @@ class HeaderTests(ProxiedCase):
         header = bytearray(version2())
         header[13] = 0
         self.assertSentTo("192.0.2.1:50000", bytes(header))
+
+    def test_TLS(self) -> None:
+        """A client may come through TLS: its header is the first of what is encrypted."""
+        wrapping = WrappingFactory(self.factory)
+        wrapping.protocol = FakeTLS
+        lower = FakeTransport(BALANCER)
+        upper: Any = wrapping.buildProtocol(BALANCER)
+        upper.makeConnection(lower)
+        upper.wrappedProtocol.dataReceived(V1)
+        self.assertEqual(self.pull(lower), POEM.text)
 
     def test_inPieces(self) -> None:
         """A header may come in pieces, even in single bytes."""

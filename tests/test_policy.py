@@ -143,6 +143,12 @@ class ArrivalTests(PolicyCase):
         self.successResultOf(self.policy.drain())
         self.assertEqual([silent.drained, waiting.drained], [True, True])
 
+    def test_duringAStop(self) -> None:
+        """A connection that comes during a stop is told about the stop."""
+        self.sending()
+        self.policy.drain()
+        self.assertTrue(self.arrive().drained)
+
 
 class FullTests(PolicyCase):
     """Tests for the limit of all readers together."""

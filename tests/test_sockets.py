@@ -8,7 +8,7 @@ import socket
 from typing import Any
 from unittest import mock
 
-from fakes import SECONDS, FakeTLS, FakeTransport, receiveAll, said
+from fakes import SECONDS, FakeTLS, FakeTransport, asNobody, receiveAll, said
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import capturedLogs
 from twisted.protocols.policies import WrappingFactory
@@ -52,6 +52,14 @@ class AddressTests(SocketCase):
     def test_user(self) -> None:
         """A UNIX client is identified by its user."""
         self.assertEqual(findAddress(self.unix, ""), os.getuid())
+
+    def test_anotherUser(self) -> None:
+        """It is the user, and not the group."""
+        with asNobody():
+            server, client = socket.socketpair()
+            user = os.geteuid()
+        with server, client:
+            self.assertEqual(findAddress(server, ""), user)
 
 
 class LingerTests(SocketCase):

@@ -23,6 +23,7 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from fastpoetry.systemd import store
 from fastpoetry.systemd.store import Store, StoreError, makeMemory, pack, readMemory, unpack
 
 reactor: Any = _reactor
@@ -354,6 +355,16 @@ class PackTests(SynchronousTestCase):
         self.assertRaises(BlockingIOError, theirs.recv, 1)
         os.close(packed)
         self.assertEqual(theirs.recv(1), b"")
+
+    def test_gap(self) -> None:
+        """If descriptors are missing in the middle, all after them are closed."""
+        (first,) = self.memories(1)
+        last, packed = os.dup(first), pack([])
+        self.addCleanup(os.close, packed)
+        messages = iter([(b"2", [first]), (b"1", [last]), None])
+        self.patch(store, "_receive", lambda _: next(messages))
+        self.assertEqual(unpack(packed), [first])
+        self.assertRaises(OSError, os.fstat, last)
 
     def test_noRoom(self) -> None:
         """
