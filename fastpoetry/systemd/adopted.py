@@ -109,9 +109,7 @@ class _UNIXDatagramPort(_unix.DatagramPort):  # type: ignore[misc]
 
 
 class _Claim:
-    """
-    Sockets that were given out together. They are returned when the last port on them has stopped.
-    """
+    """Sockets given out together. They are returned when the last port on them has stopped."""
 
     def __init__(self, descriptors: tuple[Descriptor, ...], owner: Inherited | None) -> None:
         self.descriptors = descriptors
@@ -159,8 +157,7 @@ class AdoptedPort:
 
     def startListening(self) -> None:
         """
-        Listen on every socket. If one fails, stop listening on all. If the port listens already,
-        change nothing.
+        Listen on every socket, or on none if one fails. A port that listens already goes on.
 
         @raise AdoptError: the port had stopped, and one of its sockets has another user now.
         """
@@ -215,7 +212,7 @@ class AdoptedPort:
     @property
     def factory(self) -> Any:
         """
-        The factory of protocols. A program may replace it, for instance for a new certificate.
+        The factory of protocols. A program may replace it, for instance to change a certificate.
         """
         return self.__getattr__("factory")
 
@@ -264,7 +261,7 @@ class AdoptedEndpoint(_Claimant):
 
         @param protocolFactory: makes a protocol for each connection.
         @return: fires with the L{AdoptedPort}; fails with an L{AdoptError} if one of the sockets
-            was given out to another user meanwhile.
+            has another user now.
         """
 
         def adopt(descriptor: Descriptor) -> Any:
@@ -290,11 +287,10 @@ class AdoptedDatagrams(_Claimant):
         """
         Receive datagrams from every socket.
 
-        @param makeProtocol: makes a protocol for each socket. The protocol answers through its
-            socket.
+        @param makeProtocol: makes a protocol for each socket, which answers through that socket.
         @param maxPacketSize: the most bytes in a datagram.
         @return: a port that can be stopped, and then started again.
-        @raise AdoptError: one of the sockets was given out to another user meanwhile.
+        @raise AdoptError: one of the sockets has another user now.
         """
 
         def adopt(descriptor: Descriptor) -> Any:
@@ -331,11 +327,11 @@ def adoptConnection(reactor: Any, number: int, factory: IProtocolFactory) -> Any
 
 def detachConnection(transport: Any) -> int:
     """
-    Take a connection away from Twisted. When Twisted closes one, it shuts the connection down for
-    all processes that hold it.
+    Take a connection away from Twisted, which shuts a connection down for all processes when it
+    closes it.
 
     Data that the transport has not sent yet is lost. Its protocol receives no more data. The
-    protocol learns that the connection is lost when the transport is closed, at the latest when the
+    protocol's C{connectionLost} is called when the transport is closed, at the latest when the
     reactor stops.
 
     @param transport: a TCP or UNIX connection, without TLS.

@@ -102,8 +102,7 @@ class MonotonicClock:
 
     def _run(self) -> None:
         """
-        Make all calls due by now. A call that becomes due meanwhile waits for the reactor's next
-        turn.
+        Make all calls due now. A call that becomes due meanwhile waits for the reactor's next turn.
         """
         self._armed = None
         last = (self.seconds(), next(self._counter))
@@ -264,8 +263,8 @@ else:
 
     @cache
     def _libc() -> Any:
-        # Imported late: it takes 1 to 2 ms, unless Twisted's TLS has imported it. This use needs no
-        # ctypes callbacks, which MemoryDenyWriteExecute= would forbid.
+        # Imported late: it takes 1 to 2 ms, unless Twisted's TLS has imported it. It makes no
+        # callbacks here, which MemoryDenyWriteExecute= would forbid.
         from ctypes import CDLL
 
         return CDLL(None, use_errno=True)

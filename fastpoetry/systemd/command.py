@@ -65,9 +65,7 @@ class Options(usage.Options):
             )
 
     def __missing__(self, key: str) -> Any:
-        """
-        Give the command that runs here twistd's own options: commands look them up in their parent.
-        """
+        """Look up an option of twistd itself, for a command that asks its parent."""
         parent: Any = self.parent
         if parent is None:
             raise KeyError(key)
@@ -90,7 +88,7 @@ class Options(usage.Options):
 
 
 def _makeOptions(maker: Any) -> Any:
-    return maker.options()  # called for the chosen command only, because it may import the command
+    return maker.options()  # may import the command: called for the chosen one only
 
 
 def makeService(options: Options) -> MultiService:

@@ -210,15 +210,14 @@ class Inherited:
         self, name: str | None = None, kind: int = socket.SOCK_STREAM
     ) -> tuple[Descriptor, ...]:
         """
-        Give out sockets that clients can reach, each once: with two users of a socket, it would be
-        chance which of them gets a client.
+        Give out sockets that clients can reach, each once: it would be chance which of two users of
+        a socket gets a client.
 
         @param name: their name; C{None} for all that are free.
         @param kind: C{SOCK_STREAM} for listening sockets, or C{SOCK_DGRAM}.
-        @return: one or more sockets. Other descriptors of that name stay free for other users.
-        @raise AdoptError: no socket fits; or no name was given, and Twisted cannot use one of the
-            free descriptors, such as a FIFO. A program with such descriptors must claim its sockets
-            by name.
+        @return: one or more sockets. Other descriptors of that name stay free.
+        @raise AdoptError: no socket fits. Without a name, also if Twisted cannot use a free
+            descriptor, such as a FIFO: a program that is passed one must claim its sockets by name.
         """
         named = [each for each in self.descriptors if name in (None, each.name)]
         fitting = [each for each in named if each.serves(kind)]

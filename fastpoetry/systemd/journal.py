@@ -70,7 +70,7 @@ class _Waiting(NamedTuple):
 
     @ivar data: for the journal.
     @ivar text: for the fallback.
-    @ivar lost: how many records are lost if this one is: more than one if it reports lost records.
+    @ivar lost: how many records are lost if this one is. A report of lost records counts them all.
     """
 
     data: bytes
@@ -243,9 +243,7 @@ class JournalObserver:
                 self._thread = thread
 
     def _retryLater(self) -> None:
-        """
-        Have the program's reactor try again. Without a reactor, the next record or the end tries.
-        """
+        """Have the reactor try again. Without a reactor, the next record or the end tries again."""
         reactor = findReactor()
         if not self._retrying and hasattr(reactor, "callFromThread"):
             self._retrying = True
@@ -265,8 +263,8 @@ class JournalObserver:
 
     def _sendBacklog(self) -> None:
         """
-        Send the backlog, oldest record first. A record leaves the backlog only after it was sent,
-        so that no later record overtakes it.
+        Send the backlog, oldest first. A record stays in it until it is sent, so that none
+        overtakes it.
         """
         while True:
             with self._changed:
@@ -279,9 +277,7 @@ class JournalObserver:
                     self._removeFirst()
 
     def _sendAtOnce(self) -> None:
-        """
-        Send the backlog without waiting. Write the records that the journal does not take as text.
-        """
+        """Send the backlog without waiting. Records that the journal does not take become text."""
         while self._backlog:
             self._send(self._backlog[0], MSG_DONTWAIT)
             self._removeFirst()
@@ -293,10 +289,7 @@ class JournalObserver:
         self._changed.notify_all()
 
     def _send(self, waiting: _Waiting, flags: int = 0) -> None:
-        """
-        Send one record, or write it as text. Without C{MSG_DONTWAIT} this waits as long as
-        necessary.
-        """
+        """Send one record, or write it as text. Without C{MSG_DONTWAIT}, wait for the journal."""
         try:
             self._socket.sendto(waiting.data, flags, self._path)
         except OSError as error:
@@ -413,8 +406,8 @@ def observer(environ: Mapping[str, str] = os.environ, path: str = SOCKET) -> Jou
 @cache
 def _share(identifier: str, path: str, stream: str, facility: str) -> JournalObserver:
     """
-    @return: one observer for all callers with the same arguments, so that records keep their order
-        and the program's end waits only once.
+    @return: one observer for all callers with the same arguments: the end of the program waits
+        once, and records keep their order.
     """
     journal = JournalObserver(identifier, path, sys.__stderr__, stream=stream, facility=facility)
     os.register_at_fork(after_in_child=journal.forget)

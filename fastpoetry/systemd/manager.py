@@ -72,8 +72,7 @@ class Manager:
         Send a message that may be lost, because a newer one follows soon.
 
         @param message: the fields, one on a line.
-        @return: false if systemd's queue is full. If a message cannot be sent for another reason, a
-            record says so, once.
+        @return: false if systemd's queue is full. The first other failure is logged.
         """
         try:
             self._send(self._socket, message)
@@ -131,10 +130,7 @@ class Manager:
         yield from self._barrier(wire)
 
     def _barrier(self, wire: socket) -> Steps:
-        """
-        Send BARRIER=1 with a descriptor. systemd closes it once it has acted on all earlier
-        messages.
-        """
+        """Send a descriptor that systemd closes once it has acted on all earlier messages."""
         ours, theirs = os.pipe2(os.O_CLOEXEC)
         try:
             try:
@@ -184,10 +180,9 @@ class Manager:
 
 def hideFromChildren(environ: Mapping[str, str]) -> None:
     """
-    Remove the variables that are for this process only from the environment that children inherit.
+    Remove the variables for this process only from the environment that children inherit.
 
-    @param environ: the environment. Only C{os.environ} is changed; any other mapping stays as it
-        is.
+    @param environ: changed only if it is C{os.environ}.
     """
     if environ is os.environ:
         for name in _VARIABLES:

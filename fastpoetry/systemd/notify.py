@@ -142,7 +142,7 @@ class NotifyService(Service):
     def stopService(self) -> None:
         """
         Send STOPPING. If the program ends, status and watchdog pings go on until the reactor stops.
-        Otherwise this service closes everything that it opened.
+        Otherwise everything that this service opened is closed.
         """
         super().stopService()
         self._start = None
@@ -230,8 +230,8 @@ class NotifyService(Service):
     @contextmanager
     def _announce(self) -> Iterator[None]:
         """
-        Tell systemd of a reload. Before READY no message is sent, because systemd would take the
-        end of the reload for the end of the start.
+        Tell systemd of a reload, but not before READY: the reload's end would count as the start's
+        end.
         """
         if self._isReady:
             # The time tells systemd whether this is the reload that it asked for.

@@ -40,9 +40,7 @@ _PROTOCOLS = {
     socket.SOCK_STREAM: (socket.IPPROTO_TCP, getattr(socket, "IPPROTO_MPTCP", 262)),
     socket.SOCK_DGRAM: (socket.IPPROTO_UDP,),
 }
-"""
-The protocols that Twisted speaks. SCTP has stream sockets too, and UDP-Lite has datagram sockets.
-"""
+"""The protocols that Twisted speaks. SCTP also has stream sockets, UDP-Lite datagram sockets."""
 
 _START_SECONDS = 30.0
 """How long a program may take until it listens, for instance if it opens a database first."""
@@ -125,10 +123,7 @@ class AdoptedPorts:
             vars(self._reactor).pop(name, None)
 
     def check(self) -> None:
-        """
-        @raise Exception: the error of an attempt to listen, if the factory or protocol listens
-            nowhere.
-        """
+        """@raise Exception: the error of a factory or protocol that listens nowhere."""
         if self._attempts is not None:
             self._attempts.check()
 
@@ -298,8 +293,7 @@ def _askedAddresses(address: Any, interface: str | None) -> set[_Address]:
 
 def _boundAddresses(descriptor: Descriptor) -> Iterator[_Address]:
     """
-    @return: the addresses that a socket is bound to, as the kernel reports them; empty if Twisted
-        does not speak its protocol.
+    @return: the addresses that a socket is bound to; empty if Twisted does not speak its protocol.
     """
     with socket.socket(fileno=os.dup(descriptor.number)) as found:
         address: Any = found.getsockname()
@@ -319,9 +313,7 @@ def _scope(sockaddr: Any) -> int:
 
 
 def _realPath(path: str | bytes | None) -> bytes:
-    """
-    @return: the path of a socket with its links resolved; an abstract or empty name unchanged.
-    """
+    """@return: the path of a socket without links; an abstract or empty name unchanged."""
     name = os.fsencode(path or b"")
     return name if name[:1] in (b"", b"\0") else os.path.realpath(name)
 

@@ -61,9 +61,7 @@ _LEGACY_KEYS = frozenset(
 """Internal keys of Twisted's older log. Those of the newer log begin with C{log_}."""
 
 _RESERVED_FIELDS = frozenset(["LOG_TIME", "JOURNAL_PRIORITY"])
-"""
-Fields that only the observer sets, in some records. Keys of an event never become these fields.
-"""
+"""Fields that only the observer sets, in some records. No key of an event becomes one of them."""
 
 _FIELD_NAME = re.compile("[A-Z][A-Z0-9_]{0,63}")
 
@@ -199,8 +197,7 @@ def shownTime(when: float) -> bytes:
 
 def _level(event: LogEvent) -> str:
     """
-    @return: the name of an event's level. A C{log.err} is C{error}; Twisted calls each one
-        critical.
+    @return: the name of an event's level: C{error} for C{log.err}, which Twisted calls critical.
     """
     asked = _asked(event)
     if asked is not None:
@@ -239,8 +236,7 @@ def _withFailure(text: str, failure: Failure) -> str:
 
 def _before(error: BaseException, seen: set[int]) -> str:
     """
-    @return: the causes of an exception, oldest first. Their size is limited, so that the exception
-        fits.
+    @return: the causes of an exception, oldest first, up to a size that leaves room for itself.
     """
     told: list[str] = []
     while sum(map(len, told)) < VALUE_BYTES // 4:
@@ -272,10 +268,7 @@ def _alone(error: BaseException, seen: set[int]) -> str:
 
 
 def _after(error: BaseException, seen: set[int]) -> str:
-    """
-    @return: an exception's notes and the members of its group, each with its causes, notes and
-        group.
-    """
+    """@return: an exception's notes and the members of its group with their causes and notes."""
     notes = getattr(error, "__notes__", [])
     told = [f"{safe_str(note)}\n" for note in (notes if isinstance(notes, list) else [notes])]
     members = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
@@ -307,9 +300,7 @@ def _addException(record: dict[str, bytes], error: BaseException) -> None:
 
 
 def _addOwn(record: dict[str, bytes], event: Mapping[str, object]) -> None:
-    """
-    Add the event's own keys that have a value, until the record is as big as journald accepts.
-    """
+    """Add the event's own keys that have a value, while the record is small enough for journald."""
     size = sum(map(len, record.values()))
     for key, value in tuple(event.items()):  # a value's __str__ may change the event
         name = _fieldName(key)
@@ -324,9 +315,7 @@ def _addOwn(record: dict[str, bytes], event: Mapping[str, object]) -> None:
 
 @lru_cache(maxsize=1024)
 def _fieldName(key: object) -> str | None:
-    """
-    @return: the field for a key; C{None} for Twisted's keys and for names that journald rejects.
-    """
+    """@return: the field for a key; C{None} for Twisted's keys and names that journald rejects."""
     if not isinstance(key, str) or key in _LEGACY_KEYS or key.startswith("log_"):
         return None
     name = key.upper()

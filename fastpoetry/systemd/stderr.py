@@ -8,9 +8,7 @@ from typing import TextIO
 
 
 def oneLine(text: str) -> str:
-    """
-    @return: a text as one line, with escapes for line breaks and other unprintable characters.
-    """
+    """@return: a text as one line, with escapes for line breaks and unprintable characters."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

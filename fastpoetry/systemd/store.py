@@ -36,8 +36,8 @@ _PROBE = "store-probe"
 
 _DROPPED_SECONDS = 0.03
 """
-How long systemd may still hold a dropped descriptor. On a busy machine systemd 257 closed one a
-moment after its answer to BARRIER=1.
+How long systemd may hold a dropped descriptor: on a busy machine, 257 closed one after its answer
+to BARRIER=1.
 """
 
 
@@ -49,9 +49,7 @@ class HasFileno(Protocol):
 
 
 class StoreError(Exception):
-    """
-    The store is missing, or does not hold all descriptors. The message is one line with the cause.
-    """
+    """The store is missing, or lacks some descriptors. The message is one line with the cause."""
 
 
 class Store:
@@ -110,16 +108,15 @@ class Store:
         seconds: float = 5.0,
     ) -> Deferred[None]:
         """
-        Store descriptors. They stay open here, and must stay open until the Deferred fires. For
-        more than a few hundred, make one descriptor of them with L{pack}.
+        Store descriptors. They must stay open here until the Deferred fires. For more than a few
+        hundred, make one descriptor of them with L{pack}.
 
-        @param descriptors: the descriptors by name. A name is ASCII without colons, as FDNAME of
-            sd_notify(3). Several descriptors may share a name; those stored under it before stay.
+        @param descriptors: the descriptors by name: ASCII without colons, as FDNAME of
+            sd_notify(3). Several may share a name. Descriptors stored under it before stay.
         @param poll: whether systemd drops connections that their peers close meanwhile.
         @param seconds: how long systemd may take.
-        @return: fires when all are stored; fails with L{StoreError} if the store is missing, or has
-            not kept all of them. systemd does not say which it kept, so remove the names after a
-            failure.
+        @return: fires when all are stored; fails with L{StoreError} if the store is missing or too
+            small. systemd does not say which it kept, so remove the names after a failure.
         @raise ValueError: a name is not valid.
         """
         return drive(self._putting(descriptors, poll), seconds, self._reactor, self._clock)
@@ -137,7 +134,7 @@ class Store:
         @param descriptors: the descriptors by name.
         @param poll: whether systemd drops connections that their peers close meanwhile.
         @param seconds: how long systemd may take.
-        @raise StoreError: the store is missing, or has not kept all of them.
+        @raise StoreError: the store is missing or too small.
         @raise ValueError: a name is not valid.
         """
         take(self._putting(descriptors, poll), seconds)
