@@ -1,5 +1,5 @@
 """
-What all tests share: an environment without a supervisor, and the same hostile values each time.
+Settings for all tests: an environment without a supervisor, and the same random values each time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 from system.package import buildPackage, findBuildObstacle
 
-# Whoever runs the tests may be a service itself; what systemd told it is not about the tests.
+# The tests may run in a service; its variables from systemd do not concern them.
 for name in (
     *("LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "LISTEN_PIDFDID"),
     *("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"),
@@ -22,17 +22,17 @@ for name in (
 ):
     os.environ.pop(name, None)
 
-# A shell that does not wait for a command has it ignore Ctrl-C, and so would all that it starts.
+# A shell ignores Ctrl-C in a background command, and its children would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# No test measures time, and one that failed fails again.
+# No test measures time, and a failed test fails again.
 settings.register_profile("fastpoetry", deadline=None, database=None, derandomize=True)
 settings.load_profile("fastpoetry")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """What the Makefile says to each shard."""
+    """Add the Makefile's options for each shard."""
     parser.addoption(
         "--system", action="append", help="a release of Debian to boot; each of the supported ones"
     )
@@ -41,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pluggy.Result[pytest.TestReport], None]:
-    """Where nobody would notice that a test is skipped, it has failed."""
+    """Turn a skipped test into a failed one where no person would notice the skip."""
     outcome = yield
     report = outcome.get_result()
     if os.environ.get("CI") and report.skipped and not hasattr(report, "wasxfail"):

@@ -1,4 +1,4 @@
-"""Events, and the records that become of them, for the tests of what goes into the journal."""
+"""Events and their records, for the tests of what goes into the journal."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}[+-]\d\d:\d\d"
 
 
 def parsed(data: bytes) -> list[tuple[str, bytes]]:
-    """
-    Take a datagram apart as journald does, but where journald would ignore a fault this raises.
-    """
+    """Parse a datagram as journald does, but raise where journald would ignore a fault."""
     found = []
     while data:
         head, data = data.split(b"\n", 1)
@@ -35,7 +33,9 @@ def parsed(data: bytes) -> list[tuple[str, bytes]]:
 
 
 def logged(**event: Any) -> LogEvent:
-    """What an observer gets of C{log.msg(**event)} or, with a C{failure}, of C{log.err}."""
+    """
+    The event that an observer gets from C{log.msg(**event)} or, with a C{failure}, from C{log.err}.
+    """
     events: list[LogEvent] = []
     observer: Any = events.append
     publisher = legacy.LogPublisher(LogPublisher(observer), LogPublisher(observer))
@@ -45,7 +45,7 @@ def logged(**event: Any) -> LogEvent:
 
 
 def raised() -> Failure:
-    """A failure of a known place."""
+    """A failure raised at a known place."""
     try:
         raise ZeroDivisionError("by nothing")
     except ZeroDivisionError:

@@ -1,8 +1,7 @@
 """
-Stand-ins for what surrounds a module: a reactor, threads, ports, endpoints, readers, clients.
+Fakes of what surrounds a module: a reactor, threads, ports, endpoints, readers, clients.
 
-They decide nothing and never wait for time to pass; what they do beyond remembering is done when a
-test says so.
+They make no decisions and never wait; beyond recording calls, they act when a test says so.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ SECONDS = 10.0
 
 
 class ThreadPool:
-    """Threads that get to their work when a test lets them."""
+    """Threads that work when a test says so."""
 
     def __init__(self) -> None:
         self._work: list[tuple[Callable[[bool, object], object], Callable[[], object]]] = []
@@ -75,11 +74,11 @@ class ThreadPool:
     def callInThreadWithCallback(
         self, onResult: Callable[[bool, object], object], func: Callable[[], object]
     ) -> None:
-        """Keep the work."""
+        """Store the work."""
         self._work.append((onResult, func))
 
     def work(self) -> None:
-        """Do the work that there is."""
+        """Do the stored work."""
         work, self._work = self._work, []
         for onResult, func in work:
             try:
@@ -92,9 +91,9 @@ class ThreadPool:
 
 class FakeProcess(Process[Any]):
     """
-    A process that does its work in this one, when it has ended.
+    A process whose work is done in this one, at its end.
 
-    @ivar isKilled: whether it has been.
+    @ivar isKilled: whether it was killed.
     """
 
     isKilled = False
@@ -107,7 +106,7 @@ class FakeProcess(Process[Any]):
         return -1
 
     def kill(self) -> None:
-        """Go on all the same."""
+        """Record the kill, and go on."""
         self.isKilled = True
 
     def describe(self, seconds: float) -> str:
@@ -121,14 +120,14 @@ class FakeProcess(Process[Any]):
 
 class Threads:
     """
-    Threads and processes of our own that get to their work when a test lets them.
+    Our own threads and processes, which work when a test says so.
 
-    @ivar why: why there are none, if a test says so.
+    @ivar why: the error if no thread or process can start, set by a test.
     """
 
     def __init__(self, case: SynchronousTestCase, reactor: Reactor | None = None) -> None:
         """
-        @param case: during which there are no real ones.
+        @param case: the test that has no real ones.
         @param reactor: waits for the processes.
         """
         case.patch(threads, "startDaemon", self)
@@ -145,13 +144,13 @@ class Threads:
         return FakeProcess(work, where)
 
     def __call__(self, run: Callable[[], None]) -> None:
-        """Keep the work."""
+        """Store the work."""
         if self.why is not None:
             raise self.why
         self._work.append(run)
 
     def work(self) -> None:
-        """Do the work that there is."""
+        """Do the stored work."""
         work, self._work = self._work, []
         if self._reactor is not None:
             work += [each.doRead for each in self._reactor.getReaders() if isinstance(each, Job)]
@@ -165,12 +164,12 @@ class Reactor(MemoryReactorClock):
 
     def __init__(self) -> None:
         super().__init__()
-        self.hasStopped = False  # Twisted 22.4 says True from the start
+        self.hasStopped = False  # Twisted 22.4 has True from the start
         self.pool = ThreadPool()
         self.nameResolver: Any = None
 
     def installNameResolver(self, resolver: Any) -> Any:
-        """Have names looked up by another."""
+        """Set the resolver of names."""
         before, self.nameResolver = self.nameResolver, resolver
         return before
 
@@ -179,9 +178,9 @@ class Reactor(MemoryReactorClock):
         return self.pool
 
     def suggestThreadPoolSize(self, size: int) -> None:
-        """Have as many threads as before."""
+        """Ignore the suggestion."""
 
-    # The interface has that name for what is called.
+    # The interface has that name for the function.
     def callInThread(
         self,
         callable: Callable[..., object],
@@ -197,15 +196,15 @@ class Reactor(MemoryReactorClock):
         *args: object,
         **kw: object,
     ) -> None:
-        """Call at once: there is but one thread."""
+        """Call at once: there is only one thread."""
         callable(*args, **kw)
 
     def turn(self, client: socket.socket | None = None) -> bool:
         """
-        Serve the sockets that are ready, once there is one, and call what is due.
+        Serve the sockets that are ready, once there is one, and make the calls that are due.
 
-        @param client: somebody at the other end of one.
-        @return: whether there is something for the client to read.
+        @param client: the other end of a socket.
+        @return: whether the client has something to read.
         """
         clients = [] if client is None else [client]
         readable, writable, _ = select(
@@ -226,7 +225,7 @@ class Reactor(MemoryReactorClock):
         """
         Serve the sockets until a client has the end.
 
-        @return: what the client got.
+        @return: the bytes that the client got.
         """
         text = b""
         while True:
@@ -237,7 +236,7 @@ class Reactor(MemoryReactorClock):
                 text += piece
 
     def _call(self, method: Callable[[], Any]) -> Any:
-        """Log what is raised, which ends the descriptor, as Twisted's own reactors do."""
+        """Log an exception, which ends the descriptor, as in Twisted's own reactors."""
         try:
             return method()
         except Exception as why:
@@ -245,7 +244,7 @@ class Reactor(MemoryReactorClock):
             return why
 
     def _end(self, descriptor: Any, why: Any, isRead: bool) -> None:
-        """Let a descriptor go that gave a reason for that, as Twisted's own reactors do."""
+        """Remove a descriptor that returned a reason, as Twisted's own reactors do."""
         if why is None:
             return
         self.removeReader(descriptor)
@@ -263,11 +262,11 @@ class Reactor(MemoryReactorClock):
 
 class FakeSource(Service):
     """
-    A source with one poem, or one that is yet to have it.
+    A source with one poem, or without one yet.
 
-    @ivar waiting: who waits for a poem.
-    @ivar failsAtOnce: whether it is known that there will be none.
-    @ivar freshAt: when it was read, as a test says.
+    @ivar waiting: the Deferreds of waiting readers.
+    @ivar failsAtOnce: whether it already knows that there will be no poem.
+    @ivar freshAt: when the poem was read, set by a test.
     """
 
     description = "a fake"
@@ -286,24 +285,24 @@ class FakeSource(Service):
         return self.waiting[-1]
 
     def reload(self) -> Deferred[None]:
-        """Find what was there before."""
+        """Return the present poem."""
         return succeed(None)
 
     def give(self, poem: Poem) -> None:
-        """Have a poem from now on."""
+        """Set the poem, and fire all waiting Deferreds."""
         self.poem, waiting, self.waiting = poem, self.waiting, []
         for each in waiting:
             each.callback(poem)
 
     def giveUp(self) -> None:
-        """Have no poem for who waits now."""
+        """Fail all waiting Deferreds."""
         waiting, self.waiting = self.waiting, []
         for each in waiting:
             each.errback(RuntimeError("no poem"))
 
 
 class FakeSelection(Selection):
-    """A selection that finds what a test puts there."""
+    """A selection that finds the poems a test puts there."""
 
     found: Found | Exception
 
@@ -316,12 +315,12 @@ class FakeSelection(Selection):
     def find(
         self, *poems: Poem, leftOut: Sequence[str] = (), passedOver: Sequence[str] = ()
     ) -> None:
-        """Find those from now on."""
+        """Set the poems."""
         self.found = [astuple(poem) for poem in poems], [*leftOut], [*passedOver]
 
     @property
     def reading(self) -> partial[Found]:
-        """What there is then, or why there is nothing."""
+        """The poems, or the reason why there are none."""
         return partial(self._read)
 
     def _read(self) -> Found:
@@ -332,14 +331,14 @@ class FakeSelection(Selection):
 
 class FakeReader:
     """
-    A reader that has taken what a test says, and is gone when it is told to close.
+    A reader with the progress a test sets; it disappears when told to close.
 
-    @ivar taken: how much of the poem it has.
+    @ivar taken: the bytes of the poem it has taken.
     @ivar closed: whether its client has closed its side.
     @ivar sent: whether the system has the whole poem.
     @ivar startedAt: when it came, in the clock's seconds.
-    @ivar asked: when it was asked about either.
-    @ivar did: what it was told.
+    @ivar asked: the times at which it was asked about either.
+    @ivar did: the calls that ended it.
     """
 
     mayHandOver = False
@@ -355,12 +354,12 @@ class FakeReader:
         self.did: list[str] = []
 
     def closeAfterClient(self) -> bool:
-        """What the test says."""
+        """Return what the test has set."""
         self._ask()
         return self.closed
 
     def countTaken(self) -> int:
-        """What the test says."""
+        """Return what the test has set."""
         self._ask()
         return self.taken
 
@@ -369,20 +368,20 @@ class FakeReader:
             self.asked.append(self.policy.clock.seconds())
 
     def end(self) -> None:
-        """Remember it."""
+        """Record the end."""
         self.did.append("end")
 
     def reset(self) -> None:
-        """Remember it."""
+        """Record the reset."""
         self.did.append("reset")
 
     def isSent(self) -> bool:
-        """What the test says."""
+        """Return what the test has set."""
         return self.sent
 
 
 class Receipt(FakeReader):
-    """What is counted of a reader."""
+    """The counted facts of a reader."""
 
     def __init__(self, poem: Poem, address: Address) -> None:
         super().__init__(Policy(Limits(), MemoryReactorClock()), address, poem)
@@ -390,10 +389,10 @@ class Receipt(FakeReader):
 
 class FakeArrival:
     """
-    A connection that has to wait before it is a reader.
+    A connection that waits before it is a reader.
 
     @ivar drained: whether it was told that the server stops.
-    @ivar dismissed: why it was told to go.
+    @ivar dismissed: the reason why it was dismissed.
     """
 
     def __init__(self, policy: Policy, address: Address = None) -> None:
@@ -403,12 +402,12 @@ class FakeArrival:
         self.dismissed = ""
 
     def dismiss(self, cause: str) -> None:
-        """Remember it, and be gone."""
+        """Record the reason, and disappear."""
         self.dismissed = cause
         self.policy.remove(self)
 
     def drain(self) -> None:
-        """Be gone."""
+        """Disappear."""
         self.drained = True
         self.policy.remove(self)
 
@@ -418,9 +417,9 @@ class FakePort:
     """
     A listening port of a kind that the fast port cannot replace.
 
-    @ivar socket: what it listens on, if a test has put something there.
+    @ivar socket: its socket, if a test has set one.
     @ivar reading: whether it accepts.
-    @ivar turns: how often that was changed.
+    @ivar turns: the number of changes of that.
     @ivar stopped: whether it was stopped.
     """
 
@@ -436,12 +435,12 @@ class FakePort:
         """Listen."""
 
     def stopListening(self) -> Deferred[None]:
-        """Listen no more."""
+        """Stop listening."""
         self.stopped = True
         return succeed(None)
 
     def getHost(self) -> Any:
-        """Where that is."""
+        """Return an address."""
         return self.address
 
     def startReading(self) -> None:
@@ -450,7 +449,7 @@ class FakePort:
         self.turns += 1
 
     def stopReading(self) -> None:
-        """Accept nothing."""
+        """Stop accepting."""
         self.reading = False
         self.turns += 1
 
@@ -460,8 +459,8 @@ class FakeEndpoint:
     """
     An endpoint that listens when a test says so.
 
-    @ivar listening: what C{listen} answers.
-    @ivar factories: what it was told to listen for.
+    @ivar listening: the result of C{listen}.
+    @ivar factories: the factories it was given.
     """
 
     def __init__(self, listening: Deferred[Any] | None = None) -> None:
@@ -469,7 +468,7 @@ class FakeEndpoint:
         self.factories: list[IProtocolFactory] = []
 
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
-        """Answer as the test says."""
+        """Return the test's Deferred."""
         self.factories.append(protocolFactory)
         return self.listening
 
@@ -477,11 +476,10 @@ class FakeEndpoint:
 @implementer(ITCPTransport)
 class FakeTransport(StringTransport):
     """
-    A transport that remembers what it was told to do.
+    A transport that records its calls.
 
-    @ivar dataBuffer: what Twisted's own have not handed to the system yet.
-    @ivar did: how it was told to end.
-    @ivar dataBuffer: what a real one has yet to send: nothing.
+    @ivar dataBuffer: bytes not handed to the system yet: always empty here.
+    @ivar did: the calls that ended it.
     """
 
     producer: Any
@@ -497,7 +495,7 @@ class FakeTransport(StringTransport):
         return self.handle
 
     def loseConnection(self) -> None:
-        """End, once all is sent."""
+        """End, once everything is sent."""
         self.did.append("loseConnection")
 
     def loseWriteConnection(self) -> None:
@@ -509,26 +507,26 @@ class FakeTransport(StringTransport):
         self.did.append("abortConnection")
 
     def getTcpNoDelay(self) -> bool:
-        """As the kernel has it from the start."""
+        """Return the kernel's default."""
         return False
 
     def setTcpNoDelay(self, enabled: bool) -> None:
-        """Nothing that a test could tell."""
+        """Ignore the option."""
 
     def getTcpKeepAlive(self) -> bool:
-        """As the kernel has it from the start."""
+        """Return the kernel's default."""
         return False
 
     def setTcpKeepAlive(self, enabled: bool) -> None:
-        """Nothing that a test could tell."""
+        """Ignore the option."""
 
 
 @implementer(ISSLTransport)
 class FakeTLS(ProtocolWrapper):
     """
-    A layer like TLS: it is closed when its client answers, which this one never does.
+    A layer like TLS: it is closed when its client answers, which this client never does.
 
-    @ivar did: how it was told to end.
+    @ivar did: the calls that ended it.
     """
 
     def __init__(self, factory: Any, wrappedProtocol: IProtocol) -> None:
@@ -536,15 +534,15 @@ class FakeTLS(ProtocolWrapper):
         self.did: list[str] = []
 
     def getPeerCertificate(self) -> None:
-        """None, as usual for a client."""
+        """Return L{None}, as usual for a client."""
 
     def loseConnection(self) -> None:
-        """Wait for the client's word."""
+        """Wait for the client's answer."""
         self.did.append("loseConnection")
 
 
 class FakeNotify(Service):
-    """The service that tells systemd, which here is asked by the test."""
+    """The notifying service, with a test in systemd's place."""
 
     def __init__(
         self,
@@ -561,16 +559,16 @@ class FakeNotify(Service):
 
 
 class FakePreflight:
-    """A check that every endpoint passes: a test does not take ports for which others may wait."""
+    """A check that every endpoint passes: a test must not take ports that others wait for."""
 
     def __enter__(self) -> FakePreflight:
         return self
 
     def __exit__(self, *why: object) -> None:
-        """Be over."""
+        """End the check."""
 
     def check(self, endpoint: IStreamServerEndpoint) -> None:
-        """Let it pass, if it is one."""
+        """Accept an endpoint."""
         verifyObject(IStreamServerEndpoint, endpoint)
 
 
@@ -579,10 +577,7 @@ _LEGACY_KEYS = {"format", "isError", "message", "system", "time"}
 
 
 def records(events: Sequence[LogEvent]) -> list[dict[str, Any]]:
-    """
-    @return: the events with their C{text}, their C{level} and the fields of their own, without
-        Twisted's own events.
-    """
+    """@return: the events with their C{text}, C{level} and own fields, without Twisted's events."""
     return [
         {
             "text": formatEvent(each),
@@ -599,26 +594,26 @@ def records(events: Sequence[LogEvent]) -> list[dict[str, Any]]:
 
 
 def said(events: Sequence[LogEvent]) -> list[str]:
-    """@return: the events as a person reads them, without Twisted's own."""
+    """@return: the texts of the events, without Twisted's."""
     return [each["text"] for each in records(events)]
 
 
 def tree(service: Any) -> Any:
-    """@return: what a service consists of: a list for each C{MultiService}."""
+    """@return: the parts of a service: a list for each C{MultiService}."""
     if isinstance(service, MultiService):
         return [tree(each) for each in service]
     return type(service).__name__
 
 
 def countDescriptors() -> int:
-    """@return: how many descriptors this process has."""
+    """@return: the number of this process's descriptors."""
     return len(os.listdir("/proc/self/fd"))
 
 
 def awaited(
     test: Callable[[_Case], Coroutine[Deferred[Any], Any, None]],
 ) -> Callable[[_Case], Deferred[None]]:
-    """Have a test that is a coroutine run to its end, which trial does not in Twisted 22.4."""
+    """Run a test that is a coroutine to its end, which trial does not in Twisted 22.4."""
 
     @wraps(test)
     def run(case: _Case) -> Deferred[None]:
@@ -628,7 +623,7 @@ def awaited(
 
 
 def makeFolder(case: SynchronousTestCase) -> str:
-    """@return: a folder that anybody may read, and that is gone when the test ends."""
+    """@return: a world-readable folder that is removed when the test ends."""
     path = os.path.realpath(mkdtemp())
     case.addCleanup(rmtree, path)
     os.chmod(path, 0o755)
@@ -646,9 +641,9 @@ def write(folder: str, entry: str, text: bytes = POEM.text) -> str:
 @contextmanager
 def asNobody(folder: str | None = None, mode: int = 0) -> Iterator[None]:
     """
-    Be somebody whom permissions bind, as root is not; whoever else we are, we stay.
+    Become a user without root's rights over permissions; if not root, stay.
 
-    @param folder: has that mode meanwhile, by which it is closed to its owner too.
+    @param folder: gets a mode meanwhile that closes it to its owner too.
     """
     isRoot = os.geteuid() == 0
     if folder is not None:
@@ -670,8 +665,8 @@ def asNobody(folder: str | None = None, mode: int = 0) -> Iterator[None]:
 
 def receiveAll(client: socket.socket) -> bytes:
     """
-    @return: what a client gets until the end.
-    @raise ConnectionResetError: if it is reset instead.
+    @return: the bytes that a client gets until the end.
+    @raise ConnectionResetError: if the connection is reset.
     """
     pieces = []
     while piece := client.recv(1 << 20):

@@ -1,6 +1,6 @@
 """
-A program of somebody else's, annotated throughout, that uses all that is public: for the type
-checkers alone. Nobody runs it.
+An annotated program of another author that uses every public name: only type checkers read it. It
+is never run.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def keepNow(store: Store, transports: list[ITransport]) -> None:
 
 def configure() -> JournalObserver:
     journal: JournalObserver = observer({"SYSLOG_IDENTIFIER": "table"})
-    observers: Any = [journal]  # pyright knows nothing of zope.interface
+    observers: Any = [journal]  # pyright does not support zope.interface
     globalLogBeginner.beginLoggingTo(observers)
     handler = JournalHandler(logging.INFO, journal=journal)
     logging.basicConfig(handlers=[handler])
@@ -169,7 +169,7 @@ def start(reactor: Any) -> NotifyService:
     if services.started is not None:
         services.started.addCallback(print)
     loop = LoopingCall(notify.tell, EXTEND_TIMEOUT_USEC=5_000_000)
-    both: Any = MonotonicReactor(reactor, clock)  # pyright knows nothing of zope.interface
+    both: Any = MonotonicReactor(reactor, clock)  # pyright does not support zope.interface
     loop.clock = both
     clock.callLater(1, print, f"whatever the wall says: {clock.seconds()}")
     assert clock.getDelayedCalls()

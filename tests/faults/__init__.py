@@ -1,5 +1,5 @@
 """
-The server under faults, load and abuse: real processes and real sockets, on loopback only.
+Tests of the server under faults, load and abuse: real processes and real sockets, on loopback only.
 
-What needs a booted systemd is not here.
+Tests that need a booted systemd are elsewhere.
 """

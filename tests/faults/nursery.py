@@ -1,8 +1,8 @@
 """
-A program that has imported a server and forks one whenever it is told to.
+A program that imports the server once and forks a process for each start.
 
-Importing takes most of a start; without it a test has time for hundreds of them. Serves nothing
-itself: each server is a process of its own.
+Importing takes most of a start; without it a test has time for hundreds. The program itself serves
+no client: each server is a process of its own.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import fastpoetry.tap  # noqa: F401
 
 def main() -> None:
     """
-    Obey, until the input ends, the lines C{start}, C{kill} and C{wait}; answer each with a number:
-    the server's process, and how that has ended.
+    Read the lines C{start}, C{kill} and C{wait} until the input ends. Answer each with a number:
+    the server's process ID, or its exit status.
     """
     server = 0
     for line in sys.stdin:

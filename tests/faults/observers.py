@@ -1,7 +1,7 @@
 """
-Log observers for C{twistd --logger}, so that a test reads what a server logs.
+Log observers for C{twistd --logger}, with which a test reads a server's log.
 
-Imported by the servers, never by the tests.
+Servers import this module; tests do not.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from fastpoetry.systemd.journal import JournalObserver
 
 
 def records() -> ILogObserver:
-    """Each event as a line of JSON on the standard output, which the test has made a file."""
+    """
+    Write each event as a line of JSON to standard output, which the test has redirected to a file.
+    """
     assert sys.__stdout__ is not None
     observer: ILogObserver = jsonFileLogObserver(sys.__stdout__, recordSeparator="")
     return observer
 
 
 def journal() -> ILogObserver:
-    """The journal's observer, with a socket of the test's in the place of journald's."""
+    """The journal observer, with the test's socket in place of journald's."""
     return JournalObserver("fastpoetry", os.environ["FAULTS_JOURNAL"])

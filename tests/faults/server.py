@@ -1,7 +1,8 @@
 """
-A server on sockets that the test keeps, as systemd would, and clients good and bad.
+A server on sockets that the test owns, as systemd would, and clients good and bad.
 
-The socket outlives the server: it may stop, die and be started again. Asserts nothing itself.
+A socket outlives its server, which may stop, die and be started again. This module has few
+assertions of its own.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ KIBI, MEBI = 1024, 1024 * 1024
 Address = tuple[str, int] | str
 _T = TypeVar("_T")
 
-# What systemd does between fork and exec: LISTEN_PID is known only there.
+# As systemd does between fork and exec: LISTEN_PID is known only there.
 _LAUNCH = """
 import fcntl, os, resource, sys
 limit, fds, *command = sys.argv[1:]
@@ -60,9 +61,9 @@ _TWISTD = "from twisted.scripts.twistd import run; run()"
 
 def makeText(size: int, seed: int = 0) -> bytes:
     """
-    A poem of so many bytes, in which no piece can pass for another.
+    Make a poem of so many bytes, in which all pieces differ.
 
-    @param seed: another makes another poem.
+    @param seed: another seed makes another poem.
     """
     line = b"%07d %07d of a line that is told apart from any\n"
     return b"".join(line % (seed, n) for n in range(size // 54 + 1))[:size]
@@ -73,10 +74,10 @@ class Reply:
     """
     What one client got.
 
-    @ivar count: how many bytes.
-    @ivar isWhole: whether they are one of the expected poems, all of it and nothing else.
-    @ivar isPart: whether they are how such a poem begins.
-    @ivar end: C{end} for a clean one, C{reset} or C{refused}.
+    @ivar count: the number of bytes.
+    @ivar isWhole: whether the bytes are exactly one of the expected poems.
+    @ivar isPart: whether the bytes are the beginning of such a poem.
+    @ivar end: C{end} after a clean one, C{reset} or C{refused}.
     @ivar seconds: from the connect to the end.
     """
 
@@ -88,12 +89,12 @@ class Reply:
 
     @property
     def isExact(self) -> bool:
-        """Whether this is what a client hopes for."""
+        """Whether the client got a whole poem and a clean end."""
         return self.isWhole and self.end == "end"
 
     @property
     def isHonest(self) -> bool:
-        """Whether a client can tell from this how much it got: everything, or not."""
+        """Whether the client can tell from the end whether the poem is complete."""
         return self.isWhole or (self.isPart and self.end == "reset")
 
 
@@ -109,8 +110,8 @@ def _open(address: Address, receiveBuffer: int = 0, source: str = "") -> socket.
     """
     A client's socket, not yet connected.
 
-    @param receiveBuffer: its size in bytes, as the kernel rounds it.
-    @param source: the address to come from.
+    @param receiveBuffer: its size in bytes, before the kernel rounds it.
+    @param source: its source address.
     """
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     client = socket.socket(family, socket.SOCK_STREAM)
@@ -122,7 +123,7 @@ def _open(address: Address, receiveBuffer: int = 0, source: str = "") -> socket.
 
 
 def resetNow(client: socket.socket) -> None:
-    """Leave as a client that crashes: with a reset."""
+    """Leave with a reset, as a client that crashes."""
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     client.close()
 
@@ -139,14 +140,14 @@ async def fetch(
     source: str = "",
 ) -> Reply:
     """
-    Fetch a poem, whatever becomes of it.
+    Fetch a poem, whatever its end.
 
-    @param poems: any of which it may be.
-    @param write: what to send before the first read.
+    @param poems: the poems that may be expected.
+    @param write: bytes to send before the first read.
     @param halfClose: whether to close the writing side before the first read.
-    @param pauseSeconds: how long to wait before the first read.
-    @param pieceBytes: what to read at a time.
-    @param betweenSeconds: how long to wait after each read.
+    @param pauseSeconds: the pause before the first read.
+    @param pieceBytes: the bytes of each read.
+    @param betweenSeconds: the pause after each read.
     """
     loop = asyncio.get_running_loop()
     began = time.monotonic()
@@ -157,14 +158,14 @@ async def fetch(
             await loop.sock_connect(client, address)
         except ConnectionRefusedError:
             return Reply(0, False, True, "refused", time.monotonic() - began)
-        except OSError:  # connected, but over by the time we looked
+        except OSError:  # connected, and already over when we looked
             return Reply(0, False, True, "reset", time.monotonic() - began)
         try:
             if write:
                 await loop.sock_sendall(client, write)
             if halfClose:
                 client.shutdown(socket.SHUT_WR)
-        except OSError:  # it was the sign; the next read would show a clean end
+        except OSError:  # the error came first; the next read would show a clean end
             end = "reset"
         if pauseSeconds:
             await asyncio.sleep(pauseSeconds)
@@ -190,9 +191,9 @@ async def fetchSteadily(
     replies: list[Reply], stop: asyncio.Event, times: int, address: Address, *poems: bytes
 ) -> None:
     """
-    So many clients at a time, each fetching again and again until it is to stop.
+    Fetch with so many clients at a time, again and again until told to stop.
 
-    @param replies: grows by what they get.
+    @param replies: gets each reply.
     """
 
     async def client() -> None:
@@ -204,9 +205,9 @@ async def fetchSteadily(
 
 def run(coroutine: Coroutine[Any, Any, _T], seconds: float = HANG_SECONDS) -> _T:
     """
-    Run to the end what clients do.
+    Run the clients' coroutine to its end.
 
-    @raise TimeoutError: if that does not come.
+    @raise TimeoutError: if it does not end in time.
     """
 
     async def bounded() -> _T:
@@ -216,7 +217,11 @@ def run(coroutine: Coroutine[Any, Any, _T], seconds: float = HANG_SECONDS) -> _T
 
 
 def readAll(client: socket.socket) -> tuple[int, str]:
-    """Read until nothing more comes: how much that was, and how it ended."""
+    """
+    Read to the end.
+
+    @return: the number of bytes, and how the connection ended.
+    """
     count = 0
     try:
         while piece := client.recv(256 * KIBI):
@@ -227,7 +232,7 @@ def readAll(client: socket.socket) -> tuple[int, str]:
 
 
 async def readAllAtOnce(clients: list[socket.socket]) -> list[tuple[int, str]]:
-    """Read with all clients together, since some are served only when others have done."""
+    """Read with all clients at once, since some are served only after others have finished."""
     loop = asyncio.get_running_loop()
 
     async def read(client: socket.socket) -> tuple[int, str]:
@@ -245,9 +250,9 @@ async def readAllAtOnce(clients: list[socket.socket]) -> list[tuple[int, str]]:
 
 def wait(condition: Callable[[], object], what: str, seconds: float = HANG_SECONDS) -> None:
     """
-    Wait until something is so.
+    Wait until a condition is true.
 
-    @raise TimeoutError: if it does not become so.
+    @raise TimeoutError: if it is not true in time.
     """
     deadline = time.monotonic() + seconds
     while not condition():
@@ -267,10 +272,10 @@ def command(
     """
     The command line of a twistd that adopts sockets.
 
-    @param arguments: for twistd, after its own.
+    @param arguments: for twistd, after the common ones.
     @param listeners: the sockets to pass, by name.
     @param logger: the observer of twistd's log.
-    @param descriptors: how many it may have open, if that is to be limited.
+    @param descriptors: its limit of open files, if any.
     @param before: a command that runs a command.
     """
     fds = ",".join(str(each.fileno()) for each in listeners.values())
@@ -292,10 +297,10 @@ def environment(listeners: dict[str, socket.socket], **others: str) -> dict[str,
 
 class Server:
     """
-    One process of twistd's.
+    One process of twistd.
 
-    @ivar log: the file with what it logs or prints.
-    @ivar pid: the process, until it has been waited for.
+    @ivar log: the file of its log and output.
+    @ivar pid: the process ID, until it has been waited for.
     """
 
     def __init__(
@@ -307,11 +312,11 @@ class Server:
         **how: Any,
     ) -> None:
         """
-        Start it; it serves once it can, and until then its clients wait in the backlog.
+        Start the server; until it serves, clients wait in the backlog.
 
-        @param arguments: for twistd, after its own.
+        @param arguments: for twistd, after the common ones.
         @param listeners: the sockets to pass, by name.
-        @param environ: more of the environment.
+        @param environ: additional environment variables.
         @param how: see L{command}.
         """
         self.log = log
@@ -327,16 +332,16 @@ class Server:
         self.pid = self.process.pid
 
     def records(self, messageID: str = "") -> list[dict[str, Any]]:
-        """What it has logged, of one kind or all."""
+        """Its records so far, of one kind or all."""
         return readRecords(self.log, messageID)
 
     def tracebacks(self) -> list[str]:
-        """The failures it has logged or printed."""
+        """The tracebacks it has logged or printed."""
         return re.findall(r"(?m)^.*(?:Traceback|log_failure).*$", self.log.read_text())
 
     def waitFor(self, messageID: str, times: int = 1) -> list[dict[str, Any]]:
-        """The records of one kind, once there are so many."""
-        # Counting is cheaper than reading, where the machine is busy already.
+        """Wait for so many records of one kind, and return them."""
+        # Counting is cheaper than parsing, on a machine that is busy already.
         wait(lambda: self.log.read_text().count(messageID) >= times, f"{times} of {messageID}")
         return self.records(messageID)
 
@@ -345,53 +350,53 @@ class Server:
         self.process.send_signal(number)
 
     def end(self, number: int = signal.SIGTERM) -> int:
-        """End it: its status, negative for a signal."""
+        """End the server, and return its status, negative for a signal."""
         self.send(number)
         return self.wait()
 
     def wait(self) -> int:
-        """Wait until it has ended, and for its status."""
+        """Wait until the server has ended, and return its status."""
         return self.process.wait(HANG_SECONDS)
 
     def residentKiB(self, key: str = "VmRSS") -> int:
         """
-        How much memory it has.
+        Its memory.
 
-        @param key: C{VmHWM} for the most that it had since L{forgetPeak}.
+        @param key: C{VmHWM} for the maximum since L{forgetPeak}.
         """
         status = Path(f"/proc/{self.pid}/status").read_text()
         return int(status.partition(f"{key}:")[2].split()[0])
 
     def forgetPeak(self) -> None:
-        """Begin anew with what C{VmHWM} counts (proc(5), clear_refs)."""
+        """Reset C{VmHWM} (proc(5), clear_refs)."""
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
     def cpuSeconds(self) -> float:
-        """How much of a processor it has used."""
+        """The processor time it has used."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def descriptors(self) -> int:
-        """How many descriptors it has open."""
+        """The number of its open descriptors."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Kill the process if it still runs."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
 
 
 class Nursery:
-    """A process that forks servers, one at a time, each in some milliseconds."""
+    """A process that forks servers, one at a time, each within milliseconds."""
 
     def __init__(
         self, arguments: Sequence[str], listeners: dict[str, socket.socket], log: Path
     ) -> None:
         """
-        @param arguments: for twistd, after its own.
+        @param arguments: for twistd, after the common ones.
         @param listeners: the sockets to pass, by name.
-        @param log: the file for what the servers log.
+        @param log: the file of the servers' logs.
         """
         twistd = command(arguments, listeners)
         # The same arguments, for another program.
@@ -409,7 +414,10 @@ class Nursery:
         )
 
     def order(self, what: str) -> int:
-        """C{start} a server: its process. C{kill} it or C{wait} for it: its status."""
+        """
+        C{start} a server and return its process ID, or C{kill} or C{wait} for it and return its
+        status.
+        """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
@@ -419,14 +427,14 @@ class Nursery:
         return int(stdout.readline())
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """End the process."""
         self._process.communicate(timeout=HANG_SECONDS)
 
 
 def kernelBytes(port: int) -> int | None:
     """
-    What the kernel holds in the sockets of one local port: input, output and what is set aside for
-    them. Nothing where there is no C{ss} to tell.
+    The memory that the kernel holds for the sockets of one local port: input, output and reserves.
+    The result is empty without C{ss}.
     """
     if shutil.which("ss") is None:
         return None
@@ -440,23 +448,23 @@ def kernelBytes(port: int) -> int | None:
 
 
 def readRecords(log: Path, messageID: str = "") -> list[dict[str, Any]]:
-    """The records in a log, of one kind or all."""
-    lines = log.read_text().split("\n")[:-1]  # the last may not be all there yet
+    """Read the records in a log, of one kind or all."""
+    lines = log.read_text().split("\n")[:-1]  # the last line may be incomplete
     events = [json.loads(line) for line in lines if line.startswith("{")]
     return [each for each in events if messageID in ("", each.get("message_id"))]
 
 
 class FaultCase(SynchronousTestCase):
     """
-    A test with a folder, sockets and servers of its own, all gone when it ends.
+    A test case with a folder, sockets and servers, all removed at its end.
 
     @ivar folder: for the poems and the log.
     @ivar log: of all its servers, one after the other.
-    @ivar listeners: the sockets, by name; the poem of that name is served there.
+    @ivar listeners: the sockets, by name; each serves the poem of its name.
     """
 
     def setUp(self) -> None:
-        """Make the folder, and room for thousands of clients."""
+        """Make the folder, and raise the limits for thousands of clients."""
         self.folder = Path(tempfile.mkdtemp(prefix="fastpoetry-"))
         self.addCleanup(shutil.rmtree, self.folder)
         self.log = self.folder / "log"
@@ -466,14 +474,14 @@ class FaultCase(SynchronousTestCase):
         self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
 
     def write(self, text: bytes, name: str = "poem") -> bytes:
-        """Put a poem in its place at once, as an administrator should."""
+        """Replace a poem atomically, as an administrator should."""
         new = self.folder / "new"
         new.write_bytes(text)
         new.rename(self.folder / f"{name}.txt")
         return text
 
     def listen(self, name: str = "poem", family: int = socket.AF_INET) -> Address:
-        """Make a socket, which stays for as long as the test does."""
+        """Make a socket that stays open until the test ends."""
         listener = socket.socket(family, socket.SOCK_STREAM)
         self.addCleanup(listener.close)
         listener.bind(
@@ -485,7 +493,7 @@ class FaultCase(SynchronousTestCase):
         return address
 
     def arguments(self, *options: str, endpoint: str = "adopted") -> list[str]:
-        """A command that serves on each socket the poem of its name."""
+        """A command line that serves on each socket the poem of its name."""
         blocks = [
             [f"--poem={self.folder}/{name}.txt", f"--listen={endpoint}:name={name}"]
             for name in self.listeners
@@ -506,15 +514,15 @@ class FaultCase(SynchronousTestCase):
         return server
 
     def nurse(self, *options: str) -> Nursery:
-        """Start what forks servers."""
+        """Start a process that forks servers."""
         nursery = Nursery(self.arguments(*options), self.listeners, self.log)
         self.addCleanup(nursery.close)
         return nursery
 
     def hold(self, times: int, address: Address, **how: Any) -> list[socket.socket]:
         """
-        Connect so many clients that do nothing; see L{connect}. Those that the server has reset
-        by the time they are connected are left out.
+        Connect so many idle clients, see L{connect}; leave out clients that the server has reset in
+        the meantime.
         """
         clients = []
         for _ in range(times):
@@ -524,11 +532,13 @@ class FaultCase(SynchronousTestCase):
         return clients
 
     def assertAll(self, quality: str, replies: Iterable[Reply]) -> None:
-        """Assert that every reply C{isExact}, or C{isHonest}; show the ones that are not."""
+        """Assert that every reply is C{isExact}, or C{isHonest}, and show the others."""
         self.assertEqual([each for each in replies if not getattr(each, quality)][:5], [])
 
     def assertKillResets(self, server: Server, clients: list[socket.socket], poem: bytes) -> None:
-        """Kill a server half-way through a poem; assert that every client of it gets a reset."""
+        """
+        Kill a server half-way through a poem, and assert that each of its clients gets a reset.
+        """
         for client in clients:
             self.assertTrue(client.recv(1000))
         server.end(signal.SIGKILL)

@@ -1,9 +1,9 @@
 """
-A file system that stands still when it is told to, as a disk does that is broken, or far away.
+A file system that hangs on demand, like a broken or distant disk.
 
 C{python3 stuck.py FILE FOLDER [PROCESS]} shows one file in a folder, in the mount namespace of a
-process if one is named, and prints a line when it does. At SIGUSR1 it answers nobody any more, and
-prints a line for each that asks: not even SIGKILL ends who does, before this ends itself.
+process if one is given, and then prints a line. After SIGUSR1 it answers no request, and prints a
+line for each: even SIGKILL does not end a process that waits, before this program ends.
 """
 
 import ctypes
@@ -30,16 +30,16 @@ def _check(result: int) -> None:
 
 
 def _attributes(node: int, size: int) -> bytes:
-    """struct fuse_attr: long unchanged."""
+    """Pack struct fuse_attr, whose layout has long been stable."""
     mode = stat.S_IFREG | 0o444 if node == _FILE else stat.S_IFDIR | 0o555
     return struct.pack("<6Q10I", node, size, 0, 1, 1, 1, 0, 0, 0, mode, 1, 0, 0, 0, 512, 0)
 
 
 def _answer(request: bytes, name: bytes, text: bytes) -> bytes:
     """
-    What a request gets.
+    The answer to a request.
 
-    @raise OSError: that is an error.
+    @raise OSError: the answer is an error.
     """
     kind, node, body = *struct.unpack_from("<4xI8xQ", request), request[40:]
     size = len(text)
@@ -50,7 +50,7 @@ def _answer(request: bytes, name: bytes, text: bytes) -> bytes:
     if kind == _GETATTR:
         return struct.pack("<2Q", 0, 0) + _attributes(node, size)
     if kind == _OPEN:
-        return struct.pack("<Q2I", 0, 1, 0)  # not by way of the page cache
+        return struct.pack("<Q2I", 0, 1, 0)  # bypass the page cache
     if kind == _READ:
         start, length = struct.unpack_from("<8xQI", body)
         return text[start : start + length]
@@ -76,10 +76,10 @@ def main(file: str, folder: str, process: str = "") -> None:
         except OSError as why:
             if why.errno == errno.ENODEV:
                 return
-            continue  # it was taken back
+            continue  # the request was withdrawn
         (kind,) = struct.unpack_from("<4xI", request)
         if stuck or kind == _FORGET:
-            # What is not taken from the kernel could be called off by SIGKILL.
+            # SIGKILL could withdraw a request that is not yet read from the kernel.
             if kind in (_LOOKUP, _GETATTR, _OPEN, _READ):
                 print("asked", flush=True)
             continue

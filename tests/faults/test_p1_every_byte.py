@@ -8,7 +8,7 @@ from .server import KIBI, MEBI, FaultCase, fetchMany, makeText, run
 
 
 class EveryByteTests(FaultCase):
-    """Clients that are odd, slow or rude, and read to the end."""
+    """Tests with clients that are odd, slow or rude, and read to the end."""
 
     def test_writingBeforeReading(self) -> None:
         """1,000 clients that each write 64 KiB first get a poem of 3 kB exactly."""
@@ -23,7 +23,9 @@ class EveryByteTests(FaultCase):
         self.assertAll("isExact", run(fetchMany(1000, address, poem, write=bytes(64 * KIBI))))
 
     def test_writingBeforeReadingOnUNIX(self) -> None:
-        """On a UNIX socket it is the same."""
+        """
+        200 clients of a UNIX socket that each write 64 KiB first get a poem of 1 MiB exactly.
+        """
         address, poem = self.listen(family=socket.AF_UNIX), self.write(makeText(MEBI))
         self.serve()
         self.assertAll("isExact", run(fetchMany(200, address, poem, write=bytes(64 * KIBI))))
@@ -42,14 +44,17 @@ class EveryByteTests(FaultCase):
         self.assertAll("isExact", run(fetchMany(100, address, poem, halfClose=True)))
 
     def test_halfClosingFirstOnUNIX(self) -> None:
-        """On a UNIX socket it is the same."""
+        """
+        20 clients of a UNIX socket that close their side first get a poem of 16 MiB exactly.
+        """
         address, poem = self.listen(family=socket.AF_UNIX), self.write(makeText(16 * MEBI))
         self.serve()
         self.assertAll("isExact", run(fetchMany(20, address, poem, halfClose=True)))
 
     def test_slowButFastEnough(self) -> None:
         """
-        A reader that takes several times longer than the stall timeout, yet never stops, gets all.
+        A reader that takes several times longer than the stall timeout, and never stops, gets every
+        byte.
         """
         address, poem = self.listen(), self.write(makeText(24 * KIBI))
         self.serve("--stall-timeout=1", "--min-rate=1000")

@@ -1,7 +1,7 @@
 """
-P2: on TCP short and whole can be told apart, whatever ends the server.
+P2: on TCP a client can tell a short poem from a whole one, whatever ends the server.
 
-A UNIX socket has no reset, so it is not promised there.
+A UNIX socket has no reset, so this is not promised there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _KILLS = 250
 
 
 class KillTests(FaultCase):
-    """A server that gets no chance to say good-bye."""
+    """Tests for a server that is killed."""
 
     def test_killedHalfWay(self) -> None:
         """Readers half-way through their poem when the server is killed get a reset."""
@@ -42,14 +42,19 @@ class KillTests(FaultCase):
         self.assertKillResets(server, clients, poem)
 
     def test_killedHalfWayFromTheBacklog(self) -> None:
-        """So do those who connected while no server ran, to a socket that nobody had prepared."""
+        """
+        Readers that connected while no server ran, to a new socket, get a reset if the server is
+        killed half-way.
+        """
         address, poem = self.listen(), self.write(makeText(16 * MEBI))
         clients = self.hold(20, address)
         server = self.serve()
         self.assertKillResets(server, clients, poem)
 
     def test_killedHalfWayFromTheBacklogOfARestart(self) -> None:
-        """So do those who connected between two servers."""
+        """
+        Readers that connected between two servers get a reset if the second is killed half-way.
+        """
         address, poem = self.listen(), self.write(makeText(16 * MEBI))
         first = self.serve()
         run(fetch(address, poem))
@@ -59,27 +64,30 @@ class KillTests(FaultCase):
         self.assertKillResets(server, clients, poem)
 
     def test_killedBesideAnother(self) -> None:
-        """So do those of one of two servers on a socket, though the other has stopped before."""
+        """
+        Readers of one of two servers on a socket get a reset if it is killed, even after the other
+        has stopped.
+        """
         address, poem = self.listen(), self.write(makeText(16 * MEBI))
         first = self.serve()
         run(fetch(address, poem))
         second = self.serve()
         second.waitFor(SERVING)
         first.end()
-        run(fetch(address, poem))  # nobody is left in the backlog
+        run(fetch(address, poem))  # the backlog is empty
         self.assertKillResets(second, self.hold(20, address), poem)
 
     def test_killedAfterTheLastByte(self) -> None:
         """
-        A poem that is with the system, and whose reader the server has looked after, arrives and
-        ends well, though the server is dead by then.
+        A poem in the system's buffer, whose reader the server has handled, arrives with a clean end
+        even if the server is killed.
         """
         address, poem = self.listen(), self.write(makeText(16 * KIBI))
         server = self.serve()
         clients = self.hold(20, address, receiveBuffer=KIBI)
         server.waitFor(SENT, 20)
         before = server.descriptors()
-        # Who comes later is looked after later.
+        # Later readers are handled later.
         self.assertAll("isExact", [run(fetch(address, poem))])
         wait(lambda: server.descriptors() <= before, "the last reader is looked after")
         server.end(signal.SIGKILL)
@@ -87,8 +95,8 @@ class KillTests(FaultCase):
 
     def test_killedBeforeTheEnd(self) -> None:
         """
-        A client that has a whole poem, and does not close before the server is dead, reads all of
-        it and then a reset, or an end.
+        A client with a whole poem that does not close before the server is killed reads all of it,
+        and then a reset or an end.
         """
         address, poem = self.listen(), self.write(makeText(3003))
         server = self.serve()
@@ -102,8 +110,8 @@ class KillTests(FaultCase):
     @pytest.mark.alone
     def test_hundredsOfKillsUnderLoad(self) -> None:
         """
-        Of 250 servers killed at work, one after the other, none leaves a reply that is short and
-        looks whole; nobody is refused, and who waits is served by the next.
+        Of 250 servers killed at work, one after the other, none leaves a short reply that looks
+        whole. No client is refused, and waiting clients are served by the next server.
         """
         poems = {"small": self.write(makeText(3003), "small")}
         poems["large"] = self.write(makeText(MEBI, 1), "large")
@@ -133,15 +141,15 @@ class KillTests(FaultCase):
         run(load())
         self.assertAll("isHonest", replies)
         self.assertNotIn("refused", [each.end for each in replies])
-        # Otherwise the servers had nothing to do when they were killed.
+        # Otherwise the servers were idle when they were killed.
         self.assertGreater(sum(each.end == "reset" for each in replies), _KILLS)
 
 
 class ServedAgainTests(FaultCase):
-    """The server after the one that was killed."""
+    """Tests for the server after a killed one."""
 
     def test_backlogIsServed(self) -> None:
-        """Clients who connect while no server runs are served by the next, each exactly."""
+        """Clients that connect while no server runs get exact poems from the next server."""
         address, poem = self.listen(), self.write(makeText(3003))
         first = self.serve()
         self.assertAll("isExact", [run(fetch(address, poem))])

@@ -1,4 +1,4 @@
-"""P3: a restart, a reload or a stop for want of readers loses nobody."""
+"""P3: a restart, a reload or an idle stop loses no client."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ _ENDS = 40
 
 
 class StopTests(FaultCase):
-    """A server that is told to stop."""
+    """Tests for a server that is told to stop."""
 
     endpoint = "adopted"
     header = b""
 
     def test_poemsUnderWayAreFinished(self) -> None:
-        """20 readers half-way through when the server is told to stop get the rest."""
+        """20 readers that are half-way through when the server is told to stop get the rest."""
         address, poem = self.listen(), self.write(makeText(16 * MEBI))
         server = self.serve(endpoint=self.endpoint)
         clients = self.hold(20, address)
@@ -62,7 +62,7 @@ class StopTests(FaultCase):
         self.assertEqual(server.wait(), STOPPED)
 
     def test_readersThatStopAreReset(self) -> None:
-        """With readers that take nothing the server ends at the drain timeout, and resets them."""
+        """The server ends at the drain timeout and resets readers that take no bytes."""
         address, poem = self.listen(), self.write(makeText(16 * MEBI))
         server = self.serve("--drain-timeout=0.5", endpoint=self.endpoint)
         clients = self.hold(20, address)
@@ -76,7 +76,7 @@ class StopTests(FaultCase):
         self.assertEqual(server.tracebacks(), [])
 
     def test_whoComesMeanwhile(self) -> None:
-        """Who connects while the server drains waits, and is served by the next one."""
+        """A client that connects while the server drains waits, and the next server serves it."""
         address, poem = self.listen(), self.write(makeText(16 * MEBI))
         server = self.serve(endpoint=self.endpoint)
         (slow,) = self.hold(1, address)
@@ -93,7 +93,7 @@ class StopTests(FaultCase):
         self.assertEqual({readAll(client) for client in late}, {(len(poem), "end")})
 
     def test_stoppedTwice(self) -> None:
-        """A second SIGTERM does not cut short what the first has begun."""
+        """A second SIGTERM does not shorten the drain that the first one began."""
         address, poem = self.listen(), self.write(makeText(16 * MEBI))
         server = self.serve(endpoint=self.endpoint)
         (client,) = self.hold(1, address)
@@ -110,28 +110,28 @@ class StopTests(FaultCase):
 
 def _accepts(server: Server, listener: socket.socket) -> bool:
     """
-    Whether a server accepts on a socket: its epoll(7) watches it. twistd says that it stops a
-    moment before it does.
+    Whether a server accepts on a socket, that is, its epoll(7) watches the socket. twistd logs its
+    stop a moment before it stops accepting.
     """
     watched = f" ino:{os.fstat(listener.fileno()).st_ino:x} "
     for information in Path(f"/proc/{server.pid}/fdinfo").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+        with contextlib.suppress(FileNotFoundError):  # closed in the meantime
             if watched in information.read_text():
                 return True
     return False
 
 
 def _saysItStops(server: Server) -> bool:
-    """Whether twistd has logged that it has got a signal to stop."""
+    """Whether twistd has logged the signal to stop."""
     return "SIGTERM" in server.log.read_text()
 
 
 class UnderLoadTests(FaultCase):
-    """A server that is replaced, or its poem, while clients come all the time."""
+    """Tests for a server that is replaced, or whose poem is, under steady load."""
 
     @pytest.mark.alone
     def test_restarts(self) -> None:
-        """20 restarts under load: no client is refused or reset, none gets less than all."""
+        """In 20 restarts under load no client is refused or reset, and each gets the whole poem."""
         poems = {"small": self.write(makeText(3003), "small")}
         poems["large"] = self.write(makeText(MEBI, 1), "large")
         addresses = {name: self.listen(name) for name in poems}
@@ -149,7 +149,7 @@ class UnderLoadTests(FaultCase):
             stops = [await asyncio.to_thread(self._restart, number) for number in range(20)]
             self.assertLess(sum(stops) / len(stops), _STOP_SECONDS)
             stop.set()
-            self.serve()  # for who still waits
+            self.serve()  # for clients that still wait
             await clients
 
         run(load())
@@ -171,8 +171,8 @@ class UnderLoadTests(FaultCase):
 
     def test_reloads(self) -> None:
         """
-        100 reloads under load, the poem alternating: one process, and each reply wholly one poem or
-        wholly the other.
+        In 100 reloads under load with two alternating poems, one process serves all, and each reply
+        is wholly one poem or the other.
         """
         address, poems = self.listen(), [makeText(MEBI, seed) for seed in (1, 2)]
         self.write(poems[0])
@@ -212,10 +212,10 @@ class UnderLoadTests(FaultCase):
 
 
 class IdleTests(FaultCase):
-    """A server that ends once nobody has been connected for a while."""
+    """Tests for a server that exits when idle."""
 
     def test_itEnds(self) -> None:
-        """It ends well, and the next client is served by the next server."""
+        """The server exits with 0, and the next server serves the next client."""
         address, poem = self.listen(), self.write(makeText(3003))
         first = self.serve("--exit-idle-time=0.2")
         self.assertAll("isExact", [run(fetch(address, poem))])
@@ -226,7 +226,10 @@ class IdleTests(FaultCase):
         self.assertEqual(readAll(late), (len(poem), "end"))
 
     def test_notWhileSomebodyReads(self) -> None:
-        """A reader that takes several times as long keeps it, for others too."""
+        """
+        A reader that takes several times the idle time keeps the server running, for other clients
+        too.
+        """
         address, poem = self.listen(), self.write(makeText(16 * MEBI))
         server = self.serve("--exit-idle-time=0.2")
         (client,) = self.hold(1, address)
@@ -241,7 +244,7 @@ class IdleTests(FaultCase):
 
     def test_connectionsAsItEnds(self) -> None:
         """
-        Clients that arrive at any moment of its end are all served, by that server or the next.
+        Clients that arrive at any moment of the exit are all served, by that server or the next.
         """
         address, poem = self.listen(), self.write(makeText(3003))
         nursery, replies = self.nurse("--exit-idle-time=0.03"), list[Reply]()
@@ -251,7 +254,7 @@ class IdleTests(FaultCase):
             servers = asyncio.create_task(asyncio.to_thread(self._activate, nursery, statuses))
             seconds = 0.05
             while not servers.done():
-                # Close in on the time after which the server has just about had enough.
+                # Converge on the moment at which the server decides to exit.
                 ended = len(statuses)
                 await asyncio.sleep(seconds * random.uniform(0.8, 1.2))
                 seconds *= 1.15 if len(statuses) == ended else 0.87
@@ -266,7 +269,7 @@ class IdleTests(FaultCase):
         self.assertAll("isExact", replies)
 
     def _activate(self, nursery: Nursery, statuses: list[int]) -> None:
-        """What systemd does: start a server when somebody connects, and again after its end."""
+        """Like systemd: start a server when a client connects, and again after its end."""
         while len(statuses) < _ENDS:
             select.select([self.listeners["poem"]], [], [], HANG_SECONDS)
             nursery.order("start")
@@ -274,7 +277,7 @@ class IdleTests(FaultCase):
 
 
 class WrappedStopTests(StopTests):
-    """The same through Twisted's transports, since each connection begins with a PROXY header."""
+    """The same tests through Twisted's transports: each connection begins with a PROXY header."""
 
     endpoint = "haproxy:adopted"
     header = b"PROXY TCP4 192.0.2.1 192.0.2.2 40000 10000\r\n"

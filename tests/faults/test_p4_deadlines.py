@@ -1,4 +1,4 @@
-"""P4: nobody holds anything for ever."""
+"""P4: no client holds resources forever."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ from .server import (
 
 
 async def uploadForEver(address: Address) -> int:
-    """Write and never read, until the server ends that: how much was written."""
+    """
+    Write without reading until the server ends the connection, and return the number of bytes
+    written.
+    """
     loop, count = asyncio.get_running_loop(), 0
     with connect(address) as client:
         client.setblocking(False)
@@ -38,14 +41,14 @@ async def uploadForEver(address: Address) -> int:
 
 
 class DeadlineCase(FaultCase):
-    """A test of a server that somebody would hold up."""
+    """A test case with a server and clients that would hold it up."""
 
     def serveNobody(self, address: Address, *options: str) -> tuple[Server, int]:
-        """Start a server: it, and how many descriptors it has open with nobody there."""
+        """Start a server, and return it with its number of descriptors without clients."""
         server = self.serve(*options)
         with connect(address) as client:
             readAll(client)
-        # A client that has closed is seen to have gone at once, and at the latest after a second.
+        # The server notices a client's close at once, or after a second at the latest.
         counts: list[int] = []
         while len(counts) < 5 or len(set(counts[-5:])) > 1:
             counts.append(server.descriptors())
@@ -53,17 +56,17 @@ class DeadlineCase(FaultCase):
         return server, counts[-1]
 
     def waitUntilGone(self, server: Server, descriptors: int) -> None:
-        """Wait until the server has no more descriptors open than it had."""
+        """Wait until the server has no more open descriptors than at the start."""
         wait(lambda: server.descriptors() <= descriptors, f"{server.descriptors()} descriptors")
 
 
 class UploadTests(DeadlineCase):
-    """Clients that only write."""
+    """Tests for clients that only write."""
 
     def test_uploads(self) -> None:
         """
-        Clients that upload for ever are ended, those that have the poem in their system and those
-        that take no more of it; what they write is kept nowhere.
+        Clients that upload without end are ended, those with the poem in their system and those
+        that stopped taking it; their bytes are discarded.
         """
         addresses = [self.listen("small"), self.listen("large")]
         self.write(makeText(3003), "small")
@@ -82,12 +85,12 @@ class UploadTests(DeadlineCase):
 
 
 class SlowTests(DeadlineCase):
-    """Clients that take nothing, or next to nothing."""
+    """Tests for clients that take few bytes or none."""
 
     def test_stoppedReaders(self) -> None:
         """
         1,000 clients that never read 1 MiB are reset at the deadline. Until then others are served,
-        and neither the process nor the kernel spends much on them.
+        and the process and the kernel spend little on them.
         """
         address, poem = self.listen(), self.write(makeText(MEBI))
         server, descriptors = self.serveNobody(
@@ -110,7 +113,7 @@ class SlowTests(DeadlineCase):
             self.assertLess(kernel / len(clients), 400 * KIBI)
 
     def test_stoppedReadersOnUNIX(self) -> None:
-        """On a UNIX socket they are gone at the deadline too."""
+        """On a UNIX socket such clients are ended at the deadline too."""
         address = self.listen(family=socket.AF_UNIX)
         self.write(makeText(MEBI))
         server, descriptors = self.serveNobody(address, "--stall-timeout=0.5")
@@ -129,9 +132,7 @@ class SlowTests(DeadlineCase):
             self.assertRegex(record["cause"], r"^it took \d+ bytes/s$")
 
     def test_fewBytesASecond(self) -> None:
-        """
-        So is one that takes a few bytes a second, whose system cannot even say so for each of them.
-        """
+        """A reader of a few bytes a second, too few for an acknowledgement each, is reset."""
         address, poem = self.listen(), self.write(makeText(MEBI))
         server = self.serve("--stall-timeout=1")
         clients = self.hold(10, address, receiveBuffer=KIBI)
@@ -148,7 +149,7 @@ class SlowTests(DeadlineCase):
             self.assertEqual(end, "reset")
 
     def test_smallPoemNotTaken(self) -> None:
-        """A poem that is all with the system, but not with its reader, has the same deadline."""
+        """A poem in the system's buffer that its reader does not take has the same deadline."""
         address, poem = self.listen(), self.write(makeText(16 * KIBI))
         server, descriptors = self.serveNobody(address, "--stall-timeout=0.5")
         clients = self.hold(50, address, receiveBuffer=KIBI)
@@ -168,12 +169,12 @@ class SlowTests(DeadlineCase):
 
 
 class ManyTests(DeadlineCase):
-    """A server that has been there for long."""
+    """Tests for a server that has run for a long time."""
 
     def test_anHourOfConnections(self) -> None:
         """
-        After 20,000 more connections of several kinds it has no more descriptors open than before,
-        and no more memory.
+        After 20,000 connections of several kinds the server has no more open descriptors and no
+        more memory than before.
         """
         address, poem = self.listen(), self.write(makeText(3003))
         server, descriptors = self.serveNobody(address)
@@ -185,7 +186,9 @@ class ManyTests(DeadlineCase):
         self.assertLess(server.residentKiB() - resident, KIBI)
 
     async def visit(self, address: Address, poem: bytes, times: int) -> None:
-        """Readers, some of whom write or half-close first, and some who leave at once."""
+        """
+        Fetch with readers that partly write or half-close first, and clients that leave at once.
+        """
         for _ in range(times // 100):
             for client in self.connectSome(address):
                 client.close()
@@ -194,5 +197,5 @@ class ManyTests(DeadlineCase):
             self.assertAll("isExact", await fetchMany(10, address, poem, write=b"GET /\r\n"))
 
     def connectSome(self, address: Address) -> list[socket.socket]:
-        """Connect 25 clients that do nothing."""
+        """Connect 25 idle clients."""
         return [connect(address) for _ in range(25)]

@@ -1,4 +1,4 @@
-"""P5: at a limit new clients wait or are turned away by rule; the others do not notice."""
+"""P5: at a limit new clients wait or are turned away by rule; other clients are not affected."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from .server import (
 
 
 class DescriptorTests(FaultCase):
-    """More clients than the server may have open."""
+    """Tests for more clients than the server has descriptors."""
 
     @pytest.mark.alone
     def test_fewDescriptors(self) -> None:
         """
-        With 64 descriptors 500 clients are all served exactly, a few at a time; while all who are
-        there read nothing the server does next to nothing, and says so once.
+        With 64 descriptors, 500 clients all get exact poems, a few at a time. While all present
+        readers stand still, the server uses almost no processor time, and makes one record.
         """
         address, poem = self.listen(), self.write(makeText(MEBI))
         server = self.serve(descriptors=64)
@@ -52,7 +52,8 @@ class DescriptorTests(FaultCase):
     @pytest.mark.alone
     def test_noDescriptorAtAll(self) -> None:
         """
-        When accept(2) itself finds no descriptor, clients wait in the backlog until there is one.
+        When accept(2) itself finds no free descriptor, clients wait in the backlog until there is
+        one.
         """
         address, poem = self.listen(), self.write(makeText(3003))
         server = self.serve()
@@ -69,7 +70,7 @@ class DescriptorTests(FaultCase):
         self.assertEqual((len(server.records(FULL)), server.tracebacks()), (1, []))
 
     def test_mostReaders(self) -> None:
-        """With --max-readers it is the same, on a UNIX socket too."""
+        """With --max-readers, clients wait in the same way, on a UNIX socket too."""
         addresses = [self.listen("poem"), self.listen("local", socket.AF_UNIX)]
         self.write(makeText(MEBI), "local")
         poem = self.write(makeText(MEBI))
@@ -80,7 +81,7 @@ class DescriptorTests(FaultCase):
         self.assertEqual(len(server.records(FULL)), 1)
 
     def test_whoOnlyStaysMakesRoom(self) -> None:
-        """Clients that have everything and do not close keep nobody waiting."""
+        """Clients that have everything and do not close delay no other client."""
         address, poem = self.listen(), self.write(makeText(3003))
         self.serve("--max-readers=10")
         clients = self.hold(300, address)
@@ -90,12 +91,12 @@ class DescriptorTests(FaultCase):
 
 
 class SourceTests(FaultCase):
-    """One source that takes too many."""
+    """Tests for one source with too many connections."""
 
     def test_poemUnderWay(self) -> None:
         """
-        Of 2,000 connections of one source that read nothing 20 are held and the others are reset,
-        while another source is served.
+        Of 2,000 idle connections from one source 20 are held and the others are reset, while
+        another source is served.
         """
         address, poem = self.listen(), self.write(makeText(MEBI))
         server = self.serve("--max-readers=100", "--max-readers-per-source=20")
@@ -109,7 +110,7 @@ class SourceTests(FaultCase):
         self.assertAll("isExact", run(fetchMany(20, address, poem)))
 
     def test_smallPoemNotTaken(self) -> None:
-        """It is the same with a poem that is soon with the system, but not with its reader."""
+        """A small poem, which is soon in the system's buffer but not taken, has the same limit."""
         address, poem = self.listen(), self.write(makeText(16 * KIBI))
         self.serve("--max-readers=100", "--max-readers-per-source=20")
         greedy = self.hold(500, address, receiveBuffer=KIBI)
@@ -119,7 +120,7 @@ class SourceTests(FaultCase):
         self.assertTrue(all(end == "reset" for count, end in rest if count < len(poem)))
 
     def test_user(self) -> None:
-        """On a UNIX socket it is the same with one user; those that are turned away get nothing."""
+        """On a UNIX socket one user has the same limit; connections turned away get no byte."""
         address, poem = self.listen(family=socket.AF_UNIX), self.write(makeText(4 * MEBI))
         server = self.serve("--max-readers=100", "--max-readers-per-source=20")
         greedy = self.hold(50, address)
@@ -129,12 +130,12 @@ class SourceTests(FaultCase):
 
 
 class SilentTests(FaultCase):
-    """Connections that do not say who they are."""
+    """Tests for connections that have not named their client."""
 
     def test_header(self) -> None:
         """
-        Behind a PROXY header, more of them than there may be readers keep nobody waiting, at their
-        port or at another.
+        Behind a PROXY header, more silent connections than the limit of readers delay no client, on
+        their port or another.
         """
         behind, plain = self.listen("behind"), self.listen("plain")
         poem = self.write(makeText(3003))
@@ -154,10 +155,10 @@ class SilentTests(FaultCase):
 
 
 class BacklogTests(FaultCase):
-    """Clients that are gone before they are accepted."""
+    """Tests for clients that leave before they are accepted."""
 
     def test_resetBeforeTheServerStarts(self) -> None:
-        """1,000 connections that were reset in the backlog are no trouble to the next client."""
+        """1,000 connections that were reset in the backlog do not affect the next client."""
         address, poem = self.listen(), self.write(makeText(3003))
         for _ in range(1000):
             resetNow(connect(address))
@@ -167,7 +168,8 @@ class BacklogTests(FaultCase):
 
     def test_resetWhileItIsBusy(self) -> None:
         """
-        It is the same while the server runs, but has no time to accept, and with a large poem.
+        Resets in the backlog of a running but busy server do not affect the next client either,
+        even with a large poem.
         """
         address, poem = self.listen(), self.write(makeText(MEBI))
         server = self.serve()
@@ -183,11 +185,11 @@ class BacklogTests(FaultCase):
 
 
 class CountTests(FaultCase):
-    """Records of what became of connections."""
+    """Tests for the records of connections."""
 
     def test_everyPoemIsCounted(self) -> None:
         """
-        3,000 poems have as many records as the budget allows, and the rest are in the summaries.
+        3,000 poems have as many records as the budget allows, and the summaries count the others.
         """
         address, poem = self.listen(), self.write(makeText(3003))
         server = self.serve("--journal-budget=5")
@@ -205,7 +207,7 @@ class CountTests(FaultCase):
         self.assertTrue(1 <= len(sums) <= seconds + 2)
 
     def test_everyConnectionIsCounted(self) -> None:
-        """So it is with readers that leave, are given up on, or are turned away."""
+        """Readers that leave, are given up or are turned away are counted in the same way."""
         address, poem = self.listen(), self.write(makeText(MEBI))
         options = ["--journal-budget=3", "--max-readers-per-source=10", "--stall-timeout=1"]
         server = self.serve(*options)
@@ -222,7 +224,7 @@ class CountTests(FaultCase):
             key: len(server.records(messageID)) + sum(each[key] for each in sums)
             for key, messageID in kinds.items()
         }
-        # Who left may have been seen to do so only when the others had come already.
+        # The server may notice earlier leavers only after later clients have come.
         away = counts.pop("turned_away")
         self.assertTrue(150 <= away <= 200, away)
         self.assertEqual(counts, {"poems": 8, "left": 50, "gave_up": 250 - away})

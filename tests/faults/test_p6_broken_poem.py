@@ -1,7 +1,7 @@
 """
 P6: a broken poem never closes the port for good.
 
-What systemd does with a server that does not start is not here.
+What systemd does with a server that does not start is tested elsewhere.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from messages import KEPT, LOADED
 
 from .server import MEBI, Address, FaultCase, Server, connect, fetch, makeText, readAll, run
 
-# Root reads what it may not, unless it gives that up.
+# Root can read every file, unless it drops that capability.
 _AS_ANYBODY = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
 
 
 class ReloadTests(FaultCase):
-    """A poem that is broken when the server is told to reload."""
+    """Tests for a poem that is broken at a reload."""
 
     def assertKept(
         self, breakIt: Callable[[Path], object], cause: str, before: list[str] | None = None
     ) -> None:
         """
-        Assert that the old poem stays, that one record says why, and that a mended one is served.
+        Assert that the old poem stays with one record of the cause, and that a fixed poem is
+        served.
 
-        @param breakIt: called with the poem's path, where nothing is any more.
+        @param breakIt: called with the poem's path, where no file is left.
         @param cause: a part of the record.
         @param before: a command that runs the server.
         """
@@ -54,17 +55,17 @@ class ReloadTests(FaultCase):
         self.assertEqual(server.tracebacks(), [])
 
     def assertReloads(self, server: Server, address: Address, poem: bytes, times: int) -> None:
-        """Assert that a reload brings a poem, the so many-th."""
+        """Assert that a reload loads a poem, counting from the start."""
         server.send(signal.SIGHUP)
         server.waitFor(LOADED, times)
         self.assertAll("isExact", [run(fetch(address, poem))])
 
     def test_deleted(self) -> None:
-        """A poem that is gone is not: the server has it."""
+        """The server keeps a poem whose file was deleted."""
         self.assertKept(lambda path: None, "No such file")
 
     def test_unreadable(self) -> None:
-        """A poem that may not be read is no poem."""
+        """The server keeps its poem if the file becomes unreadable."""
         if os.geteuid() == 0 and shutil.which("setpriv") is None:
             raise SkipTest("root may read everything")
 
@@ -75,23 +76,23 @@ class ReloadTests(FaultCase):
         self.assertKept(hide, "Permission denied", _AS_ANYBODY if os.geteuid() == 0 else None)
 
     def test_empty(self) -> None:
-        """An empty file is no poem."""
+        """The server keeps its poem if the file becomes empty."""
         self.assertKept(lambda path: path.write_bytes(b""), "is empty")
 
     def test_folder(self) -> None:
-        """A folder is no poem."""
+        """The server keeps its poem if a folder takes its place."""
         self.assertKept(lambda path: path.mkdir(), "is a folder")
 
     def test_fifo(self) -> None:
-        """A FIFO is no poem, and nobody waits for its writer."""
+        """The server keeps its poem if a FIFO takes its place, and does not wait for a writer."""
         self.assertKept(os.mkfifo, "is a FIFO")
 
     def test_device(self) -> None:
-        """A device is no poem, however much it has to say."""
+        """The server keeps its poem if an endless device takes its place."""
         self.assertKept(lambda path: path.symlink_to("/dev/zero"), "is a device")
 
     def test_huge(self) -> None:
-        """What is larger than a poem may be is not even read."""
+        """The server keeps its poem if the file becomes too large, and does not read the file."""
 
         def grow(path: Path) -> None:
             path.touch()
@@ -100,11 +101,11 @@ class ReloadTests(FaultCase):
         self.assertKept(grow, "64 MiB")
 
     def test_linkToItself(self) -> None:
-        """A link that leads nowhere is no poem."""
+        """The server keeps its poem if a link to itself takes its place."""
         self.assertKept(lambda path: path.symlink_to(path.name), "symbolic links")
 
     def test_writtenToWhileItIsRead(self) -> None:
-        """A poem that somebody writes to while it is read is not taken for one."""
+        """A poem that is written to while it is read is not loaded."""
         ended = threading.Event()
 
         def writeOn(path: Path) -> None:
@@ -124,7 +125,7 @@ class ReloadTests(FaultCase):
         self.assertKept(start, "was written to")
 
     def test_replacedWhileItIsRead(self) -> None:
-        """A poem that is moved into place during a reload is either there as a whole or not yet."""
+        """A poem that is moved into place during a reload is either whole or not yet there."""
         address, poems = self.listen(), [makeText(8 * MEBI, seed) for seed in (1, 2)]
         self.write(poems[0])
         server = self.serve()
@@ -138,12 +139,12 @@ class ReloadTests(FaultCase):
 
 
 class StartTests(FaultCase):
-    """A poem that is broken when the server starts."""
+    """Tests for a poem that is broken at the start."""
 
     def test_clientsWaitUntilItIsMended(self) -> None:
         """
-        The server ends at once, with the cause in one line; who waits at its socket goes on
-        waiting, and the server that finds the poem mended serves them.
+        The server ends at once with the cause in one line. Clients wait in its socket's backlog,
+        and the server that finds a fixed poem serves them.
         """
         address = self.listen()
         clients = [connect(address) for _ in range(20)]

@@ -1,4 +1,4 @@
-"""P7: nobody reads or writes what they should not."""
+"""P7: clients and local users read and write only what they should."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _FIELDS = {
 
 
 class NameTests(FaultCase):
-    """Names that lead out of the poetry folders."""
+    """Tests for names that lead out of the poetry folders."""
 
     def setUp(self) -> None:
-        """Put a secret beside the poetry folder."""
+        """Put a secret file beside the poetry folder."""
         super().setUp()
         self.poetry = self.folder / "poetry"
         self.poetry.mkdir()
@@ -43,7 +43,7 @@ class NameTests(FaultCase):
         self.address = self.listen()
 
     def serveNamed(self, *options: str, before: tuple[str, ...] = ()) -> Server:
-        """Start a server of something on the poetry path."""
+        """Start a server with a name on the poetry path."""
         where = [f"--poetry-path={self.poetry}", "--listen=adopted"]
         arguments = ["fastpoetry", *options, *where]
         server = Server(arguments, self.listeners, self.log, {}, before=before)
@@ -51,14 +51,14 @@ class NameTests(FaultCase):
         return server
 
     def assertRefused(self, name: str) -> None:
-        """Assert that a name is refused in one line that shows nothing of the secret."""
+        """Assert that a name is refused in one line without any part of the secret."""
         self.log.unlink(missing_ok=True)
         self.assertEqual(self.serveNamed("--poem", name).wait(), 1, name)
         self.assertRegex(self.log.read_text(errors="replace"), r"\Afastpoetry: .*\n\Z", name)
         self.assertNotIn(b"nobody may", self.log.read_bytes(), name)
 
     def test_namesThatAreNone(self) -> None:
-        """A name that is a path, or half of one, or anything but a name, is refused."""
+        """A path, a part of a path, or any other text that is not a name is refused."""
         for name in (
             *("..", "", "secret.txt", "..\\secret", "%2e%2e%2fsecret"),
             *("poem\n", "poem\x1b[2J\udcff", "poem" * 1000),
@@ -66,7 +66,7 @@ class NameTests(FaultCase):
             self.assertRefused(name)
 
     def test_links(self) -> None:
-        """A link out of the folder is refused, whichever way it leads."""
+        """A link out of the folder is refused, in every form."""
         (self.poetry / "absolute.txt").symlink_to(self.secret)
         (self.poetry / "relative.txt").symlink_to("../secret.txt")
         (self.poetry / "chain.txt").symlink_to("relative.txt")
@@ -76,7 +76,7 @@ class NameTests(FaultCase):
             self.assertRefused(name)
 
     def test_linksAreNotOpened(self) -> None:
-        """Such a link is not followed at all: the file at its end is never opened."""
+        """Such a link is not followed: the file at its end is never opened."""
         (self.poetry / "out.txt").symlink_to(self.secret)
         trace = self.folder / "trace"
         server = self.serveNamed("--poem=out", before=tracing(trace))
@@ -88,7 +88,7 @@ class NameTests(FaultCase):
         self.assertEqual([each for each in opened if each.endswith(("secret.txt", "out.txt"))], [])
 
     def test_anthology(self) -> None:
-        """An anthology leaves such a link out, with one record, and serves the others."""
+        """An anthology leaves such a link out, with one record, and serves the other poems."""
         (self.poetry / "out.txt").symlink_to(self.secret)
         (self.poetry / ".hidden.txt").write_bytes(_SECRET)
         server = self.serveNamed("--anthology")
@@ -98,10 +98,10 @@ class NameTests(FaultCase):
 
 
 class JournalTests(FaultCase):
-    """What strangers and odd file names can do to records: nothing."""
+    """Tests for records with clients' text and odd file names."""
 
     def setUp(self) -> None:
-        """Be journald."""
+        """Bind journald's socket."""
         super().setUp()
         self.journal = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.addCleanup(self.journal.close)
@@ -110,7 +110,7 @@ class JournalTests(FaultCase):
         self.environ = {"FAULTS_JOURNAL": str(self.folder / "journal")}
 
     def serveToJournal(self, *arguments: str) -> Server:
-        """Start a server that logs to us."""
+        """Start a server that logs to that socket."""
         server = Server(
             arguments, self.listeners, self.log, self.environ, logger="observers.journal"
         )
@@ -128,7 +128,7 @@ class JournalTests(FaultCase):
             return records
 
     def assertSane(self, records: list[dict[str, bytes]]) -> None:
-        """Assert that no record has a field too many or one of another's making."""
+        """Assert that no record has an extra or a foreign field."""
         for record in records:
             self.assertLessEqual(record.keys(), _FIELDS)
             self.assertIn(record["PRIORITY"], [b"3", b"4", b"6"])
@@ -137,7 +137,7 @@ class JournalTests(FaultCase):
                 self.assertNotRegex(value, rb"[\0-\x08\x0b-\x1f\x7f]")
 
     def test_strangers(self) -> None:
-        """Nothing that a client sends, not even in a PROXY header, adds a record or a field."""
+        """Bytes from a client, even in a PROXY header, add no record and no field."""
         address, poem = self.listen(), self.write(makeText(3003))
         server = self.serveToJournal(*self.arguments(endpoint="haproxy:adopted"))
         forged = b"1.2.3.4\nPRIORITY=0\nMESSAGE=forged\n\nMESSAGE=forged\n\x1b[2J"
@@ -164,7 +164,7 @@ class JournalTests(FaultCase):
         self.assertTrue([each for each in records if "PEER" in each])
 
     def test_clientNames(self) -> None:
-        """Nor does the name that a client gives its end of a UNIX socket."""
+        """The name that a client binds its end of a UNIX socket to adds none either."""
         self.listen(family=socket.AF_UNIX)
         self.write(makeText(3003))
         server = self.serveToJournal(*self.arguments())
@@ -178,7 +178,7 @@ class JournalTests(FaultCase):
         self.assertNotIn(b"forged", b"".join(b"".join(each.values()) for each in records))
 
     def test_fileNames(self) -> None:
-        """A poem with a hostile name, and such text in its refusal, are one record each."""
+        """A poem with a hostile name makes one record, and so does its refusal."""
         self.listen()
         name = "a\nPRIORITY=0\nMESSAGE=forged\n\x1b[2J\udcff"
         path = self.folder / f"{name}.txt"
@@ -205,7 +205,7 @@ class JournalTests(FaultCase):
         From start to stop, with a reload, no file is opened for writing, made, moved or removed.
         """
         address, poem = self.listen(), self.write(makeText(3003))
-        first = self.serve()  # has twistd cache its plugins, if it ever can
+        first = self.serve()  # makes twistd cache its plugins, if it may write
         first.waitFor(SERVING)
         first.end()
         trace = self.folder / "trace"
@@ -236,9 +236,9 @@ def _priorities(records: list[dict[str, bytes]]) -> list[bytes]:
 
 def parseRecord(datagram: bytes) -> dict[str, bytes]:
     """
-    Read a record as journald does (systemd.io/JOURNAL_NATIVE_PROTOCOL).
+    Parse a record as journald does (systemd.io/JOURNAL_NATIVE_PROTOCOL).
 
-    @raise ValueError: if it has a field twice, or is none.
+    @raise ValueError: if the record is malformed or has a field twice.
     """
     record: dict[str, bytes] = {}
     while datagram:
@@ -261,11 +261,11 @@ _WRITING = (
 
 def tracing(trace: Path) -> tuple[str, ...]:
     """
-    What runs a command and notes the files it uses.
+    A command that runs a command and notes the files it uses.
 
-    @raise SkipTest: where that cannot be done.
+    @raise SkipTest: if tracing is not possible.
     """
     if shutil.which("strace") is None:
         raise SkipTest("there is no strace")
-    # -D keeps the process the one that we started, and that systemd's variables name.
+    # -D keeps our process ID for the traced process, as systemd's variables need.
     return ("strace", "-D", "-f", "-q", "-o", str(trace), "-e", "trace=%file")

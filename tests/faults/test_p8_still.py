@@ -1,8 +1,8 @@
 """
-P8: whatever the machine does, who can be served is served: its clock is set, its disk or its
-resolver stands still, and there is no thread to be had.
+P8: faults of the machine affect as few clients as possible: a clock that is set, a disk or resolver
+that hangs, a lack of threads.
 
-The faults are made inside the process, by L{sitecustomize}; the rest of it is real.
+L{sitecustomize} makes the faults inside the process; everything else is real.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ exec {python} "$@"
 
 
 class MachineCase(FaultCase):
-    """A machine that can be at fault."""
+    """A test case with a machine that can have faults."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -60,7 +60,7 @@ class MachineCase(FaultCase):
         self.replaceDisk("disk")
 
     def replaceDisk(self, name: str) -> None:
-        """Have servers that start from now on work on a disk that has the fault of that name."""
+        """Give servers that start from now on a disk with the fault of that name."""
         python = self.site / f"{name}.sh"
         python.write_text(_PYTHON.format(disk=self.site / name, python=sys.executable))
         python.chmod(0o755)
@@ -68,14 +68,15 @@ class MachineCase(FaultCase):
 
     def fault(self, name: str, value: object = "yes") -> None:
         """
-        Have a fault: C{clock} by so many seconds, C{disk}, C{resolver}, C{threads}, C{processes}.
+        Turn a fault on: C{clock} by so many seconds, C{disk}, C{resolver}, C{threads},
+        C{processes}.
         """
         new = self.site / "new"
         new.write_text(str(value))
         new.rename(self.site / name)
 
     def mend(self, name: str) -> None:
-        """Have that fault no longer."""
+        """Turn a fault off."""
         (self.site / name).unlink()
 
     def serve(self, *options: str, **how: Any) -> Server:
@@ -95,7 +96,7 @@ class MachineCase(FaultCase):
 
 
 class PoemTests(MachineCase):
-    """A server whose poem is read."""
+    """Tests for a server whose poem is being read."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -108,8 +109,8 @@ class PoemTests(MachineCase):
 
     def test_disk(self) -> None:
         """
-        While the disk stands still at a reload readers get the old poem; the new one comes when
-        the disk moves.
+        While the disk hangs at a reload, readers get the old poem; the new one is served when the
+        disk works again.
         """
         server = self.serve()
         self.assertGets(self.old)
@@ -124,7 +125,7 @@ class PoemTests(MachineCase):
         self.assertEnds(server)
 
     def test_stop(self) -> None:
-        """A disk that never moves again holds up no stop."""
+        """A disk that hangs forever does not delay a stop."""
         server = self.serve()
         self.assertGets(self.old)
         self.fault("disk")
@@ -136,8 +137,8 @@ class PoemTests(MachineCase):
     @skipUnless(os.geteuid() == 0 and os.path.exists("/dev/fuse"), "only root mounts, by FUSE")
     def test_stuck(self) -> None:
         """
-        All that is so on a real file system that answers nobody, where nothing that reads can be
-        ended even by SIGKILL; and a start that waits for it can be called off.
+        The same holds on a real file system that does not answer, where even SIGKILL does not end a
+        reading process; a start that waits for it can be cancelled.
         """
         disk, shown = self.folder / "disk", self.folder / "shown.txt"
         disk.mkdir()
@@ -163,10 +164,10 @@ class PoemTests(MachineCase):
             self.assertEqual(system.stdout.readline(), b"asked\n")
             self.assertEqual(server.end(), -signal.SIGTERM)
         finally:
-            system.kill()  # and with it what waits for the disk
+            system.kill()  # ends the process that waits for the disk
 
     def test_processes(self) -> None:
-        """Where no process and no thread can be had, a reload reads all the same."""
+        """If no process and no thread can start, a reload reads all the same."""
         server = self.serve()
         self.assertGets(self.old)
         new = self.write(makeText(3003, 1))
@@ -179,8 +180,8 @@ class PoemTests(MachineCase):
 
     def test_stopped(self) -> None:
         """
-        A process that reads, and that somebody has stopped, has a record after 10 s. After a minute
-        the reload fails, and the next one reads afresh.
+        A reading process that was stopped has a record after 10 s. After a minute the reload fails,
+        and the next one reads anew.
         """
         self.fault("hurry")
         server = self.serve()
@@ -205,7 +206,7 @@ class PoemTests(MachineCase):
         self.assertEnds(server)
 
     def test_clock(self) -> None:
-        """However the clock is set, a reload takes place."""
+        """A reload takes place however the clock is set."""
         server = self.serve()
         for times, step in enumerate(STEPS, 2):
             self.assertGets(*[makeText(3003, seed) for seed in (0, times - 1)])
@@ -217,7 +218,7 @@ class PoemTests(MachineCase):
         self.assertEnds(server)
 
     def test_unchanged(self) -> None:
-        """Reloads of a poem that has not changed add nothing, whoever still reads it."""
+        """Reloads of an unchanged poem use no more memory, even with readers under way."""
         poem = self.write(makeText(32 * MEBI))
         server = self.serve()
         slow = []
@@ -232,16 +233,16 @@ class PoemTests(MachineCase):
 
 
 class ProxyTests(MachineCase, ProxyCase):
-    """A proxy on such a machine."""
+    """Tests for a proxy on such a machine."""
 
     def threads(self, server: Server) -> int:
-        """How many threads a server has."""
+        """The number of a server's threads."""
         return len(os.listdir(f"/proc/{server.pid}/task"))
 
     def test_clockInAnOutage(self) -> None:
         """
-        However the clock is set in an outage, the upstream is asked again, and who waits for that
-        is served.
+        However the clock is set in an outage, the upstream is tried again, and waiting readers are
+        served.
         """
         for step in STEPS:
             name = f"poem{step:.0f}"
@@ -262,9 +263,7 @@ class ProxyTests(MachineCase, ProxyCase):
             self.blocks.clear()
 
     def test_clockInAFetch(self) -> None:
-        """
-        However it is set during a fetch, that brings the poem; and it stays as fresh as it is.
-        """
+        """However the clock is set during a fetch, the poem arrives and keeps its freshness."""
         for step in STEPS:
             answer = threading.Event()
             upstream = self.upstream(sendsAfter(answer))
@@ -282,7 +281,9 @@ class ProxyTests(MachineCase, ProxyCase):
             self.assertEnds(server)
 
     def test_clockInAReload(self) -> None:
-        """However it is set during a reload in an outage, systemd is told of the end of that."""
+        """
+        However the clock is set during a reload in an outage, systemd is told of the reload's end.
+        """
         upstream = self.upstream(sends(POEM))
         address = self.proxy(upstream.endpoint)
         with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as manager:
@@ -307,8 +308,8 @@ class ProxyTests(MachineCase, ProxyCase):
 
     def test_resolver(self) -> None:
         """
-        A resolver that does not answer is too slow an upstream, has one thread however often it is
-        asked, and holds up no stop.
+        A resolver that does not answer counts as a slow upstream, uses one thread for all attempts,
+        and does not delay a stop.
         """
         self.fault("resolver")
         address = self.proxy("tcp:host=silent.example:port=1")
@@ -321,7 +322,7 @@ class ProxyTests(MachineCase, ProxyCase):
         self.assertEnds(server)
 
     def test_resolverAgain(self) -> None:
-        """When it answers the upstream is reached, and who has waited for it is served."""
+        """When the resolver answers, the upstream is reached, and waiting readers are served."""
         self.fault("resolver")
         upstream = self.upstream(sends(POEM))
         address = self.proxy(f"tcp:host=silent.example:port={upstream.port}")
@@ -333,7 +334,7 @@ class ProxyTests(MachineCase, ProxyCase):
         self.assertEnds(server)
 
     def test_IPv6(self) -> None:
-        """An upstream that is there by IPv6 alone is reached, by its name and by its address."""
+        """An upstream with only IPv6 is reached by its name and by its address."""
         listener = socket.socket(socket.AF_INET6)
         self.addCleanup(listener.close)
         listener.bind(("::1", 0))
@@ -358,8 +359,7 @@ class ProxyTests(MachineCase, ProxyCase):
 
     def test_threads(self) -> None:
         """
-        Where no thread can be had to look a name up, a fetch says so in one line, and a later one
-        works again.
+        If no thread can start for a lookup, a fetch fails with one line, and a later fetch works.
         """
         port = self.upstream(sends(POEM)).port
         address = self.proxy(f"tcp:host=silent.example:port={port}")
@@ -374,7 +374,7 @@ class ProxyTests(MachineCase, ProxyCase):
 
 
 class CopyTests(MachineCase, ProxyCase):
-    """A proxy whose copy is on a disk that stands still."""
+    """Tests for a proxy whose copy is on a disk that hangs."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -389,7 +389,7 @@ class CopyTests(MachineCase, ProxyCase):
         return self.serve(f"--cache={self.cache}", *options, **how)
 
     def reload(self, server: Server, times: int) -> bytes:
-        """@return: what the upstream has from now on, and what the proxy serves."""
+        """@return: the upstream's new poem, and the proxy's."""
         text = makeText(3003, times)
         self.source.behaviour = sends(text)
         server.send(signal.SIGHUP)
@@ -399,8 +399,8 @@ class CopyTests(MachineCase, ProxyCase):
 
     def test_saves(self) -> None:
         """
-        However many poems are fetched meanwhile, all are served, one is being written, and the
-        latest is on the disk when it moves again.
+        All poems fetched in the meantime are served, one is being written, and the latest is on the
+        disk once it works again.
         """
         self.fault("disk")
         server = self.start()
@@ -417,8 +417,8 @@ class CopyTests(MachineCase, ProxyCase):
 
     def test_stop(self) -> None:
         """
-        A disk that does not move again holds up no stop, and what is written when it moves after
-        all is not put in the place of what a later proxy has saved.
+        A disk that hangs forever does not delay a stop; a late write does not replace what a later
+        proxy has saved.
         """
         self.fault("disk")
         server = self.start()
@@ -438,7 +438,7 @@ class CopyTests(MachineCase, ProxyCase):
 
     def test_start(self) -> None:
         """
-        A disk that does not give the copy at the start holds nobody up: the upstream is asked.
+        A disk that does not return the copy at the start delays no reader: the upstream is asked.
         """
         server = self.start()
         self.assertFetches(self.address, POEM)
@@ -451,7 +451,7 @@ class CopyTests(MachineCase, ProxyCase):
         self.assertEnds(server)
 
     def test_strange(self) -> None:
-        """What is no copy in the copy's place has one record each, and no reader waits for it."""
+        """Each invalid file in the copy's place has one record, and no reader waits for it."""
 
         def isSparse() -> None:
             self.copy.touch()
@@ -474,8 +474,7 @@ class CopyTests(MachineCase, ProxyCase):
 
     def test_killed(self) -> None:
         """
-        Proxies that are killed while they save leave no more than one file behind, which the next
-        copy takes away.
+        Proxies killed while they save leave at most one file behind, which the next save removes.
         """
         for number in range(10):
             self.source.behaviour = sends(makeText(8 * MEBI, number))
@@ -491,8 +490,8 @@ class CopyTests(MachineCase, ProxyCase):
     @skipUnless(os.geteuid() == 0, "only root mounts and freezes")
     def test_frozen(self) -> None:
         """
-        All that is so on a real file system that is frozen, where nothing that writes can be ended
-        even by SIGKILL.
+        The same holds on a real frozen file system, where even SIGKILL does not end a writing
+        process.
         """
         image = self.folder / "image"
         with open(image, "wb") as file:
@@ -525,12 +524,12 @@ class CopyTests(MachineCase, ProxyCase):
             os.close(cache)
 
     def content(self, folder: int) -> bytes:
-        """What the copy has, beneath a folder that is open."""
+        """The content of the copy, in an open folder."""
         with open(os.open(self.copy.name, os.O_RDONLY, dir_fd=folder), "rb") as file:
             return file.read()
 
 
 def children(server: Server) -> list[int]:
-    """The processes that a server has started, and not reaped."""
+    """A server's child processes that are not reaped."""
     path = Path(f"/proc/{server.pid}/task/{server.pid}/children")
     return [int(each) for each in path.read_text().split()]

@@ -1,7 +1,9 @@
 """
-Each promise on every way in: TCP and UNIX by the fast port, TLS and PROXY headers by Twisted's own.
+The promises for each kind of connection: TCP and UNIX through the fast port, TLS and PROXY headers
+through Twisted's.
 
-Time, memory and descriptors are at fault inside the process, see L{sitecustomize} and prlimit(2).
+Faults of time, memory and descriptors are made inside the process, see L{sitecustomize} and
+prlimit(2).
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ STEPS = (-600, 86_400, -86_400)
 
 
 def countSockets(server: Server) -> int:
-    """How many sockets a server has."""
+    """The number of a server's sockets."""
     count = 0
     for each in Path(f"/proc/{server.pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # a timer comes and goes
@@ -57,11 +59,11 @@ def countSockets(server: Server) -> int:
 
 class WayCase(MachineCase):
     """
-    One way in.
+    A test case for one kind of connection.
 
-    @ivar endpoint: its kind, on the socket that the test keeps.
+    @ivar endpoint: its kind, on the test's socket.
     @ivar family: of that socket.
-    @ivar short: how a connection ends that is given up on.
+    @ivar short: how a connection that was given up ends.
     """
 
     endpoint = "adopted"
@@ -69,7 +71,7 @@ class WayCase(MachineCase):
     short = "reset"
 
     def start(self, size: int, *options: str, **how: Any) -> tuple[Server, Address, bytes]:
-        """Start a server of a poem of so many bytes, which serves by then."""
+        """Start a server of a poem of so many bytes, and wait until it serves."""
         self.address = self.listen(family=self.family)
         poem = self.write(makeText(size))
         server = self.serve(*options, endpoint=self.endpoint, **how)
@@ -77,7 +79,7 @@ class WayCase(MachineCase):
         return server, self.address, poem
 
     def startCold(self) -> Server:
-        """Start a proxy that has no poem and will have none."""
+        """Start a proxy that never gets a poem."""
         upstream = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(upstream.close)
         self.address = self.listen(family=self.family)
@@ -89,30 +91,31 @@ class WayCase(MachineCase):
         return self.begin(arguments, self.listeners)
 
     def begin(self, arguments: list[str], listeners: dict[str, socket.socket]) -> Server:
-        """Start a server that serves by then."""
+        """Start a server, and wait until it serves."""
         server = Server(arguments, listeners, self.log, {})
         self.addCleanup(server.close)
         server.waitFor(SERVING)
         return server
 
     def enter(self, client: socket.socket) -> socket.socket:
-        """Say what there is to say before a poem comes."""
+        """Send what must precede a poem."""
         return client
 
     def open(self, **how: Any) -> socket.socket:
-        """Connect, and be let in."""
+        """Connect, and send what must precede a poem."""
         client = connect(self.address, **how)
         self.addCleanup(client.close)
         return self.enter(client)
 
 
 class EveryWay:
-    """What holds whichever way a reader comes in."""
+    """Tests for every kind of connection."""
 
     def test_clock(self: Any) -> None:
         """
-        However the clock is set, who takes nothing is reset, who waits for the place is served, who
-        has left is closed, who is in mid-poem gets the rest, and systemd is told all the time.
+        However the clock is set, a stalled reader is reset, a client that waits for its place is
+        served, a client that has left is closed, a reader in mid-poem gets the rest, and systemd
+        gets its pings.
         """
         with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as manager:
             manager.bind(str(self.folder / "notify"))
@@ -152,16 +155,16 @@ class EveryWay:
             server.send(signal.SIGTERM)
             self.step(0)
             self.assertEqual(server.wait(), -signal.SIGTERM)
-            manager.close()  # and with it the readers who were given to systemd
+            manager.close()  # drops the readers in systemd's store too
             self.assertEqual(readAll(stopped)[1], self.short)
             self.assertEqual(server.tracebacks(), [])
 
     def step(self: Any, seconds: int) -> None:
-        """Set the clock of the process."""
+        """Set the process's clock."""
         self.fault("clock", seconds)
 
     def forget(self: Any, manager: socket.socket) -> None:
-        """Take what systemd was told so far."""
+        """Read and drop the messages to systemd."""
         manager.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -169,7 +172,7 @@ class EveryWay:
         manager.settimeout(60)
 
     def test_noPoem(self: Any) -> None:
-        """Where there is no poem to be had, whoever waits is reset, and counted with a record."""
+        """If there is no poem, waiting clients are reset, and counted with a record."""
         server = self.startCold()
         clients = [self.open() for _ in range(5)]
         self.assertEqual([readAll(client) for client in clients], [(0, self.short)] * 5)
@@ -178,9 +181,7 @@ class EveryWay:
         self.assertEqual(server.tracebacks(), [])
 
     def test_noDescriptor(self: Any) -> None:
-        """
-        Where no descriptor is left, who comes waits in the backlog, and is served when there is.
-        """
+        """With no descriptor left, clients wait in the backlog, and are served when one is free."""
         server, _, poem = self.start(3003)
         self.assertEqual(readAll(self.open()), (len(poem), "end"))
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -194,10 +195,7 @@ class EveryWay:
         self.assertEqual(server.tracebacks(), [])
 
     def test_noMemory(self: Any) -> None:
-        """
-        Where accepting fails as nobody expects, once or for a while, everybody is served
-        afterwards.
-        """
+        """After unexpected errors of accept, once or for a while, all clients are served."""
         server, _, poem = self.start(3003)
         for value, times in (("once", 1), ("yes", 3)):
             before = len(server.tracebacks())
@@ -213,8 +211,8 @@ class EveryWay:
 
     def test_cannotWatch(self: Any) -> None:
         """
-        While the reactor can watch no more descriptors nobody is served; afterwards everybody is,
-        and deadlines hold.
+        While the reactor can watch no more descriptors no client is served; afterwards all are, and
+        deadlines hold.
         """
         server, _, poem = self.start(8 * MEBI, "--stall-timeout=1")
         for _ in range(2):
@@ -234,8 +232,8 @@ class EveryWay:
 
     def test_noLimitOfWhatWaits(self: Any) -> None:
         """
-        Where the kernel cannot limit what waits in it, large poems are served all the same, and
-        that is told once.
+        If the kernel cannot limit unsent bytes, large poems are served all the same, with one
+        record.
         """
         self.fault("lowat")
         server, _, poem = self.start(MEBI)
@@ -248,7 +246,7 @@ class EveryWay:
 
     def test_toldToEndAgain(self: Any) -> None:
         """
-        Told to end again and again, a server finishes the poems under way, and has no traceback.
+        A server that is told to end repeatedly finishes the poems under way, without a traceback.
         """
         server, _, poem = self.start(8 * MEBI)
         reader = self.open(receiveBuffer=64 * KIBI)
@@ -262,10 +260,10 @@ class EveryWay:
 
 
 class TCPTests(EveryWay, WayCase):
-    """Plain TCP."""
+    """The tests for plain TCP."""
 
     def test_idle(self: Any) -> None:
-        """However the clock is set, a server that nobody uses ends when it is time."""
+        """However the clock is set, an idle server exits in time."""
         for step in STEPS:
             server, _, _ = self.start(3003, "--exit-idle-time=1")
             self.step(step)
@@ -276,7 +274,7 @@ class TCPTests(EveryWay, WayCase):
             self.listeners.clear()
 
     def test_dualStack(self) -> None:
-        """An IPv4 client of an IPv6 socket is called as on any other."""
+        """An IPv4 client of an IPv6 socket is recorded with its IPv4 address."""
         listener = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
         self.addCleanup(listener.close)
         self.listeners["poem"] = listener
@@ -294,7 +292,9 @@ class TCPTests(EveryWay, WayCase):
 
 
 class FaketimeTests(WayCase):
-    """Plain TCP, with a clock that is set for all of the process, and not for Python alone."""
+    """
+    The tests for plain TCP, with a clock that is set for the whole process, not only for Python.
+    """
 
     test_clock = EveryWay.test_clock
     test_idle = TCPTests.test_idle
@@ -308,7 +308,7 @@ class FaketimeTests(WayCase):
         self.preload = found[0]
 
     def serve(self, *options: str, **how: Any) -> Server:
-        """Start a server that has such a clock."""
+        """Start a server with such a clock."""
         self.step(0)
         how["environ"] = {
             **how.get("environ", {}),
@@ -324,31 +324,31 @@ class FaketimeTests(WayCase):
         self.fault("faketime", f"{seconds:+d}")
 
     def mend(self, name: str) -> None:
-        """Have no such fault any longer."""
+        """Turn that fault off."""
         super().mend("faketime" if name == "clock" else name)
 
 
 class UNIXTests(EveryWay, WayCase):
-    """UNIX sockets, which know no reset."""
+    """The tests for UNIX sockets, which have no reset."""
 
     family = socket.AF_UNIX
     short = "end"
 
 
 class HeaderTests(EveryWay, WayCase):
-    """PROXY headers."""
+    """The tests for PROXY headers."""
 
     endpoint = "haproxy:adopted"
 
     def enter(self, client: socket.socket) -> socket.socket:
-        """Say who it is."""
+        """Send a header."""
         client.sendall(HEADER)
         return client
 
     def test_killedBefore(self) -> None:
         """
-        Who has not begun to read when the server is killed gets a reset: with a header, half of one
-        and none.
+        A client that has not begun to read when the server is killed gets a reset: with a header, a
+        partial one or none.
         """
         server = self.startCold()
         before = server.descriptors()
@@ -360,7 +360,7 @@ class HeaderTests(EveryWay, WayCase):
         self.assertEqual([readAll(client) for client in clients], [(0, "reset")] * 3)
 
     def test_leftInTheHeader(self) -> None:
-        """Whoever leaves in the middle of a header has a record, whichever way."""
+        """A client that leaves in the middle of a header has a record, however it leaves."""
         server, _, _ = self.start(3003)
         for number in range(10):
             client = connect(self.address)
@@ -374,7 +374,7 @@ class HeaderTests(EveryWay, WayCase):
         self.assertEqual(causes, {"it left in the middle of its PROXY header"})
 
     def arrive(self, times: int, address: Address, **how: Any) -> list[socket.socket]:
-        """Connect so many clients, and say who they are."""
+        """Connect so many clients, and send their headers."""
         clients = self.hold(times, address, **how)
         for client in clients:
             client.sendall(HEADER)
@@ -399,13 +399,13 @@ class HeaderTests(EveryWay, WayCase):
         self.assertAll("isExact", replies)
 
     def test_killedHalfWay(self) -> None:
-        """Readers half-way through when the server is killed get a reset."""
+        """Readers that are half-way through when the server is killed get a reset."""
         server, address, poem = self.start(16 * MEBI)
         clients = self.arrive(20, address)
         self.assertKillResets(server, clients, poem)
 
     def test_stoppedReaders(self) -> None:
-        """500 clients that take nothing are reset at the deadline, and cost little until then."""
+        """500 clients that take no bytes are reset at the deadline, and cost little until then."""
         server, address, poem = self.start(MEBI, "--stall-timeout=2", "--journal-budget=2000")
         self.assertAll("isExact", run(fetchMany(20, address, poem, write=HEADER)))
         descriptors = server.descriptors()
@@ -423,7 +423,7 @@ class HeaderTests(EveryWay, WayCase):
             self.assertLess(kernel / len(clients), 400 * KIBI)
 
     def test_fewDescriptors(self) -> None:
-        """With 64 descriptors 200 clients are all served exactly."""
+        """With 64 descriptors, 200 clients all get exact poems."""
         server, address, poem = self.start(MEBI, descriptors=64)
         clients = self.arrive(200, address)
         server.waitFor(FULL)
@@ -431,7 +431,7 @@ class HeaderTests(EveryWay, WayCase):
         self.assertEqual(server.tracebacks(), [])
 
     def test_whoNeverSaysWhoItIs(self) -> None:
-        """Connections that send no header are ended by the stall timeout."""
+        """Connections that send no header end by the stall timeout."""
         server, address, poem = self.start(3003, "--stall-timeout=0.5")
         self.assertAll("isExact", run(fetchMany(5, address, poem, write=HEADER)))
         descriptors = server.descriptors()
@@ -441,7 +441,7 @@ class HeaderTests(EveryWay, WayCase):
 
 
 class TLSTests(EveryWay, WayCase):
-    """TLS."""
+    """The tests for TLS."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -461,7 +461,7 @@ class TLSTests(EveryWay, WayCase):
         self.context.verify_mode = ssl.CERT_NONE
 
     def listen(self, name: str = "poem", family: int = socket.AF_INET) -> Address:
-        """Find a port that nobody has for now: TLS makes its own socket."""
+        """Find a free port: TLS makes its own socket."""
         with socket.create_server(("127.0.0.1", 0)) as trial:
             address: Address = trial.getsockname()
         keys = f"privateKey={self.key}:certKey={self.certificate}"
@@ -469,25 +469,23 @@ class TLSTests(EveryWay, WayCase):
         return address
 
     def arguments(self, *options: str, endpoint: str = "adopted") -> list[str]:
-        """A command that serves the poem there."""
+        """A command line that serves the poem on that port."""
         return ["fastpoetry", *options, f"--poem={self.folder}/poem.txt", self.where]
 
     def begin(self, arguments: list[str], listeners: dict[str, socket.socket]) -> Server:
-        """Start a server there."""
+        """Start a server on that port."""
         return super().begin([*arguments[:-1], self.where], listeners)
 
     def enter(self, client: socket.socket) -> socket.socket:
-        """
-        Shake hands. An end without TLS's own is none.
-        """
+        """Shake hands. Only TLS's own end counts as a clean end."""
         wrapped = self.context.wrap_socket(client, suppress_ragged_eofs=False)
         self.addCleanup(wrapped.close)
         return wrapped
 
     def test_killedBefore(self) -> None:
         """
-        Who has not begun to read when the server is killed gets a reset: having shaken hands or
-        not.
+        A client that has not begun to read when the server is killed gets a reset, before its
+        handshake and after.
         """
         server = self.startCold()
         clients = [self.open(), connect(self.address)]
@@ -507,7 +505,7 @@ class TLSTests(EveryWay, WayCase):
             self.log.unlink()
 
     def test_killedHalfWay(self) -> None:
-        """A reader half-way through when the server is killed gets no end of TLS's."""
+        """A reader that is half-way through when the server is killed gets no TLS end."""
         server, _, poem = self.start(16 * MEBI)
         clients = [self.open() for _ in range(5)]
         for client in clients:
@@ -520,8 +518,8 @@ class TLSTests(EveryWay, WayCase):
 
     def test_stopped(self) -> None:
         """
-        Readers half-way through when the server is told to stop get the rest; those that take
-        nothing are cut off at the drain timeout, and can tell.
+        Readers that are half-way through when the server is told to stop get the rest; readers that
+        take no bytes are cut off at the drain timeout, and can tell.
         """
         server, _, poem = self.start(8 * MEBI, "--drain-timeout=1")
         reader, stopped = self.open(), self.open(receiveBuffer=KIBI)
@@ -536,7 +534,7 @@ class TLSTests(EveryWay, WayCase):
         self.assertEqual(end, "reset")
 
     def test_whoNeverShakesHands(self) -> None:
-        """Clients that say nothing, or take nothing, are ended by the stall timeout."""
+        """Clients that send or take no bytes end by the stall timeout."""
         server, address, poem = self.start(MEBI, "--stall-timeout=0.5")
         with self.open() as client:
             self.assertEqual(readAll(client), (len(poem), "end"))
@@ -550,12 +548,12 @@ class TLSTests(EveryWay, WayCase):
 
 
 class ReserveTests(FaultCase):
-    """Servers with many sockets and few descriptors."""
+    """Tests for servers with many sockets and few descriptors."""
 
     def test_reload(self) -> None:
         """
-        With 40 sockets and 256 descriptors 300 readers are all served, behind a PROXY header or
-        not, while every poem is read anew.
+        With 40 sockets and 256 descriptors 300 readers are all served, with PROXY headers or
+        without, while every poem is reloaded.
         """
         for endpoint, write in (("adopted", b""), ("haproxy:adopted", HEADER)):
             addresses = [self.listen(f"poem{number}") for number in range(40)]
@@ -579,12 +577,12 @@ class ReserveTests(FaultCase):
 
 
 class LeftoverTests(FaultCase):
-    """What a killed server leaves."""
+    """Tests for what a killed server leaves behind."""
 
     def test_unixPath(self) -> None:
         """
-        A UNIX path is taken over from one whose number is another's by now: process 1 is always
-        there, and in a container it is we.
+        A UNIX path is taken over even if the old owner's process ID now belongs to another process:
+        process 1 always exists, and in a container it is ours.
         """
         path = self.folder / "poem.sock"
         poem = self.write(makeText(3003))

@@ -1,8 +1,8 @@
 """
 What a life controls below the server: the time, the turns of the reactor, and failing system calls.
 
-Sockets are the kernel's own. Only what would make a life slow or unrepeatable is replaced: the
-clock, and the timers that it sets.
+Sockets are real. Only what would make a life slow or unrepeatable is replaced: the clock and its
+timers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 from unittest import mock
 
-from twisted.internet import reactor as installed  # Twisted's TLS asks for one
+from twisted.internet import reactor as installed  # for Twisted's TLS
 from twisted.internet.epollreactor import EPollReactor
 
 from fastpoetry.delivery.fastport import SocketReader
@@ -51,26 +51,28 @@ class Time:
 
     def set(self, number: int, nanoseconds: int) -> None:
         """
-        Set a timer, which is not due any more.
+        Set a timer, which is then not due.
 
-        @param number: what L{create} made.
-        @param nanoseconds: when it will be due.
+        @param number: the descriptor from L{create}.
+        @param nanoseconds: the time at which it is due.
         """
         with suppress(BlockingIOError):
             os.eventfd_read(number)
         self._timers[number] = self.now + nanoseconds / 1e9
 
     def forget(self, number: int) -> None:
-        """Have nothing to do any more with a timer that is about to be closed."""
+        """Forget a timer that is about to be closed."""
         self._timers.pop(number, None)
 
     @property
     def next(self) -> float | None:
-        """When the next timer is due, in seconds of this clock, if there is one."""
+        """
+        The time at which the next timer is due, in seconds of this clock; L{None} without a timer.
+        """
         return min(self._timers.values(), default=None)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass at once, as for a process that did not run meanwhile."""
+        """Let time pass at once, as for a process that did not run in that time."""
         self.now += seconds
         for number, due in list(self._timers.items()):
             if due <= self.now:
@@ -80,9 +82,9 @@ class Time:
 
 class Faults:
     """
-    System calls that fail, each kind as often as was asked.
+    System calls that fail, each kind as often as planned.
 
-    @ivar happened: how many have failed, by kind.
+    @ivar happened: the number of failures so far, by kind.
     """
 
     KINDS = {
@@ -101,26 +103,26 @@ class Faults:
 
     @property
     def isPending(self) -> bool:
-        """Whether a call is still to fail."""
+        """Whether a failure is planned."""
         return bool(self._pending)
 
     def plan(self, kind: str, number: int, times: int) -> None:
         """
-        Have the next calls of a kind fail.
+        Make the next calls of a kind fail.
 
         @param kind: one of L{KINDS}.
         @param number: the error.
-        @param times: how often.
+        @param times: the number of calls.
         """
         self._pending[kind] = number, times
 
     def clear(self) -> None:
-        """Have no call fail any more."""
+        """Drop all planned failures."""
         self._pending.clear()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Have no call fail while the context lasts."""
+        """Suspend all planned failures while the context lasts."""
         pending, self._pending = self._pending, {}
         try:
             yield
@@ -128,7 +130,7 @@ class Faults:
             self._pending = pending
 
     def strike(self, kind: str) -> None:
-        """@raise OSError: the call was to fail; C{MemoryError} for C{memory}."""
+        """@raise OSError: the call fails as planned; C{MemoryError} for C{memory}."""
         if kind not in self._pending:
             return
         number, times = self._pending[kind]
@@ -163,7 +165,7 @@ class _Poll:
 
 
 class Turns(EPollReactor):
-    """Twisted's own reactor, of which a life performs each turn."""
+    """Twisted's own reactor, turn by turn."""
 
     def __init__(self, time: Time, faults: Faults) -> None:
         self._time = time
@@ -188,7 +190,7 @@ class Turns(EPollReactor):
 
     def settle(self) -> None:
         """
-        Perform turns until there is nothing to do.
+        Perform turns until there is nothing left to do.
 
         @raise AssertionError: the server spins.
         """
@@ -198,7 +200,7 @@ class Turns(EPollReactor):
         raise AssertionError(f"the reactor is still busy after {_MOST_TURNS} turns")
 
     def close(self) -> None:
-        """Leave no descriptor behind, and call nothing back."""
+        """Close every descriptor, and make no further call."""
         self._poller.close()
         self.waker.connectionLost(None)
 
@@ -206,9 +208,9 @@ class Turns(EPollReactor):
 @contextmanager
 def controlled(time: Time, faults: Faults) -> Iterator[Counter[str]]:
     """
-    Have the clock use a life's time, and system calls its faults, while the context lasts.
+    Use a life's time for the clock, and its faults for system calls, while the context lasts.
 
-    @return: counts the connections that were accepted, as C{accept}.
+    @return: the counts, with the accepted connections as C{accept}.
     """
     counts: Counter[str] = Counter()
 

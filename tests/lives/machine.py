@@ -44,7 +44,7 @@ class Life(RuleBasedStateMachine):
 
     @initialize(size=_sizes, isKilled=st.booleans())
     def begin(self, size: str, isKilled: bool) -> None:
-        """A process starts. At its end it is killed, or it stops."""
+        """A process starts. At the end of its life it is killed, or it stops."""
         self.isKilled = isKilled
         self.world = World(size)
         self.world.start()
@@ -64,7 +64,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(way=_ways, source=_sources, count=st.integers(1, 5))
     def arrive(self, way: str, source: str, count: int) -> None:
-        """Clients connect, and say nothing."""
+        """Clients connect, and send nothing."""
         self._happen(f"arrive {way}")
         for _ in range(count):
             self.world.arrive(way, source)
@@ -72,14 +72,14 @@ class Life(RuleBasedStateMachine):
 
     @rule(source=_sources, header=st.sampled_from(sorted(HEADERS)))
     def introduce(self, source: str, header: str) -> None:
-        """A balancer connects for a client, and says so more or less well."""
+        """A balancer connects for a client, with a valid, partial or invalid header."""
         self._happen(f"introduce {header}")
         self.world.arrive("header", source).write(HEADERS[header])
         self.world.settle()
 
     @rule(index=_index, size=st.sampled_from([1, 100_000]))
     def write(self, index: int, size: int) -> None:
-        """A client writes what nobody asked for."""
+        """A client writes bytes."""
         client = self._pick(index)
         if client is not None:
             self._happen("write")
@@ -97,7 +97,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(index=_index)
     def readAll(self, index: int) -> None:
-        """A client reads all that there is."""
+        """A client reads everything available."""
         client = self._pick(index)
         if client is not None:
             self._happen("read all")
@@ -137,7 +137,7 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def spoil(self) -> None:
-        """The poem's file is spoilt."""
+        """The poem's file becomes invalid."""
         self._happen("spoil")
         self.world.poetry.isBroken = True
 
@@ -171,7 +171,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(index=_index, restarts=st.booleans(), storeWorks=st.booleans())
     def stop(self, index: int, restarts: bool, storeWorks: bool) -> None:
-        """A process stops; another may take its place and its readers."""
+        """A process stops; another one may take its place and its readers."""
         process = self._pickProcess(index)
         if process is None:
             return
@@ -221,7 +221,7 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def promisesHold(self) -> None:
-        """What SECURITY.md promises holds after each event."""
+        """The promises in SECURITY.md hold after each event."""
         self.noShortPoemLooksWhole()
         self.limitsHold()
         self.silenceTakesNoPlace()
@@ -231,10 +231,10 @@ class Life(RuleBasedStateMachine):
         self.noTraceback()
 
     def noShortPoemLooksWhole(self) -> None:
-        """What has ended is whole, or is a reset; on a UNIX socket there is no reset (P2)."""
+        """An ended poem is whole, or was reset; on a UNIX socket there is no reset (P2)."""
         for way, client in self.world.clients:
             if way == "tls":
-                continue  # what it got is a complaint about its handshake
+                continue  # its bytes are a TLS alert about the handshake
             poems = self.world.poetry.versions
             assert client.isPart(poems), "a client got what is not how a poem begins"
             if client.outcome == "end" and client.isTCP:
@@ -244,12 +244,12 @@ class Life(RuleBasedStateMachine):
                 )
 
     def limitsHold(self) -> None:
-        """No process has more readers than it may (P5)."""
+        """No process has more readers than its limits (P5)."""
         for process in self.world.processes:
             assert process.policy.readers <= LIMITS.maxReaders
 
     def silenceTakesNoPlace(self) -> None:
-        """Of one source, no more connections say nothing than it may have readers (P5)."""
+        """One source has no more silent connections than it may have readers (P5)."""
         silent = Counter(
             client.source
             for way, client in self.world.clients
@@ -262,8 +262,8 @@ class Life(RuleBasedStateMachine):
                 assert count <= most, f"{count} connections of {source} say nothing"
 
     def nobodyOutlivesTheDeadline(self) -> None:
-        """Each connection that a process has was accepted lately, or has moved lately (P4)."""
-        # A client's system may acknowledge late what it took, which counts as having moved.
+        """Each connection of a process was accepted recently, or has progressed recently (P4)."""
+        # A client's system may acknowledge late what it took, which counts as progress.
         since = self.world.time.now - 2 * LIMITS.stallSeconds - _SLACK_SECONDS
         if self.world.faults.isPending or self.world.resumedAt >= since:
             return
@@ -282,7 +282,7 @@ class Life(RuleBasedStateMachine):
                 assert isReading or process.clock.getDelayedCalls(), "a port is deaf"
 
     def nobodyWaitsWhileThereIsRoom(self) -> None:
-        """A backlog is empty, unless a process is full or pauses (P3)."""
+        """The backlog is empty, unless a process is at its limit or pauses (P3)."""
         if self.world.faults.isPending:
             return
         for process in self.world.processes:
@@ -298,7 +298,7 @@ class Life(RuleBasedStateMachine):
             assert not self.world.failures, self.world.failures[0]["log_failure"].getTraceback()
 
     def teardown(self) -> None:
-        """Whatever has happened, all ends well once nothing fails any more."""
+        """Whatever has happened, everything ends well once the faults are over."""
         if hasattr(self, "world"):
             try:
                 self._recover()
@@ -326,7 +326,7 @@ class Life(RuleBasedStateMachine):
                 self._end(process)
 
     def _serveTheLast(self) -> None:
-        """New clients get the whole poem, also one that wrote first and reads late (P1)."""
+        """New clients get the whole poem, also a client that wrote first and reads late (P1)."""
         world = self.world
         last = [world.arrive(way, CALM) for way in ("fast", "unix", "standard")]
         late = world.arrive("fast", LATE)
@@ -358,11 +358,12 @@ class Life(RuleBasedStateMachine):
 
 
 def checkCounts(world: World, process: Process) -> None:
-    """Each connection is counted once, and has one record, when a process has stopped."""
+    """Each connection of a stopped process was counted once, and has one record."""
     counts = process.policy.ledger.counts
     came = len(process.acceptedAt) + process.takenOver
     ended = counts.connections + process.handedOver
-    silent = sum(way == "header" and not client.seen for way, client in world.clients)  # XXX checks
+    # The balancer's checks are not counted.
+    silent = sum(way == "header" and not client.seen for way, client in world.clients)
     assert 0 <= came - ended <= silent, f"{came} connections came and {ended} ended: {counts}"
     told = process.records
     assert (told[SENT], told[LEFT], told[TURNED_AWAY]) == (

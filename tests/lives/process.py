@@ -1,4 +1,4 @@
-"""One process of the server in a life: the real parts, put together as the commands do it."""
+"""One process of the server in a life: the real parts, composed as the commands compose them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Store:
     """
     systemd's descriptor store, which outlives processes.
 
-    @ivar isBroken: whether it takes nothing.
+    @ivar isBroken: whether it refuses everything.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Store:
 
     def putNow(self, descriptors: Mapping[str, Any], *, poll: bool, seconds: float) -> None:
         """
-        Hold duplicates of descriptors.
+        Store duplicates of descriptors.
 
         @raise StoreError: the store is broken.
         """
@@ -61,23 +61,23 @@ class Store:
             self._held += [(name, os.dup(number)) for number in numbers]
 
     def removeNow(self, *names: str, seconds: float) -> None:
-        """Close what is held under some names."""
+        """Close the descriptors under some names."""
         for name, number in self._held:
             if name in names:
                 os.close(number)
         self._held = [each for each in self._held if each[0] not in names]
 
     def take(self, name: str) -> list[Any]:
-        """@return: duplicates of what is held under a name, as at the start of a process."""
+        """@return: duplicates of the descriptors under a name, as at the start of a process."""
         return [mock.Mock(number=os.dup(held)) for each, held in self._held if each == name]
 
     def clear(self) -> None:
-        """Close all, as systemd does when a unit stops for good."""
+        """Close all descriptors, as systemd does when a unit stops for good."""
         self.removeNow(*{name for name, _ in self._held}, seconds=0.0)
 
 
 class _OwnProtocol(PoetryProtocol):
-    """A protocol of somebody's own, so that its port stays on Twisted's transports."""
+    """A protocol of another program, so that its port stays on Twisted's transports."""
 
 
 class _TLSEndpoint:
@@ -87,7 +87,7 @@ class _TLSEndpoint:
         self._endpoint = endpoint
 
     def listen(self, factory: Any) -> Any:
-        """Listen, and have TLS between the connections and their protocols."""
+        """Listen, and put TLS between the connections and their protocols."""
         return self._endpoint.listen(TLSMemoryBIOFactory(CertificateOptions(), False, factory))
 
 
@@ -98,9 +98,9 @@ class Process:
     """
     A process that serves on all of a life's sockets.
 
-    @ivar acceptedAt: when it has accepted each connection, in seconds.
-    @ivar handedOver: how many readers it has handed over.
-    @ivar records: how many records it has written, by message id.
+    @ivar acceptedAt: the time at which it accepted each connection, in seconds.
+    @ivar handedOver: the number of readers it has handed over.
+    @ivar records: the number of its records, by message id.
     """
 
     def __init__(
@@ -113,8 +113,8 @@ class Process:
     ) -> None:
         """
         @param makeSource: makes the source of the poems, for a reactor.
-        @param sockets: listening ones, by L{WAYS}.
-        @param store: may hold readers of the process before this one.
+        @param sockets: listening sockets, by L{WAYS}.
+        @param store: may hold readers of the previous process.
         """
         self.acceptedAt: list[float] = []
         self.handedOver = 0
@@ -153,7 +153,7 @@ class Process:
 
     @property
     def takenOver(self) -> int:
-        """How many readers the process before this one has handed over."""
+        """The number of readers that the previous process has handed over."""
         return self._handOver.takenOver
 
     @property
@@ -181,11 +181,13 @@ class Process:
 
     @property
     def hasStopped(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether the stop is complete."""
         return self._stopping is not None and self._stopping.called
 
     def exit(self) -> None:
-        """Have the kernel close all that the process has open, as at its exit or C{kill -9}."""
+        """
+        Close everything that the process has open, as the kernel does at its exit or C{kill -9}.
+        """
         for found in _findSockets(self.policy, self.reactor, self.source, self._root):
             os.close(found.detach())
         timer = self.clock._timer
@@ -200,7 +202,7 @@ _OPAQUE = (type, ModuleType, FunctionType, FrameType, str, bytes, int, float, mo
 
 
 def _findSockets(*roots: object) -> Iterator[socket.SocketType]:
-    """@return: each open socket that these objects refer to, directly or through others."""
+    """@return: each open socket that these objects refer to, directly or indirectly."""
     seen: set[int] = set()
     waiting: list[Any] = list(roots)
     while waiting:

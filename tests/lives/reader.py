@@ -1,4 +1,4 @@
-"""A client of a life, on a real socket: what it does, and what it has seen."""
+"""A client of a life, on a real socket: what it does, and what it has received."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _RESET = struct.pack("ii", 1, 0)
 
 class Client:
     """
-    A reader as the model sees it.
+    A client as the model sees it.
 
     @ivar source: its address; C{None} on a UNIX socket.
     @ivar isTCP: whether its connection can be reset.
     @ivar seen: the bytes that it has read.
     @ivar outcome: C{end} or C{reset}; C{None} while it is connected; C{left} if it ended itself.
-    @ivar movedAt: when it last read something, or came, in seconds.
+    @ivar movedAt: when it last read bytes, or connected, in seconds.
     """
 
     def __init__(self, address: Any, source: str | None, now: float) -> None:
         """
-        @param address: where the server listens: a path, or a host and a port.
-        @param source: the address that a TCP client has; C{None} for a UNIX socket.
+        @param address: the server's address: a path, or a host and a port.
+        @param source: the address of a TCP client; C{None} for a UNIX socket.
         @param now: the time, in seconds.
         @raise OSError: there is no server, or its backlog is full.
         """
@@ -47,12 +47,12 @@ class Client:
             self._socket.connect(address)
 
     def write(self, data: bytes) -> None:
-        """Write as much as the system takes. A client that cannot write has been reset."""
+        """Write as much as the system accepts. A client that cannot write has been reset."""
         try:
             socket.SocketType.send(self._socket, data, socket.MSG_NOSIGNAL)
         except BlockingIOError:
             pass
-        except OSError:  # the kernel says so once only, and the next read would be an end
+        except OSError:  # the kernel reports it only once, and the next read would be an end
             self._end("reset")
 
     def finish(self) -> None:
@@ -64,7 +64,7 @@ class Client:
         """
         Read once.
 
-        @return: whether there was something to read.
+        @return: whether there was anything to read.
         """
         if self.outcome is not None:
             return False
@@ -100,9 +100,9 @@ class Client:
         return self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _ESTABLISHED
 
     def isWhole(self, poems: list[Poem]) -> bool:
-        """@return: whether it has read one poem, all of it and nothing else."""
+        """@return: whether the bytes read are exactly one poem."""
         return any(self.seen == poem.text for poem in poems)
 
     def isPart(self, poems: list[Poem]) -> bool:
-        """@return: whether what it has read is how some poem begins."""
+        """@return: whether the bytes read are the beginning of a poem."""
         return any(poem.text.startswith(self.seen) for poem in poems)

@@ -1,10 +1,10 @@
 """
 C{make lives}: random lives with new seeds, until it is stopped or a life breaks a promise.
 
-    PYTHONPATH=tests python -m lives.run [SEED]
+PYTHONPATH=tests python -m lives.run [SEED]
 
-Prints the seed, the lives of each second, and how often each event has happened. A life that
-breaks a promise is reduced to the smallest that does, printed as a program, and ends the run.
+Prints the seed, the number of lives a second, and the number of each event. A life that breaks a
+promise is reduced to the smallest one that does, printed as a program, and ends the run.
 """
 
 from __future__ import annotations

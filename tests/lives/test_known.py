@@ -1,5 +1,5 @@
 """
-Faults that strangers have found: a life finds each of them again when it is put back.
+Faults that outsiders have found: a life finds each of them again when it is put back.
 
 A fault that no life finds would show that the model has lost one of its promises.
 """

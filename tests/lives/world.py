@@ -44,7 +44,7 @@ def makePoem(version: int, size: str) -> Poem:
     """
     Make a poem that differs from all others in each of its lines.
 
-    @param version: which one.
+    @param version: its number.
     @param size: a key of L{SIZES}.
     """
     lines = (b"%03d %07d\n" % (version, number) for number in range(SIZES[size] // 12 + 1))
@@ -53,11 +53,11 @@ def makePoem(version: int, size: str) -> Poem:
 
 class Poetry(Selection):
     """
-    The file of the poem, and how reading it goes.
+    The poem's file, and whether it can be read.
 
-    @ivar versions: each poem that was ever there.
-    @ivar isBroken: whether what is there now is not a poem.
-    @ivar hangs: whether reading it does not end.
+    @ivar versions: every poem so far.
+    @ivar isBroken: whether the file is not a poem at present.
+    @ivar hangs: whether reading the file does not end.
     """
 
     def __init__(self, size: str) -> None:
@@ -66,7 +66,7 @@ class Poetry(Selection):
         self._waiting: list[Callable[[], None]] = []
 
     def replace(self, size: str) -> None:
-        """Put another poem there."""
+        """Replace the poem."""
         self.versions.append(makePoem(len(self.versions), size))
         self.isBroken = False
 
@@ -82,7 +82,7 @@ class Poetry(Selection):
         return [astuple(poem)], [], []
 
     def readApart(self, work: Callable[[], _T]) -> Deferred[_T]:
-        """Read as the server's helper does: now, or when L{goOn} is called."""
+        """Read as the server's helper process does: now, or when L{goOn} is called."""
         done: Deferred[_T] = Deferred()
 
         def finish() -> None:
@@ -100,7 +100,7 @@ class Poetry(Selection):
         return done
 
     def goOn(self) -> None:
-        """Have all reading end."""
+        """Let all reading end."""
         self.hangs = False
         waiting, self._waiting = self._waiting, []
         for finish in waiting:
@@ -111,8 +111,8 @@ class World:
     """
     Everything in one life.
 
-    @ivar clients: all that ever came, with the way that each came in.
-    @ivar processes: those that run or stop.
+    @ivar clients: all clients so far, with the kind of connection of each.
+    @ivar processes: the running and stopping processes.
     @ivar wasFaulty: whether a fault was planned, after which a traceback may be logged.
     @ivar resumedAt: when the machine was last resumed, in seconds. Deadlines start anew then.
     @ivar failures: tracebacks in the log.
@@ -120,7 +120,7 @@ class World:
 
     def __init__(self, size: str) -> None:
         """@param size: of the first poem."""
-        tcp._reservedFD.reserve()  # Twisted keeps one for the whole program
+        tcp._reservedFD.reserve()  # Twisted has one for the whole program
         self._descriptors = _listDescriptors()
         self.time = Time()
         self.faults = Faults()
@@ -162,7 +162,7 @@ class World:
             self._current.records[event["message_id"]] += 1
 
     def perform(self, process: Process, do: Callable[[], _T]) -> _T:
-        """Do something in one process, and count what it accepts and records."""
+        """Do something in one process, and count the connections it accepts and its records."""
         self._current, before = process, self._counts["accept"]
         try:
             return do()
@@ -171,7 +171,7 @@ class World:
             process.acceptedAt += [self.time.now] * (self._counts["accept"] - before)
 
     def settle(self) -> None:
-        """Let each process do all that it has to do now."""
+        """Let each process do everything that is due."""
         for process in list(self.processes):
             self.perform(process, process.reactor.settle)
 
@@ -190,8 +190,8 @@ class World:
         self.settle()
 
     def start(self) -> None:
-        """Start a process on the sockets of this life. A failing call may be its end."""
-        with self.faults.paused():  # the operating system would not have begun such a process
+        """Start a process on the sockets of this life. A failing call may end it."""
+        with self.faults.paused():  # the operating system would not have started such a process
             process = Process(self._makeSource, self.sockets, self.store, self.time, self.faults)
         self.processes.append(process)
         try:
@@ -222,14 +222,14 @@ class World:
         self.settle()
 
     def arrive(self, way: str, source: str) -> Client:
-        """Have a client connect."""
+        """Connect a client."""
         address = self.sockets[way].getsockname()
         client = Client(address, None if way == "unix" else source, self.time.now)
         self.clients.append((way, client))
         return client
 
     def readAll(self, clients: Sequence[Client]) -> None:
-        """Have clients read until there is nothing more to read."""
+        """Make clients read until there is nothing left to read."""
         isMoving = True
         while isMoving:
             moved = [client.read(self.time.now) for client in clients]
@@ -240,7 +240,7 @@ class World:
         """
         End everything.
 
-        @return: descriptors that are left over.
+        @return: the descriptors that are still open.
         """
         for process in self.processes:
             process.exit()

@@ -1,5 +1,5 @@
 """
-fastpoetry on booted systems: Debian 12 and 13 in containers, each with its own systemd and Twisted.
+Tests on booted systems: Debian 12 and 13 in containers, each with its own systemd and Twisted.
 
-What can be tested without systemd is not tested here.
+Tests that do not need systemd are elsewhere.
 """

@@ -1,11 +1,11 @@
 """
-Which releases of Debian can be booted here, asked once for all tests of a run.
+Finds out which releases of Debian can be booted here, once for all tests of a run.
 
-    python -m system.bootable RELEASE ...
+python -m system.bootable RELEASE ...
 
-Prints the names on one line. Says on standard error, in one line each, why it leaves some out. In
-CI, where nobody would read that, it fails instead; there it leaves out Debian's next release alone,
-if no mirror has that.
+Prints their names on one line, and on standard error a line for each one left out. In CI, where no
+person would read that line, the command fails instead; there it leaves out only Debian's next
+release, if no mirror has it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NEXT = "sid"
 
 def main(*releases: str) -> int:
     """
-    Print which can be booted.
+    Print the releases that can be booted.
 
     @return: the exit status.
     """
@@ -34,7 +34,7 @@ def main(*releases: str) -> int:
 
 
 def isThere(release: str) -> bool:
-    """Whether a mirror has a release; if not, it says so."""
+    """Whether a mirror has a release; if not, print that."""
     try:
         findRoot(release, "minimal")
     except MachineError as why:

@@ -1,4 +1,4 @@
-"""The machines that the tests share, one a release."""
+"""The machines that the tests share, one for each release."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ systemctl daemon-reload
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run the tests that boot a machine on each release that was asked for."""
+    """Run the tests that boot a machine once for each requested release."""
     if "release" in metafunc.fixturenames:
         systems = metafunc.config.getoption("--system") or ["bookworm", "trixie"]
         metafunc.parametrize("release", systems, indirect=True, scope="session")
@@ -54,8 +54,8 @@ def release(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def builder(release: str, package: Path) -> Iterator[Machine]:
     """
-    A machine with what building takes and no network, the source package, and somebody who is not
-    root.
+    A machine with the build dependencies, the source package and an ordinary user, without a
+    network.
     """
     machine = startMachine(findRoot(release, "build"), f"{release}-builder", boot=False)
     with closing(machine):
@@ -68,9 +68,9 @@ def builder(release: str, package: Path) -> Iterator[Machine]:
 @pytest.fixture(scope="session")
 def build(builder: Machine) -> Iterator[subprocess.Popen[str]]:
     """
-    The build of the package there, with the tests of single modules as they run with the release's
-    own Python and Twisted; then those that only root can run. It goes on beside other tests, so
-    that nobody waits for it before the end.
+    The build of the package there, with the module tests under the release's own Python and
+    Twisted, and then the tests that need root. It runs beside other tests, so that no test waits
+    for it before the end.
     """
     script = f"""
         runuser --login builder --command '{_BUILD}' &&
@@ -90,7 +90,7 @@ Layers = list[Path]
 
 @pytest.fixture(scope="session")
 def libraryRoot(release: str, package: Path, tmp_path_factory: pytest.TempPathFactory) -> Layers:
-    """A root with all that any test needs, and the package of the modules."""
+    """A root with everything that any test needs, and the package of the modules."""
     layer = tmp_path_factory.mktemp(release) / "library"
     return install(findRoot(release, "full"), layer, findPackage(package, "python3-fastpoetry"))
 
@@ -99,15 +99,15 @@ def libraryRoot(release: str, package: Path, tmp_path_factory: pytest.TempPathFa
 def packageRoot(
     libraryRoot: Layers, package: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Layers:
-    """The same with the units."""
+    """The same root with the units too."""
     return install(libraryRoot, tmp_path_factory.mktemp("units") / "units", findPackage(package))
 
 
 def install(root: Layers, layer: Path, file: Path) -> Layers:
     """
-    Install a package once, for all machines that start from what comes of it.
+    Install a package once, for all machines that start from the result.
 
-    @param layer: where to keep what that adds.
+    @param layer: the folder for the added files.
     """
     with closing(startMachine(root, "install", boot=False)) as machine:
         writeHosts(machine)
@@ -126,7 +126,8 @@ def debian(release: str, packageRoot: Layers) -> Iterator[Machine]:
 @pytest.fixture
 def machine(debian: Machine) -> Iterator[Machine]:
     """
-    That system as it was after the installation: nothing runs, and no poem is the administrator's.
+    That system as it was after the installation: no service runs, and the administrator has no
+    poem.
     """
     yield debian
     debian.run("sh", "-c", _TIDY)
@@ -135,7 +136,7 @@ def machine(debian: Machine) -> Iterator[Machine]:
 
 @pytest.fixture
 def pauseSeconds(machine: Machine) -> float:
-    """Have the pause after a failure, which L{test_units} checks, take a tenth of its time."""
+    """Shorten the pause after a failure, which L{test_units} checks, to a tenth."""
     unit = (UNITS / "fastpoetry-pause@.service").read_text()
     (command,) = re.findall("^(ExecStart=.*) sleep 5( .*)$", unit, re.M)
     shorter = "[Service]\nExecStart=\n{} sleep 0.5{}\n".format(*command)
@@ -149,7 +150,7 @@ def startMachine(
     """
     Start a machine that sees the clone.
 
-    @param binds: what to show there of this machine, beside the clone.
+    @param binds: what else to show there of this machine.
     @param settings: more for L{Machine}.
     """
     shown = {CLONE: SOURCE, **(binds or {})}
@@ -167,11 +168,11 @@ def writeDropIn(machine: Machine, unit: str, text: str) -> None:
 
 
 def writeHosts(machine: Machine) -> None:
-    """Give a machine the file that Debian's installer writes and mmdebstrap does not."""
+    """Give a machine the hosts file that Debian's installer writes and mmdebstrap does not."""
     machine.path("/etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
 
 
 def listUnits(machine: Machine) -> str:
-    """Whatever runs, listens, waits or has failed of fastpoetry."""
+    """List the units of fastpoetry that run, listen, wait or have failed."""
     everything = ("list-units", "--all", "--plain", "--no-legend", "fastpoetry*")
     return machine.systemctl(*everything)

@@ -1,9 +1,9 @@
 """
-Readers of a large poem inside a machine, who look at every byte: run there, by the system Python.
+Readers of a large poem that check every byte, run inside a machine by the system's Python.
 
 Each kind reads in its own way until a line comes on stdin; then all read on as fast as they can.
-What each got is printed as JSON: its kind, how many bytes, whether they are a poem or the beginning
-of one, and how it ended.
+The results are printed as JSON: each reader's kind, its number of bytes, whether these are a poem
+or the beginning of one, and how the connection ended.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ async def read(
     """
     Read one poem.
 
-    @param kind: C{slow}, at 100 kB/s; C{stopped}, nothing; C{tiny}, nothing into a tiny buffer.
+    @param kind: C{slow} reads 100 kB/s; C{stopped} reads nothing; C{tiny} reads nothing with a tiny
+        buffer.
     """
     client = socket.socket(socket.AF_UNIX if "/" in host else socket.AF_INET)
     client.setblocking(False)
@@ -53,9 +54,9 @@ async def read(
 
 async def main(host: str, port: str, kinds: str, *poems: str) -> None:
     """
-    Have all of them read.
+    Run all readers.
 
-    @param kinds: how many of each kind: C{slow=50,stopped=50,tiny=1}.
+    @param kinds: the number of each kind: C{slow=50,stopped=50,tiny=1}.
     @param poems: files with the texts that each may get.
     """
     hurry = asyncio.Event()

@@ -1,10 +1,11 @@
 """
-A program for a booted system whose records show how the journal observer meets a real journald.
+A program for a booted system whose records show how the journal observer works with a real
+journald.
 
 Run C{python3 journal_probe.py PROBE RUN} as root, with this package importable and on a system that
-is only for tests: some probes stop journald. Every record bears the field C{RUN}, so that
-C{journalctl -o json RUN=...} finds those of one run. One line of JSON on standard output tells what
-the probe saw of itself; the journal, and standard error, are for the caller to judge.
+is only for tests: some probes stop journald. Every record has the field C{RUN}, so that
+C{journalctl -o json RUN=...} finds those of one run. The probe prints its own results as one line
+of JSON; the caller judges the journal and standard error.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ HOSTILE = "\nPRIORITY=0\n\nMESSAGE=forged\nFORGED=1\n\x00\x1b[2J\r\x85\u2028\ud8
 
 
 def levels(run: str) -> Seen:
-    """One record of each level, then C{log.msg} and C{log.err}: seven records, C{STEP} 0 to 6."""
+    """
+    Log one record of each level, then C{log.msg} and C{log.err}: seven records, C{STEP} 0 to 6.
+    """
     for step, emit in enumerate([_log.debug, _log.info, _log.warn, _log.error, _log.critical]):
         emit("step {step}", run=run, step=step, message_id="0123456789abcdef" * 2)
     legacy.msg("step 5", run=run, step=5)
@@ -41,7 +44,7 @@ def levels(run: str) -> Seen:
 
 
 def failures(run: str) -> Seen:
-    """A failure in each of Twisted's ways: two records, C{STEP} 0 and 1, from the same line."""
+    """Log a failure in each of Twisted's ways: two records, C{STEP} 0 and 1, from the same line."""
     try:
         raise ValueError(HOSTILE)
     except ValueError:
@@ -51,14 +54,16 @@ def failures(run: str) -> Seen:
 
 
 def hostile(run: str) -> Seen:
-    """Hostile text as a value, in the text, as bytes, and as a key: one record."""
+    """Log hostile text as a value, in the text, as bytes, and as a key: one record."""
     values = {"peer": HOSTILE, "raw": HOSTILE.encode("utf-8", "surrogatepass"), "a\nFORGED=1": 1}
     _log.info("from {peer}", run=run, **values)
     return {}
 
 
 def large(run: str) -> Seen:
-    """A record of 64 KiB in a value, then one that must be cut: two records, C{STEP} 0 and 1."""
+    """
+    Log a record of 64 KiB in a value, then one that must be cut: two records, C{STEP} 0 and 1.
+    """
     _log.info("{poem}", run=run, step=0, poem="x" * 65536)
     _log.info("{poem}", run=run, step=1, poem="é\n" * 2**20, more="y" * 2**20, most="z" * 65536)
     return {}
@@ -66,9 +71,9 @@ def large(run: str) -> Seen:
 
 def steady(run: str, seconds: float = 2, rate: int = 200) -> Seen:
     """
-    Records at an even rate, C{STEP} from 0: for a journald that is restarted meanwhile.
+    Log records at an even rate, C{STEP} from 0, while journald is restarted.
 
-    @return: how many were logged, and how long the slowest call took, in milliseconds.
+    @return: the number of records, and the duration of the slowest call in milliseconds.
     """
     worst = 0.0
     start = time.monotonic()
@@ -83,9 +88,9 @@ def steady(run: str, seconds: float = 2, rate: int = 200) -> Seen:
 
 def standstill(run: str) -> Seen:
     """
-    5,000 records a second while journald stands still for 3 s, then one more.
+    Log 5,000 records a second while journald hangs for 3 s, then one more.
 
-    @return: what L{steady} returns, and the resident memory before and after, in KiB.
+    @return: the result of L{steady}, and the resident memory before and after, in KiB.
     """
     journald = _journald()
     before = _resident()
@@ -101,8 +106,7 @@ def standstill(run: str) -> Seen:
 
 def stuckExit(run: str) -> Seen:
     """
-    An end while journald stands still, which lasts no longer than the last wait. Wake journald
-    afterwards.
+    End while journald hangs, which takes no longer than the last wait. Wake journald afterwards.
     """
     os.kill(_journald(), signal.SIGSTOP)
     return steady(run, 0.5, 4000)
@@ -110,8 +114,8 @@ def stuckExit(run: str) -> Seen:
 
 def gone(run: str) -> Seen:
     """
-    Three records: C{STEP} 1 and 3 to the journal, between them 2 to standard error, because neither
-    journald nor its socket is there.
+    Log three records: C{STEP} 1 and 3 to the journal, between them 2 to standard error, because
+    journald and its socket are gone.
     """
     _log.info("step {step}", run=run, step=1)
     units = ["systemd-journald.socket", "systemd-journald-dev-log.socket", "systemd-journald"]
@@ -125,8 +129,8 @@ def gone(run: str) -> Seen:
 
 def daemon(run: str) -> Seen:
     """
-    Forks twice as twistd does, while journald stands still: C{STEP} 0 to 999 from the parent and
-    1000 from the daemon, each once.
+    Fork twice as twistd does, while journald hangs: C{STEP} 0 to 999 from the parent and 1000 from
+    the daemon, each once.
     """
     journald = _journald()
     os.kill(journald, signal.SIGSTOP)

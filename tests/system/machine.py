@@ -1,8 +1,8 @@
 """
 A Debian in a container, for as long as a test needs it.
 
-Starts one, runs commands in it, reads its journal and puts it away again; makes no root for it to
-start from (L{system.roots} does), and writes nothing to the one it is given.
+Starts the container, runs commands in it, reads its journal and removes it. Does not make the root
+that it starts from (L{system.roots} does), and does not write to it.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _ENVIRONMENT = {
 }
 """What a command in the machine sees of the world: nothing of this machine's own settings."""
 
-# Every change goes to an overlay in memory, mounted where nobody else sees it: it outlasts a reboot
-# and is gone with the machine's last process. systemd-nspawn ends with 133 to be run again, when
-# the machine reboots.
+# Every change goes to an overlay in memory, mounted where no other process sees it: it outlasts a
+# reboot and is gone with the machine's last process. systemd-nspawn exits with 133 when the machine
+# reboots, to be run again.
 _START = """
 set -e
 [ -z "$1" ] || echo $$ >"$1/cgroup.procs"
@@ -52,14 +52,14 @@ _T = TypeVar("_T")
 
 
 class MachineError(Exception):
-    """A machine that did not start, or a command in it that failed: what was seen."""
+    """A machine did not start, or a command in it failed; the text has the output."""
 
 
 class Machine:
     """
     One container.
 
-    @ivar name: what it is called in the list of processes.
+    @ivar name: its name in the list of processes.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class Machine:
     ) -> None:
         """
         @param layers: folders that make up a whole Debian, the uppermost first.
-        @param binds: what to show of this machine in that one, read-only, and where.
-        @param shared: the same for what may be written to.
+        @param binds: read-only paths of this machine to show there, and where.
+        @param shared: the same for writable paths.
         @param environment: variables for commands in the machine.
-        @param boot: whether its first process is its systemd; otherwise one that does nothing.
+        @param boot: whether its first process is its systemd; otherwise it is an idle one.
         @param network: share this machine's network, instead of a loopback of its own.
         """
         self.name = name
@@ -96,9 +96,9 @@ class Machine:
 
     def start(self) -> None:
         """
-        Start the machine and wait until it is through with starting.
+        Start the machine and wait until its start is complete.
 
-        @raise MachineError: if it does not get there, with what it printed last.
+        @raise MachineError: if that fails, with the last output.
         """
         memory = self._folder / "memory"
         memory.mkdir()
@@ -153,7 +153,7 @@ class Machine:
         raise MachineError(f"{self.name} did not start ({state or 'no first process'}): {seen}")
 
     def _readState(self) -> str:
-        """How the machine is, once it is through with starting; before it can tell, nothing."""
+        """The machine's state, once its start is complete; empty before that."""
         look = ("systemctl", "is-system-running", "--wait")
         return self.run(*look, check=False).stdout.strip()
 
@@ -161,9 +161,7 @@ class Machine:
         return self._container is not None and self._container.poll() is None
 
     def _findLeader(self) -> int:
-        """
-        The machine's first process, by the number that it has out here; 0 if there is none yet.
-        """
+        """The process ID of the machine's first process out here; 0 if there is none yet."""
         assert self._container is not None
         for nspawn in _findChildren(self._container.pid):
             for child in _findChildren(nspawn):
@@ -172,7 +170,9 @@ class Machine:
         return 0
 
     def reboot(self) -> None:
-        """Reboot the machine and wait until it is there again, with all that was written to it."""
+        """
+        Reboot the machine and wait until it is up again, with everything that was written to it.
+        """
         before = Path(f"/proc/{self._leader}")
         self.run("systemctl", "reboot", check=False)
         waitFor(lambda: not before.exists(), "the machine to go down", _HALT_SECONDS)
@@ -180,7 +180,7 @@ class Machine:
 
     def keep(self, folder: Path) -> None:
         """
-        Copy what was written since the start.
+        Copy the changes since the start.
 
         @param folder: made now; a layer that other machines can start from.
         """
@@ -189,7 +189,7 @@ class Machine:
         subprocess.run(["cp", "--archive", written, str(folder)], check=True)
 
     def close(self) -> None:
-        """Halt the machine and remove what it left."""
+        """Halt the machine and remove its files."""
         if self._isAlive():
             self._leader = self._findLeader() or self._leader
             self._end()
@@ -198,10 +198,10 @@ class Machine:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _end(self) -> None:
-        """Power the machine off, or cut it off if it does not obey."""
+        """Power the machine off, or kill it if that fails."""
         assert self._container is not None
         for number in (_POWEROFF, signal.SIGKILL) if self._boots else (signal.SIGKILL,):
-            # Until there is a first process, there is nothing but its container.
+            # Before there is a first process, there is only its container.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._leader or self._container.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -210,19 +210,19 @@ class Machine:
 
     @property
     def leader(self) -> int:
-        """Its first process, by the number that it has out here."""
+        """The process ID of its first process out here."""
         return self._leader
 
     def path(self, inside: str) -> Path:
         """
-        A file of the machine, as this side can reach it.
+        A file of the machine, as a path out here.
 
-        @param inside: absolute, and without an absolute symbolic link on the way.
+        @param inside: absolute, without an absolute symbolic link in it.
         """
         return Path(f"/proc/{self._leader}/root{inside}")
 
     def command(self, *command: str) -> list[str]:
-        """What to run out here so that a command runs in there, as root."""
+        """The command out here that runs a command in the machine, as root."""
         settings = (f"{name}={value}" for name, value in self._environment.items())
         enter = ("nsenter", f"--target={self._leader}", "--all")
         return [*enter, "env", "--chdir=/", "-i", *settings, *command]
@@ -234,8 +234,8 @@ class Machine:
         Run a command in the machine and wait for it.
 
         @param check: raise if its exit status is not 0.
-        @param seconds: how long it may take.
-        @raise MachineError: with all that it printed.
+        @param seconds: its timeout.
+        @raise MachineError: with all its output.
         """
         ran = subprocess.run(
             self.command(*command),
@@ -251,7 +251,7 @@ class Machine:
 
     def fetch(self, *address: str) -> bytes:
         """
-        What a server in the machine sends to somebody who says nothing.
+        The bytes that a server in the machine sends to a silent client.
 
         @param address: a host and a port, or C{-U} and a path.
         """
@@ -262,13 +262,13 @@ class Machine:
         """
         Run systemctl.
 
-        @return: what it printed, without the last newline.
-        @raise MachineError: if it does not succeed.
+        @return: its output, without the last newline.
+        @raise MachineError: if it fails.
         """
         return self.run("systemctl", *arguments).stdout.rstrip("\n")
 
     def show(self, unit: str, key: str) -> str:
-        """A property of a unit, as C{systemctl show} has it."""
+        """A property of a unit, from C{systemctl show}."""
         return self.systemctl("show", f"--property={key}", "--value", unit)
 
     def journal(self, *matches: str) -> list[dict[str, str]]:
@@ -277,7 +277,7 @@ class Machine:
 
         @param matches: options and matches of journalctl.
         """
-        # Waits until journald has taken in what was sent so far.
+        # Waits until journald has read all messages so far.
         self.run("journalctl", "--sync")
         lines = self.run("journalctl", "--output=json", "--all", *matches).stdout
         return [_readRecord(line) for line in lines.splitlines()]
@@ -285,7 +285,7 @@ class Machine:
 
 def _readRecord(line: str) -> dict[str, str]:
     """
-    A record as journalctl prints it in JSON, where a value that is no text is a list of its bytes.
+    Read a record of journalctl in JSON, where a value that is not text is a list of its bytes.
     """
     record: dict[str, str] = json.loads(line)
     for name, value in record.items():
@@ -296,11 +296,11 @@ def _readRecord(line: str) -> dict[str, str]:
 
 def waitFor(seek: Callable[[], _T], what: str, seconds: float = 20.0) -> _T:
     """
-    Look again and again until something is there.
+    Call a function until it succeeds.
 
-    @param seek: gives what is sought, or something false as long as it is not there.
-    @param what: what to say if it never comes.
-    @raise MachineError: if it does not come in time.
+    @param seek: returns the result, or something false while there is none.
+    @param what: the text of the error.
+    @raise MachineError: if there is no result in time.
     """
     deadline = time.monotonic() + seconds
     pause = _POLL_SECONDS
@@ -311,7 +311,7 @@ def waitFor(seek: Callable[[], _T], what: str, seconds: float = 20.0) -> _T:
         if time.monotonic() > deadline:
             raise MachineError(f"waited {seconds:g} s for {what}; found {found!r}")
         time.sleep(pause)
-        # A look into a machine takes processes, which would be all that a small one runs.
+        # A look into a machine takes processes, and a small machine could run only those.
         pause = min(2 * pause, _LONGEST_POLL_SECONDS)
 
 
@@ -324,7 +324,7 @@ def _findChildren(process: int) -> list[int]:
 
 
 def _isFirst(process: int) -> bool:
-    """Whether a process is the first of a machine, and not one on the way to starting it."""
+    """Whether a process is the first of a machine, and not one that is still starting it."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
     except OSError:
@@ -335,9 +335,9 @@ def _isFirst(process: int) -> bool:
 
 def _makeCgroup(name: str) -> Path | None:
     """
-    A control group for one machine alone, where no systemd out here would give it one.
+    Make a control group for one machine, if systemd out here would not.
 
-    Two machines in one group would see each other's processes as those of their own units.
+    Two machines in one group would each take the other's processes for those of its own units.
     """
     if Path("/run/systemd/system").is_dir():
         return None
@@ -351,7 +351,7 @@ def _makeCgroup(name: str) -> Path | None:
 
 
 def _removeCgroup(group: Path) -> None:
-    """Remove a control group and those in it, each as soon as its last process is gone."""
+    """Remove a control group and its children, each as soon as its last process has ended."""
 
     def isGone() -> bool:
         for folder, _, _ in os.walk(group, topdown=False):

@@ -1,7 +1,7 @@
 """
-The Debian package, built from this clone and put into machines.
+The Debian package, built from this clone and installed in machines.
 
-Builds with C{make deb} alone, and installs with apt alone, as whoever reads the README does.
+It is built with C{make deb} alone and installed with apt alone, as a reader of the README does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BUILD_SECONDS = 600.0
 
 
 def findBuildObstacle() -> str | None:
-    """Why no package can be built here, or nothing."""
+    """The reason why no package can be built here, or an empty text."""
     if shutil.which("apt-get") is None:
         return "building a Debian package needs Debian"
     if os.geteuid() != 0:
@@ -31,15 +31,15 @@ def findBuildObstacle() -> str | None:
 
 def buildPackage(folder: Path, **environment: str) -> Path:
     """
-    Build the package of what is in the clone now; what git does not know of yet is left out.
+    Build the package from the clone's present content, without files unknown to git.
 
     @param folder: where to build, and to leave everything.
-    @param environment: variables that the build is to see besides this machine's own.
-    @return: the folder of what was built.
-    @raise MachineError: if it cannot be built, with what was printed last.
+    @param environment: variables for the build besides this machine's own.
+    @return: the folder of the packages.
+    @raise MachineError: if the build fails, with the last output.
     """
-    # Uncommitted changes as a commit that belongs to no branch; nothing, if there are none. The
-    # package has the time of its commit, so that this one needs one that stays.
+    # Uncommitted changes as a commit that belongs to no branch; empty without changes. The package
+    # has the time of its commit, so a commit is needed whose time stays.
     git = ["git", "-C", str(CLONE)]
     date = _run([*git, "log", "-1", "--format=%cI"], environment).strip()
     changes = _run([*git, "stash", "create"], {**environment, "GIT_COMMITTER_DATE": date})
@@ -54,7 +54,7 @@ def buildPackage(folder: Path, **environment: str) -> Path:
 
 
 def findPackage(folder: Path, name: str = "fastpoetry") -> Path:
-    """The binary package of a name in a folder."""
+    """The binary package of that name in a folder."""
     (package,) = folder.glob(f"{name}_*.deb")
     return package
 
@@ -64,7 +64,7 @@ def installPackage(machine: Machine, *packages: Path) -> str:
     Install packages or upgrade to them.
 
     @param packages: the files, or folders with all of them.
-    @return: what apt printed.
+    @return: apt's output.
     @raise MachineError: if that fails.
     """
     files = [file for each in packages for file in ([each], each.glob("*.deb"))[each.is_dir()]]
@@ -88,6 +88,6 @@ def _run(command: list[str], environment: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    # Where there is an obstacle, the tests that want the package are skipped with it.
+    # If there is an obstacle, the tests that need the package are skipped with it as reason.
     if findBuildObstacle() is None:
         buildPackage(Path(sys.argv[1]))

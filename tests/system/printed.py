@@ -1,8 +1,8 @@
 """
 Pages that print files and commands, followed as they are printed.
 
-A file is printed behind a line with its path; a command as root in a C{console} block behind C{# },
-with what comes of it below.
+A file is printed below a line with its path. A command for root is in a C{console} block after C{#
+}, with its output below.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from system.machine import Machine
 
 class Step(NamedTuple):
     """
-    A command that a page prints.
+    A command from a page.
 
     @ivar command: for a shell.
-    @ivar printed: what comes of it; an ellipsis stands for anything.
+    @ivar printed: its output; an ellipsis stands for any text.
     """
 
     command: str
@@ -27,26 +27,26 @@ class Step(NamedTuple):
 
 
 def readSections(page: Path) -> dict[str, str]:
-    """The parts of a page, by their headings."""
+    """The sections of a page, by heading."""
     parts = re.split(r"^## (.*)\n", page.read_text("utf-8"), flags=re.M)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def readFiles(text: str) -> dict[str, str]:
-    """The files that a text prints, by their paths."""
+    """The files in a text, by path."""
     found = re.findall(r"^`(/\S+)`[^\n]*:\n\n```\w*\n(.*?)^```", text, re.M | re.S)
     return dict(found)
 
 
 def readSteps(text: str) -> list[Step]:
-    """The commands that it prints, in order."""
+    """The commands in a text, in order."""
     blocks = re.findall(r"^```console\n(.*?)^```", text, re.M | re.S)
     steps = re.findall(r"^# (.*)\n((?:(?!# ).*\n)*)", "".join(blocks), re.M)
     return [Step(*step) for step in steps]
 
 
 def writeFiles(machine: Machine, text: str) -> None:
-    """Write what a text prints, and have systemd read its units."""
+    """Write the files in a text, and have systemd read the units."""
     for path, content in readFiles(text).items():
         file = machine.path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def writeFiles(machine: Machine, text: str) -> None:
 
 
 def follow(machine: Machine, text: str) -> None:
-    """Run each command, and see that what comes of it is what is printed."""
+    """Run each command, and check that its output is as printed."""
     for command, printed in readSteps(text):
         machine.run("journalctl", "--sync")
         ran = machine.run("bash", "-c", command, check=False)
@@ -65,6 +65,6 @@ def follow(machine: Machine, text: str) -> None:
 
 
 def matches(seen: str, printed: str) -> bool:
-    """Whether a command printed what the page says."""
+    """Whether a command's output is as on the page."""
     pattern = ".*".join(map(re.escape, printed.split("…")))
     return re.fullmatch(pattern, seen.replace("\r\n", "\n"), re.S) is not None

@@ -1,8 +1,7 @@
 """
-Readers inside a machine, who fetch a poem again and again for as long as a test has something to do
-to its servers.
+Readers inside a machine, which fetch a poem repeatedly while a test does something to its servers.
 
-They are the clients of the tests of faults, which look at every byte and at the end.
+They are the clients of the tests of faults, which check every byte and the end.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from system.conftest import SOURCE
 from system.machine import Machine
 
-# Ends when nobody holds its input any more.
+# Ends when the last writer of its input has closed it.
 _FETCH = """
 import asyncio, dataclasses, json, sys
 from pathlib import Path
@@ -39,8 +38,8 @@ class Replies:
     """
     What readers got.
 
-    @ivar kinds: how often they got what: C{poem}, or how much was wrong with it.
-    @ivar longestSeconds: what the slowest took from its connect to the last byte.
+    @ivar kinds: the number of results of each kind: C{poem}, or what was wrong with it.
+    @ivar longestSeconds: the slowest reader's time from its connect to the last byte.
     """
 
     def __init__(self) -> None:
@@ -59,12 +58,12 @@ class Replies:
 
     @property
     def poems(self) -> int:
-        """How many had the poem exactly."""
+        """The number of readers with the exact poem."""
         return self.kinds["poem"]
 
     @property
     def faults(self) -> dict[str, int]:
-        """What the others had, and how many."""
+        """The results of the other readers, with their numbers."""
         return {kind: times for kind, times in self.kinds.items() if kind != "poem"}
 
 
@@ -73,11 +72,11 @@ def reading(
     machine: Machine, port: int, *poems: str, times: int = 16, host: str = "127.0.0.1"
 ) -> Iterator[Replies]:
     """
-    Have readers at work while something is done.
+    Run readers while the context lasts.
 
-    @param poems: the paths, in the machine, of all that they may get.
-    @param times: how many at a time.
-    @return: what they got, once that is done.
+    @param poems: the paths in the machine of all poems they may get.
+    @param times: the number of readers at a time.
+    @return: the results, complete after the context.
     """
     settings = (f"PYTHONPATH={SOURCE}/tests", "PYTHONDONTWRITEBYTECODE=1")
     arguments = ("python3", "-c", _FETCH, str(times), host, str(port), *poems)

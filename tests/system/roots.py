@@ -1,9 +1,9 @@
 """
-Whole Debians in folders, for machines to start from.
+Whole Debians in folders, from which machines start.
 
-A root is made of layers, which the user's cache keeps together with the packages that they took. To
-get newer packages, remove its folder. C{python -m system.roots RELEASE} makes all roots before any
-test needs them.
+A root is made of layers, which are kept in the user's cache together with their packages. To get
+newer packages, remove its folder. C{python -m system.roots RELEASE} makes all roots before any test
+needs them.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _NO_INDEX = ("-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=")
 
 class Kind(NamedTuple):
     """
-    What a root is for.
+    The purpose of a root.
 
-    @ivar base: the kind that it adds to.
-    @ivar packages: what it adds.
-    @ivar disabled: what systemd is not to start there by itself.
+    @ivar base: the kind that it extends.
+    @ivar packages: the packages it adds.
+    @ivar disabled: units that systemd must not start there by itself.
     """
 
     base: str
@@ -45,7 +45,7 @@ class Kind(NamedTuple):
 
 
 def _readBuildDepends() -> list[str]:
-    """What the package says to take for building, by name."""
+    """The names of the package's build dependencies."""
     # Where the package is built, the folder is where dpkg wants it.
     (control,) = (
         each.read_text()
@@ -59,11 +59,11 @@ def _readBuildDepends() -> list[str]:
 KINDS = {
     # What C{mmdebstrap --variant=minbase} makes.
     "minimal": Kind("", ()),
-    # Whoever has just cloned the repository.
+    # The machine of a user who has just cloned the repository.
     "clone": Kind("minimal", ("git", "make", "python3")),
     # A chroot to build the package in.
     "build": Kind("minimal", ("build-essential", "fakeroot", "lintian", *_readBuildDepends())),
-    # What the package depends on, and nothing else that Python could import.
+    # The package's dependencies, and no other Python modules.
     "package": Kind(
         "minimal",
         (
@@ -71,7 +71,7 @@ KINDS = {
             *("python3-twisted", "python3-systemd"),
         ),
     ),
-    # What all the other tests and the pages of docs/ take for granted, and other people's programs.
+    # What all other tests and the pages of docs/ assume, and programs of others.
     "full": Kind(
         "package",
         (
@@ -91,7 +91,7 @@ _ARCHIVES = "var/cache/apt/archives"
 
 _TOOLS = ("systemd-nspawn", "mmdebstrap", "nsenter", "unshare")
 
-# What starting a machine takes of the kernel.
+# What a container needs of the kernel.
 _TRIAL = """
 mount -t tmpfs tmpfs /mnt &&
 mkdir /mnt/lower /mnt/upper /mnt/work /mnt/root &&
@@ -100,7 +100,7 @@ mount -t overlay -o lowerdir=/mnt/lower,upperdir=/mnt/upper,workdir=/mnt/work ov
 
 
 def findObstacle() -> str | None:
-    """Why no machine can be started here, or nothing."""
+    """The reason why no machine can be started here, or an empty text."""
     if os.geteuid() != 0:
         return "starting machines needs root"
     missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
@@ -119,7 +119,7 @@ def findRoot(release: str, kind: str) -> list[Path]:
 
     @param kind: one of L{KINDS}.
     @return: its layers, the uppermost first.
-    @raise MachineError: if it cannot be made, with what was printed last.
+    @raise MachineError: if it cannot be made, with the last output.
     """
     base, packages, disabled = KINDS[kind]
     below = findRoot(release, base) if base else []
@@ -133,21 +133,21 @@ def findRoot(release: str, kind: str) -> list[Path]:
 
 
 def findCache(name: str) -> Path:
-    """What the cache has, or will have, by that name."""
+    """The path in the cache for that name."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastpoetry"
     cache.mkdir(parents=True, exist_ok=True)
     return cache / name
 
 
 def findArchives(release: str) -> Path:
-    """A layer with the packages that were downloaded for the roots of a release."""
+    """A layer with the packages downloaded for the roots of a release."""
     archives = findCache(f"{release}-archives")
     (archives / _ARCHIVES).mkdir(parents=True, exist_ok=True)
     return archives
 
 
 def _make(release: str, kind: str, below: list[Path], layer: Path) -> None:
-    """Make a layer, of which nobody ever sees half."""
+    """Make a layer, which other processes see only when it is complete."""
     scratch = Path(tempfile.mkdtemp(prefix=f"{release}-", dir=layer.parent))
     try:
         if below:
@@ -160,7 +160,7 @@ def _make(release: str, kind: str, below: list[Path], layer: Path) -> None:
 
 
 def _bootstrap(release: str, root: Path) -> None:
-    """Make the least that is a Debian."""
+    """Make the smallest Debian."""
     command = ["mmdebstrap", "--variant=minbase"]
     # A mirror may be a snapshot, whose lists have expired.
     settings = (*readAptSettings(), 'Acquire::Check-Valid-Until "false"')
@@ -173,7 +173,7 @@ def _bootstrap(release: str, root: Path) -> None:
 
 
 def _addLayer(release: str, kind: str, below: list[Path], layer: Path) -> None:
-    """Install the packages of a kind on what it adds to, and keep what that wrote."""
+    """Install the packages of a kind on the root that it extends, and keep the changes."""
     lists = findCache(f"{release}-lists")
     lists.mkdir(exist_ok=True)
     shared = {findArchives(release) / _ARCHIVES: f"/{_ARCHIVES}", lists: "/var/lib/apt/lists"}
@@ -189,11 +189,11 @@ def _addLayer(release: str, kind: str, below: list[Path], layer: Path) -> None:
 
 def runApt(machine: Machine, *command: str, seconds: float = _BUILD_SECONDS) -> str:
     """
-    Run apt-get where there is nobody to ask.
+    Run apt-get without questions.
 
-    @param seconds: how long it may take.
-    @return: what it printed.
-    @raise MachineError: if it does not succeed.
+    @param seconds: its timeout.
+    @return: its output.
+    @raise MachineError: if it fails.
     """
     quiet = ("DEBIAN_FRONTEND=noninteractive", "apt-get", "--yes", "-o", "Dpkg::Use-Pty=0")
     ran = machine.run("env", *quiet, *command, seconds=seconds)
@@ -201,7 +201,7 @@ def runApt(machine: Machine, *command: str, seconds: float = _BUILD_SECONDS) -> 
 
 
 def readAptSettings() -> list[str]:
-    """How this machine's apt reaches its mirrors, as lines of apt.conf(5)."""
+    """The settings with which this machine's apt reaches its mirrors, as lines of apt.conf(5)."""
     dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True).stdout
     return [
         line

@@ -1,4 +1,6 @@
-"""Tests of what the journal of C{fastpoetry} has about instances, as people look there first."""
+"""
+Tests for the records about instances in the journal of C{fastpoetry}, where people look first.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,14 @@ END
 
 
 class Journal:
-    """What C{journalctl -u fastpoetry} has from now on."""
+    """The records of C{journalctl -u fastpoetry} from now on."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._before = len(machine.journal("-u", "fastpoetry"))
 
     def read(self) -> list[tuple[str, str]]:
-        """What was announced, each with the unit it is about."""
+        """The announcements, each with its unit."""
         records = self._machine.journal("-u", "fastpoetry")[self._before :]
         for each in records:
             text = f"{each['UNIT_NAME']} {KINDS[each['MESSAGE_ID']]}. Its records: "
@@ -76,7 +78,9 @@ def test_failure(machine: Machine, break_: str, mend: str) -> None:
 
 @pytest.mark.parametrize("instance", ["fastpoetry@typo", "fastpoetry-proxy@typo"])
 def test_mistyped(machine: Machine, instance: str) -> None:
-    """So is an instance whose socket has failed, under the name that has the cause."""
+    """
+    An instance whose socket has failed is announced once, under the name that shows the cause.
+    """
     journal = Journal(machine)
     assert machine.run("systemctl", "start", instance, check=False).returncode != 0
     waitFor(journal.read, "the announcement")
@@ -85,7 +89,7 @@ def test_mistyped(machine: Machine, instance: str) -> None:
 
 
 def test_forged(machine: Machine) -> None:
-    """A record of the same form is not shown there if it is not root's."""
+    """A record of the same form from another user than root is not shown there."""
     machine.run("runuser", "-unobody", "--", "sh", "-c", FORGE)
     assert machine.journal("--boot", "--grep=^forged$")
     shown = machine.run("journalctl", "-u", "fastpoetry", "--grep=^forged$", check=False)

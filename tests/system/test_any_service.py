@@ -1,5 +1,5 @@
 """
-Tests of C{docs/twisted-under-systemd.md}: its files and commands, as printed, on a booted system.
+Tests for C{docs/twisted-under-systemd.md}: its files and commands, as printed, on a booted system.
 """
 
 from __future__ import annotations
@@ -45,25 +45,25 @@ def guided(release: str, libraryRoot: Layers) -> Iterator[Machine]:
 
 @pytest.fixture
 def machine(guided: Machine) -> Iterator[Machine]:
-    """That system with the files of the guide, and nothing of it running."""
+    """That system with the guide's files, without a running service of the guide."""
     writeFiles(guided, TEXT)
     yield guided
     guided.run("sh", "-c", _TIDY)
 
 
 def get(machine: Machine, *options: str) -> str:
-    """What curl makes of a request."""
+    """curl's output for a request."""
     return machine.run("curl", "--silent", "--show-error", "--max-time", "20", *options).stdout
 
 
 def test_guide(machine: Machine) -> None:
-    """Whoever types what the guide prints sees what it prints."""
+    """A user who types the guide's commands sees the guide's output."""
     assert len(readSteps(TEXT)) > 15
     follow(machine, TEXT)
 
 
 def test_sixLines(machine: Machine) -> None:
-    """The smallest unit has six lines, and can be started by hand as well."""
+    """The smallest unit has six lines, and can also be started by hand."""
     assert len(readFiles(TEXT)["/etc/systemd/system/web.service"].splitlines()) == 6
     machine.systemctl("start", "web.service")
     listing = get(machine, "http://127.0.0.1:8080/")
@@ -73,7 +73,7 @@ def test_sixLines(machine: Machine) -> None:
 
 
 def test_quiet(machine: Machine) -> None:
-    """Once started, neither complains of anything."""
+    """Once started, neither service logs a complaint."""
     machine.run("sh", "-c", "PYTHONPATH=/opt/signpost twistd3 --help")
     machine.systemctl("start", "web.service", "signpost.service")
     get(machine, "http://127.0.0.1:8080/", "http://127.0.0.1:8081/wiki")
@@ -84,9 +84,7 @@ def test_quiet(machine: Machine) -> None:
 
 
 def test_readiness(machine: Machine) -> None:
-    """
-    When C{systemctl start} comes back, the application has said that it is ready, and how it is.
-    """
+    """When C{systemctl start} returns, the application has sent its readiness and its status."""
     machine.systemctl("start", "signpost.service")
     assert machine.show("signpost.service", "ActiveState") == "active"
     assert machine.show("signpost.service", "StatusText") == "2 names, 0 requests"
@@ -94,9 +92,7 @@ def test_readiness(machine: Machine) -> None:
 
 
 def test_record(machine: Machine) -> None:
-    """
-    A stranger's text makes one record of the application's own kind, and no field but its own.
-    """
+    """A client's text makes one record of the application's own kind, with only its fields."""
     machine.systemctl("start", "signpost.socket")
     get(machine, "http://127.0.0.1:8081/a%0aPRIORITY=0%0aFORGED=1")
     (record,) = machine.journal(f"MESSAGE_ID={_UNKNOWN}")
@@ -109,7 +105,7 @@ def test_record(machine: Machine) -> None:
 
 
 def test_reload(machine: Machine) -> None:
-    """When C{systemctl reload} comes back, the same process has the new table."""
+    """When C{systemctl reload} returns, the same process has the new table."""
     machine.systemctl("start", "signpost.service")
     process = machine.show("signpost.service", "MainPID")
     for number in range(5):
@@ -122,9 +118,7 @@ def test_reload(machine: Machine) -> None:
 
 
 def test_refusal(machine: Machine) -> None:
-    """
-    A table that cannot be read is refused in one line; mended, it serves who waited all along.
-    """
+    """An unreadable table is refused in one line; once it is fixed, waiting clients are served."""
     table = machine.path("/etc/signpost")
     good = table.read_text()
     table.write_text("nonsense\n")
@@ -143,7 +137,10 @@ def test_refusal(machine: Machine) -> None:
 
 
 def test_watchdog(machine: Machine) -> None:
-    """An application that hangs tells where, and is restarted; who connects meanwhile is served."""
+    """
+    A hanging application logs where it hangs, and is restarted; clients that connect in the
+    meantime are served.
+    """
     dropIn = machine.path("/run/systemd/system/signpost.service.d/quick.conf")
     dropIn.parent.mkdir(parents=True)
     dropIn.write_text(_QUICK)
@@ -157,7 +154,7 @@ def test_watchdog(machine: Machine) -> None:
 
 
 def test_stop(machine: Machine) -> None:
-    """A stop is a clean one; the socket's takes the service along."""
+    """A stop is clean; stopping the socket stops the service too."""
     machine.systemctl("start", "signpost.service")
     machine.systemctl("stop", "signpost.socket")
     assert machine.show("signpost.service", "ActiveState") == "inactive"

@@ -1,4 +1,4 @@
-"""Tests of a boot: one, of a machine where everything is enabled."""
+"""Tests for one boot of a machine on which everything is enabled."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from system.test_serving import ECSTASY, read
 @pytest.fixture(scope="module")
 def rebooted(release: str, packageRoot: Layers) -> Iterator[Machine]:
     """
-    A machine that has booted with a poem and its metrics enabled, with an enabled poem that is
-    gone, and after readers of a third one were handed over.
+    A machine that has booted with an enabled poem and its metrics, with an enabled poem whose file
+    is gone, and after readers of a third poem were handed over.
     """
     with closing(startMachine(packageRoot, f"{release}-rebooted")) as machine:
         machine.path("/etc/fastpoetry/poetry/mine.txt").write_text("mine\n")
@@ -37,7 +37,7 @@ def rebooted(release: str, packageRoot: Layers) -> Iterator[Machine]:
 
 
 def test_gone(rebooted: Machine) -> None:
-    """An enabled poem that is gone has failed with its cause; nothing else of ours has."""
+    """An enabled poem whose file is gone has failed with its cause; no other unit of ours has."""
     assert listLeft(rebooted) == {
         "fastpoetry@mine.socket",
         "fastpoetry@ecstasy.socket",
@@ -50,7 +50,7 @@ def test_gone(rebooted: Machine) -> None:
 
 
 def test_metered(rebooted: Machine) -> None:
-    """Whoever looks at the metrics is served, though nobody has read the poem yet."""
+    """Metrics are served before the poem's first reader."""
     assert rebooted.show("fastpoetry@ecstasy.service", "ActiveState") == "inactive"
     assert "\nfastpoetry_poems_total 0.0\n" in test_metrics.get(rebooted)
 
@@ -62,7 +62,7 @@ def test_listens(rebooted: Machine) -> None:
 
 
 def test_nobodyToTakeOver(rebooted: Machine) -> None:
-    """There is nobody to take over, and everything is as after any start."""
+    """No reader is taken over, and everything is as after any start."""
     rebooted.systemctl("start", test_handover.SERVICE)
     assert not rebooted.journal("--boot", f"MESSAGE_ID={TOOK_OVER}")
     assert "took over" not in rebooted.show(test_handover.SERVICE, "StatusText")

@@ -1,8 +1,8 @@
 """
-Tests of a wall clock that is stepped under the package's unit and its whole sandbox.
+Tests for a wall clock that is stepped under the package's unit and its whole sandbox.
 
-The clock of the one process is faked, by a module that Python imports first: the machine's own is
-the clock of all that runs beside these tests.
+Only the clock of the one process is faked, by a module that Python imports first: the machine's own
+clock is shared with everything that runs beside these tests.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ time.time = lambda: real() + struct.unpack("d", offset[:8])[0]
 
 @pytest.fixture
 def stepped(machine: Machine) -> Machine:
-    """A machine whose service has a clock that can be set, and a watchdog of two seconds."""
+    """A machine whose service has a settable clock, and a watchdog of two seconds."""
     folder = machine.path(FOLDER)
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(_FAKE)
@@ -46,7 +46,7 @@ def stepped(machine: Machine) -> Machine:
 
 
 def setClock(machine: Machine, seconds: float) -> None:
-    """Set the clock of the service, by so much off the true time."""
+    """Set the service's clock to that distance from the true time."""
     path = machine.path(f"{FOLDER}/offset")
     if not path.exists():
         path.write_bytes(bytes(8))
@@ -56,14 +56,15 @@ def setClock(machine: Machine, seconds: float) -> None:
 
 def test_step(stepped: Machine) -> None:
     """
-    After a step back the watchdog is fed, readers are served and closed; a reload and a stop end.
+    After a step back the watchdog is pinged, readers are served and closed, and a reload and a stop
+    end.
     """
     pid = stepped.show(SERVICE, "MainPID")
     poem = stepped.path(POEM).read_bytes()
     assert f"{FOLDER}/offset" in stepped.run("cat", f"/proc/{pid}/maps").stdout
     before = countDescriptors(stepped, pid)
     setClock(stepped, -3600)
-    # Twice as long as a watchdog waits that is not fed.
+    # Twice the watchdog's interval.
     stepped.run("sleep", "4")
     for _ in range(20):
         assert stepped.fetch("127.0.0.1", "10000") == poem
@@ -76,5 +77,5 @@ def test_step(stepped: Machine) -> None:
 
 
 def countDescriptors(machine: Machine, pid: str) -> int:
-    """@return: how many descriptors a process has."""
+    """@return: the number of a process's descriptors."""
     return len(machine.run("ls", str(Path("/proc") / pid / "fd")).stdout.split())

@@ -1,4 +1,4 @@
-"""Tests of several processes on one listening socket, with the unit that we ship as an example."""
+"""Tests for several processes on one listening socket, with the unit that we ship as an example."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SAME = (
 
 @pytest.fixture
 def cores(machine: Machine) -> Iterator[Machine]:
-    """A machine with the unit as its comment says to install it."""
+    """A machine with the unit installed as its comment says."""
     unit = "fastpoetry-ecstasy@.service"
     machine.run("cp", f"{SOURCE}/packaging/examples/cores/{unit}", UNITS)
     machine.run("ln", "-s", f"{VENDOR}/fastpoetry@.service.d", f"{UNITS}/{unit}.d")
@@ -40,12 +40,12 @@ def cores(machine: Machine) -> Iterator[Machine]:
 
 
 def seeStates(machine: Machine) -> set[str]:
-    """In which states the services are."""
+    """The states of the services."""
     return {machine.show(f"{name}.service", "ActiveState") for name in SERVICES}
 
 
 def countSent(machine: Machine) -> dict[str, int]:
-    """How many poems each process has sent since it started, as it says itself."""
+    """The number of poems that each process has sent since its start, from its status."""
 
     def count(name: str) -> int:
         status = machine.show(f"{name}.service", "StatusText")
@@ -66,7 +66,7 @@ def test_together(cores: Machine) -> None:
 
 
 def test_oneAtATime(cores: Machine) -> None:
-    """Restarting one after the other loses nobody."""
+    """Restarting them one after the other loses no client."""
     cores.systemctl("start", f"{SERVICES[0]}.service")
     waitFor(lambda: seeStates(cores) == {"active"}, "all of them")
     with reading(cores, 10000, POEM) as replies:
@@ -91,7 +91,7 @@ def test_nonBlocking(cores: Machine) -> None:
 
 def test_oneLess(cores: Machine) -> None:
     """
-    With one of them stopped, the first too, the others serve; it is not started for their readers.
+    With one service stopped, even the first, the others serve; it is not started for their readers.
     """
     cores.systemctl("start", f"{SERVICES[0]}.service")
     waitFor(lambda: seeStates(cores) == {"active"}, "all of them")
@@ -104,7 +104,7 @@ def test_oneLess(cores: Machine) -> None:
 
 
 def test_socketGone(cores: Machine) -> None:
-    """With the socket stopped, all of them end."""
+    """When the socket is stopped, all services end."""
     cores.systemctl("start", f"{SERVICES[0]}.service")
     waitFor(lambda: seeStates(cores) == {"active"}, "all of them")
     cores.systemctl("stop", SOCKET)

@@ -1,5 +1,5 @@
 """
-Tests of readers in mid-poem over restarts, stops and crashes: each gets a poem whole or a reset.
+Tests for readers in mid-poem across restarts, stops and crashes: each gets a whole poem or a reset.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ ALL_KINDS = "slow=50,stopped=50,tiny=1"
 
 
 def text(number: int, size: int = 16 << 20) -> bytes:
-    """@return: a poem that is told apart from every other at each of its lines."""
+    """@return: a poem that differs from every other in each of its lines."""
     lines = b"".join(b"%03d %07d, a line that is told apart\n" % (number, n) for n in range(30_000))
     return (lines * (size // len(lines) + 1))[:size]
 
 
 class Held:
     """
-    Readers that are in the middle of a poem until they are told to go on.
+    Readers that stay in the middle of a poem until they are told to go on.
 
-    @ivar got: what each got: kind, bytes, whether that is a poem, and how it ended.
+    @ivar got: the result of each: kind, bytes, whether these are a poem, and how it ended.
     """
 
     def __init__(self, stdin: IO[str]) -> None:
@@ -47,13 +47,13 @@ class Held:
         self._stdin = stdin
 
     def hurry(self) -> None:
-        """Have all of them read on; again, it does nothing."""
+        """Make all readers read on; a second call has no effect."""
         with suppress(BrokenPipeError):
             self._stdin.write("go\n")
             self._stdin.flush()
 
     def outcomes(self) -> dict[str, int]:
-        """@return: how many ended how."""
+        """@return: the number of readers for each end."""
         return dict(
             Counter("whole" if whole and end == "end" else end for _, _, whole, end in self.got)
         )
@@ -61,7 +61,7 @@ class Held:
 
 @contextmanager
 def holding(machine: Machine, kinds: str, *poems: str, host: str = "127.0.0.1") -> Iterator[Held]:
-    """Have readers in the middle of a poem while something is done; afterwards all have ended."""
+    """Keep readers in the middle of a poem while the context lasts; afterwards all have ended."""
     process = subprocess.Popen(
         machine.command(
             *("python3", f"{SOURCE}/tests/system/handover_probe.py", host, str(PORT), kinds, *poems)
@@ -84,7 +84,7 @@ def holding(machine: Machine, kinds: str, *poems: str, host: str = "127.0.0.1") 
 
 @pytest.fixture
 def server(machine: Machine) -> Machine:
-    """A machine that serves 16 MiB."""
+    """A machine that serves a poem of 16 MiB."""
     machine.path(POEM).write_bytes(text(0))
     machine.path(OPTIONS).write_text("OPTIONS=--stall-timeout=300 --min-rate=0\n")
     machine.systemctl("start", SERVICE)
@@ -92,20 +92,20 @@ def server(machine: Machine) -> Machine:
 
 
 def starts(machine: Machine, message: str = TOOK_OVER) -> list[dict[str, str]]:
-    """@return: the records of readers that were taken over, since the machine started."""
+    """@return: the records of readers taken over, since the machine's start."""
     return machine.journal(f"MESSAGE_ID={message}")
 
 
 @contextmanager
 def handingOver(machine: Machine, *counts: int) -> Iterator[None]:
-    """Assert that so many readers are taken over at each start that takes some over."""
+    """Assert that each start that takes readers over takes so many."""
     before = len(starts(machine))
     yield
     assert tuple(int(each["READERS"]) for each in starts(machine)[before:]) == counts
 
 
 def copies(machine: Machine, *poems: bytes) -> list[str]:
-    """Put poems where readers compare with them."""
+    """Put the poems where readers compare with them."""
     paths = [f"/root/poem{number}.txt" for number in range(len(poems))]
     for path, poem in zip(paths, poems, strict=True):
         machine.path(path).write_bytes(poem)
@@ -114,8 +114,8 @@ def copies(machine: Machine, *poems: bytes) -> list[str]:
 
 def test_restarts(server: Machine) -> None:
     """
-    Over ten restarts under load, with the poem replaced in between, everybody gets the old poem or
-    the new one, whole: who reads slowly, who has stopped, and who has the smallest buffer.
+    Over ten restarts under load, with the poem replaced in between, each reader gets the old or the
+    new poem, whole: slow readers, stopped ones, and one with the smallest buffer.
     """
     poems = copies(server, text(0), text(1))
     before = len(starts(server))
@@ -135,7 +135,7 @@ def test_restarts(server: Machine) -> None:
 
 
 def test_upgrade(server: Machine, package: Path) -> None:
-    """So they do over an upgrade of the package, here to the same version."""
+    """The same holds for an upgrade of the package, here to the same version."""
     poems = copies(server, text(0))
     files = [f"/root/{file.name}" for file in package.glob("*.deb")]
     for file in files:
@@ -150,14 +150,16 @@ def test_upgrade(server: Machine, package: Path) -> None:
 
 
 def test_status(server: Machine) -> None:
-    """The status says how many readers were taken over."""
+    """The status has the number of readers taken over."""
     with holding(server, "stopped=3", *copies(server, text(0))):
         server.systemctl("restart", SERVICE)
         waitFor(lambda: "; took over 3 readers" in server.show(SERVICE, "StatusText"), "the status")
 
 
 def test_ledgers(server: Machine) -> None:
-    """No reader is lost or counted twice: the two processes' counts add up to what clients saw."""
+    """
+    No reader is lost or counted twice: the counts of the two processes add up to what clients saw.
+    """
     with holding(server, "stopped=7", *copies(server, text(0))) as held:
         server.systemctl("restart", SERVICE)
     assert held.outcomes() == {"whole": 7}
@@ -166,8 +168,8 @@ def test_ledgers(server: Machine) -> None:
 
 def test_stop(server: Machine) -> None:
     """
-    A stop is a stop: it does not wait for who has stopped reading, nobody is left behind, and who
-    is in the middle of a poem sees a reset.
+    A stop does not wait for stopped readers and leaves no reader in the store; a reader in mid-poem
+    gets a reset.
     """
     with (
         handingOver(server),
@@ -181,7 +183,8 @@ def test_stop(server: Machine) -> None:
 
 def test_crash(server: Machine) -> None:
     """
-    A crash after a restart takes nothing stale over: who is in the middle of a poem sees a reset.
+    After a crash that follows a restart no stale reader is taken over; a reader in mid-poem gets a
+    reset.
     """
     with handingOver(server, 20), holding(server, "stopped=20", *copies(server, text(0))) as held:
         server.systemctl("restart", SERVICE)
@@ -193,7 +196,9 @@ def test_crash(server: Machine) -> None:
 
 
 def test_killed(server: Machine) -> None:
-    """Whenever in a restart the processes are killed, what everybody gets is whole, or a reset."""
+    """
+    Whenever the processes are killed during a restart, each reader gets a whole poem or a reset.
+    """
     outcomes: Counter[str] = Counter()
     for number in range(8):
         with holding(server, "stopped=20,slow=5", *copies(server, text(0))) as held:
@@ -212,9 +217,10 @@ def test_killed(server: Machine) -> None:
 @pytest.mark.alone
 def test_newcomers(server: Machine) -> None:
     """
-    Who comes in a restart waits no longer for a hundred who do not read than for nobody.
+    A client that comes during a restart waits as long with a hundred stopped readers as without.
 
-    This measures time, since that is what is promised: against the same restart without them.
+    This test measures time, because that is the promise: it compares with the same restart without
+    readers.
     """
     alone = [wait(server) for _ in range(5)]
     with holding(server, ALL_KINDS, *copies(server, text(0))):
@@ -224,7 +230,9 @@ def test_newcomers(server: Machine) -> None:
 
 
 def wait(machine: Machine) -> float:
-    """@return: seconds from a restart to the first byte for somebody who came when it began."""
+    """
+    @return: seconds from a restart to the first byte, for a client that connects when it begins.
+    """
     program = """
 import socket, subprocess, sys, time
 restart = subprocess.Popen(["systemctl", "restart", sys.argv[1]])
@@ -240,7 +248,7 @@ restart.wait()
 
 
 def test_reexec(server: Machine) -> None:
-    """What is stored outlasts a systemd that executes itself anew."""
+    """Stored readers outlast systemd's re-execution."""
     with holding(server, "stopped=5", *copies(server, text(0))) as held:
         server.systemctl("restart", SERVICE)
         server.systemctl("daemon-reexec")
@@ -249,7 +257,7 @@ def test_reexec(server: Machine) -> None:
 
 
 def test_full(server: Machine) -> None:
-    """Where the store cannot have them all, they are waited for instead."""
+    """If the store lacks room for all readers, the server drains instead."""
     folder = server.path(f"/run/systemd/system/{SERVICE}.d")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "store.conf").write_text("[Service]\nFileDescriptorStoreMax=1\n")
@@ -267,7 +275,10 @@ def test_full(server: Machine) -> None:
 
 
 def test_fewerDescriptors(server: Machine) -> None:
-    """A process with fewer descriptors takes over what it can, and counts all others as lost."""
+    """
+    A process with fewer descriptors takes over as many readers as it can, and counts the others as
+    lost.
+    """
     folder = server.path(f"/run/systemd/system/{SERVICE}.d")
     folder.mkdir(parents=True, exist_ok=True)
     with holding(server, "stopped=100", *copies(server, text(0))) as held:
@@ -307,7 +318,7 @@ def test_proxy(server: Machine) -> None:
 
 
 def test_cores(server: Machine) -> None:
-    """Of several processes on one socket each hands over its own readers."""
+    """Each of several processes on one socket hands over its own readers."""
     example = CLONE / "packaging/examples/cores/fastpoetry-ecstasy@.service"
     folder = server.path("/run/systemd/system")
     (folder / "fastpoetry-science@.service").write_text(example.read_text())

@@ -1,8 +1,8 @@
 """
-Tests of servers behind Debian's haproxy, with the configuration and the units that we ship for it.
+Tests for servers behind Debian's haproxy, with the configuration and the units that we ship for it.
 
-Three servers have addresses of their own on one machine. What it costs to lose one is counted, and
-printed (C{pytest -s}) for C{docs/scaling.md}.
+Three servers have addresses of their own on one machine. The cost of losing a server is counted,
+and printed (C{pytest -s}) for C{docs/scaling.md}.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ POEM = (CLONE / "poetry/ecstasy.txt").read_bytes()
 
 _CONFIGURATION = f"{SOURCE}/packaging/haproxy/fastpoetry.cfg"
 
-# Version 1 of the header, and the UNIX socket as Debian's haproxy sees it.
+# Version 1 of the header, and the UNIX socket's path inside Debian's haproxy.
 _MORE = f"""
 listen local
     bind 127.0.0.1:{LOCAL}
@@ -76,7 +76,7 @@ def balanced(release: str, packageRoot: Layers) -> Iterator[Machine]:
 
 @pytest.fixture
 def machine(balanced: Machine) -> Machine:
-    """The same, with everything up."""
+    """The same machine with all services up."""
     for name in SERVERS:
         balanced.systemctl("start", f"fastpoetry@{name}")
         ask(balanced, f"set server poetry/{name} state ready")
@@ -87,8 +87,8 @@ def machine(balanced: Machine) -> Machine:
 @pytest.fixture
 def quiet(machine: Machine) -> Machine:
     """
-    The same, when the load of the test before has used nothing of the journal's budget any more: a
-    reader of each server has a record of its own.
+    The same machine once the previous test's load no longer uses the journal's budget: a reader of
+    each server has a record of its own.
     """
     since = fromNowOn(machine)
     header = "PROXY TCP4 192.0.2.9 192.0.2.2 40000 10000\\r\\n"
@@ -104,12 +104,12 @@ def quiet(machine: Machine) -> Machine:
 
 
 def ask(machine: Machine, command: str) -> str:
-    """What haproxy answers to a command of its administrator's."""
+    """haproxy's answer to an administrator's command."""
     return machine.run("sh", "-c", f"echo '{command}' | nc -U /run/haproxy/admin.sock").stdout
 
 
 def seeServers(machine: Machine, backend: str = "poetry") -> dict[str, tuple[str, int]]:
-    """What haproxy thinks of each server, and how many readers are there."""
+    """haproxy's view of each server, and its number of readers."""
     lines = ask(machine, f"show stat {backend} 4 -1").lstrip("# ").splitlines()
     names = lines[0].split(",")
     servers = [dict(zip(names, line.split(","), strict=False)) for line in lines[1:] if line]
@@ -117,12 +117,12 @@ def seeServers(machine: Machine, backend: str = "poetry") -> dict[str, tuple[str
 
 
 def awaitServers(machine: Machine, status: str, *names: str) -> None:
-    """Wait until haproxy thinks that of those servers."""
+    """Wait until haproxy has that view of those servers."""
     waitFor(lambda: {seeServers(machine)[name][0] for name in names} == {status}, status)
 
 
 def countSent(machine: Machine) -> dict[str, int]:
-    """How many poems each server has sent since it started, as it says itself."""
+    """The number of poems that each server has sent since its start, from its status."""
 
     def count(name: str) -> int:
         status = machine.show(f"fastpoetry@{name}.service", "StatusText")
@@ -132,20 +132,21 @@ def countSent(machine: Machine) -> dict[str, int]:
 
 
 def fromNowOn(machine: Machine) -> str:
-    """An option for what will be in the journal from now on."""
-    # Not by its cursor: systemd 252 leaves out the first match after an entry that is none.
+    """A journalctl option for records from now on."""
+    # Not by its cursor: systemd 252 omits the first match if the entry at the cursor does not
+    # match.
     (last,) = machine.journal("--lines=1")
     seconds, rest = divmod(int(last["__REALTIME_TIMESTAMP"]) + 1, 1_000_000)
     return f"--since=@{seconds}.{rest:06}"
 
 
 def seePeers(machine: Machine, since: str) -> set[str]:
-    """Who had a poem, as recorded."""
+    """The clients that got a poem, from the records."""
     return {record["PEER"] for record in machine.journal(since, f"MESSAGE_ID={SENT}")}
 
 
 def test_configuration(machine: Machine) -> None:
-    """Debian's haproxy takes the configuration as it is, and has nothing to remark."""
+    """Debian's haproxy accepts the configuration unchanged, without a warning."""
     checked = machine.run("haproxy", "-c", "-f", _CONFIGURATION)
     assert "WARNING" not in checked.stdout + checked.stderr
 
@@ -160,14 +161,16 @@ def test_configuration(machine: Machine) -> None:
     ids=["v2", "v2-IPv6", "v1-UNIX"],
 )
 def test_peer(quiet: Machine, client: str, balancer: str, port: int, peer: str) -> None:
-    """Who comes through the balancer gets the poem, and is recorded under the client's address."""
+    """A client behind the balancer gets the poem, and is recorded with its own address."""
     since = fromNowOn(quiet)
     assert quiet.fetch("-s", client, balancer, str(port)) == POEM
     waitFor(lambda: [each for each in seePeers(quiet, since) if each.startswith(peer)], peer)
 
 
 def test_trust(quiet: Machine) -> None:
-    """A header is believed on the balancer's socket alone, and that is the balancer's alone."""
+    """
+    A header is trusted only on the balancer's socket, and only the balancer can use that socket.
+    """
     said = "printf 'PROXY TCP4 192.0.2.7 192.0.2.2 40000 10000\\r\\n' | nc -NU "
     since = fromNowOn(quiet)
     quiet.run("sh", "-c", f"{said} /run/fastpoetry/a.sock")
@@ -180,8 +183,8 @@ def test_trust(quiet: Machine) -> None:
 
 def test_malformed(quiet: Machine) -> None:
     """
-    Who reaches the balancer's socket without a header has one record and nothing else, while the
-    balancer's readers have their poems.
+    A client that reaches the balancer's socket without a header makes one record, while the
+    balancer's readers get their poems.
     """
 
     def say(line: str) -> None:
@@ -201,8 +204,8 @@ def test_malformed(quiet: Machine) -> None:
 
 
 def test_check(quiet: Machine) -> None:
-    """A check makes no record, be it one that only connects and leaves or haproxy's own."""
-    quiet.run("sleep", "2")  # a status is a second old
+    """A check makes no record, whether it only connects and leaves or is haproxy's own."""
+    quiet.run("sleep", "2")  # a status may be a second old
     since = fromNowOn(quiet)
     before = countSent(quiet)
     for address in SERVERS.values():
@@ -214,8 +217,8 @@ def test_check(quiet: Machine) -> None:
 
 def test_brokenPoem(machine: Machine) -> None:
     """
-    A server that cannot start is not tried again and again for the balancer's checks, and serves
-    once its poem is mended.
+    A server that cannot start is not retried for the balancer's checks, and serves once its poem is
+    fixed.
     """
     since = fromNowOn(machine)
     path = machine.path("/etc/fastpoetry/poetry/b.txt")
@@ -230,7 +233,7 @@ def test_brokenPoem(machine: Machine) -> None:
 
 
 def test_restart(machine: Machine) -> None:
-    """Restarting the services under load, one after the other, costs nobody anything."""
+    """Restarting the services under load, one after the other, loses no client."""
     with reading(machine, READERS, "/etc/fastpoetry/poetry/a.txt") as replies:
         for name in SERVERS:
             machine.systemctl("restart", f"fastpoetry@{name}")
@@ -239,8 +242,8 @@ def test_restart(machine: Machine) -> None:
 
 def test_stop(machine: Machine) -> None:
     """
-    Stopping a server under load, once haproxy sends nobody there any more, and bringing it back
-    costs nobody anything.
+    Stopping a server under load, once haproxy sends it no client, and starting it again loses no
+    client.
     """
     with reading(machine, READERS, "/etc/fastpoetry/poetry/a.txt") as replies:
         ask(machine, "set server poetry/b state drain")
@@ -258,8 +261,8 @@ def test_stop(machine: Machine) -> None:
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_loss(machine: Machine, how: str) -> None:
     """
-    A server that goes without a word costs at most those who are there; all others go on, also when
-    it is back.
+    A server that disappears without notice loses at most its present readers; all others go on,
+    also when it is back.
     """
     with reading(machine, READERS, "/etc/fastpoetry/poetry/a.txt") as replies:
         if how == "kill":
@@ -277,8 +280,8 @@ def test_loss(machine: Machine, how: str) -> None:
 
 def test_lossHalfWay(machine: Machine) -> None:
     """
-    Who is in the middle of a long poem when its server is killed gets a short one with an end like
-    any other, since haproxy keeps the reset to itself; but it logs that the server broke off.
+    A reader of a long poem whose server is killed gets a short poem with a normal end, since
+    haproxy hides the reset; but haproxy logs that the server broke off.
     """
     path = "/etc/fastpoetry/poetry/a.txt"
     machine.path(path).write_bytes(POEM * 3000)

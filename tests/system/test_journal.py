@@ -1,6 +1,6 @@
 """
-Tests of the journal observer against a real journald: what arrives, and what happens when it stands
-still or is gone.
+Tests for the journal observer with a real journald: what arrives, and what happens when journald
+hangs or is gone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def probe(machine: Machine, name: str) -> tuple[dict[str, Any], list[dict[str, s
     """
     Run one of the probes.
 
-    @return: what it saw of itself, and the records that it left.
+    @return: its own results, and the records that it made.
     """
     script = f"{SOURCE}/tests/system/journal_probe.py"
     run = f"{name}-{machine.show('systemd-journald', 'InvocationID')}"
@@ -60,7 +60,7 @@ def test_failures(machine: Machine) -> None:
 
 def test_stream(machine: Machine) -> None:
     """
-    For a service that has no journal socket, what goes to standard error has its priority, and a
+    Without a journal socket, a service's lines on standard error have their priority, and a
     traceback is one record.
     """
     script = f"{SOURCE}/tests/system/journal_probe.py"
@@ -75,7 +75,7 @@ def test_stream(machine: Machine) -> None:
 
 
 def test_hostile(machine: Machine) -> None:
-    """Hostile text, in whatever place, makes no second record and no field."""
+    """Hostile text in any place adds no record and no field."""
     _, records = probe(machine, "hostile")
     assert len(records) == 1
     assert records[0]["PRIORITY"] == "6"
@@ -86,7 +86,8 @@ def test_hostile(machine: Machine) -> None:
 
 def test_standsStill(machine: Machine) -> None:
     """
-    While journald stands still nobody waits for it; then the log goes on, and tells what was lost.
+    While journald hangs no caller waits for it; afterwards the log goes on, and counts the lost
+    records.
     """
     seen, records = probe(machine, "standstill")
     kept = [record for record in records if record["STEP"] != "-1"]
@@ -97,13 +98,16 @@ def test_standsStill(machine: Machine) -> None:
 
 
 def test_restarted(machine: Machine) -> None:
-    """The journal gone for a moment costs no record: those meanwhile are on standard error."""
+    """
+    If the journal is gone for a moment no record is lost: records of that time are on standard
+    error.
+    """
     _, records = probe(machine, "gone")
     assert [record["STEP"] for record in records] == ["1", "3"]
 
 
 def test_servesOn(machine: Machine) -> None:
-    """The server serves while journald stands still, and its records come when it goes on."""
+    """The server serves while journald hangs, and its records arrive afterwards."""
     machine.systemctl("start", "fastpoetry@ecstasy")
     journald = machine.show("systemd-journald", "MainPID")
     machine.run("sh", "-c", f"kill -STOP {journald}")
@@ -118,9 +122,7 @@ def test_servesOn(machine: Machine) -> None:
 
 
 def test_servesOnUnderLoad(machine: Machine) -> None:
-    """
-    With journald standing still and its socket full, readers are served for as long as they come.
-    """
+    """With journald hanging and its socket full, every reader is served."""
     poem = "/usr/share/fastpoetry/poetry/ecstasy.txt"
     # 513 records fill the socket; journald takes 10,000 in 30 s.
     addOptions(machine, "--journal-budget=600")
@@ -144,7 +146,7 @@ def test_servesOnUnderLoad(machine: Machine) -> None:
 
 
 def test_lastWords(machine: Machine) -> None:
-    """A stop waits until a journald that stood still has every record, to twistd's last line."""
+    """A stop waits until a journald that was hanging has every record, to twistd's last line."""
     # 513 records fill the socket.
     addOptions(machine, "--journal-budget=1000")
     machine.systemctl("start", "fastpoetry@ecstasy")

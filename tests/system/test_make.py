@@ -1,5 +1,5 @@
 """
-Tests of the Makefile's targets: on a machine that has git, make and python3, and nothing of ours.
+Tests for the Makefile's targets, on a machine with only git, make and python3.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _SETUP_SECONDS = 300.0
 
 @pytest.fixture(scope="module")
 def fresh(release: str) -> Iterator[Machine]:
-    """A machine on which somebody has just cloned the repository, with the network of this one."""
-    # Not where Debian's own authorities are: installing those would replace this machine's.
+    """A machine on which a user has just cloned the repository, with the network of this one."""
+    # Except where Debian's own authorities are: installing those would replace this machine's.
     bundle = "/etc/host-authorities.pem"
     settings = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
     settings.update(PIP_CERT=bundle, SSL_CERT_FILE=bundle)
     machine = startMachine(
-        # What is downloaded already need not come again.
+        # Already downloaded packages need not be downloaded again.
         [findArchives(release), *findRoot(release, "clone")],
         f"{release}-fresh",
         environment=settings,
@@ -56,10 +56,10 @@ def fresh(release: str) -> Iterator[Machine]:
 
 
 class Terminal:
-    """C{make run} in a terminal of the machine, and what is to be seen there."""
+    """C{make run} in a terminal of the machine, and its output."""
 
     def __init__(self, machine: Machine) -> None:
-        """@param machine: has a clone in L{HOME}."""
+        """@param machine: a machine with a clone in L{HOME}."""
         typed = f"script --quiet --return --command 'make --directory={HOME} run' /dev/null"
         self._log = machine.path("/root/terminal")
         with self._log.open("wb") as output:
@@ -71,11 +71,11 @@ class Terminal:
             )
 
     def read(self) -> str:
-        """All that was printed so far."""
+        """All output so far."""
         return self._log.read_text(errors="replace")
 
     def awaitLine(self, line: str) -> None:
-        """Wait until something is printed."""
+        """Wait until a line is printed."""
         waitFor(
             lambda: line in self.read() or self._process.poll() is not None, line, _SETUP_SECONDS
         )
@@ -85,7 +85,7 @@ class Terminal:
         """
         Press Ctrl-C.
 
-        @return: the exit status that a shell would see.
+        @return: the exit status as a shell sees it.
         """
         keyboard = self._process.stdin
         assert keyboard is not None
@@ -97,13 +97,13 @@ class Terminal:
 
 
 def fetch() -> bytes:
-    """What the server sends, through the network that the machines share with us."""
+    """The bytes that the server sends, through the network that the machines share with us."""
     with socket.create_connection(ADDRESS, 10) as client:
         return b"".join(iter(lambda: client.recv(65536), b""))
 
 
 def isFree() -> bool:
-    """Whether the server's port can be had."""
+    """Whether the server's port is free."""
     with socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -125,8 +125,8 @@ def port() -> Iterator[None]:
 
 def test_run(fresh: Machine, port: None) -> None:
     """
-    C{make run} sets up what it needs, serves the poem through an adopted socket, says how to fetch
-    it, and ends cleanly on Ctrl-C; the next one works at once.
+    C{make run} sets up what it needs, serves the poem through an adopted socket, prints how to
+    fetch it, and ends cleanly on Ctrl-C; the next run works at once.
     """
     poem = (CLONE / "poetry/ecstasy.txt").read_bytes()
     for _ in range(2):
@@ -142,7 +142,7 @@ def test_run(fresh: Machine, port: None) -> None:
 
 
 def test_runUnread(fresh: Machine, port: None) -> None:
-    """C{make run} ends as cleanly if nobody has connected."""
+    """C{make run} also ends cleanly if no client has connected."""
     terminal = Terminal(fresh)
     terminal.awaitLine("Listening on 127.0.0.1:10000 as 3.")
     assert terminal.interrupt() == 0, terminal.read()
@@ -163,7 +163,7 @@ def test_runBrokenPoem(fresh: Machine) -> None:
 
 
 def test_runPortTaken(fresh: Machine, port: None) -> None:
-    """C{make run} says it if the port is taken."""
+    """C{make run} reports that the port is in use."""
     with socket.create_server(ADDRESS):
         ran = fresh.run("make", f"--directory={HOME}", "run", check=False)
     assert ran.returncode != 0
@@ -198,8 +198,8 @@ _CONTAINER = (
 )
 def test_testUnbooted(fresh: Machine, become: tuple[str, ...], why: str) -> None:
     """
-    All of C{make test} passes for a user without sudo, and for the root of a container: it makes no
-    Debian, and says in one line what it leaves out and why.
+    All of C{make test} passes for a user without sudo, and for the root user of a container: it
+    makes no Debian, and one line says what it leaves out and why.
     """
     fresh.run("make", f"--directory={HOME}", ".venv/test", seconds=_SETUP_SECONDS)
     clone = f"/srv/{become[0]}"
@@ -216,8 +216,8 @@ def test_testUnbooted(fresh: Machine, become: tuple[str, ...], why: str) -> None
 
 def test_need(fresh: Machine) -> None:
     """
-    What is missing is named before it is installed; somebody who may not install it is told what to
-    do, and who has all is told nothing.
+    Missing packages are named before they are installed. A user who may not install them is told
+    what to do; a user who has all sees no message.
     """
     need = f"{HOME}/packaging/need"
     assert fresh.run(need, "make", "python3").stdout == ""
@@ -230,7 +230,7 @@ def test_need(fresh: Machine) -> None:
 
 
 def test_installHere(fresh: Machine) -> None:
-    """C{make install} without a C{DESTDIR} makes twistd3 and journalctl know what is installed."""
+    """After C{make install} without C{DESTDIR}, twistd3 and journalctl find the installed files."""
     fresh.run("make", f"--directory={HOME}", "ready-to-run", "install", seconds=_SETUP_SECONDS)
     listed = fresh.run("runuser", "-unobody", "twistd3", "--", "--help")
     assert "    fastpoetry " in listed.stdout
@@ -254,8 +254,8 @@ def test_deb(fresh: Machine, package: Path) -> None:
 
 def _listFiles(contents: str) -> set[str]:
     """
-    The files in a listing of a package, wherever the release has its units. What Python's packagers
-    write beside a module is theirs.
+    The files in a package's listing, independent of the release's place for units. Files that
+    Python's packagers add beside a module are theirs.
     """
     files = (line.split()[5] for line in contents.splitlines() if not line.endswith("/"))
     return {file.replace("./usr/lib/", "./lib/") for file in files if "-info/" not in file}

@@ -1,4 +1,4 @@
-"""Tests of the metrics as the manual page sets them up, read by Debian's own Prometheus tools."""
+"""Tests for the metrics as the manual page sets them up, read by Debian's own Prometheus tools."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ ASKS = "Accept: application/openmetrics-text; version=1.0.0"
 
 @pytest.fixture(scope="module")
 def metered(release: str, packageRoot: Layers) -> Iterator[Machine]:
-    """A machine with Debian's Prometheus, which does not run."""
+    """A machine with Debian's Prometheus, not running."""
     with closing(startMachine(packageRoot, f"{release}-metered")) as machine:
         yield machine
 
 
 def setUp(machine: Machine) -> None:
-    """Do what the manual page says."""
+    """Follow the manual page."""
     machine.path(ENVIRONMENT).write_text("OPTIONS=--metrics=adopted:name=metrics\n")
     folder = machine.path(f"/etc/systemd/system/{SOCKET}.d")
     folder.mkdir(exist_ok=True)
@@ -37,18 +37,18 @@ def setUp(machine: Machine) -> None:
 
 
 def get(machine: Machine, *options: str) -> str:
-    """What is answered."""
+    """The response."""
     return machine.run("curl", "-sS", *options, "http://127.0.0.1:9100/metrics").stdout
 
 
 def readSamples(machine: Machine) -> dict[str, float]:
-    """What is answered, as names and values."""
+    """The response, as names and values."""
     lines = [each.rpartition(" ") for each in get(machine).splitlines() if each[0] != "#"]
     return {name: float(value) for name, _, value in lines}
 
 
 def test_off(metered: Machine) -> None:
-    """By default the socket is not enabled, and whoever starts a poem starts no metrics."""
+    """By default the metrics socket is not enabled, and starting a poem starts no metrics."""
     metered.systemctl("start", "fastpoetry@ecstasy")
     state = metered.run("systemctl", "is-enabled", SOCKET, check=False).stdout.strip()
     assert (state, metered.show(SOCKET, "ActiveState")) == ("disabled", "inactive")
@@ -57,7 +57,7 @@ def test_off(metered: Machine) -> None:
 def test_manual(metered: Machine) -> None:
     """
     Set up as the page says, a restart of the running service opens the metrics, on TCP and on the
-    UNIX socket; promtool finds nothing to say against them.
+    UNIX socket; promtool finds no fault in them.
     """
     metered.systemctl("start", "fastpoetry@ecstasy")
     setUp(metered)
@@ -82,7 +82,7 @@ scrape_configs:
 
 
 def test_prometheus(metered: Machine) -> None:
-    """A real Prometheus gets the counts, also while 100 clients say nothing."""
+    """A real Prometheus reads the counts, even with 100 silent clients."""
     setUp(metered)
     metered.fetch("127.0.0.1", "10000")
     metered.path("/run/scraping.yml").write_text(SCRAPING)
@@ -116,8 +116,8 @@ def test_reload(metered: Machine) -> None:
 
 def test_notAsked(metered: Machine) -> None:
     """
-    A socket whose service is not told to answer there is refused with what is missing; the poem is
-    served all the same.
+    A metrics socket whose service lacks the option is refused, and the refusal names the option;
+    the poem is served all the same.
     """
     setUp(metered)
     metered.systemctl("stop", "fastpoetry*.socket")
@@ -131,8 +131,8 @@ def test_notAsked(metered: Machine) -> None:
 
 def test_running(metered: Machine) -> None:
     """
-    Systemd starts no socket while its service runs. The line that says so names the command that
-    does it, and that is also what follows an edit.
+    Systemd starts no socket while its service runs. Its message names the command that does, which
+    is also the one to run after an edit.
     """
     setUp(metered)
     metered.systemctl("disable", "--now", SOCKET)
@@ -154,7 +154,7 @@ def test_running(metered: Machine) -> None:
 
 
 def test_users(metered: Machine) -> None:
-    """The UNIX socket is for root: nobody else can ask there."""
+    """Only root can use the UNIX socket."""
     setUp(metered)
     path = "/run/fastpoetry/ecstasy.metrics.sock"
     command = ("curl", "-sS", "--unix-socket", path, "http://x/metrics")
@@ -166,14 +166,14 @@ def test_users(metered: Machine) -> None:
 
 
 def test_alerts(metered: Machine) -> None:
-    """The example's alerts are as Prometheus takes them, and fire for what they are named for."""
+    """Prometheus accepts the example's alerts, and each fires for the condition in its name."""
     rules = f"{SOURCE}/packaging/examples/prometheus/fastpoetry.rules.yml"
     assert "5 rules found" in metered.run("promtool", "check", "rules", rules).stdout
     metered.run("promtool", "test", "rules", f"{SOURCE}/tests/alerts.yml")
 
 
 def test_missing(metered: Machine) -> None:
-    """Without the package that it takes the service says so in one line, and ends."""
+    """Without the needed package the service prints one line that names it, and ends."""
     setUp(metered)
     runApt(metered, "remove", "python3-prometheus-client")
     metered.run("systemctl", "restart", "fastpoetry@ecstasy", check=False)

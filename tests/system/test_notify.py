@@ -1,4 +1,4 @@
-"""Tests of C{fastpoetry.systemd.notify} with a real systemd, in programs without services."""
+"""Tests for C{fastpoetry.systemd.notify} with a real systemd, in programs without services."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from system.machine import Machine, waitFor
 
-# Waits to be told what to do; its child tells what it inherits.
+# Waits for instructions; its child prints what it inherits.
 _PROGRAM = """
 import subprocess, sys
 from twisted.internet import reactor, task
@@ -41,7 +41,7 @@ Run = Callable[..., None]
 
 @pytest.fixture
 def run(machine: Machine) -> Iterator[Run]:
-    """Starts a program as C{alone.service}."""
+    """Start a program as C{alone.service}."""
 
     def start(do: str = "pass", settings: str = "") -> None:
         program = _PROGRAM.replace("DO", do).replace("SETTINGS", settings)
@@ -57,13 +57,16 @@ def run(machine: Machine) -> Iterator[Run]:
 
 
 def fails(machine: Machine) -> str:
-    """@return: how systemd says that the program has failed, once it has."""
+    """@return: systemd's result for the program, once it has failed."""
     waitFor(lambda: machine.show("alone.service", "ActiveState") == "failed", "the failure")
     return machine.show("alone.service", "Result")
 
 
 def test_alone(machine: Machine, run: Run) -> None:
-    """One line has a program be ready, watched, have a status and stop, for itself alone."""
+    """
+    One line makes a program send READY, watchdog pings, a status and STOPPING, for its own process
+    only.
+    """
     run()
     said = waitFor(lambda: machine.journal("--unit=alone", "--grep=inherits"), "the child")
     names = said[0]["MESSAGE"].split(",")
@@ -74,7 +77,7 @@ def test_alone(machine: Machine, run: Run) -> None:
 
 
 def test_nothingToReload(machine: Machine, run: Run) -> None:
-    """C{systemctl reload} fails, and says that there is nothing to reload."""
+    """C{systemctl reload} fails, and says that the program cannot reload."""
     run()
     assert machine.run("systemctl", "reload", "alone.service", check=False).returncode != 0
     assert "reload failed: there is nothing to reload" in machine.systemctl(
@@ -83,12 +86,12 @@ def test_nothingToReload(machine: Machine, run: Run) -> None:
 
 
 def test_trouble(machine: Machine, run: Run) -> None:
-    """A program that is in trouble is ended as one that hangs."""
+    """A program that reports trouble is ended like one that hangs."""
     run('notify.tellTrouble("no disk")')
     assert fails(machine) == "watchdog"
 
 
 def test_notAlive(machine: Machine, run: Run) -> None:
-    """So is one that says that it is not alive, while its reactor turns."""
+    """A program that reports that it is not alive is ended too, while its reactor turns."""
     run(settings="alive=lambda: False")
     assert fails(machine) == "watchdog"

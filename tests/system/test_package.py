@@ -1,4 +1,4 @@
-"""Tests of the Debian package as it comes and goes, on booted systems."""
+"""Tests for installing and removing the Debian package, on booted systems."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _MODULE = "/usr/lib/python3/dist-packages/fastpoetry/tap.py"
 _ECSTASY = ("127.0.0.1", "10000")
 _UPSTREAM = "UPSTREAM=tcp:host=127.0.0.1:port=10000\n"
 
-# Reads from addresses, each again and again, until its input ends. Fails on the first reader who is
-# refused, or gets anything but a whole poem, and when one of the files in its arguments is missing.
+# Reads from addresses, each repeatedly, until its input ends. Fails on the first reader that is
+# refused or gets anything but a whole poem, and when a file in its arguments is missing.
 _READERS = """
 import select, socket, sys
 from pathlib import Path
@@ -57,21 +57,21 @@ Description: poetry server that is native to systemd
  As it was.
 """
 
-# Whoever types the README's commands is where `make deb` was, and has sudo.
+# A user who types the README's commands is where `make deb` ran, and has sudo.
 _SHELL = """
 set -e
 cd /root
 sudo() { "$@"; }
 """
 
-# In the place of an editor, which systemctl starts on a terminal only.
+# In place of an editor, which systemctl starts only on a terminal.
 _EDIT = """#!/bin/sh
 shift $(($# - 1))
 cp /root/written "$1"
 """
 
 
-# Every file that may matter: not logs, caches and notes of dpkg, unless they are called after us.
+# Every file that may matter: not logs, caches and dpkg's notes, unless their names are ours.
 _LIST_FILES = r"""
 find / -xdev \( -path /var/log -o -path /var/lib/dpkg -o -path /var/lib/apt -o -path /var/cache \
     -o -name __pycache__ \) -prune -o -print
@@ -91,7 +91,7 @@ systemctl daemon-reload
 
 @pytest.fixture(scope="session")
 def bare(release: str) -> Iterator[Machine]:
-    """A booted system with what the package depends on, for all tests of a release."""
+    """A booted system with the package's dependencies, for all tests of a release."""
     with closing(startMachine(findRoot(release, "package"), f"{release}-package")) as machine:
         yield machine
 
@@ -106,7 +106,7 @@ def fresh(bare: Machine) -> Iterator[Machine]:
 
 @pytest.fixture
 def installed(bare: Machine, package: Path) -> Iterator[Machine]:
-    """That system with the package, nothing of which runs."""
+    """That system with the package, without a running unit of ours."""
     if not isInstalled(bare):
         installPackage(bare, package)
     yield bare
@@ -115,8 +115,8 @@ def installed(bare: Machine, package: Path) -> Iterator[Machine]:
 
 @pytest.fixture
 def newer(package: Path, tmp_path: Path) -> Path:
-    """The packages as the next version, whose files are newer than the cache of plugins."""
-    # A package has whole seconds only, and none of the future.
+    """The packages as the next version, whose files are newer than the plugin cache."""
+    # A package's times are whole seconds, and never in the future.
     now = math.ceil(time.time())
     for name in ("fastpoetry", "python3-fastpoetry"):
         tree = tmp_path / name
@@ -133,7 +133,7 @@ def newer(package: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def single(package: Path, tmp_path: Path) -> Path:
-    """What is in the packages as the one that there was before 1.1.0."""
+    """The packages' content as the one package before 1.1.0."""
     tree = tmp_path / "single"
     run("dpkg-deb", "--raw-extract", findPackage(package, "python3-fastpoetry"), tree)
     run("dpkg-deb", "--extract", findPackage(package), tree)
@@ -144,35 +144,36 @@ def single(package: Path, tmp_path: Path) -> Path:
 
 
 def tidy(machine: Machine) -> None:
-    """Stop everything, remove what an administrator added, and see that nothing ever complained."""
+    """
+    Stop everything, remove the administrator's additions, and check that no unit ever logged an
+    error.
+    """
     machine.run("sh", "-c", _TIDY)
     complaints = ("journalctl", "--quiet", "--grep=Unable to write to plugin cache")
     assert machine.run(*complaints, check=False).stdout == ""
 
 
 def isInstalled(machine: Machine) -> bool:
-    """Whether the package is there, and not merely its configuration."""
+    """Whether the package is installed, and not only its configuration left."""
     status = machine.run("dpkg-query", "-Wf${db:Status-Status}", "fastpoetry", check=False)
     return status.stdout == "installed"
 
 
 def listListeners(machine: Machine) -> list[str]:
-    """The TCP ports somebody listens on."""
+    """List the TCP ports with a listener."""
     lines = machine.run("cat", "/proc/net/tcp", "/proc/net/tcp6").stdout.splitlines()
     fields = [line.split() for line in lines]
     return [field[1] for field in fields if field[3] == "0A"]
 
 
 def readInstallation() -> list[str]:
-    """What the README's section on installing says to type, block by block."""
+    """The commands in the README's section on installing, block by block."""
     section = (CLONE / "README.md").read_text().partition("\n## Install it\n")[2]
     return re.findall(r"^```\n(.*?)^```", section.partition("\n## ")[0], re.M | re.S)
 
 
 def startEverything(machine: Machine) -> None:
-    """
-    Have one unit of each kind run, L{_RUNNING}, and one socket listen that nobody has read from.
-    """
+    """Run one unit of each kind, L{_RUNNING}, and have one socket listen without a reader yet."""
     machine.path("/etc/fastpoetry/proxy/copy.env").write_text(_UPSTREAM)
     machine.systemctl("start", *_RUNNING, "fastpoetry@science.socket")
     waitFor(lambda: machine.fetch("-U", "/run/fastpoetry-proxy/copy.sock"), "the proxy's poem")
@@ -180,8 +181,8 @@ def startEverything(machine: Machine) -> None:
 
 def test_build(builder: Machine, build: subprocess.Popen[str]) -> None:
     """
-    Somebody who is not root builds the packages in a clean chroot of each release, without a
-    network, and all tests of single modules pass there; lintian has nothing to say of the result.
+    An ordinary user builds the packages in a clean chroot of each release, without a network, and
+    all module tests pass there; lintian finds no fault in the result.
     """
     seen, _ = build.communicate(timeout=900)
     assert build.returncode == 0, seen[-5000:]
@@ -189,7 +190,7 @@ def test_build(builder: Machine, build: subprocess.Popen[str]) -> None:
 
 
 def test_lintianElsewhere(builder: Machine, package: Path) -> None:
-    """What was built here has no finding on the other release either."""
+    """The packages built here have no lintian finding on the other release either."""
     folder = builder.path("/tmp/elsewhere")
     folder.mkdir()
     for file in (*(package.parent / "deb").glob("*.*"),):
@@ -198,13 +199,13 @@ def test_lintianElsewhere(builder: Machine, package: Path) -> None:
 
 
 def lint(machine: Machine, changes: str) -> list[str]:
-    """What lintian says of a build."""
+    """lintian's findings for a build."""
     command = f"lintian {' '.join(LINTIAN)} {changes}"
     return findings(machine.run("sh", "-c", command, check=False, seconds=120).stdout)
 
 
 def test_install(fresh: Machine, package: Path) -> None:
-    """Installing lists the commands, and enables nothing, starts nothing and opens no port."""
+    """Installing lists the commands. It enables no unit, starts none and opens no port."""
     listeners = listListeners(fresh)
     said = installPackage(fresh, package)
     assert "warning" not in said.lower()
@@ -234,8 +235,8 @@ def test_dpkg(fresh: Machine, package: Path, step: int) -> None:
 
 def test_readme(fresh: Machine, package: Path) -> None:
     """
-    Whoever types what the README says about installing has a poem, one of their own, and a port
-    for that.
+    A user who types the README's commands for installing has a poem, one of their own, and a port
+    for it.
     """
 
     def enter(block: str, *, terminal: bool = False) -> str:
@@ -276,15 +277,15 @@ def test_readme(fresh: Machine, package: Path) -> None:
 
 def test_firstBoot(release: str, package: Path) -> None:
     """
-    An image that boots for the first time, when systemd enables what nobody speaks against, has
-    nothing of ours enabled, and none of our ports open.
+    On the first boot of an image, when systemd enables every unit without a contrary preset, no
+    unit of ours is enabled, and no port of ours is open.
     """
     with closing(startMachine(findRoot(release, "package"), f"{release}-image")) as image:
         installPackage(image, package)
         image.path("/etc/machine-id").write_text("uninitialized\n")
-        # What shows that there were presets: Debian's own file enables it.
+        # This shows that presets were applied: Debian's own file enables it.
         image.systemctl("disable", "getty@tty1.service")
-        # It would ask questions, and there is nobody to answer.
+        # It would ask questions, and no user is there to answer.
         image.systemctl("mask", "systemd-firstboot.service")
         image.reboot()
         assert image.systemctl("is-enabled", "getty@tty1.service") == "enabled"
@@ -296,7 +297,7 @@ def test_firstBoot(release: str, package: Path) -> None:
 
 
 def test_libraryAlone(fresh: Machine, package: Path) -> None:
-    """Whoever installs the modules alone has the twistd commands and no unit."""
+    """Installing only the modules gives the twistd commands and no unit."""
     installPackage(fresh, findPackage(package, "python3-fastpoetry"))
     typed = ("runuser", "-unobody", "--", "twistd3", "fastpoetry", "--help")
     assert "--poem" in fresh.run(*typed).stdout
@@ -316,7 +317,7 @@ def test_help(installed: Machine) -> None:
 
 
 def test_autopkgtest(installed: Machine, package: Path) -> None:
-    """The tests that the package brings pass, as autopkgtest runs them: the first as nobody."""
+    """The package's own tests pass, as autopkgtest runs them: the first as nobody."""
     tree = installed.path("/tmp/tree")
     shutil.copytree(package.parent / "deb/fastpoetry", tree, dirs_exist_ok=True)
     # This machine is the isolated container that one of the tests asks for.
@@ -329,8 +330,8 @@ def test_autopkgtest(installed: Machine, package: Path) -> None:
 
 def test_upgrade(installed: Machine, newer: Path) -> None:
     """
-    An upgrade restarts the services that run, and no others; no socket closes meanwhile, so that
-    each reader gets a whole poem, and the modules are there at each moment.
+    An upgrade restarts the running services, and no others. Sockets stay open, so that each reader
+    gets a whole poem; the modules are present at each moment.
     """
     startEverything(installed)
     upgrade(installed, newer, _MODULE)
@@ -338,8 +339,9 @@ def test_upgrade(installed: Machine, newer: Path) -> None:
 
 def test_upgradeFromOne(fresh: Machine, single: Path, package: Path) -> None:
     """
-    The upgrade from the one package of before does so too. The modules move to another package: a
-    service that starts between the two finds none, and its readers wait in the socket.
+    The same holds for the upgrade from the single package of earlier versions. The modules move to
+    another package: a service that starts between the two finds none, and its readers wait in the
+    socket.
     """
     installPackage(fresh, single)
     startEverything(fresh)
@@ -348,9 +350,9 @@ def test_upgradeFromOne(fresh: Machine, single: Path, package: Path) -> None:
 
 def upgrade(installed: Machine, packages: Path, *modules: str) -> None:
     """
-    Upgrade a machine where everything runs, while readers read, and look at what that did.
+    Upgrade a machine where everything runs, while readers read, and check the result.
 
-    @param modules: files that must be there at each moment.
+    @param modules: files that must be present at each moment.
     """
 
     def see() -> tuple[set[str], set[str], list[str]]:
@@ -375,7 +377,7 @@ def upgrade(installed: Machine, packages: Path, *modules: str) -> None:
 
 
 def test_remove(installed: Machine) -> None:
-    """Removal stops everything: no unit, no socket and no command is left."""
+    """Removal stops everything, and leaves no unit, socket or command."""
     startEverything(installed)
     installed.run("systemctl", "start", "fastpoetry@typo", check=False)
     runApt(installed, "remove", "fastpoetry", "python3-fastpoetry")
@@ -390,8 +392,7 @@ def test_remove(installed: Machine) -> None:
 
 def test_purge(fresh: Machine, package: Path) -> None:
     """
-    After a purge there is nothing that was not there before, except for what an administrator
-    wrote.
+    A purge leaves only the files that were there before, and those that an administrator wrote.
     """
     before = set(fresh.run("sh", "-c", _LIST_FILES).stdout.splitlines())
     installPackage(fresh, package)

@@ -1,4 +1,4 @@
-"""Tests of the proxy's units, before a server of the same machine."""
+"""Tests for the proxy's units, with a server of the same machine as upstream."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ systemctl stop 'fastpoetry*'
 rm -rf /etc/fastpoetry/proxy/* /var/cache/private/fastpoetry-proxy /var/cache/fastpoetry-proxy
 """
 
-# Prints where a file can be made.
+# Prints the folders in which a file can be made.
 _PROBE = """
 import os
 for folder, folders, _ in os.walk("/"):
@@ -36,7 +36,7 @@ for folder, folders, _ in os.walk("/"):
     print(folder)
 """
 
-# Another user takes names of the port for reloads, and fills their queues.
+# Another user binds names of the socket for reloads, and fills their queues.
 _INTRUDER = """
 import os, socket, sys
 os.setgid(65534)
@@ -58,7 +58,7 @@ Set = Callable[..., None]
 
 @pytest.fixture
 def setEdge(machine: Machine) -> Iterator[Set]:
-    """Writes the file of the proxy C{edge}."""
+    """Write the file of the proxy C{edge}."""
 
     def write(**settings: str) -> None:
         lines = "".join(f"{key}={value}\n" for key, value in settings.items())
@@ -72,25 +72,28 @@ def setEdge(machine: Machine) -> Iterator[Set]:
 @pytest.fixture
 def edge(machine: Machine, setEdge: Set) -> Machine:
     """
-    A machine where the proxy of a shipped poem's port listens, and so does that port; neither runs.
+    A machine with a listening proxy of a shipped poem's port, which listens too; neither service
+    runs.
     """
     machine.systemctl("start", "fastpoetry@ecstasy.socket", f"{EDGE}.socket")
     return machine
 
 
 def read(poem: str) -> bytes:
-    """A poem as it is shipped."""
+    """A shipped poem."""
     return (UNITS.parent.parent / f"poetry/{poem}.txt").read_bytes()
 
 
 def readJournal(machine: Machine, *matches: str) -> list[dict[str, str]]:
-    """Records of the proxy that runs now."""
+    """The records of the running proxy."""
     invocation = machine.show(EDGE, "InvocationID")
     return machine.journal(f"_SYSTEMD_INVOCATION_ID={invocation}", *matches)
 
 
 def test_chain(edge: Machine) -> None:
-    """The first connection starts the proxy, whose own starts its upstream, and gets the poem."""
+    """
+    The first connection starts the proxy, whose connection starts its upstream, and gets the poem.
+    """
     for unit in (EDGE, "fastpoetry@ecstasy"):
         assert edge.show(f"{unit}.service", "ActiveState") == "inactive"
     assert edge.fetch("-U", SOCKET) == read("ecstasy")
@@ -99,7 +102,7 @@ def test_chain(edge: Machine) -> None:
 
 
 def test_start(machine: Machine, setEdge: Set) -> None:
-    """Starting the service starts its socket, and asks nobody for a poem yet."""
+    """Starting the service starts its socket, and fetches no poem yet."""
     machine.systemctl("start", EDGE)
     assert machine.show(f"{EDGE}.socket", "ActiveState") == "active"
     assert not readJournal(machine, f"UPSTREAM={UPSTREAM}")
@@ -108,8 +111,8 @@ def test_start(machine: Machine, setEdge: Set) -> None:
 @pytest.mark.parametrize("name", ["edg", "..", "..-edge"])
 def test_name(machine: Machine, setEdge: Set, name: str) -> None:
     """
-    A name without a file is refused with the nearest one, where people look, and nothing runs,
-    listens or is tried again.
+    A name without a file is refused with the nearest one, in the usual places; no unit runs,
+    listens or is retried.
     """
     unit = f"fastpoetry-proxy@{name}"
     assert machine.run("systemctl", "start", unit, check=False).returncode != 0
@@ -122,8 +125,8 @@ def test_name(machine: Machine, setEdge: Set, name: str) -> None:
 
 def test_fileGone(machine: Machine, setEdge: Set) -> None:
     """
-    A proxy whose file goes away while its socket listens fails like one that refuses its file; it
-    is not tried again by itself.
+    A proxy whose file disappears while its socket listens fails like one that refuses its file; it
+    is not retried by itself.
     """
     machine.systemctl("start", f"{EDGE}.socket")
     machine.path("/etc/fastpoetry/proxy/edge.env").unlink()
@@ -134,8 +137,8 @@ def test_fileGone(machine: Machine, setEdge: Set) -> None:
 
 def test_noCacheFolder(machine: Machine, setEdge: Set) -> None:
     """
-    A proxy whose folder for copies cannot be had fails for all to see, is not tried again by
-    itself, and keeps its socket; it runs as soon as that is mended.
+    A proxy whose folder for copies is not usable fails visibly, is not retried by itself, and keeps
+    its socket; once the folder is fixed, it runs.
     """
     machine.path("/var/cache/private").mkdir(mode=0o700, exist_ok=True)
     machine.path("/var/cache/private/fastpoetry-proxy").write_text("in the way\n")
@@ -150,7 +153,7 @@ def test_noCacheFolder(machine: Machine, setEdge: Set) -> None:
 
 
 def test_journal(edge: Machine) -> None:
-    """A fetch is one record, with what there is to know in fields of their own."""
+    """A fetch is one record, with its facts in fields of their own."""
     edge.fetch("-U", SOCKET)
     edge.fetch("-U", SOCKET)
     (record,) = readJournal(edge, f"UPSTREAM={UPSTREAM}")
@@ -169,8 +172,8 @@ def test_journal(edge: Machine) -> None:
 
 def test_outage(edge: Machine) -> None:
     """
-    While the upstream is down a reload fails and the old poem is served, the status says for how
-    long and why, and the catalog what that means.
+    While the upstream is down a reload fails and the old poem is served; the status has the
+    duration and the cause, and the catalog explains them.
     """
     edge.fetch("-U", SOCKET)
     edge.systemctl("stop", "fastpoetry@ecstasy.socket")
@@ -184,7 +187,7 @@ def test_outage(edge: Machine) -> None:
 
 
 def test_restart(edge: Machine) -> None:
-    """A proxy that is restarted while its upstream is down serves the copy it has kept."""
+    """A proxy that is restarted while its upstream is down serves its copy."""
     edge.fetch("-U", SOCKET)
     kept = edge.path("/var/cache/private/fastpoetry-proxy/edge")
     waitFor(lambda: list(kept.glob("*.poem")), "the copy")
@@ -193,7 +196,7 @@ def test_restart(edge: Machine) -> None:
 
 
 def test_reload(edge: Machine) -> None:
-    """When C{systemctl reload} returns, the same process serves what the upstream has now."""
+    """When C{systemctl reload} returns, the same process serves the upstream's present poem."""
     edge.fetch("-U", SOCKET)
     process = edge.show(EDGE, "MainPID")
     for poem in ("old\n", "new\n") * 3:
@@ -205,7 +208,7 @@ def test_reload(edge: Machine) -> None:
 
 
 def test_intruder(edge: Machine) -> None:
-    """A reload ends well, whichever names for it another local user has taken."""
+    """A reload succeeds, whatever names another local user has bound."""
     edge.fetch("-U", SOCKET)
     names = (edge.show(EDGE, "InvocationID"), edge.show(EDGE, "MainPID"), "0" * 32)
     command = edge.command("python3", "-c", _INTRUDER, *names)
@@ -218,7 +221,7 @@ def test_intruder(edge: Machine) -> None:
 
 
 def test_upstreams(edge: Machine, setEdge: Set) -> None:
-    """From inside the sandbox an upstream is found by its name, and on a UNIX socket."""
+    """From inside the sandbox an upstream is reached by its name, and on a UNIX socket."""
     for upstream in ("tcp:host=localhost:port=10000", "unix:path=/run/fastpoetry/ecstasy.sock"):
         setEdge(UPSTREAM=upstream)
         edge.systemctl("restart", EDGE)
@@ -226,7 +229,9 @@ def test_upstreams(edge: Machine, setEdge: Set) -> None:
 
 
 def test_tls(edge: Machine, setEdge: Set, tmp_path: Path) -> None:
-    """So is one behind TLS whose certificate is trusted; of one that is not the status says so."""
+    """
+    An upstream behind TLS is reached if its certificate is trusted; if not, the status says so.
+    """
     key, certificate = tmp_path / "key.pem", tmp_path / "trusted.pem"
     make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
     make += ["-addext", "subjectAltName=DNS:localhost", "-days", "2"]
@@ -247,7 +252,7 @@ def test_tls(edge: Machine, setEdge: Set, tmp_path: Path) -> None:
 
 
 def test_options(edge: Machine, setEdge: Set) -> None:
-    """The file may have more options of the command."""
+    """The file may have further options."""
     edge.systemctl("start", "fastpoetry@ecstasy")
     setEdge(UPSTREAM=UPSTREAM, OPTIONS=f"--max-age=5 --expect-sha256={'0' * 64} --total-timeout=3")
     assert edge.fetch("-U", SOCKET) == b""
@@ -257,8 +262,8 @@ def test_options(edge: Machine, setEdge: Set) -> None:
 
 def test_noUpstream(machine: Machine, setEdge: Set) -> None:
     """
-    A file that names no upstream is refused in one line that names the file and has the right form,
-    and the socket goes on listening.
+    A file without an upstream is refused in one line that names the file and the right form, and
+    the socket goes on listening.
     """
     for upstream, why in {
         "poems.example": "not a Twisted client endpoint: ",
@@ -279,7 +284,7 @@ def test_noUpstream(machine: Machine, setEdge: Set) -> None:
 
 @pytest.fixture
 def silent(machine: Machine) -> Iterator[None]:
-    """A resolver that takes questions and answers none."""
+    """A resolver that receives questions and never answers."""
     listening = "import socket; s = socket.socket(type=socket.SOCK_DGRAM)\n"
     listening += "s.bind(('127.0.0.1', 53)); print(flush=True); input()"
     command = machine.command("python3", "-c", listening)
@@ -298,7 +303,7 @@ def silent(machine: Machine) -> Iterator[None]:
 
 
 def test_silentResolver(machine: Machine, setEdge: Set, silent: None) -> None:
-    """A resolver that does not answer holds up no stop: systemd does not have to kill."""
+    """A resolver that does not answer does not delay a stop: systemd does not need to kill."""
     setEdge(UPSTREAM="tcp:host=poems.example:port=10000", OPTIONS="--connect-timeout=0.5")
     machine.systemctl("start", EDGE)
     reader = subprocess.Popen(machine.command("nc", "-d", "-U", SOCKET), stdin=subprocess.DEVNULL)
@@ -314,7 +319,7 @@ def test_silentResolver(machine: Machine, setEdge: Set, silent: None) -> None:
 
 
 def test_verify(machine: Machine, setEdge: Set) -> None:
-    """C{systemd-analyze verify} has nothing to say."""
+    """C{systemd-analyze verify} finds no fault."""
     units = (f"{EDGE}.service", f"{EDGE}.socket", f"fastpoetry-pause@{EDGE}.service")
     verified = machine.run("systemd-analyze", "verify", "--man=no", *units)
     assert verified.stdout + verified.stderr == ""
@@ -322,7 +327,8 @@ def test_verify(machine: Machine, setEdge: Set) -> None:
 
 def test_security(edge: Machine) -> None:
     """
-    C{systemd-analyze security} sees an exposure of 1.3 at most, in the file and while it runs.
+    C{systemd-analyze security} reports an exposure of at most 1.3, for the file and for the running
+    service.
     """
     edge.fetch("-U", SOCKET)
     file = f"{SOURCE}/packaging/systemd/fastpoetry-proxy@.service"
@@ -332,9 +338,7 @@ def test_security(edge: Machine) -> None:
 
 
 def test_write(machine: Machine, setEdge: Set) -> None:
-    """
-    Only the folder for the copy can be written to, and only root and the proxy can look inside.
-    """
+    """Only the folder for the copy is writable, and only root and the proxy can read it."""
     folder = f"/run/systemd/system/{EDGE}.service.d"
     machine.run("mkdir", folder)
     machine.path("/run/probe.py").write_text(_PROBE)
@@ -343,7 +347,7 @@ def test_write(machine: Machine, setEdge: Set) -> None:
     )
     machine.systemctl("daemon-reload")
     machine.systemctl("start", EDGE)
-    run = machine.show(EDGE, "InvocationID")  # reloads before have something to say, too
+    run = machine.show(EDGE, "InvocationID")  # reloads before this one have records too
     said = machine.journal("--boot", f"_SYSTEMD_INVOCATION_ID={run}", "_COMM=python3")
     assert [record["MESSAGE"] for record in said] == ["/var/cache/private/fastpoetry-proxy/edge"]
     kept = machine.path("/var/cache/private/fastpoetry-proxy/edge")

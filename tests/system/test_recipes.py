@@ -1,6 +1,6 @@
 """
-Tests of C{docs/recipes.md}: its files and commands, as printed, with other people's programs on a
-booted system.
+Tests for C{docs/recipes.md}: its files and commands, as printed, with other programs on a booted
+system.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ done
 
 @pytest.fixture(scope="module")
 def equipped(release: str, libraryRoot: Layers, fromPip: Path, wheels: Path) -> Iterator[Machine]:
-    """A booted system with the package, Debian's programs, and what of them is from pip."""
+    """A booted system with the package, Debian's programs, and those from pip."""
     shown = {wheels: "/opt/wheels"}
     with closing(startMachine(libraryRoot, f"{release}-equipped", binds=shown)) as machine:
         shutil.copytree(fromPip, machine.path("/opt/pip"))
@@ -65,7 +65,7 @@ def equipped(release: str, libraryRoot: Layers, fromPip: Path, wheels: Path) -> 
 
 @pytest.fixture(scope="module")
 def fromPip(release: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the page has pip install beside Debian's Twisted, for a release."""
+    """The packages that the page installs with pip beside Debian's Twisted, for a release."""
     buildbot = {"bookworm": "3.7.0", "trixie": "4.2.1"}[release]
     page = re.sub(r"==\$\(.*\)", f"=={buildbot}", PAGE.read_text("utf-8"))
     wanted = " ".join(re.findall(r"pip install --no-deps --target=/opt/pip\s+([^`]+)", page))
@@ -74,7 +74,10 @@ def fromPip(release: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheels(release: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the page has pip install into venvs, in the table's versions, for a release."""
+    """
+    The packages that the page installs with pip into virtual environments, in the table's versions,
+    for a release.
+    """
     folder = tmp_path_factory.mktemp("wheels")
     folder.chmod(0o755)
     chosen = (f"--python-version={_PYTHONS[release]}", "--only-binary=:all:")
@@ -87,7 +90,7 @@ def wheels(release: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def install(folder: Path, *arguments: str) -> Path:
-    """Have pip install something into a folder, or skip the test where it cannot."""
+    """Install a package into a folder with pip, or skip the test if that is not possible."""
     folder.chmod(0o755)
     command = [sys.executable, "-m", "pip", "install", "--quiet", f"--target={folder}", *arguments]
     ran = subprocess.run(command, capture_output=True, text=True)
@@ -98,7 +101,7 @@ def install(folder: Path, *arguments: str) -> Path:
 
 @pytest.mark.parametrize("title", RECIPES)
 def test_recipe(equipped: Machine, title: str) -> None:
-    """Whoever follows a recipe sees what it prints."""
+    """A user who follows a recipe sees its output."""
     text = RECIPES[title]
     writeFiles(equipped, text)
     files = [*readFiles(text)]

@@ -1,4 +1,4 @@
-"""Tests of the units when something is wrong: names, poems, descriptors."""
+"""Tests for the units in case of faults: names, poems, descriptors."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ STARTING = f"MESSAGE_ID={UNIT_STARTING}"
 
 
 def countStarts(machine: Machine) -> int:
-    """How often the service was started so far."""
+    """The number of starts of the service so far."""
     return len(machine.journal("--boot", STARTING, "UNIT=fastpoetry@ecstasy.service"))
 
 
 def readBusySeconds(machine: Machine) -> float:
-    """
-    How much of a processor all that runs in the machine has used, except for what a test runs.
-    """
+    """The processor time used by everything in the machine, except a test's own commands."""
     lines = machine.path("/sys/fs/cgroup/cpu.stat").read_text().splitlines()
     return int(dict(line.split() for line in lines)["usage_usec"]) / 1e6
 
 
 def listLeft(machine: Machine) -> set[str]:
-    """What is left of fastpoetry but not at rest: runs, listens, waits, has a job or has failed."""
+    """
+    The units of fastpoetry that are not at rest: running, listening, waiting, failed or with a job.
+    """
     units = ("list-units", "--all", "--plain", "--no-legend", "fastpoetry*")
     lines = machine.systemctl(*units).splitlines()
     return {line.split()[0] for line in lines if " inactive " not in line}
@@ -40,8 +40,8 @@ def listLeft(machine: Machine) -> set[str]:
 @pytest.mark.parametrize("name", ["ecstacy", "..-..-etc-shadow", "..", ".", r"..\x2f..\x2fetc"])
 def test_name(machine: Machine, name: str) -> None:
     """
-    A name without a poem is refused, and C{systemctl status} of it says what there is instead;
-    nothing runs, listens or is tried again, and only the socket is shown as failed.
+    A name without a poem is refused, and its C{systemctl status} lists the existing poems; no unit
+    runs, listens or is retried, and only the socket is shown as failed.
     """
     service, socket = (f"fastpoetry@{name}.{kind}" for kind in ("service", "socket"))
     refused = machine.run("systemctl", "start", service, check=False)
@@ -61,7 +61,7 @@ def test_name(machine: Machine, name: str) -> None:
 
 
 def test_nameNotAllowed(machine: Machine) -> None:
-    """A file whose name cannot be a poem's is refused as if it were not there."""
+    """A file whose name cannot be a poem's is refused as if it were missing."""
     machine.path("/etc/fastpoetry/poetry/a.b.txt").write_text("not to be had\n")
     assert machine.run("systemctl", "start", "fastpoetry@a.b", check=False).returncode != 0
     assert machine.journal("--boot", "--unit=fastpoetry@a.b", "--grep=is no name of a poem")
@@ -69,7 +69,10 @@ def test_nameNotAllowed(machine: Machine) -> None:
 
 
 def test_portOption(machine: Machine) -> None:
-    """A port among the options, which the sandbox forbids, is refused with whose it is to open."""
+    """
+    A port among the options, which the sandbox forbids, is refused, and the refusal names the unit
+    that opens it.
+    """
     machine.path("/etc/fastpoetry/fastpoetry@ecstasy.env").write_text("OPTIONS=--listen=tcp:1\n")
     assert machine.run("systemctl", "start", "fastpoetry@ecstasy", check=False).returncode != 0
     status = machine.run("systemctl", "status", "fastpoetry@ecstasy", check=False).stdout
@@ -81,7 +84,7 @@ POETRY_PATH = "OPTIONS=--poetry-path=/srv/poetry\n"
 
 
 def test_otherPath(machine: Machine) -> None:
-    """A poetry path among the options is that of the socket's check too."""
+    """A poetry path among the options also applies to the socket's check."""
     machine.run("install", "-d", "/srv/poetry")
     machine.path("/srv/poetry/elsewhere.txt").write_text("elsewhere\n")
     assert machine.run("systemctl", "start", "fastpoetry@elsewhere", check=False).returncode != 0
@@ -104,9 +107,9 @@ def test_otherPath(machine: Machine) -> None:
 )
 def test_cannotRun(machine: Machine, pauseSeconds: float, break_: str, mend: str) -> None:
     """
-    A service that cannot even be executed, one that ends before it is ready, and one that refuses
-    its poem have failed for all to see, and are tried only now and then while a client waits; the
-    socket stays, and the client is served when that is mended.
+    A service that cannot be executed, one that ends before it is ready, and one that refuses its
+    poem fail visibly, and are retried only now and then while a client waits; the socket stays, and
+    the client is served once the fault is fixed.
     """
     service, socket = "fastpoetry@ecstasy.service", "fastpoetry@ecstasy.socket"
     machine.systemctl("start", socket)
@@ -117,7 +120,7 @@ def test_cannotRun(machine: Machine, pauseSeconds: float, break_: str, mend: str
     try:
         before = countStarts(machine)
         waitFor(lambda: countStarts(machine) >= before + 3, "three tries", 60)
-        # Two pauses lay between them: no other trial was made.
+        # Two pauses lay between them: no other attempt was made.
         tries = machine.journal("--boot", STARTING, f"UNIT={service}")[-3:]
         times = [int(each["__REALTIME_TIMESTAMP"]) for each in tries]
         assert min(times[1] - times[0], times[2] - times[1]) > 0.98e6 * pauseSeconds
@@ -148,9 +151,9 @@ def test_brokenPoem(machine: Machine) -> None:
 
 def test_aDozenTries(machine: Machine, pauseSeconds: float) -> None:
     """
-    While clients wait for a broken poem, the socket stays open and tries once in a pause, which
-    costs little, and they are served when the poem is mended; of a name that was mistyped meanwhile
-    there is nothing but a socket that has failed.
+    While clients wait for a broken poem, the socket stays open and tries once in each pause, which
+    costs little, and they are served when the poem is fixed. A mistyped name in the meantime leaves
+    only a failed socket.
     """
     machine.path(POEM).write_text("")
     machine.systemctl("start", "fastpoetry@ecstasy.socket")
@@ -178,8 +181,8 @@ def test_aDozenTries(machine: Machine, pauseSeconds: float) -> None:
 
 def test_otherDescriptor(machine: Machine, pauseSeconds: float) -> None:
     """
-    A service that is passed a socket of another name ends with the cause, and leaves the socket as
-    it is; who has connected is served by the one that is passed the right name.
+    A service that is passed a socket of another name ends with the cause, and leaves the socket
+    unchanged; its clients are served by the service that is passed the right name.
     """
     folder = machine.path("/run/systemd/system/fastpoetry@ecstasy.socket.d")
     folder.mkdir(parents=True)
@@ -202,9 +205,8 @@ def test_otherDescriptor(machine: Machine, pauseSeconds: float) -> None:
 
 def test_brokenPoemAtReload(machine: Machine) -> None:
     """
-    A poem that breaks before a reload has that fail with the line that says why, and leaves the old
-    one in place; there is one record of the error, and the status says for how long it is so, until
-    a reload goes well.
+    If the poem is broken, a reload fails with the line of the cause, and the old poem stays. There
+    is one record of the error, and the status has its duration, until a reload succeeds.
     """
     machine.path(POEM).write_text("old\n")
     machine.systemctl("start", "fastpoetry@ecstasy")
@@ -228,7 +230,7 @@ def test_brokenPoemAtReload(machine: Machine) -> None:
 
 
 def test_unreadablePoem(machine: Machine) -> None:
-    """The refusal of a poem that others may not read says how to mend that."""
+    """The refusal of a poem without read permission says how to fix it."""
     machine.path(POEM).write_text("for root only\n")
     machine.path(POEM).chmod(0o600)
     assert machine.run("systemctl", "start", "fastpoetry@ecstasy", check=False).returncode != 0
@@ -255,7 +257,10 @@ def test_priority(machine: Machine, break_: str) -> None:
 
 
 def test_priorityOfOthers(machine: Machine) -> None:
-    """So it does for a mistyped name, for a proxy without an upstream, and for any program."""
+    """
+    C{journalctl -p err} also shows a mistyped name, a proxy without an upstream, and the refusal of
+    any other program.
+    """
     machine.path("/etc/fastpoetry/proxy/none.env").write_text("\n")
     for unit in ("fastpoetry@ecstacy", "fastpoetry-proxy@none"):
         assert machine.run("systemctl", "start", unit, check=False).returncode != 0
@@ -267,15 +272,15 @@ def test_priorityOfOthers(machine: Machine) -> None:
 
 
 def listErrors(machine: Machine, unit: str) -> list[str]:
-    """What C{journalctl -p err} has of a unit."""
+    """The lines of C{journalctl -p err} for a unit."""
     records = machine.journal("--boot", f"--unit={unit}", "--priority=err")
     return [record["MESSAGE"] for record in records]
 
 
 def test_changedAddress(machine: Machine) -> None:
     """
-    A service that is passed nothing, because the address of its active socket was changed, says
-    that the socket has to be restarted; after that it serves.
+    A service that gets no descriptor, because its active socket's address was changed, says that
+    the socket must be restarted; then it serves.
     """
     machine.systemctl("start", "fastpoetry@alla_sera")
     folder = machine.path("/run/systemd/system/fastpoetry@alla_sera.socket.d")
@@ -291,7 +296,7 @@ def test_changedAddress(machine: Machine) -> None:
 
 
 def test_pauseEnds(machine: Machine) -> None:
-    """A restart of the socket ends the pause: who connects then is served at once."""
+    """A restart of the socket ends the pause: the next client is served at once."""
     pause = "fastpoetry-pause@fastpoetry@ecstasy.service"
     machine.path(POEM).write_text("")
     machine.systemctl("start", "fastpoetry@ecstasy.socket")

@@ -1,9 +1,9 @@
 """
-Tests of restarts as readers see them: what each of them waits for its poem.
+Tests for restarts as readers see them: how long each waits for its poem.
 
-No reader waits for much more than Python and Twisted take to start. How long that is depends on the
-machine and on what else it does, so that it is measured beside the restarts: a wait of some starts
-is a machine that is busy, one of many starts is a pause, or a reader that was forgotten.
+No reader waits much longer than Python and Twisted take to start. That time depends on the machine
+and its load, so it is measured beside the restarts: a wait of a few starts is a busy machine; a
+wait of many starts is a pause, or a forgotten reader.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SERVICES = ("fastpoetry@ecstasy.service", "fastpoetry@science.service")
 SMALL = "/usr/share/fastpoetry/poetry/ecstasy.txt"
 LARGE = "/etc/fastpoetry/poetry/science.txt"
 
-# Prints how long twistd takes to start, and to do nothing.
+# Prints the time that twistd takes to start and do nothing.
 _START = (
     "python3",
     "-c",
@@ -39,10 +39,10 @@ the same time does not slow all down alike.
 @pytest.mark.alone
 def test_underLoad(machine: Machine, build: subprocess.Popen[str]) -> None:
     """
-    While services of 3 kB and of 1 MiB are each restarted 20 times, none of their readers is
-    refused, gets less than all, or waits longer than a few starts of twistd take meanwhile.
+    While services of 3 kB and of 1 MiB are each restarted 20 times, no reader is refused, gets less
+    than all, or waits longer than a few starts of twistd take at that time.
     """
-    # It would take all of a core, of which the readers know nothing.
+    # It would use a whole core, which the readers would not account for.
     waitFor(lambda: build.poll() is not None, "the build beside this to end", 900)
     lines = b"".join(b"%07d, a line that is told apart from any\n" % n for n in range(30_000))
     machine.path(LARGE).write_bytes(lines[: 1 << 20])

@@ -1,4 +1,4 @@
-"""Tests of what C{packaging/rpm/fastpoetry.spec} builds."""
+"""Tests for the package that C{packaging/rpm/fastpoetry.spec} builds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _EXTRACT = 'cd "$1" && rpm2archive - <"$0" | tar --extract --gzip'
 
 @pytest.fixture(scope="session")
 def rpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package, built from what is in the clone now."""
+    """The package, built from the clone's present content."""
     if shutil.which("rpmbuild") is None:
         pytest.skip("no rpmbuild; Debian has it in the package rpm")
     if not (CLONE / ".git").exists():
@@ -36,7 +36,7 @@ def rpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
         subprocess.run(["sh", "-c", _CHANGES, CLONE, _SOURCE], check=True, stdout=archive)
     run("gzip", folder / f"SOURCES/{_SOURCE}.tar")
     defined = (f"--define=_topdir {folder}", f"--define=python3_sitelib {PYTHON}")
-    # Debian's rpm knows of no package that is installed.
+    # Debian's rpm has no list of installed packages.
     run("rpmbuild", "-bb", "--nodeps", *defined, SPEC)
     (package,) = folder.glob("RPMS/noarch/*.rpm")
     return package
@@ -44,21 +44,21 @@ def rpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tree(rpm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with what the package installs."""
+    """The folder with the package's files."""
     folder = tmp_path_factory.mktemp("tree")
     run("sh", "-c", _EXTRACT, rpm, folder)
     return folder
 
 
 def test_version() -> None:
-    """The spec has the version of the program, in its source's name too."""
+    """The spec has the program's version, also in its source's name."""
     text = SPEC.read_text()
     assert re.findall("(?m)^Version: (.+)$", text) == [__version__]
     assert set(re.findall(r"fastpoetry-([0-9][0-9.]*[0-9])", text)) == {__version__}
 
 
 def test_tree(tree: Path, tmp_path: Path) -> None:
-    """The package has what C{make install} installs, its license, and twistd by its usual name."""
+    """The package has the files of C{make install}, its license, and twistd by its usual name."""
     run("make", f"--directory={CLONE}", "install", f"DESTDIR={tmp_path}", "twistd=/usr/bin/twistd")
     files, installed = listFiles(tree), listFiles(tmp_path)
     assert {name: files.get(name) for name in installed} == installed
@@ -70,7 +70,7 @@ def test_tree(tree: Path, tmp_path: Path) -> None:
 
 
 def test_metadata(tree: Path) -> None:
-    """Python finds the distribution with its version and what it depends on."""
+    """Python finds the distribution with its version and dependencies."""
     script = (
         "from importlib.metadata import distribution;"
         "found = distribution('fastpoetry');"
@@ -82,8 +82,8 @@ def test_metadata(tree: Path) -> None:
 
 def test_boot(release: str, rpm: Path, tree: Path) -> None:
     """
-    On a Debian without our packages, where twistd has its usual name, what the package installs and
-    runs afterwards lets one command start a poem that another one fetches.
+    On a Debian without our packages, where twistd has its usual name, after the package's files and
+    scripts one command starts a poem and another fetches it.
     """
     scripts = run("rpm", "--query", "--package", "--queryformat=%{POSTIN}", rpm)
     with closing(startMachine(findRoot(release, "package"), f"{release}-rpm")) as machine:

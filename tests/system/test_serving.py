@@ -1,4 +1,4 @@
-"""Tests of the units while all is well: poems are served, under systemd's eyes."""
+"""Tests for the units without faults: systemd watches them serve poems."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCIENCE = ("127.0.0.1", "10002")
 QUOTE = ("127.0.0.1", "17")
 
 
-# Begins to read, and goes on to the end when its input ends: what that is.
+# Begins to read, goes on to the end when its input ends, and prints the text.
 _READER = """
 import socket, sys
 with socket.create_connection(("127.0.0.1", 10000)) as reader:
@@ -30,7 +30,7 @@ with socket.create_connection(("127.0.0.1", 10000)) as reader:
         print("reset")
 """
 
-# Waits for a poem: how that ends.
+# Waits for a poem, and prints how the wait ends.
 _WAITING = """
 import socket
 with socket.create_connection(("127.0.0.1", 10000)) as client:
@@ -41,7 +41,7 @@ with socket.create_connection(("127.0.0.1", 10000)) as client:
         print("reset")
 """
 
-# Holds 20 connections that read nothing until its input ends.
+# Holds 20 connections without reading until its input ends.
 _GREEDY = """
 import socket, sys
 held = [socket.socket(socket.AF_UNIX) for _ in range(20)]
@@ -51,7 +51,7 @@ print("held", flush=True)
 sys.stdin.read()
 """
 
-# Takes the ports out of the reactor at SIGUSR2.
+# Removes the ports from the reactor on SIGUSR2.
 _DEAF = """
 import signal
 
@@ -71,12 +71,12 @@ def addOptions(machine: Machine, options: str) -> None:
 
 
 def read(poem: str) -> bytes:
-    """A poem as it is shipped."""
+    """A shipped poem."""
     return (CLONE / f"poetry/{poem}.txt").read_bytes()
 
 
 def readRun(machine: Machine, *matches: str) -> list[dict[str, str]]:
-    """What the service that runs now has logged."""
+    """The records of the running service."""
     run = machine.show("fastpoetry@ecstasy", "InvocationID")
     return machine.journal(f"_SYSTEMD_INVOCATION_ID={run}", *matches)
 
@@ -89,7 +89,7 @@ def test_start(machine: Machine) -> None:
 
 
 def test_firstConnection(machine: Machine) -> None:
-    """The first connection starts a service, and is served by it."""
+    """The first connection starts a service, which serves it."""
     machine.systemctl("start", "fastpoetry@ecstasy.socket")
     assert machine.show("fastpoetry@ecstasy.service", "ActiveState") == "inactive"
     assert machine.fetch(*ECSTASY) == read("ecstasy")
@@ -97,14 +97,14 @@ def test_firstConnection(machine: Machine) -> None:
 
 
 def test_shippedPorts(machine: Machine) -> None:
-    """Each poem that is shipped has a port of its own."""
+    """Each shipped poem has a port of its own."""
     for port, poem in enumerate(("ecstasy", "fascination", "science", "alla_sera"), 10000):
         machine.systemctl("start", f"fastpoetry@{poem}.socket")
         assert machine.fetch("127.0.0.1", str(port)) == read(poem)
 
 
 def test_twoInstances(machine: Machine) -> None:
-    """Two instances run side by side, and one goes on when the other is stopped."""
+    """Two instances run side by side; one goes on when the other is stopped."""
     machine.systemctl("start", "fastpoetry@ecstasy", "fastpoetry@science")
     assert machine.fetch(*ECSTASY) == read("ecstasy")
     assert machine.fetch(*SCIENCE) == read("science")
@@ -121,9 +121,7 @@ def test_quoteOfTheDay(machine: Machine) -> None:
 
 
 def test_administratorsPoem(machine: Machine) -> None:
-    """
-    A poem of the administrator's needs no more than its file, and takes the place of a shipped one.
-    """
+    """An administrator's poem needs only its file, and replaces a shipped one of its name."""
     for name in ("mine", "ecstasy"):
         machine.path(f"/etc/fastpoetry/poetry/{name}.txt").write_text("a poem of mine\n")
         machine.systemctl("start", f"fastpoetry@{name}")
@@ -131,7 +129,7 @@ def test_administratorsPoem(machine: Machine) -> None:
 
 
 def test_status(machine: Machine) -> None:
-    """C{systemctl status} says in words what is served and how often it was."""
+    """C{systemctl status} says in plain words what is served and how often."""
     machine.systemctl("start", "fastpoetry@ecstasy")
     machine.fetch(*ECSTASY)
     status = 'Status: "Serving ecstasy (2735 bytes): 1 poem sent, '
@@ -139,7 +137,7 @@ def test_status(machine: Machine) -> None:
 
 
 def test_journalFields(machine: Machine) -> None:
-    """A poem sent is one record, with what there is to know in fields of their own."""
+    """A poem sent is one record, with its facts in fields of their own."""
     machine.systemctl("start", "fastpoetry@ecstasy")
     machine.fetch(*ECSTASY)
     (record,) = readRun(machine, "--grep=sending")
@@ -159,7 +157,7 @@ def test_journalFields(machine: Machine) -> None:
 def test_journalSelection(machine: Machine) -> None:
     """
     C{-u fastpoetry} shows the quote service, C{-u 'fastpoetry@*'} every instance, C{-t fastpoetry}
-    all of them, which the record of each start says.
+    all of them; the record of each start says so.
     """
     quote, instance = "fastpoetry.service", "fastpoetry@ecstasy.service"
     machine.systemctl("start", quote, instance)
@@ -185,7 +183,7 @@ def test_catalog(machine: Machine) -> None:
 
 
 def test_reload(machine: Machine) -> None:
-    """When C{systemctl reload} returns, the same process serves what the file holds now."""
+    """When C{systemctl reload} returns, the same process serves the file's new content."""
     machine.systemctl("start", "fastpoetry@ecstasy")
     process = machine.show("fastpoetry@ecstasy", "MainPID")
     for poem in ("old\n", "new\n") * 5:
@@ -196,7 +194,7 @@ def test_reload(machine: Machine) -> None:
 
 
 def test_stop(machine: Machine) -> None:
-    """A service that is stopped is started again by its socket."""
+    """A stopped service is started again by its socket."""
     machine.systemctl("start", "fastpoetry@ecstasy")
     machine.systemctl("stop", "fastpoetry@ecstasy")
     assert machine.show("fastpoetry@ecstasy.service", "ActiveState") == "inactive"
@@ -204,7 +202,7 @@ def test_stop(machine: Machine) -> None:
 
 
 def test_stopInTime(machine: Machine) -> None:
-    """A reader that has stopped is reset at the drain timeout, and the service ends well."""
+    """A reader that has stopped is reset at the drain timeout, and the service exits cleanly."""
     addOptions(machine, "--drain-timeout=1")
     machine.path("/etc/fastpoetry/poetry/ecstasy.txt").write_bytes(b"a line\n" * (1 << 21))
     machine.systemctl("start", "fastpoetry@ecstasy")
@@ -223,8 +221,8 @@ def test_stopInTime(machine: Machine) -> None:
 
 def test_exitIdle(machine: Machine) -> None:
     """
-    A service that exits for want of readers ends well, and leaves its socket, which starts it for
-    the next one, even as it exits.
+    A service that exits when idle exits cleanly and leaves its socket, which starts it for the next
+    client, even during the exit.
     """
     addOptions(machine, "--exit-idle-time=0.01")
     machine.systemctl("start", "fastpoetry@ecstasy.socket")
@@ -238,7 +236,7 @@ def test_exitIdle(machine: Machine) -> None:
 
 
 def test_socketGone(machine: Machine) -> None:
-    """With its socket stopped a service ends too, and no file looks like a server any more."""
+    """When its socket is stopped a service ends too, and leaves no socket file."""
     machine.systemctl("start", "fastpoetry@ecstasy")
     machine.systemctl("stop", "fastpoetry@ecstasy.socket")
     assert machine.show("fastpoetry@ecstasy.service", "ActiveState") == "inactive"
@@ -246,7 +244,7 @@ def test_socketGone(machine: Machine) -> None:
 
 
 def test_socketStops(machine: Machine) -> None:
-    """A client that waits when the socket is stopped is reset, as it has no poem."""
+    """A client that waits when the socket is stopped is reset, since it has no poem."""
     machine.systemctl("start", "fastpoetry@ecstasy.service")
     process = machine.show("fastpoetry@ecstasy.service", "MainPID")
     machine.run("sh", "-c", f"kill -STOP {process}")
@@ -261,7 +259,7 @@ def test_socketStops(machine: Machine) -> None:
 
 
 def test_manyRestarts(machine: Machine) -> None:
-    """There is no limit to restarts in quick succession."""
+    """The number of restarts in quick succession has no limit."""
     for _ in range(8):
         machine.systemctl("restart", "fastpoetry@ecstasy")
     assert machine.fetch(*ECSTASY) == read("ecstasy")
@@ -269,8 +267,8 @@ def test_manyRestarts(machine: Machine) -> None:
 
 def test_crash(machine: Machine) -> None:
     """
-    Who connects after a crash waits for the next process, which is started by itself, and for
-    nothing else: crashes have no pause.
+    A client that connects after a crash waits only for the next process, which systemd starts at
+    once: crashes have no pause.
     """
     machine.systemctl("start", "fastpoetry@ecstasy")
     for times in ("1", "2"):
@@ -282,7 +280,7 @@ def test_crash(machine: Machine) -> None:
 
 
 def test_watchdog(machine: Machine) -> None:
-    """A service that stands still is restarted."""
+    """A service that hangs is restarted."""
     writeDropIn(machine, "fastpoetry@ecstasy.service", "[Service]\nWatchdogSec=2\n")
     machine.systemctl("start", "fastpoetry@ecstasy")
     process = machine.show("fastpoetry@ecstasy", "MainPID")
@@ -293,7 +291,7 @@ def test_watchdog(machine: Machine) -> None:
 
 
 def test_deaf(machine: Machine) -> None:
-    """A service is restarted whose port is in the reactor no more."""
+    """A service whose port is no longer in the reactor is restarted."""
     machine.path("/run/deaf").mkdir()
     machine.path("/run/deaf/sitecustomize.py").write_text(_DEAF)
     drop = machine.path("/run/systemd/system/fastpoetry@ecstasy.service.d/deaf.conf")
@@ -316,7 +314,9 @@ def test_enableService(machine: Machine) -> None:
 
 
 def test_users(machine: Machine) -> None:
-    """On a UNIX socket one user cannot take all places: others are told apart in the sandbox."""
+    """
+    On a UNIX socket one user cannot take all places: the service tells users apart in the sandbox.
+    """
     poem = b"a line of a long poem\n" * 200_000
     machine.path("/etc/fastpoetry/poetry/ecstasy.txt").write_bytes(poem)
     addOptions(machine, "--max-readers=10 --max-readers-per-source=5")

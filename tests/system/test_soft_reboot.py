@@ -1,4 +1,4 @@
-"""Tests of soft-reboots, which systemd has from 254 on: PID 1 stays, and every service stops."""
+"""Tests for soft-reboots, which systemd has since 254: PID 1 stays, and every service stops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of a disk that answers nobody, under the package's units."""
+"""Tests for a disk that does not answer, under the package's units."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _STUCK = Path(__file__).resolve().parent.parent / "faults/stuck.py"
 
 def test_stop(machine: Machine, tmp_path: Path) -> None:
     """
-    While a reload waits for the disk readers are served, and a stop succeeds, and so does a start
-    with another poem: whoever waits there, whom not even SIGKILL ends, holds up none of them.
+    While a reload waits for the disk readers are served. A stop succeeds, and so does a start with
+    another poem, even though SIGKILL does not end the process that waits.
     """
     poem = tmp_path / "still.txt"
     poem.write_text("still\n")
@@ -33,7 +33,7 @@ def test_stop(machine: Machine, tmp_path: Path) -> None:
             machine.systemctl("reload", "--no-block", SERVICE)
             assert disk.stdout.readline() == b"asked\n"
             assert machine.fetch("-U", "/run/fastpoetry/still.sock") == b"still\n"
-            # Less than TimeoutStopSec=, after which systemd would go on to SIGKILL.
+            # Less than TimeoutStopSec=, after which systemd would send SIGKILL.
             machine.run("systemctl", "stop", SERVICE, seconds=20)
             assert machine.show(SERVICE, "Result") == "success"
             machine.run("umount", "--lazy", FOLDER)

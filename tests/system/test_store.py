@@ -1,4 +1,4 @@
-"""Tests of C{fastpoetry.systemd.store} with the store of a real systemd, in a unit of its own."""
+"""Tests for C{fastpoetry.systemd.store} with the store of a real systemd, in a unit of its own."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ SystemCallFilter=@system-service
 SystemCallErrorNumber=EPERM
 """
 
-# Tells what it finds, lays by what the next process is to find, and waits for its end. Connections
-# go from itself to itself.
+# Prints the descriptors it finds, stores those for the next process, and waits for its end. Its
+# connections lead from itself to itself.
 _PROGRAM = """
 import json, os, signal, socket
 from fastpoetry.systemd.adopted import inherited
@@ -96,7 +96,7 @@ class Keep:
         machine.systemctl("daemon-reload")
 
     def found(self) -> dict[str, Any]:
-        """What the next process found."""
+        """The descriptors that the next process found."""
         self._starts += 1
         records = waitFor(
             lambda: self.machine.journal("--identifier=keep", "_COMM=python3")[self._starts - 1 :],
@@ -106,11 +106,11 @@ class Keep:
         return found
 
     def held(self) -> int:
-        """How many descriptors systemd says that it holds."""
+        """The number of descriptors in systemd's store."""
         return int(self.machine.show("keep.service", "NFileDescriptorStore"))
 
     def close(self) -> None:
-        """Leave nothing."""
+        """Stop the unit and remove its files."""
         self.machine.run("systemctl", "stop", "keep.socket", "keep.service", check=False)
         self.machine.run("sh", "-c", "rm /run/systemd/system/keep.* /usr/local/lib/keep.py")
         self.machine.systemctl("daemon-reload")
@@ -118,7 +118,7 @@ class Keep:
 
 @pytest.fixture
 def keep(machine: Machine, request: pytest.FixtureRequest) -> Any:
-    """The unit with room for as much as the mark says, else for all."""
+    """The unit with the store size in the mark, or a large one."""
     made = Keep(machine, getattr(request, "param", 6))
     yield made
     made.close()
@@ -136,8 +136,8 @@ _NOTHING: dict[str, list[object]] = {key: [] for key in _WHOLE}
 
 def test_kept(keep: Keep) -> None:
     """
-    Over restarts, a crash and a systemd that begins anew, the next process finds it all, beside the
-    sockets of its own unit.
+    After restarts, a crash and a re-execution of systemd, the next process finds every descriptor,
+    beside the sockets of its own unit.
     """
     machine = keep.machine
     machine.systemctl("start", "keep.service")
@@ -154,7 +154,7 @@ def test_kept(keep: Keep) -> None:
 
 
 def test_stopped(keep: Keep) -> None:
-    """After a stop nothing is kept."""
+    """After a stop the store is empty."""
     machine = keep.machine
     machine.systemctl("start", "keep.service")
     keep.found()
@@ -166,6 +166,6 @@ def test_stopped(keep: Keep) -> None:
 
 @pytest.mark.parametrize("keep", [0, 5], indirect=True)
 def test_noRoom(keep: Keep) -> None:
-    """Where the unit has no store, or a place too few, the program hears it."""
+    """If the unit has no store, or a store too small, the program gets an error."""
     keep.machine.systemctl("start", "keep.service")
     assert "FileDescriptorStoreMax=" in keep.found()["why"]

@@ -1,4 +1,4 @@
-"""Tests of C{packaging/tac/poetry-udp.tac} with a unit's sockets, of both kinds."""
+"""Tests for C{packaging/tac/poetry-udp.tac} with a unit's sockets, of both kinds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PrivateNetwork=yes
 
 
 def test_bothKinds(machine: Machine) -> None:
-    """A datagram is what starts the service, and is answered; so is a connection."""
+    """A datagram starts the service and is answered; so does a connection."""
     units = machine.path("/run/systemd/system")
     units.joinpath("fastpoetry-udp.socket").write_text(_SOCKET)
     units.joinpath("fastpoetry-udp.service").write_text(_SERVICE)

@@ -1,5 +1,5 @@
 """
-Tests of the units themselves: what they allow, and that they agree with each other and the program.
+Tests for the units themselves: their sandbox, and their agreement with each other and the program.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from system.machine import Machine
 
 SERVICES = ("fastpoetry@ecstasy.service", "fastpoetry.service")
 
-# Tries to make a file in every folder that there is.
+# Tries to make a file in every folder.
 _PROBE = r"""
 import os
 for folder, folders, _ in os.walk("/"):
@@ -29,7 +29,7 @@ print("through")
 
 
 def test_verify(machine: Machine) -> None:
-    """C{systemd-analyze verify} has nothing to say."""
+    """C{systemd-analyze verify} finds no fault."""
     units = [
         *SERVICES,
         *("fastpoetry@ecstasy.socket", "fastpoetry.socket"),
@@ -43,7 +43,8 @@ def test_verify(machine: Machine) -> None:
 @pytest.mark.parametrize("service", SERVICES)
 def test_security(machine: Machine, service: str) -> None:
     """
-    C{systemd-analyze security} sees an exposure of 0.5 at most, in the file and while it runs.
+    C{systemd-analyze security} reports an exposure of at most 0.5, for the file and for the running
+    service.
     """
     machine.systemctl("start", service)
     file = f"{SOURCE}/packaging/systemd/{service.replace('ecstasy', '')}"
@@ -53,7 +54,7 @@ def test_security(machine: Machine, service: str) -> None:
 
 
 def test_nothingToWrite(machine: Machine) -> None:
-    """In the sandbox there is no folder that a file could be written to."""
+    """In the sandbox no folder is writable."""
     probe = "/run/systemd/system/fastpoetry-probe.service"
     machine.path(probe).write_text(
         f"[Service]\nType=oneshot\nExecStart=/usr/bin/python3 -c {json.dumps(_PROBE)}\n"
@@ -78,7 +79,7 @@ def test_noNetwork(machine: Machine) -> None:
 
 @pytest.mark.parametrize("unit", ["fastpoetry@ecstasy", "fastpoetry", "fastpoetry-proxy@copy"])
 def test_manyRestarts(machine: Machine, unit: str) -> None:
-    """A socket that is restarted many times in a row listens afterwards, and readers are served."""
+    """A socket that is restarted many times in a row still listens, and readers are served."""
     machine.path("/etc/fastpoetry/proxy/copy.env").write_text("UPSTREAM=unix:/run/nowhere\n")
     machine.systemctl("start", unit)
     for _ in range(8):

@@ -1,7 +1,7 @@
 """
-Faults of the machine, inside one process: Python imports this before anything else.
+Faults of the machine, inside one process: Python imports this module before any other.
 
-What is at fault is said in files, so that a test can change it while the process runs; see L{Site}.
+Files say which faults are on, so that a test can change them while the process runs; see L{Site}.
 """
 
 import builtins
@@ -22,7 +22,7 @@ def _read(name: str) -> str:
     try:
         with _open(os.path.join(_FOLDER, name)) as file:
             return file.read()
-    except OSError:  # there is no such fault, or no descriptor to see it with
+    except OSError:  # there is no such fault, or no descriptor to read it
         return ""
 
 
