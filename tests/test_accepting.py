@@ -374,6 +374,10 @@ class ExhaustionTests(PortCase):
         first, second = self.connect(), self.connect()
         port.doRead()
         self.assertNotIn(port, self.reactor.getReaders())
+        before = countDescriptors()
+        self.reactor.advance(0.25)
+        port.doRead()
+        self.assertEqual(countDescriptors(), before)
         self.policy.mostDescriptor = 2**31
         self.reactor.advance(0.25)
         port.doRead()
@@ -679,6 +683,17 @@ class BorrowedTests(PortCase):
         while self.policy.readers:
             self.reactor.turn()
         self.assertEqual(self.reactor.fetch(clients[70]), LONG.text)
+
+    def test_refused(self) -> None:
+        """A connection that the factory refuses is closed."""
+        port = self.listen()
+        connection = mock.Mock()
+        connection.fileno.return_value = 0
+        accept = mock.Mock(side_effect=[(connection, ("192.0.2.7", 1)), BlockingIOError()])
+        self.patch(port, "_socket", mock.Mock(accept=accept))
+        self.patch(port._port.factory, "buildProtocol", lambda _: None)
+        port.doRead()
+        connection.close.assert_called_once_with()
 
     def test_fewDescriptors(self) -> None:
         """When few descriptors are left, the next reader waits in the backlog."""

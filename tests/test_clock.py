@@ -423,11 +423,12 @@ class RealTests(TestCase):
     """Tests in the reactor of these tests, which must be clean after each."""
 
     def test_called(self) -> Deferred[None]:
-        """A call is made after its delay at the earliest."""
+        """A call is made after its delay at the earliest, and by the kernel's timer alone."""
         clock = MonotonicClock(reactor)
         made: Deferred[None] = Deferred()
-        before = clock.seconds()
+        before, others = clock.seconds(), reactor.getDelayedCalls()
         clock.callLater(0.01, made.callback, None)
+        self.assertEqual(reactor.getDelayedCalls(), others)
         return made.addCallback(lambda _: self.assertGreaterEqual(clock.seconds(), before + 0.01))
 
     def test_cancelled(self) -> None:

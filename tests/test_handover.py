@@ -7,7 +7,7 @@ import os
 import socket
 from typing import Any
 
-from fakes import LONG, POEM, Reactor, receiveAll
+from fakes import LONG, POEM, Reactor, countDescriptors, receiveAll
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -106,6 +106,12 @@ class HandOverTests(HandOverCase):
         self.home.policy.resume(reader, progress)
         self.home.reactor.addWriter(reader)
         self.assertEqual(self.reactor.fetch(self.client), LONG.text)
+
+    def test_closes(self) -> None:
+        """The descriptors of the poems and the state are closed afterwards."""
+        before = countDescriptors()
+        self.restore(self.describe())
+        self.assertEqual(countDescriptors(), before + 1)  # of the test, which made the state
 
     def test_missing(self) -> None:
         """Readers that did not arrive are counted as lost, with a cause."""

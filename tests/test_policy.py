@@ -323,6 +323,15 @@ class SourceTests(PolicyCase):
         self.successResultOf(drained)
         self.assertFalse(self.policy.isTooMany(HERE))
 
+    def test_lingererStays(self) -> None:
+        """A stop ends in time though the reset of a reader with its whole poem fails."""
+        self.patch(self.lingering(taken=0), "reset", lambda: 1 // 0)
+        drained = self.policy.drain()
+        with contextlib.suppress(ZeroDivisionError):
+            self.wait(20)
+        self.clock.advance(0)
+        self.successResultOf(drained)
+
     def test_arrivalStays(self) -> None:
         """A stop ends in time though a connection that has said nothing does not go."""
         arrival = FakeArrival(self.policy)

@@ -61,6 +61,15 @@ class QuotaTests(SynchronousTestCase):
         self.assertNotIn(readers[0], self.quota)
         self.quota.remove(readers[0])
 
+    def test_clear(self) -> None:
+        """After all connections are forgotten, each can be counted again."""
+        readers = self.add(HERE, HERE)
+        self.quota.clear()
+        self.assertFalse(self.quota.isFull(HERE))
+        for reader in readers:
+            self.quota.add(reader)
+        self.assertTrue(self.quota.isFull(HERE))
+
     def test_nothingIsKept(self) -> None:
         """A source without readers uses no memory: there are more sources than memory."""
         for number in range(1000):

@@ -6,6 +6,7 @@ Tests on a booted system show that the real systemd behaves like this one.
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import socket
@@ -13,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from unittest import mock
 
-from fakes import makeFolder
+from fakes import countDescriptors, makeFolder
 from hypothesis import given
 from hypothesis import strategies as st
 from passing import Passing, inherit
@@ -294,6 +296,13 @@ class MemoryTests(SynchronousTestCase):
         number = makeMemory(b"1234")
         self.addCleanup(os.close, number)
         self.assertRaises(ValueError, readMemory, number, 3)
+
+    def test_noMemory(self) -> None:
+        """A state that does not fit leaves no descriptor open."""
+        before = countDescriptors()
+        with mock.patch.object(os, "write", side_effect=OSError(errno.ENOSPC, "")):
+            self.assertRaises(OSError, makeMemory, b"1234")
+        self.assertEqual(countDescriptors(), before)
 
     def test_sealed(self) -> None:
         """The state cannot be changed."""
