@@ -1,7 +1,7 @@
 """
-One measurement: a server, a load on it, and what both came to.
+One measurement: a server, a load on it, and the figures of both.
 
-Decides nothing about which servers are compared, or what is good enough.
+This module does not select the servers and does not judge the figures.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import machine
 from peers import HERE, Server, Where
 
 Sample = dict[str, float]
-"""What one measurement came to, or the medians of several."""
+"""The figures of one measurement, or the medians of several."""
 
 POEM_BYTES = 3003
 READERS = 64
@@ -33,9 +33,9 @@ class Bench:
     """
     How thoroughly to measure.
 
-    @ivar seconds: of one measurement.
+    @ivar seconds: the length of one measurement.
     @ivar rounds: measurements of each server; the median counts.
-    @ivar ports: nobody has had them yet.
+    @ivar ports: unused port numbers.
     """
 
     seconds: float
@@ -43,7 +43,7 @@ class Bench:
     ports: Iterator[int] = field(default_factory=lambda: count(10001))
 
     def prepare(self) -> None:
-        """Compile what is written in C."""
+        """Compile the programs in C."""
         for source in ("load", "loop", "far"):
             build = ["cc", "-O2", "-o", str(machine.WORK / source), str(HERE / f"{source}.c")]
             subprocess.run(build, check=True)
@@ -56,7 +56,7 @@ class Bench:
         workers: int = 1,
         upstream: str = "",
     ) -> Where:
-        """A poem of a size, and a port nobody has had."""
+        """@return: a poem of a size, and an unused port."""
         return Where(poemOf(size), next(self.ports), host, options, workers, upstream)
 
     def measure(
@@ -72,9 +72,9 @@ class Bench:
         Put load on a server.
 
         @param flags: more words for the load generator.
-        @param cpus: processors of the load generator; without, the one for clients.
-        @param isFar: whether readers are no sockets but the network itself (C{far}).
-        @raise SystemExit: when a single poem was not as it should be.
+        @param cpus: processors of the load generator; by default the processor for clients.
+        @param isFar: whether C{far} plays the readers without sockets.
+        @raise SystemExit: if a poem was wrong, short, reset, refused or late.
         """
         before = machine.cpuSeconds(server.pids)
         words = ["-c", str(readers), "-t", str(seconds or self.seconds), *flags]
@@ -86,9 +86,9 @@ class Bench:
 
     def rotate(self, measures: dict[str, Callable[[], Sample]]) -> dict[str, Sample]:
         """
-        Measure each in turn, several times over, so that what disturbs one disturbs all.
+        Measure each in turn, in several rounds, so that a disturbance hits all.
 
-        @return: for each the medians.
+        @return: the medians of each.
         """
         found: dict[str, list[Sample]] = {name: [] for name in measures}
         for _ in range(self.rounds):
@@ -97,7 +97,7 @@ class Bench:
         return {name: medians(samples) for name, samples in found.items()}
 
     def waitUntilIdle(self, server: Server) -> None:
-        """Return when a server has nothing to do any more."""
+        """Return when a server has become idle."""
         spent = [-1.0]
 
         def quiet() -> bool:
@@ -109,12 +109,12 @@ class Bench:
 
 
 def medians(samples: Sequence[Sample]) -> Sample:
-    """Of each figure the median."""
+    """@return: the median of each figure."""
     return {key: median(sample[key] for sample in samples) for key in samples[0]}
 
 
 def poemOf(size: int) -> Path:
-    """A file with a poem of exactly so many bytes: quotes, UTF-8, and no two lines alike."""
+    """@return: a poem of exactly C{size} bytes of UTF-8, with quotes and no two lines alike."""
     path = machine.WORK / f"poem-{size}.txt"
     if not path.exists():
         lines = b"".join(_LINE.format(number).encode() for number in range(size // 80 + 1))
@@ -138,10 +138,10 @@ def _runLoad(program: str, server: Server, words: Sequence[str], cpus: str | Non
 @contextmanager
 def holding(where: Where, readers: int, *flags: str) -> Iterator[None]:
     """
-    So many connections that are held open, from 200 addresses, while the context lasts.
+    Hold connections open, from 200 addresses, while the context lasts.
 
     @param flags: more words for the load generator.
-    @raise SystemExit: when the server gave one of them wrong bytes, or did not keep them.
+    @raise SystemExit: if the server sent wrong bytes or closed more than a tenth of them.
     """
     pinned = ["taskset", "-c", machine.processors()[1], str(machine.WORK / "load")]
     words = ["-H", str(readers), "-s", "200", "-e", str(where.poem), *flags, where.address]

@@ -1,17 +1,17 @@
 /*
- * A load generator for readers at a distance: it is the network and all the clients on it.
+ * A load generator for distant readers: it plays the network and all the clients on it.
  *
- * Loopback acknowledges every byte before `send` returns, so nothing there ever waits for a client. Here a TUN device
- * stands for the wire, this program for everything beyond it: it speaks just enough TCP to read poems, and answers
- * each packet only after a whole round trip. That needs no netem in the kernel, and costs a fraction of what real
- * client sockets on the same machine would. It does not resend data, since it sends none, and keeps no order of
- * segments but the right one: the server's kernel sends again what came too early.
+ * Loopback acknowledges every byte before `send` returns, so a server there never waits for a client. Here a TUN device
+ * is the wire, and this program everything beyond it. It speaks just enough TCP to read poems, and answers each packet
+ * after a whole round trip. That needs no netem in the kernel, and costs a fraction of real client sockets on the same
+ * machine. It sends no data, so it resends none. It drops segments that come out of order; the server's kernel sends
+ * them again.
  *
  *     cc -O2 -o far far.c && ./far -e poem.txt -c 4000 -t 5 -d 10 0.0.0.0:10000
  *
- * The server must listen on all addresses; of ADDRESS only the port counts. With -r, a mask as in rps_cpus (see
- * Documentation/networking/scaling.rst), the server's kernel receives on processors of its own. Needs root, and a
- * network namespace of its own to be tidy. Everything else is as in load.c.
+ * The server must listen on all addresses; this program uses only the port of HOST:PORT. With -r, a mask as in
+ * rps_cpus (see Documentation/networking/scaling.rst), the server's kernel receives on those processors. It needs
+ * root; run it in its own network namespace to leave no device behind. The rest is as in load.c.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -46,15 +46,15 @@ struct reader {
     enum state state;
     uint32_t address;
     uint16_t port;
-    uint32_t next;     /* the sequence number of our next byte */
-    uint32_t expected; /* and of the server's */
-    uint32_t turn;     /* connections it has had, for a port and address not lately used */
+    uint32_t next;     /* sequence number of our next byte */
+    uint32_t expected; /* sequence number of the server's next byte */
+    uint32_t turn;     /* connections so far; selects an unused port and address */
     int wrong;
     size_t seen;
     uint64_t intended, called; /* ns */
 };
 
-/* A packet as the kernel takes it: the header of the device, then IP, then TCP with room for the options of a SYN. */
+/* A packet for the device: the device's header, then IP, then TCP with room for the options of a SYN. */
 struct packet {
     struct virtio_net_hdr device;
     struct iphdr ip;
@@ -66,7 +66,7 @@ static struct {
     uint64_t due;
     size_t length;
     struct packet packet;
-} wire[PENDING]; /* what is under way to the server, in the order in which it arrives */
+} wire[PENDING]; /* the packets on their way to the server, in order of arrival */
 static uint32_t wireHead, wireTail;
 
 static struct {
@@ -87,7 +87,7 @@ static void openDevice(void) {
     int s = socket(AF_INET, SOCK_DGRAM, 0);
     device = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
     if (s < 0 || device < 0 || ioctl(device, TUNSETIFF, &r)) die("/dev/net/tun");
-    /* As a network card does it: no checksums in software, and large segments in one piece. */
+    /* Work like a network card: no checksums in software, and large segments in one piece. */
     if (ioctl(device, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4)) die("TUNSETOFFLOAD");
     r.ifr_qlen = 20000;
     if (ioctl(s, SIOCSIFTXQLEN, &r)) die("SIOCSIFTXQLEN");
@@ -100,7 +100,7 @@ static void openDevice(void) {
     close(s);
 }
 
-/* What arrives is otherwise received by whoever writes to the device; a network card interrupts a processor. */
+/* Lets other processors receive, as with a network card. By default, the process that writes to the device does. */
 static void steer(const char *processors) {
     static const char path[] = "/sys/class/net/far0/queues/rx-0/rps_cpus";
     int fd = open(path, O_WRONLY | O_CLOEXEC);
@@ -123,14 +123,14 @@ static uint32_t add(const void *data, size_t bytes) {
     return total;
 }
 
-/* Puts a packet of a reader on its way, to arrive when a round trip is over. */
+/* Queues a packet of a reader, to arrive after a round trip. */
 static void post(const struct reader *r, int syn, int fin) {
     static const uint8_t options[8] = {2, 4, 1460 >> 8, 1460 & 255, 1, 3, 3, 8}; /* segment size, window scale */
     if (wireTail - wireHead == PENDING) die("too many packets under way");
     struct packet *p = &wire[wireTail % PENDING].packet;
     size_t tcpBytes = sizeof p->tcp + (syn ? sizeof options : 0), bytes = sizeof p->ip + tcpBytes;
     memset(p, 0, sizeof *p);
-    p->device.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM; /* of TCP: sender and receiver are the same kernel */
+    p->device.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM; /* no TCP checksum: sender and receiver are the same kernel */
     p->device.csum_start = sizeof p->ip;
     p->device.csum_offset = offsetof(struct tcphdr, check);
     p->ip = (struct iphdr){.version = 4, .ihl = 5, .ttl = 64, .protocol = IPPROTO_TCP, .tot_len = htons((uint16_t)bytes),
@@ -140,7 +140,7 @@ static void post(const struct reader *r, int syn, int fin) {
                              .ack_seq = htonl(syn ? 0 : r->expected), .doff = (uint16_t)(tcpBytes / 4) & 15,
                              .syn = syn & 1, .fin = fin & 1, .ack = !syn, .window = 0xffff};
     if (syn) memcpy(p->options, options, sizeof options);
-    /* The pseudo header of RFC 9293, 3.1; the kernel adds the rest if ever it must. */
+    /* The pseudo header of RFC 9293, 3.1; the kernel adds the rest if it needs the checksum. */
     p->tcp.check = fold(add(&p->ip.saddr, 8) + htons(IPPROTO_TCP) + htons((uint16_t)tcpBytes));
     wire[wireTail % PENDING].length = sizeof p->device + bytes;
     wire[wireTail % PENDING].due = now() + opt.roundTrip;
@@ -156,7 +156,7 @@ static void deliver(void) {
 
 static void call(long i) {
     struct reader *r = &readers[i];
-    long own = PORTS / opt.readers; /* each reader has ports of its own, so that a port tells the reader */
+    long own = PORTS / opt.readers; /* each reader has its own ports, so a port identifies the reader */
     r->state = CALLING;
     r->port = (uint16_t)(FIRST_PORT + i + opt.readers * (r->turn % own));
     r->address = SERVER + 256 + (uint32_t)(r->turn / own % ADDRESSES);
@@ -172,7 +172,7 @@ static void finish(long i) {
     idle[idles++] = i;
 }
 
-/* What a reader makes of text: the part that is in order and new. */
+/* Compares new text, which is in order, with the poem. */
 static void take(struct reader *r, const char *text, size_t bytes) {
     if (r->seen + bytes > poemBytes || memcmp(text, poem + r->seen, bytes)) r->wrong = 1;
     r->seen += bytes, r->expected += (uint32_t)bytes, sum.bytes += bytes;
@@ -212,7 +212,7 @@ static void receive(const char *data, size_t bytes) {
     }
 }
 
-/* A SYN that found the backlog full is sent again, as any client would. */
+/* Sends a SYN again if the backlog was full, as any client does. */
 static void callAgain(void) {
     static uint64_t last;
     uint64_t t = now();

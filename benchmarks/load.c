@@ -2,13 +2,13 @@
  * A load generator for poems: many connections from one thread, every byte checked.
  *
  * It opens connections to HOST:PORT, reads each poem to its end, compares it with the expected file and prints one
- * line of JSON. It does not write reports, pin itself or start servers: taskset and run.py do. Exit status 1 when any
+ * line of JSON. taskset and run.py select processors, start servers and write reports. The exit status is 1 if any
  * poem was wrong, short, reset, refused or late.
  *
  *     cc -O2 -o load load.c && taskset -c 1 ./load -e poem.txt -c 64 -t 5 127.0.0.1:10000
  *
- * Latency runs from the *intended* start of a connection to its last byte, so with --rate a server that stalls is
- * charged for those who had to wait outside as well.
+ * Latency runs from the *intended* start of a connection to its last byte. With --rate, it includes the wait of
+ * connections that could not start because the server stalled.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -26,7 +26,7 @@ enum { CHUNK = 256 * 1024, EVENTS = 32, GRACE_SECONDS = 10 };
 
 struct reader {
     int fd;
-    int wrong;         /* a byte differed, or there were too many */
+    int wrong;         /* a byte differed, or the poem was too long */
     size_t seen;       /* bytes of the poem so far */
     uint64_t intended; /* when it should have begun, ns */
 };
@@ -39,7 +39,7 @@ static struct {
     int receiveBuffer;
 } opt = {.readers = 64, .seconds = 5, .count = UINT64_MAX};
 
-static uint64_t opened;  /* connections begun, which also numbers their source addresses */
+static uint64_t opened;  /* connections begun; selects the source address */
 static long live;        /* connections open now */
 static int poll_;
 static char chunk[CHUNK];
@@ -56,7 +56,7 @@ static void leave(struct reader *r) {
     live--;
 }
 
-/* A source address of its own for each of --spread readers: more ports, and limits per source do not strike. */
+/* Binds each of --spread readers to its own source address, for more ports and to stay below limits per source. */
 static void bindSource(int fd) {
     uint32_t n = (uint32_t)(opened % (uint64_t)opt.spread);
     struct sockaddr_in from = {.sin_family = AF_INET, .sin_addr.s_addr = htonl((127u << 24) + (1u << 16) + 1 + n)};
@@ -95,7 +95,7 @@ static void broken(struct reader *r) {
     leave(r);
 }
 
-/* Reads up to `most` bytes, all there is at most; true when the connection has come to its end. */
+/* Reads up to `most` of the bytes that have arrived; true when the connection has ended. */
 static int readOn(struct reader *r, size_t most, uint32_t events) {
     while (most) {
         size_t want = most < CHUNK ? most : CHUNK;
@@ -105,7 +105,7 @@ static int readOn(struct reader *r, size_t most, uint32_t events) {
         if (n == 0) return finish(r), 1;
         if (r->seen + (size_t)n > poemBytes || memcmp(chunk, poem + r->seen, (size_t)n)) r->wrong = 1;
         r->seen += (size_t)n, most -= (size_t)n, sum.bytes += (uint64_t)n;
-        /* The end was there before this read, which left nothing: that saves the read that returns 0. */
+        /* The end had come before this read, and the read emptied the socket: skip the read that returns 0. */
         if ((size_t)n < want && (events & EPOLLRDHUP) && !(events & (EPOLLERR | EPOLLHUP))) return finish(r), 1;
     }
     return 0;
@@ -117,7 +117,7 @@ static int wait_(struct epoll_event *events, int milliseconds) {
     return n;
 }
 
-/* Begins every connection that is due; without a rate, one is due whenever one is free. */
+/* Begins every connection that is due. Without a rate, a connection is due as soon as a reader is idle. */
 static void begin(struct reader **idle, long *idles, uint64_t start) {
     static uint64_t scheduled;
     while (*idles && opened < opt.count) {
@@ -126,12 +126,12 @@ static void begin(struct reader **idle, long *idles, uint64_t start) {
         if (stopping || due > t || t >= start + (uint64_t)(opt.seconds * 1e9)) return;
         scheduled++;
         enter(idle[*idles - 1], due);
-        if (idle[*idles - 1]->fd < 0) return; /* refused: look at the others first */
+        if (idle[*idles - 1]->fd < 0) return; /* refused: serve the other readers first */
         --*idles;
     }
 }
 
-/* Keeps opt.readers connections going, or begins them at opt.rate, until the time or the count is over. */
+/* Keeps opt.readers connections open, or begins them at opt.rate, until the time or the count is over. */
 static double run(struct reader *readers) {
     struct epoll_event events[EVENTS];
     struct reader **idle = malloc((size_t)opt.readers * sizeof *idle);
@@ -142,7 +142,7 @@ static double run(struct reader *readers) {
         begin(idle, &idles, start);
         int over = stopping || now() >= end || opened >= opt.count;
         if (over && (!live || stopping || now() > end + GRACE_SECONDS * 1000000000ull)) break;
-        /* With a rate it spins: a timer would add its own lateness to every poem. */
+        /* With a rate, poll without a timeout: a timer would add its own delay to every poem. */
         int n = wait_(events, over || opt.rate <= 0 ? 100 : 0);
         for (int i = 0; i < n; i++) {
             struct reader *r = events[i].data.ptr;
@@ -156,7 +156,7 @@ static double run(struct reader *readers) {
     return (double)((lastEnd > start ? lastEnd : now()) - start) / 1e9;
 }
 
-/* Holds opt.hold connections, each of them reading opt.pace bytes a second, and opens anew what was ended. */
+/* Holds opt.hold connections, each reading opt.pace bytes a second, and replaces those that the server ends. */
 static double hold(struct reader *readers) {
     struct epoll_event events[EVENTS];
     uint64_t start = now(), tick = start;
@@ -175,7 +175,7 @@ static double hold(struct reader *readers) {
             if (r->fd >= 0) leave(r);
             sum.reopened++, enter(r, now());
         }
-        /* A tenth of them every tenth of a second. */
+        /* Read from a tenth of the connections every tenth of a second. */
         if (now() - tick < 100000000 || opt.pace <= 0) continue;
         tick += 100000000;
         for (long k = 0; k < opt.hold / 10 + 1; k++, next = (next + 1) % opt.hold) {
@@ -183,7 +183,7 @@ static double hold(struct reader *readers) {
             if (r->fd < 0 || readOn(r, (size_t)opt.pace, 0)) sum.reopened++, enter(r, now());
         }
     }
-    sum.reset = 0; /* a server may end a reader that does not read: those are in sum.reopened */
+    sum.reset = 0; /* a server may end slow readers: sum.reopened counts them */
     return (double)(now() - start) / 1e9;
 }
 

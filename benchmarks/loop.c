@@ -1,8 +1,9 @@
 /*
- * The plainest poetry server there is: accept, send, close, one client after the other.
+ * The simplest poetry server: accept, send, close, one client after the other.
  *
- * It is what a poem costs the kernel, and the measure for large poems (its `send` blocks until all is handed over).
- * It does not drain: a client that wrote first may get a poem cut short. It has no deadlines, no limits, no records.
+ * It shows what a poem costs the kernel, and is the measure for large poems: its `send` blocks until the kernel has
+ * the whole poem. It reads no input, so a client that wrote first may get a short poem. It has no deadlines, limits or
+ * records.
  *
  *     cc -O2 -o loop loop.c && ./loop HOST PORT FILE
  */

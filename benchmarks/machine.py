@@ -1,8 +1,8 @@
 """
-The machine a measurement runs on: namespaces of its own, a journal, and what processes cost there.
+The machine of a measurement: its own namespaces, a journal, and what processes cost there.
 
-Knows nothing of poems. Nothing it does outlives the run: network settings, the journal and every
-process belong to namespaces that end with it.
+This module knows no poems. Network settings, the journal and every process belong to namespaces
+that end with the run.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 WORK = Path("/run/bench")
-"""Where programs, poems and logs of a run are kept: in memory, and only for the run."""
+"""The folder for programs, poems and logs: in memory, and only for the run."""
 
 _INSIDE = "BENCH_INSIDE"
 _JOURNALD = Path("/usr/lib/systemd/systemd-journald")
 _JOURNAL_SOCKET = Path("/run/systemd/journal/socket")
 
-# Ephemeral ports begin above the servers' own; a minute of TIME_WAIT must not use up the rest.
+# Ephemeral ports begin above the servers' ports. A minute of TIME_WAIT must leave some free.
 _SETTINGS = {"net/ipv4/ip_local_port_range": "12000 65535", "net/core/somaxconn": "8192"}
 
 
 def isolate() -> None:
     """
-    Start this program again in network, mount and process namespaces of its own, and prepare them.
+    Start this program again in its own network, mount and process namespaces; prepare them.
 
     @raise SystemExit: without root or without two processors.
     """
@@ -52,21 +52,21 @@ def isolate() -> None:
     for name, value in _SETTINGS.items():
         Path("/proc/sys", name).write_text(value)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"], check=True)
-    # Those of this network; journald needs the control groups beneath.
+    # Mount sysfs for this network namespace. journald needs the control groups below it.
     subprocess.run(["mount", "-t", "sysfs", "sysfs", "/sys"], check=True)
     subprocess.run(["mount", "-t", "cgroup2", "cgroup2", "/sys/fs/cgroup"], check=True)
     WORK.mkdir()
 
 
 def _raiseLoopback() -> None:
-    """A new network namespace has its loopback interface down."""
+    """Set the loopback interface up, which is down in a new network namespace."""
     setFlags, up = 0x8914, 0x1  # SIOCSIFFLAGS and IFF_UP, linux/sockios.h and linux/if.h
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, setFlags, struct.pack("16sH14x", b"lo", up))
 
 
 def othersBusy(seconds: float = 1.0) -> float:
-    """The share of all processors that somebody uses while a measurement has yet to begin."""
+    """@return: the share of all processors that other programs use before a measurement."""
 
     def read() -> list[int]:
         return [
@@ -76,20 +76,20 @@ def othersBusy(seconds: float = 1.0) -> float:
     before = read()
     time.sleep(seconds)
     spent = [now - then for now, then in zip(read(), before, strict=False)]
-    return 1 - (spent[3] + spent[4]) / sum(spent)  # idle, and waiting for a disk
+    return 1 - (spent[3] + spent[4]) / sum(spent)  # idle, and iowait
 
 
 def processors() -> tuple[str, str]:
-    """The processor for servers and the one for clients."""
+    """@return: the processor for servers and the processor for clients."""
     first, second, *_ = sorted(os.sched_getaffinity(0))
     return str(first), str(second)
 
 
 def startJournal() -> subprocess.Popen[bytes]:
     """
-    A real journald, with its usual limits, that keeps records in memory.
+    Start a real journald, with its usual limits, that keeps records in memory.
 
-    It runs beside the clients, so that the server's processor is the server's alone.
+    It runs on the clients' processor, so that the server has its own processor alone.
     """
     settings = Path("/run/systemd/journald.conf.d/bench.conf")
     settings.parent.mkdir(parents=True)
@@ -105,7 +105,7 @@ def startJournal() -> subprocess.Popen[bytes]:
 
 
 def countRecords(*matches: str) -> int:
-    """How many records of the journal match."""
+    """@return: how many records of the journal match."""
     found = subprocess.run(
         ["journalctl", "--quiet", "--output=cat", "--output-fields=PRIORITY", *matches],
         capture_output=True,
@@ -119,7 +119,7 @@ def waitUntil(condition: Callable[[], bool], what: str, seconds: float = 20.0) -
     Return when a condition holds.
 
     @param condition: called without arguments, again and again.
-    @raise SystemExit: when it does not come to hold in time.
+    @raise SystemExit: if it does not hold in time.
     """
     end = time.monotonic() + seconds
     while not condition():
@@ -129,7 +129,7 @@ def waitUntil(condition: Callable[[], bool], what: str, seconds: float = 20.0) -
 
 
 def family(pid: int) -> list[int]:
-    """A process and all that descend from it."""
+    """@return: a process and all its descendants."""
     children = Path(f"/proc/{pid}/task/{pid}/children")
     found = [pid]
     for child in children.read_text().split():
@@ -138,7 +138,7 @@ def family(pid: int) -> list[int]:
 
 
 def cpuSeconds(pids: list[int]) -> float:
-    """Processor time, in user space and in the kernel, of processes with all their threads."""
+    """@return: user and system time of processes, with all their threads."""
     ticks = 0
     for pid in pids:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -147,16 +147,16 @@ def cpuSeconds(pids: list[int]) -> float:
 
 
 def residentBytes(pids: list[int]) -> int:
-    """Memory of processes that is in RAM."""
+    """@return: the resident memory of processes."""
     pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
     return pages * resource.getpagesize()
 
 
 def socketBytes() -> int:
     """
-    Memory the kernel holds for all TCP sockets.
+    @return: the memory that the kernel holds for all TCP sockets.
 
-    The kernel accounts it in pages and in batches: good for thousands of sockets, not for one.
+    The kernel counts in pages and in batches: exact enough for thousands of sockets, not for one.
     """
     for line in Path("/proc/net/sockstat").read_text().splitlines():
         name, _, rest = line.partition(": ")
@@ -167,7 +167,7 @@ def socketBytes() -> int:
 
 
 def describe() -> dict[str, str]:
-    """What must be known of a machine to read its figures."""
+    """@return: what a reader must know of the machine to judge its figures."""
     return {
         "processor": _field("/proc/cpuinfo", "model name"),
         "processors": str(os.cpu_count()),
@@ -185,7 +185,7 @@ def describe() -> dict[str, str]:
 
 
 def _field(path: str, name: str) -> str:
-    """The first value of a name in a file of C{name: value} lines."""
+    """@return: the first value of a name in a file of C{name: value} lines."""
     for line in Path(path).read_text().splitlines():
         key, _, value = line.partition(":")
         if key.strip() == name:
@@ -194,7 +194,7 @@ def _field(path: str, name: str) -> str:
 
 
 def _versionOf(distribution: str) -> str:
-    """The version of an installed Python distribution."""
+    """@return: the version of an installed Python distribution."""
     try:
         return version(distribution)
     except PackageNotFoundError:
@@ -202,7 +202,7 @@ def _versionOf(distribution: str) -> str:
 
 
 def _packageVersion(name: str) -> str:
-    """The version of an installed package of Debian's."""
+    """@return: the version of an installed Debian package."""
     told = subprocess.run(
         ["dpkg-query", "-Wf", "${Version}", name], capture_output=True, check=False, text=True
     )
@@ -210,7 +210,7 @@ def _packageVersion(name: str) -> str:
 
 
 def _nginxVersion() -> str:
-    """What nginx says of itself."""
+    """@return: the version that nginx prints."""
     if shutil.which("nginx") is None:
         return "none"
     told = subprocess.run(["nginx", "-v"], capture_output=True, check=True, text=True)

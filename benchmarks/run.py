@@ -3,8 +3,8 @@ The benchmarks from the command line: which rows, how thoroughly, and where the 
 
     run.py [--quick] [--out FOLDER] [ROW ...]
 
-A whole run writes results.json and what L{report} makes of it; otherwise only where it is told.
-Exit status 1 when a server gave a wrong byte; a bar that is not met is only printed.
+A whole run writes results.json and what L{report} makes of it. Other runs write only to FOLDER. The
+exit status is 1 if a server sent a wrong byte; a bar that is not met is only printed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from peers import HERE
 from rows import ROWS, Row
 
 _QUIET = 0.03
-"""What others may use of the processors before figures become doubtful."""
+"""The share of the processors that other programs may use before figures become doubtful."""
 
 _UNITS = {
     "poemsPerSecond": ("poems/s", "{:,.0f}", 1.0),
@@ -39,7 +39,7 @@ _UNITS = {
 
 
 def printRow(row: Row) -> None:
-    """Print a table of figures, and the bars."""
+    """Print a row's figures and bars."""
     print(f"\n{row.title}")
     width = max(map(len, row.samples))
     print(" " * width, *(f"{_UNITS[key][0]:>12}" for key in row.figures))
@@ -58,7 +58,7 @@ def _cell(key: str, sample: dict[str, float]) -> str:
 
 
 def main() -> None:
-    """Measure, print, and write down."""
+    """Measure, print, and write the results."""
     parser = argparse.ArgumentParser(description="Measure fastpoetry against its peers.")
     parser.add_argument("--quick", action="store_true", help="one short round of each")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write results")

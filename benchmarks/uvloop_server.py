@@ -1,7 +1,7 @@
 """
 A poetry server as an asyncio protocol on uvloop's loop.
 
-It closes as soon as it has written and has no deadlines, limits or records.
+It closes right after its write. It has no deadlines, limits or records.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import uvloop
 
 
 class PoetryProtocol(asyncio.Protocol):
-    """Sends the poem and closes."""
+    """Send the poem and close."""
 
     def __init__(self, poem: bytes) -> None:
-        """@param poem: the whole of it."""
+        """@param poem: the whole poem."""
         self._poem = poem
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Leave the rest to the transport."""
+        """Write and close; the transport sends the rest."""
         stream = cast(asyncio.Transport, transport)
         stream.write(self._poem)
         stream.close()
 
 
 async def serve(path: str, host: str, port: int) -> None:
-    """Serve a poem for ever."""
+    """Serve a poem forever."""
     poem = Path(path).read_bytes()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: PoetryProtocol(poem), host, port, backlog=4096)
