@@ -130,7 +130,7 @@ class PoetryListener(service.Service):
         """End the program, with a record that says why it cannot listen."""
         if not failure.check(CancelledError):  # stopService cancelled it
             self._log.failure(
-                "cannot listen, so there is nothing to do",
+                "cannot listen, so the program ends",
                 failure,
                 message_id="08e1b6dd16394f819c02a8adcd4326af",
             )

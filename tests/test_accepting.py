@@ -723,7 +723,7 @@ class BorrowedTests(PortCase):
                 self.reactor.advance(0.25)
                 self.assertIn(port, self.reactor.getReaders())
         self.assertEqual(
-            said(events), ["accepting failed; with 0 here, new ones wait in the backlog"]
+            said(events), ["accepting failed; with 0 connected, new ones wait in the backlog"]
         )
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
         patch.restore()

@@ -155,7 +155,7 @@ class DistrustTests(HandOverCase):
 
     def test_unknown(self) -> None:
         """A connection that the state does not mention is reset."""
-        self.assertReset({**self.describe(), "readers": []}, "nothing is known")
+        self.assertReset({**self.describe(), "readers": []}, "lacks a connection")
 
     def test_otherText(self) -> None:
         """A connection whose poem's text has changed is reset."""
@@ -182,7 +182,7 @@ class DistrustTests(HandOverCase):
         """
         state = self.describe()
         state["readers"][0][4] = [20.0, 20.0, 0]
-        self.assertReset(state, "cannot be")
+        self.assertReset(state, "impossible")
 
     def test_noConnection(self) -> None:
         """A descriptor that is not a connection is closed."""
@@ -192,7 +192,7 @@ class DistrustTests(HandOverCase):
 
     def test_nothing(self) -> None:
         """Empty state restores no reader, and is a fault."""
-        self.assertEqual(restore([], *self.home), ({}, 0, ["what was handed over is damaged"]))
+        self.assertEqual(restore([], *self.home), ({}, 0, ["the state is damaged"]))
 
     @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists), st.data())
     def test_anything(self, junk: Any, data: st.DataObject) -> None:
@@ -221,4 +221,4 @@ class SmallTests(HandOverCase):
         state["poems"][0] = [os.fstat(self.file).st_ino, POEM.name, POEM.origin, POEM.digest]
         os.ftruncate(self.file, 0)
         os.pwrite(self.file, POEM.text, 0)
-        self.assertReset(state, "cannot be")
+        self.assertReset(state, "impossible")

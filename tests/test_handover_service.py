@@ -163,7 +163,7 @@ class HandOverTests(HandOverCase):
             self.begin()
         self.assertEqual(
             [each["text"] for each in records(events)],
-            ["took over 0 readers, and reset 1 more: what was handed over is damaged"],
+            ["took over 0 readers, and reset 1 more: the state is damaged"],
         )
         with self.assertRaises(ConnectionResetError):
             receiveAll(client)

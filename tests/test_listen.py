@@ -257,7 +257,7 @@ class FailureTests(ListenerCase):
         self.assertEqual(
             (record["text"], record["level"], record["message_id"]),
             (
-                "cannot listen, so there is nothing to do",
+                "cannot listen, so the program ends",
                 "critical",
                 CANNOT_LISTEN,
             ),

@@ -59,7 +59,7 @@ class ArrivalTests(PolicyCase):
         """A source has a limit of such connections; those without a source are not counted."""
         first = [self.arrive(HERE) for _ in range(3)]
         late, other = self.arrive(HERE), self.arrive(THERE)
-        self.assertEqual(late.dismissed, "its source has 3 connections already, saying nothing")
+        self.assertEqual(late.dismissed, "its source has 3 connections already that say nothing")
         self.assertEqual([each.dismissed for each in [*first, other]], [""] * 4)
         self.assertFalse(self.policy.isTooMany(HERE))
         self.policy.remove(first[0])
@@ -176,10 +176,10 @@ class FullTests(PolicyCase):
             records(events),
             [
                 {
-                    "text": "no more than 2 readers may be here (--max-readers); "
-                    "with 2 here, new ones wait in the backlog",
+                    "text": "no more than 2 readers may connect (--max-readers); "
+                    "with 2 connected, new ones wait in the backlog",
                     "level": "warn",
-                    "cause": "no more than 2 readers may be here (--max-readers)",
+                    "cause": "no more than 2 readers may connect (--max-readers)",
                     "readers": 2,
                     "message_id": FULL,
                 }
@@ -259,7 +259,7 @@ class FullTests(PolicyCase):
             self.policy.pause("Too many open files")
         self.assertFalse(self.port.reading)
         self.assertEqual(
-            said(events), ["Too many open files; with 0 here, new ones wait in the backlog"]
+            said(events), ["Too many open files; with 0 connected, new ones wait in the backlog"]
         )
         self.clock.advance(0.25)
         self.assertTrue(self.port.reading)
@@ -348,7 +348,7 @@ class SourceTests(PolicyCase):
             self.policy.turnAway(HERE)
         self.assertEqual(
             said(events),
-            ["turned 192.0.2.7:40000 away: its source has 2 readers here"],
+            ["turned 192.0.2.7:40000 away: its source has 2 readers already"],
         )
         self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=1))
 
@@ -400,11 +400,11 @@ class CrowdTests(PolicyCase):
             [
                 {
                     "text": "gave up on 192.0.2.7:40000, which does not take the last 300 bytes: "
-                    "its source has 2 readers already, taking nothing",
+                    "its source has 2 readers already that take nothing",
                     "level": "warn",
                     "peer": "192.0.2.7:40000",
                     "bytes": 300,
-                    "cause": "its source has 2 readers already, taking nothing",
+                    "cause": "its source has 2 readers already that take nothing",
                     "message_id": GAVE_UP_NEAR_THE_END,
                 }
             ],

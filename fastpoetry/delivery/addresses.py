@@ -80,7 +80,7 @@ def normalise(peer: Any) -> Any:
     """
     if isinstance(peer, IPv4Address | IPv6Address):
         if not 0 <= peer.port <= 65535:
-            raise ValueError(f"{peer.port} is no port")
+            raise ValueError(f"{peer.port} is not a port")
         family = AF_INET6 if isinstance(peer, IPv6Address) else AF_INET
         host = inet_ntop(family, inet_pton(family, peer.host))
         return type(peer)(peer.type, host, peer.port)

@@ -16,7 +16,7 @@ from fastpoetry.delivery.quota import Quota
 from fastpoetry.delivery.readers import Arrival
 
 _LEAST = 1_000
-"""The least limit of arrivals, however low that of readers is: most leave within a round trip."""
+"""The limit of arrivals is at least this. Most become readers within a round trip."""
 
 _PATIENCE_SECONDS = 1.0
 """How long a connection may stay silent while descriptors are short: some round trips."""
@@ -26,7 +26,7 @@ class Arrivals:
     """The connections that are not readers yet, the oldest first."""
 
     def __init__(self, clock: IReactorTime, limits: Limits) -> None:
-        """@param limits: those of readers limit arrivals too, in total and from one source."""
+        """@param limits: those of readers, in total and per source. Arrivals have the same."""
         self._clock = clock
         self._most = max(_LEAST, limits.maxReaders)
         self._mostPerSource = limits.maxReadersPerSource
@@ -46,7 +46,7 @@ class Arrivals:
         """Add a silent connection. If there are too many, dismiss the oldest silent one."""
         if self._quota.isFull(arrival.address):
             most = countOf(self._mostPerSource, "connection")
-            arrival.dismiss(f"its source has {most} already, saying nothing")
+            arrival.dismiss(f"its source has {most} already that say nothing")
             return
         if len(self) >= self._most and self._silentSince:
             self._dismiss(next(iter(self._silentSince)))

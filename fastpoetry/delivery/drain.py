@@ -1,7 +1,7 @@
 """
 The time between a stop and its end, in which readers still get their poems.
 
-Knows when to check the readers and when to cut them short. Callables that it gets do both.
+Knows when to check the readers and when to cut them short. It is given the functions that do both.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 _POLL_SECONDS = 0.05
-"""Between two checks for readers that have everything: some round trips."""
+"""Between two checks for readers that have their poem: some round trips."""
 
 _GRACE_SECONDS = 0.1
 """
@@ -37,10 +37,10 @@ class Drain:
         cutShort: Callable[[], object],
     ) -> None:
         """
-        Begin.
+        Start the timers.
 
         @param mostSeconds: how long the drain may take.
-        @param look: closes readers that can go; called again and again.
+        @param look: closes readers that have their poem; called repeatedly.
         @param cutShort: resets the readers that are left at the end.
         """
         self.isPastGrace = False

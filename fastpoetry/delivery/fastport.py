@@ -59,7 +59,7 @@ _MOST_READS = 4
 """Reads at one visit, so that a client that writes for ever delays no other."""
 
 _discarded = bytearray(65536)
-"""Whatever clients write is read into this buffer, and ignored."""
+"""Input from clients is read into this buffer, and ignored."""
 
 
 class Home(NamedTuple):
@@ -79,10 +79,10 @@ class SocketReader(socket.SocketType):
     """
     A reader that is a socket itself, since most readers need nothing else.
 
-    Each connection inherits a reset on close from the listening socket. If the process dies, even
-    by kill -9, a reader so sees a reset and no end of its poem. Once the system has the last byte,
-    a close may be an end. The first visit sets that for clients that have not closed. Most have
-    closed by then, and need no such call.
+    Each connection inherits a reset on close from the listening socket. So if the process dies,
+    even by kill -9, a reader sees a reset, not the end of its poem. Once the system has the last
+    byte, a close may be an end. The first visit sets this option for clients that have not closed.
+    Most have closed by then, and need no such call.
 
     @ivar poem: the reader's poem.
     @ivar address: the client's address.
@@ -161,9 +161,9 @@ class SocketReader(socket.SocketType):
         """
         Close the connection if the client has closed its side. Whatever it wrote is discarded.
 
-        Most connections are over by then: a close can lose nothing. From now on, every close of
-        another connection is an end of the poem, since the system has all of it. Unread input
-        would make our close a reset, which could overtake the poem.
+        Most connections are over at the first visit, so a close loses nothing. Any other connection
+        closes with an end from now on, since the system has all of the poem. Unread input would
+        make our close a reset, which could overtake the poem.
         """
         if isOver(self):
             self.close()
@@ -348,7 +348,7 @@ class BorrowedPort:
         self._wasShort = newest >= self.policy.mostDescriptor
 
     def _pauseIfShort(self) -> bool:
-        """Pause if only reserved descriptors are left. Return whether that is so."""
+        """Pause if only reserved descriptors are left. Return whether it paused."""
         if self._wasShort:
             self._wasShort = self._isShort()
         if self._wasShort:
@@ -370,7 +370,7 @@ class BorrowedPort:
 
         @param why: the last failure.
         @param failures: how many connections of this batch could not be accepted.
-        @return: whether it fails for all.
+        @return: whether it paused.
         """
         cause = why.strerror or str(why)
         if why.errno in _EXHAUSTED:
@@ -442,7 +442,7 @@ class FastPort(BorrowedPort):
             policy.pauseIfFull()
             room = policy.room
         failures = 0
-        waiting = 1  # at least, since the reactor called
+        waiting = 1  # at least one, since the reactor called
         for turn in range(_BATCH):
             if turn - failures == room or (self._wasShort and self._pauseIfShort()):
                 return

@@ -68,7 +68,7 @@ class Gate:
         self.open()
 
     def _openLater(self) -> None:
-        """Set the timer that opens the gate anew."""
+        """Start the timer that opens the gate, in place of the one before."""
         before = self._reopening
         self._reopening = self._clock.callLater(_CLOSED_SECONDS, self.open)
         if before is not None and before.active():

@@ -109,7 +109,7 @@ def restore(numbers: Iterable[int], policy: Policy, reactor: IReactorFDSet) -> R
             reader.home = home
             readers[reader] = progress
     if told:
-        faults.insert(0, "the limit of open files is too low for all of them (LimitNOFILE=)")
+        faults.insert(0, "the limit of open files is too low for all connections (LimitNOFILE=)")
     return Restored(readers, len(connections) - len(readers) + len(told), faults)
 
 
@@ -130,11 +130,11 @@ def _read(data: bytes, numbers: Iterable[int]) -> tuple[list[Poem | None], dict[
         state = json.loads(data)
         version = state["version"]
         if version != VERSION:
-            raise HandOverError(f"what was handed over is of version {version!a}, not {VERSION}")
+            raise HandOverError(f"the state is of version {version!a}, not {VERSION}")
         poems = [_readPoem(files, *each) for each in state["poems"]]
         return poems, {each[0]: each[1:] for each in state["readers"]}
     except (ValueError, TypeError, KeyError, IndexError, RecursionError):
-        raise HandOverError("what was handed over is damaged") from None
+        raise HandOverError("the state is damaged") from None
 
 
 def _readPoem(
@@ -158,7 +158,7 @@ def _readFile(number: int) -> bytes:
     @raise OSError: if it cannot be read.
     """
     if os.fstat(number).st_size > MAX_POEM_BYTES:
-        raise HandOverError("what was handed over is too long")
+        raise HandOverError("a file of the state is too long")
     with os.fdopen(os.dup(number), "rb") as file:
         file.seek(0)
         return file.read()
@@ -175,18 +175,18 @@ def _restoreReader(
     @raise OSError: if the socket is not connected.
     """
     if told is None:
-        raise HandOverError("nothing is known of a connection")
+        raise HandOverError("the state lacks a connection")
     try:
         which, sentBytes, address, (startedAt, movedAt, takenBytes) = told
         poem = poems[which]
         progress = Progress(float(startedAt), float(movedAt), int(takenBytes))
         isOrdered = 0 <= takenBytes <= sentBytes and startedAt <= movedAt <= now
     except (ValueError, TypeError, IndexError):
-        raise HandOverError("what is said of a connection is damaged") from None
+        raise HandOverError("the state of a connection is damaged") from None
     if poem is None:
         raise HandOverError("the text of a poem is missing or damaged")
     if not isOrdered or type(sentBytes) is not int or sentBytes >= len(poem.text):
-        raise HandOverError("what is said of a connection cannot be")
+        raise HandOverError("the state of a connection is impossible")
     with socket.socket(fileno=os.dup(number)) as found:
         found.getpeername()
         count = countSent(found)

@@ -46,7 +46,7 @@ How many bytes Twisted needs at once to recognise a header. Only C{_UNKNOWN} is 
 """
 
 _UNKNOWN = b"PROXY UNKNOWN\r\n"
-"""The header of a balancer's own check in version 1. Twisted accepts it only with a final space."""
+"""A health check's header in version 1. Twisted accepts it only with a final space."""
 
 _CHECKS = (b"PROXY UNKNOWN ", V2Parser.PREFIX + b"\x20")
 """The beginnings of headers that name no client. The second is version 2, command LOCAL."""
@@ -142,7 +142,7 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         """
         Note that the client has closed its side, through the balancer.
 
-        A connection without any header was the balancer's own check.
+        A connection without any header was the balancer's health check.
         """
         if self._hasBegun:
             IHalfCloseableProtocol(self.wrappedProtocol).readConnectionLost()
@@ -178,7 +178,7 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         self.transport.abortConnection()
 
     def _endCheck(self) -> None:
-        """End a connection by which the balancer only checks that the server answers."""
+        """End a balancer's health check."""
         self._isArriving = False
         self.disconnecting = True
         self.policy.ledger.checked()
@@ -191,7 +191,7 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         self.policy.ledger.turnedAway(addressOf(self.transport.getPeer()), cause)
 
     def _setLinger(self, linger: bytes) -> None:
-        """Set what a close means, if the transport has a socket."""
+        """Set whether a close is a reset or an end, if the transport has a socket."""
         handle = socketOf(lowestTransport(self.transport))
         if handle is not None:
             setLinger(handle, linger)

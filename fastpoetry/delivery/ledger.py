@@ -3,7 +3,6 @@ The counts of connections, and the records about readers.
 
 Every connection is counted once, at its end. The budget limits records about single connections;
 one summary a second has the rest. So a flood of readers does not make journald drop other records.
-Decides nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class Counts:
     @ivar gaveUp: connections that were reset after a deadline.
     @ivar turnedAway: connections that were reset before their poem: their source had too many, they
         did not identify their client, or there was no poem.
-    @ivar checks: balancers' checks that the server answers; never in a record.
+    @ivar checks: balancers' health checks; never in a record.
     """
 
     poems: int = 0
@@ -51,7 +50,7 @@ class Counts:
 
     @property
     def connections(self) -> int:
-        """How many connections ended, without balancers' checks."""
+        """How many connections ended, without health checks."""
         return self.poems + self.left + self.gaveUp + self.turnedAway
 
 
@@ -141,7 +140,7 @@ class Ledger:
             )
 
     def stalled(self, poem: Poem, address: Address, takenBytes: int, cause: str) -> None:
-        """Log that a client was reset that L{sent} has counted, at most every ten seconds."""
+        """Log the reset of a client that L{sent} has counted, at most every ten seconds."""
         if self._takeTurn("stalled"):
             self._log.warn(
                 "gave up on {peer}, which does not take the last {bytes} bytes: {cause}",
@@ -155,14 +154,14 @@ class Ledger:
         """Log that new connections wait in the backlog, at most every ten seconds."""
         if self._takeTurn("full"):
             self._log.warn(
-                "{cause}; with {readers} here, new ones wait in the backlog",
+                "{cause}; with {readers} connected, new ones wait in the backlog",
                 cause=cause,
                 readers=readers,
                 message_id="fbb58c123b214fef889bb057cdfb5239",
             )
 
     def checked(self) -> None:
-        """Count a balancer's check that the server answers."""
+        """Count a balancer's health check."""
         self.counts.checks += 1
 
     def flush(self) -> None:
@@ -172,7 +171,7 @@ class Ledger:
         self._endSecond()
 
     def _takeTurn(self, kind: str) -> bool:
-        """Return whether a kind of record was not logged lately, and note that it now is."""
+        """Return whether a kind of record may be logged now. If so, its pause begins."""
         now = self._clock.seconds()
         if now < self._quietUntil.get(kind, now):
             return False

@@ -13,7 +13,7 @@ class Limits:
     The limits that an administrator sets.
 
     @ivar drainSeconds: how long a stop waits for poems under way.
-    @ivar stallSeconds: how long a reader may take no byte.
+    @ivar stallSeconds: how long a reader may go without taking a byte.
     @ivar minRateBytesPerSecond: the least average rate of a reader that is older than
         C{stallSeconds}.
     @ivar maxReaders: readers at a time; further connections wait in the backlog.

@@ -154,7 +154,7 @@ class Lingering:
             return ""
         if self._quota.isFull(reader.address):
             most = countOf(self._limits.maxReadersPerSource, "reader")
-            return f"its source has {most} already, taking nothing"
+            return f"its source has {most} already that take nothing"
         self._quota.add(reader)
         return ""
 

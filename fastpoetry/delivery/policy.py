@@ -39,7 +39,7 @@ class Policy:
         lowest free one (open(2)), so a new number tells how many are in use in the whole process.
     @ivar gate: pauses the ports while there is no room.
     @ivar clock: times the deadlines.
-    @ivar handOver: hands readers in mid-poem over to the next process; C{None} if there is no way.
+    @ivar handOver: hands readers in mid-poem over to the next process, or C{None}.
     """
 
     def __init__(self, limits: Limits, clock: IReactorTime) -> None:
@@ -92,14 +92,14 @@ class Policy:
         self._emptySince = self.clock.seconds()
 
     def isTooMany(self, address: Address) -> bool:
-        """Whether a source has as many readers that wait or take their poem as it may have."""
+        """Whether a source has its full quota of readers that wait for their poem or take it."""
         return self._quota.isFull(address)
 
     def pauseIfFull(self) -> None:
         """Pause the ports if there is no room, even after closing lingering readers."""
         if not self.room:
             most = countOf(self.limits.maxReaders, "reader")
-            self.pause(f"no more than {most} may be here (--max-readers)")
+            self.pause(f"no more than {most} may connect (--max-readers)")
 
     def addArrival(self, arrival: Arrival) -> None:
         """Add a connection that has to identify its client. It takes no reader's place yet."""
@@ -177,7 +177,7 @@ class Policy:
     def turnAway(self, address: Address) -> None:
         """Count a connection that was reset because L{isTooMany}."""
         most = countOf(self.limits.maxReadersPerSource, "reader")
-        self.ledger.turnedAway(address, f"its source has {most} here")
+        self.ledger.turnedAway(address, f"its source has {most} already")
 
     def pause(self, cause: str) -> None:
         """
@@ -222,7 +222,7 @@ class Policy:
         return self._drain.wait()
 
     def _lookWhoCanGo(self) -> None:
-        """Close readers that have everything. Once all that are left can be handed over, do so."""
+        """Close readers that have their poem. Once all others are portable, hand them over."""
         isPastGrace = self._drain is not None and self._drain.isPastGrace
         self._lingering.closeAll(leaveToSystem=isPastGrace)
         areAllPortable = all(reader.mayHandOver for reader in self._sending)
@@ -248,7 +248,7 @@ class Policy:
                 self.giveUp(reader, cause)
             self._lingering.giveUpAll(cause)
         finally:
-            if self._drain is not None:  # then arrivals are given up, too
+            if self._drain is not None:  # connections are left, such as arrivals
                 self.clock.callLater(0, self._abandon)
 
     def _abandon(self) -> None:

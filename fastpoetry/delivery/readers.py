@@ -52,7 +52,7 @@ class Reader(Protocol):
     A connection that gets a poem, from accepting it to closing it.
 
     The policy decides when to close it and calls C{closeAfterClient}, C{end} or C{reset}. These do
-    not call the policy: it then forgets the reader itself. If a connection closes for another
+    not call the policy, which forgets the reader itself. If a connection closes for another
     reason, for example because the client leaves, it calls L{Policy.remove}.
 
     @ivar poem: the reader's poem.
@@ -119,7 +119,7 @@ class Arrival(Protocol):
         """Reset the connection, and count it. It gets no poem."""
 
     def drain(self) -> None:
-        """Prepare for the server's stop: wait no longer for a poem, and a moment for the rest."""
+        """Prepare for the stop: no longer wait for a poem, and for a client only a moment more."""
 
 
 class Pausable(Protocol):

@@ -129,7 +129,7 @@ def countUnacknowledged(connection: socket.SocketType) -> int:
 
 def countSent(connection: socket.SocketType) -> int | None:
     """
-    Return how many bytes the system was ever given for a connection that is not shut down.
+    Return how many bytes were ever written to a connection that is not shut down.
 
     The kernel counts them (tcpi_bytes_acked in linux/tcp.h). For a UNIX socket the result is
     C{None}.
@@ -143,7 +143,7 @@ def countSent(connection: socket.SocketType) -> int | None:
 
 def findAddress(connection: socket.SocketType, address: Address) -> Address:
     """
-    Return what tells a client from others: its address or, on a UNIX socket, its user.
+    Return what identifies a client: its address or, on a UNIX socket, its user.
 
     @param address: from accept(2).
     """
@@ -172,7 +172,8 @@ def limitUnsent(connection: socket.SocketType) -> None:
 
 def setLinger(connection: socket.SocketType, linger: bytes) -> None:
     """
-    Set what a close means. Connections inherit it from a listening socket (inet_csk_clone_lock).
+    Set whether a close is a reset or an end. Connections inherit it from a listening socket
+    (inet_csk_clone_lock).
 
     A UNIX socket has no reset. If the system refuses the option, poems are served without it.
     """
@@ -238,7 +239,7 @@ def socketOf(transport: Any) -> socket.socket | None:
 def _tellWithout(option: str, number: int) -> None:
     """Log, once a process, the option that the kernel or a sandbox refuses."""
     _log.warn(
-        "poems are served without an option of sockets that is refused: {cause}",
+        "poems are served without a socket option that the system refuses: {cause}",
         cause=f"{option}: {os.strerror(number)}",
         message_id="c1f0c6f6f9a34d8f9d5ab9f8b3a6e2d7",
     )

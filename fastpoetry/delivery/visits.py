@@ -18,7 +18,7 @@ LATER_SECONDS = 1.0
 """How often to visit readers that stay. Deadlines need no shorter time."""
 
 _MOST_AT_ONCE = 64
-"""Visits before the reactor's other work gets its turn, so that it does not wait for a round."""
+"""Visits before the reactor's other work gets its turn: a whole round would delay that."""
 
 
 class Round:
@@ -73,11 +73,11 @@ class Round:
     def _visitDue(self) -> None:
         """Visit the readers that are due, and time the next visit."""
         self._timer = None
-        self._ensureTimer()  # first, so that no error below leaves the queue without one
+        self._ensureTimer()  # first: an error below must not leave the queue without a timer
         now = self._clock.seconds()
         try:
             self._visitEach(self._take(now, _MOST_AT_ONCE), now)
-        finally:  # an error in one reader leaves the others their deadlines
+        finally:  # after an error in one reader, the others keep their deadlines
             self._comeBack(now)
 
     def _ensureTimer(self) -> None:
