@@ -1,4 +1,4 @@
-"""The twistd command C{fastpoetry-proxy}: its options, and the service they ask for."""
+"""The twistd command C{fastpoetry-proxy}: its options, and the service that they describe."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _freshness = Freshness()
 
 def _parseSpan(option: str, value: str) -> float:
     """
-    A time that may be none at all.
+    Parse a time in seconds, which may be 0.
 
     @raise SystemExit: if it is not a time.
     """
@@ -38,8 +38,8 @@ class Options(CommandOptions):
 
     synopsis = "[--upstream ENDPOINT] [--port PORT | --listen ENDPOINT] ..."
     longdesc = (
-        "Sends the poem of another poetry server to whoever connects, and closes. Each --upstream "
-        "opens a block; the port and endpoints that follow are its own."
+        "Sends the poem of another poetry server to each client and closes the connection. Each "
+        "--upstream opens a block; the port and endpoints that follow belong to that block."
     )
     command = "fastpoetry-proxy"
     opens = "--upstream"
@@ -49,27 +49,28 @@ class Options(CommandOptions):
         "maxAgeSeconds",
         _parseSpan,
         f"Seconds for which a poem is fresh: its upstream is not asked again "
-        f"[default: {_freshness.maxAgeSeconds:g}; poems change seldom, and a reload asks at once].",
+        f"[default: {_freshness.maxAgeSeconds:g}; poems seldom change, and a reload asks at once].",
     )
     opt_stale_while_revalidate = tunable(
         "--stale-while-revalidate",
         "revalidateSeconds",
         _parseSpan,
-        f"Seconds for which a poem is served after that while another is fetched "
-        f"[default: {_freshness.revalidateSeconds:g}, so that nobody waits for an upstream].",
+        f"Seconds after --max-age for which a poem is served while another is fetched "
+        f"[default: {_freshness.revalidateSeconds:g}, so that no reader waits for an upstream].",
     )
     opt_stale_if_error = tunable(
         "--stale-if-error",
         "errorSeconds",
         _parseSpan,
-        f"Seconds for which a poem is served after its freshness while the upstream gives none "
+        f"Seconds after --max-age for which a poem is served while the upstream fails "
         f"[default: {_freshness.errorSeconds:g}, a day to mend it].",
     )
     opt_connect_timeout = tunable(
         "--connect-timeout",
         "connectSeconds",
         parseSeconds,
-        f"Seconds to be connected to the upstream [default: {_freshness.connectSeconds:g}].",
+        f"Seconds that connecting to the upstream may take "
+        f"[default: {_freshness.connectSeconds:g}].",
     )
     opt_idle_timeout = tunable(
         "--idle-timeout",
@@ -81,14 +82,14 @@ class Options(CommandOptions):
         "--total-timeout",
         "totalSeconds",
         parseSeconds,
-        f"Seconds for a whole fetch, and for readers to wait where there is no poem yet "
+        f"Seconds that a whole fetch may take, and that readers wait for the first poem "
         f"[default: {_freshness.totalSeconds:g}, as long as people wait].",
     )
     opt_max_size = tunable(
         "--max-size",
         "mostBytes",
         parseCount(1),
-        f"Bytes of a poem, at most [default: {_freshness.mostBytes}, as in the server].",
+        f"Bytes that a poem may have [default: {_freshness.mostBytes}, as in the server].",
     )
 
     def opt_upstream(self, value: str) -> None:
@@ -96,7 +97,7 @@ class Options(CommandOptions):
         self.openBlock(f"--upstream {value}", value)
 
     def opt_expect_sha256(self, value: str) -> None:
-        """The SHA-256 of the upstream's poem, in hexadecimal: any other is not taken."""
+        """The SHA-256 of the upstream's poem, in hexadecimal: any other poem is refused."""
         if not re.fullmatch("[0-9a-fA-F]{64}", value):
             refuse(f"--expect-sha256 {value}: not 64 hexadecimal digits")
         block = self.blocks[-1]
@@ -106,32 +107,32 @@ class Options(CommandOptions):
 
     def opt_cache(self, value: str) -> None:
         """
-        The folder for copies that outlast a restart [default: systemd's CACHE_DIRECTORY, or none].
+        The folder for copies that survive a restart [default: systemd's CACHE_DIRECTORY, or none].
         """
         self.setOnce("--cache", "cache", os.path.abspath(value))
 
     @property
     def endpoints(self) -> list[str]:
-        """The upstreams too."""
+        """The descriptions of all endpoints, with those of the upstreams."""
         return super().endpoints + [block.what for block in self.blocks]
 
     @property
     def freshness(self) -> Freshness:
-        """The times that were asked for, with the defaults for the others."""
+        """The limits from the options, or their defaults."""
         keys = Freshness.__dataclass_fields__.keys() & self.keys()
         return Freshness(**{key: self[key] for key in keys})
 
 
 def makeService(options: Options, reactor: Any = None, clock: Any = None) -> MultiService:
     """
-    Make what the options ask for.
+    Make the service that the options describe.
 
     @param options: parsed.
-    @param reactor: for tests; twistd's own otherwise.
-    @param clock: for tests; otherwise one that no step of the wall clock moves.
-    @raise SystemExit: if an endpoint or the cache's folder cannot be had.
+    @param reactor: for tests; by default twistd's.
+    @param clock: for tests; by default one that ignores steps of the wall clock.
+    @raise SystemExit: if an endpoint cannot listen, or the cache's folder is missing.
     """
-    from fastpoetry.command.assembly import assemble, findReactor  # and with it Twisted's sockets
+    from fastpoetry.command.assembly import assemble, findReactor  # imports Twisted's sockets
     from fastpoetry.proxy.upstream import Resolver, parseUpstream
     from fastpoetry.systemd.clock import MonotonicReactor
 
@@ -161,6 +162,6 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
 
 
 def _whose(upstream: str) -> str:
-    """Where an upstream was written that is none, if it was in the file of a unit."""
+    """Name the unit's file that holds the bad C{UPSTREAM=}, if there is one."""
     file = os.environ.get("UPSTREAM_FILE")
     return f" (UPSTREAM= in {file})" if file and os.environ.get("UPSTREAM", "") == upstream else ""

@@ -79,7 +79,7 @@ class IdleTests(SynchronousTestCase):
             records(events),
             [
                 {
-                    "text": "nobody was connected for 60 s: stopping until somebody is",
+                    "text": "no client was connected for 60 s: stopping until one connects",
                     "level": "info",
                     "seconds": 60.0,
                     "message_id": IDLE,

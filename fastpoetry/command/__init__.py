@@ -1,1 +1,1 @@
-"""What the twistd commands have in common."""
+"""The parts that the twistd commands share."""

@@ -1,8 +1,7 @@
 """
-How blocks and their sources become one service: what the twistd commands have in common.
+Assembles the blocks of a command line and their sources into one service.
 
-Every part comes from a module of its own; here they are only put together, and tried out as far as
-that can be done before twistd becomes a daemon.
+Each part has a module of its own. This one checks endpoints before twistd becomes a daemon.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ from fastpoetry.systemd.store import Store
 _Made = TypeVar("_Made")
 
 _BACKLOG = 4096
-"""Connections that may wait for us; net.core.somaxconn has the last word."""
+"""Connections that may wait in a backlog; net.core.somaxconn is the upper limit."""
 
 _HEADERS = "haproxy:"
-"""What a description begins with whose connections begin with a PROXY header."""
+"""The prefix of a description whose connections begin with a PROXY header."""
 
 
 def findReactor(reactor: Any, clock: Any) -> tuple[Any, Any]:
-    """@return: those of a test; else twistd's, and a clock that no step of the wall clock moves."""
+    """Return a test's reactor and clock, or twistd's reactor and a monotonic clock."""
     if reactor is None:
         from twisted.internet import reactor
     return reactor, MonotonicClock(reactor) if clock is None else clock
@@ -55,13 +54,13 @@ def assemble(
     clock: IReactorTime,
 ) -> MultiService:
     """
-    Make the whole service: one C{MultiService} a block, and what they share.
+    Make the whole service: one C{MultiService} for each block, and the services that they share.
 
     @param options: parsed.
-    @param makeSource: makes the service that is the source of a block's poems.
-    @param reactor: for all of them.
-    @param clock: for all that is timed.
-    @raise SystemExit: if a source or an endpoint cannot be had.
+    @param makeSource: makes the source of a block's poems, a service.
+    @param reactor: for all services.
+    @param clock: for all timers.
+    @raise SystemExit: if a source cannot be made, or an endpoint cannot listen.
     """
     policy = Policy(options.limits, clock)
     root = MultiService()
@@ -104,7 +103,7 @@ def assemble(
         return Deferred.fromCoroutine(_awaitAll(reloads))
 
     def isAlive() -> bool:
-        # The clock calls in order, so that who asks by it knows that it goes.
+        # The watchdog asks by the same clock, so the clock's timers run if this is called.
         return all(listener.isAlive for listener in listeners)
 
     NotifyService(
@@ -115,10 +114,10 @@ def assemble(
 
 async def _awaitAll(reloads: list[Deferred[None]]) -> None:
     """
-    Wait for all reloads: one that fails ends no other.
+    Wait for all reloads, even if one fails.
 
-    @raise ReloadError: sources have failed, and have made records of it.
-    @raise Exception: one has failed as it did not foresee, and there is no record yet.
+    @raise ReloadError: if sources failed and logged their causes.
+    @raise Exception: if a source failed with an unexpected error, which is not in the log yet.
     """
     ended: list[tuple[bool, Any]] = await DeferredList(reloads, consumeErrors=True)
     failures = [why for isWell, why in ended if not isWell]
@@ -132,7 +131,7 @@ async def _awaitAll(reloads: list[Deferred[None]]) -> None:
 def _makeBlock(
     source: Source, endpoints: list[IStreamServerEndpoint], policy: Policy, reactor: Any
 ) -> MultiService:
-    """Put a source and its listeners together."""
+    """Make the service of one block: its source and its listeners."""
     parts = MultiService()
     source.setServiceParent(parts)
     factory = PoetryFactory(source, policy)
@@ -143,14 +142,14 @@ def _makeBlock(
 
 def _findEndpoints(block: Block, preflight: Preflight, reactor: Any) -> list[IStreamServerEndpoint]:
     """
-    Where a block listens.
+    Make the endpoints where a block listens.
 
-    @raise SystemExit: if a description cannot be understood, or its port cannot be had.
+    @raise SystemExit: if a description is invalid, or its endpoint cannot listen.
     """
     if block.listen:
         return [_parseEndpoint(each, preflight, reactor) for each in block.listen]
     port, interface = block.address
-    # Loopback without asking anybody (RFC 6761, 6.3): a minimal Debian cannot look it up.
+    # The loopback address (RFC 6761, 6.3). A minimal Debian cannot look the name up.
     host = "127.0.0.1" if interface == "localhost" else interface
     make = TCP6ServerEndpoint if isIPv6Address(host) else TCP4ServerEndpoint
     endpoint = make(reactor, port, _BACKLOG, host)
@@ -160,10 +159,10 @@ def _findEndpoints(block: Block, preflight: Preflight, reactor: Any) -> list[ISt
 
 def checkEndpoints(endpoints: Mapping[str, IStreamServerEndpoint]) -> None:
     """
-    See whether endpoints can be had, for who puts services together by hand.
+    Check that endpoints can listen. Programs that compose services by hand call this.
 
-    @param endpoints: each by what a refusal calls it.
-    @raise SystemExit: if one cannot.
+    @param endpoints: each under the name that a refusal shows.
+    @raise SystemExit: if one cannot listen.
     """
     with Preflight() as preflight:
         for asked, endpoint in endpoints.items():
@@ -172,13 +171,13 @@ def checkEndpoints(endpoints: Mapping[str, IStreamServerEndpoint]) -> None:
 
 def _check(asked: str, endpoint: IStreamServerEndpoint, preflight: Preflight) -> None:
     """
-    See whether an endpoint can be had.
+    Check that an endpoint can listen.
 
     @raise SystemExit: if it cannot.
     """
     try:
         preflight.check(endpoint)
-    except (OSError, TypeError, UnicodeError) as why:  # the latter two from a name that is none
+    except (OSError, TypeError, UnicodeError) as why:  # an invalid host raises the last two
         isBarred = isinstance(why, OSError) and why.errno == errno.EAFNOSUPPORT
         hint = "; a unit opens no port, its .socket does" if isBarred else ""
         refuse(f"{asked}: {getattr(why, 'strerror', None) or why}{hint}")
@@ -186,18 +185,18 @@ def _check(asked: str, endpoint: IStreamServerEndpoint, preflight: Preflight) ->
 
 def _parseEndpoint(description: str, preflight: Preflight, reactor: Any) -> IStreamServerEndpoint:
     """
-    What a description says: C{haproxy:} and an endpoint, or an endpoint.
+    Make the endpoint of a description, which may begin with C{haproxy:}.
 
-    @raise SystemExit: if it cannot be understood, or its port cannot be had.
+    @raise SystemExit: if the description is invalid, or its endpoint cannot listen.
     """
     asked = f"--listen {description}"
-    # Twisted's own haproxy: connects before the header is read; see PatientWrapper.
+    # Twisted's haproxy: connects the protocol before the header; see PatientWrapper.
     inner = description.removeprefix(_HEADERS)
     endpoint: IStreamServerEndpoint = _understand(asked, lambda: serverFromString(reactor, inner))
     _check(asked, endpoint, preflight)
     if inner == description:
         return endpoint
-    from fastpoetry.delivery.haproxy import PatientEndpoint  # few need it, and it costs time
+    from fastpoetry.delivery.haproxy import PatientEndpoint  # rarely used, and slow to import
 
     return PatientEndpoint(endpoint)
 
@@ -206,14 +205,14 @@ def _makeMetrics(
     description: str, policy: Policy, preflight: Preflight, reactor: Any, clock: IReactorTime
 ) -> tuple[Any, IService]:
     """
-    What collects the metrics, and the service at which they are asked for.
+    Make the meter that collects the metrics, and the service that serves them.
 
-    @raise SystemExit: if a description cannot be understood, or its port cannot be had; and if
-        there is no prometheus_client.
+    @raise SystemExit: if the description is invalid, its endpoint cannot listen, or there is no
+        prometheus_client.
     """
     asked = f"--metrics {description}"
     try:
-        from fastpoetry.command.metrics import Meter, makeMetricsService  # few ask for it
+        from fastpoetry.command.metrics import Meter, makeMetricsService  # rarely used
     except ModuleNotFoundError as why:
         if not (why.name or "").startswith("prometheus_client"):
             raise
@@ -226,13 +225,14 @@ def _makeMetrics(
 
 def _understand(asked: str, make: Callable[[], _Made]) -> _Made:
     """
-    Make what has an endpoint of a description.
+    Make an endpoint, or a service with one, from a description.
 
-    @raise SystemExit: if there is none, or no descriptor was passed for it.
+    @param asked: the option and the description, for the refusal.
+    @raise SystemExit: if the description is invalid, or systemd passed no descriptor for it.
     """
     try:
         return make()
     except AdoptError as why:
         refuse(why)
-    except Exception as why:  # each kind of endpoint has errors of its own
+    except Exception as why:  # each kind of endpoint has its own errors
         refuse(f"{asked}: not a Twisted endpoint description: {why or type(why).__name__}")

@@ -1,8 +1,8 @@
 """
 Readers in mid-poem, handed over to the next process through systemd's descriptor store.
 
-Joins L{fastpoetry.delivery.handover} and L{fastpoetry.systemd.store}. At a stop that is not half of
-a restart systemd closes what it stores: readers in mid-poem see a reset.
+Joins L{fastpoetry.delivery.handover} and L{fastpoetry.systemd.store}. At a stop without a restart,
+systemd closes the stored descriptors, and readers in mid-poem see a reset.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from fastpoetry.delivery.readers import Progress, Reader
 from fastpoetry.systemd.store import Store, StoreError, makeMemory, pack, unpack
 
 _NAME = ".handover"
-"""In the store. No C{FileDescriptorName=} of a poem begins with a dot."""
+"""The name in the store. No C{FileDescriptorName=} of a poem begins with a dot."""
 
 _STORE_SECONDS = 2.0
-"""How long a stop waits for systemd to store them. As one descriptor it takes milliseconds."""
+"""How long a stop waits for systemd to store them. Packed as one, they take milliseconds."""
 
 
 class HandOverService(Service):
@@ -33,8 +33,8 @@ class HandOverService(Service):
     Takes readers over at the start, and hands readers over at a stop.
 
     @ivar policy: has the readers.
-    @ivar reactor: sends to them; provides C{IReactorFDSet}.
-    @ivar takenOver: how many readers the process before this one has handed over.
+    @ivar reactor: sends to the readers; provides C{IReactorFDSet}.
+    @ivar takenOver: how many readers were taken over from the process before this one.
     """
 
     _log = Logger()
@@ -48,8 +48,8 @@ class HandOverService(Service):
         environ: Mapping[str, str] = os.environ,
     ) -> None:
         """
-        @param store: the unit's.
-        @param environ: where systemd leaves C{NOTIFY_SOCKET}: without it there is no store.
+        @param store: the descriptor store of the unit.
+        @param environ: from systemd, with C{NOTIFY_SOCKET}. Without that there is no store.
         """
         self._store = store
         self._environ = environ
@@ -57,7 +57,7 @@ class HandOverService(Service):
         self.reactor = reactor
 
     def startService(self) -> None:
-        """Take over the readers of the process before this one, if there are any."""
+        """Take over readers of the process before this one, if it handed any over."""
         super().startService()
         if "NOTIFY_SOCKET" not in self._environ:
             return
@@ -68,15 +68,15 @@ class HandOverService(Service):
 
     @property
     def description(self) -> str:
-        """For the status: how many readers were taken over, if any were."""
+        """The number of readers that were taken over, for the status line; empty if it is 0."""
         count = self.takenOver
         return f"; took over {countOf(count, 'reader')}" if count else ""
 
     def handOver(self, readers: Mapping[Reader, Progress]) -> bool:
         """
-        Put readers into the store. If it does not take them, they are sent to as before.
+        Put readers into the store. If the store refuses, go on sending to them.
 
-        @return: whether it took them.
+        @return: whether the store took them.
         """
         for reader in readers:
             self.reactor.removeWriter(reader)
@@ -90,11 +90,10 @@ class HandOverService(Service):
 
     def _put(self, readers: Mapping[Any, Progress]) -> None:
         """
-        Have the store hold readers, their poems and what is to be known of them, as one descriptor:
-        all or none.
+        Store readers, their poems and their description as one descriptor, so all or none.
 
-        @raise StoreError: if it does not.
-        @raise OSError: if there is no memory or descriptor for that.
+        @raise StoreError: if the store refuses.
+        @raise OSError: if memory or descriptors run out.
         """
         with ExitStack() as stack:
 
@@ -108,8 +107,8 @@ class HandOverService(Service):
             self._store.putNow({_NAME: [packed]}, poll=False, seconds=_STORE_SECONDS)
 
     def _takeBack(self, readers: Collection[Any], why: Exception) -> None:
-        """Go on sending to readers: the store has some of them at most."""
-        # Where that fails, the next process resets the readers that were sent more by then.
+        """Go on sending to readers. The store has at most some of them."""
+        # If this fails, the next process resets the readers that were sent more by then.
         self._clear()
         self._log.warn(
             "cannot hand over " + _formatCount(len(readers)) + ": {cause}",
@@ -121,8 +120,8 @@ class HandOverService(Service):
             reader.sendRest()
 
     def _takeOver(self, packed: list[int]) -> None:
-        """Go on where the process before this one was."""
-        # Before anything is sent: after a crash, what is stored would be out of date.
+        """Go on sending to the readers of the process before this one."""
+        # Clear the store before anything is sent. After a crash it would be out of date.
         self._clear()
         numbers = [number for each in packed for number in unpack(each)]
         for each in packed:
@@ -136,12 +135,12 @@ class HandOverService(Service):
         self._tell(lost, faults)
 
     def _clear(self) -> None:
-        """Have the store let go of all that is ours."""
+        """Remove all descriptors of this service from the store."""
         with suppress(StoreError):
             self._store.removeNow(_NAME, seconds=_STORE_SECONDS)
 
     def _tell(self, lost: int, faults: Sequence[str]) -> None:
-        """One record, with the numbers."""
+        """Log how many readers were taken over, and how many were reset."""
         if not faults:
             self._log.info(
                 "took over " + _formatCount(self.takenOver),
@@ -159,5 +158,5 @@ class HandOverService(Service):
 
 
 def _formatCount(readers: int) -> str:
-    """What a record says of a number of readers: a part of its format."""
+    """Return the part of a record's format for a number of readers."""
     return "{readers} reader" if readers == 1 else "{readers} readers"

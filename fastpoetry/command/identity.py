@@ -1,7 +1,7 @@
 """
-Who the program will be once it runs.
+The user and group that the program will run as.
 
-Imports no reactor: files are looked at while Twisted's sockets are imported.
+Imports no reactor: files are checked before Twisted's sockets are imported.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from fastpoetry.command.options import refuse
 @contextmanager
 def asServer(options: Options) -> Iterator[None]:
     """
-    Be who the program will be once it runs, by twistd's --uid and --gid, while files are looked at.
+    Take the user and group of twistd's --uid and --gid for a while, to check files as the server.
 
     @param options: of a twistd command.
-    @raise SystemExit: if there is no such user, with which twistd would not start.
+    @raise SystemExit: if there is no such user; twistd would not start either.
     """
     twistd: Any = getattr(options, "parent", None) or {}
     uid, gid = twistd.get("uid"), twistd.get("gid")

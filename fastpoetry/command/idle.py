@@ -1,7 +1,7 @@
 """
-The service that ends a program nobody uses.
+The service that ends an idle program.
 
-Only looks at how long that has been; what ending means is up to who adds it.
+It only compares the idle time with a limit. A callable that it gets ends the program.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from twisted.logger import Logger
 
 class IdleService(service.Service):
     """
-    Ends the program once nobody has been connected for a while.
+    Ends the program when no client has been connected for a while.
 
-    The listening socket is systemd's: who connects while we end waits there, and has us started
-    again.
+    systemd holds the listening socket. A client that connects while the program ends waits in the
+    backlog, and systemd starts the program again.
     """
 
     _log = Logger()
@@ -32,9 +32,9 @@ class IdleService(service.Service):
         end: Callable[[], object],
     ) -> None:
         """
-        @param mostSeconds: how long nobody may be connected.
-        @param countSeconds: for how many seconds nobody has been connected.
-        @param end: what to do then, once.
+        @param mostSeconds: how long the program may be idle.
+        @param countSeconds: returns for how many seconds it has been idle.
+        @param end: ends the program; called once.
         """
         self._clock = clock
         self._mostSeconds = mostSeconds
@@ -42,12 +42,12 @@ class IdleService(service.Service):
         self._end = end
 
     def startService(self) -> None:
-        """Begin to look."""
+        """Begin to check the idle time."""
         super().startService()
         self._look = self._clock.callLater(self._mostSeconds, self._lookNow)
 
     def stopService(self) -> None:
-        """Look no more."""
+        """Stop checking the idle time."""
         super().stopService()
         if self._look is not None and self._look.active():
             self._look.cancel()
@@ -58,7 +58,7 @@ class IdleService(service.Service):
             self._look = self._clock.callLater(left, self._lookNow)
         else:
             self._log.info(
-                "nobody was connected for {seconds:g} s: stopping until somebody is",
+                "no client was connected for {seconds:g} s: stopping until one connects",
                 seconds=self._mostSeconds,
                 message_id="f3106b932cbd44a3b83eaabd30c7ba05",
             )

@@ -1,8 +1,9 @@
 """
-Whether an instance of our units has anything to serve: what its socket asks before it listens.
+Checks that an instance of our units has a poem to serve, before its socket listens.
 
-Looks for a file of that name and, if there is none, for the nearest; whether the file will do is
-for the service to find out. Only systemd runs it. It imports no Twisted, since each boot waits.
+Looks for the file with the name of the instance, and suggests the nearest name if it is missing.
+The service checks the content. Only systemd runs this. It imports no Twisted, since each boot
+waits for it.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ PROXY_FOLDER = "/etc/fastpoetry/proxy"
 
 def findPoem(name: str, options: Sequence[str]) -> None:
     """
-    Look for the poem of a server.
+    Find the poem of a server.
 
-    @param options: more of its command line, which may have another poetry path.
-    @raise PoemError: if there is none of that name.
+    @param options: more of its command line, which may set another poetry path.
+    @raise PoemError: if there is no poem with that name.
     """
     path = DEFAULT_POETRY_PATH
     if options:
@@ -30,16 +31,16 @@ def findPoem(name: str, options: Sequence[str]) -> None:
 
         parser = ArgumentParser(add_help=False, exit_on_error=False)
         parser.add_argument("--poetry-path")
-        with suppress(ArgumentError):  # what is wrong with an option is for the service to say
+        with suppress(ArgumentError):  # the service reports a wrong option
             path = parser.parse_known_args(options)[0].poetry_path or path
     findFolder(name, [folder for folder in path.split(":") if folder])
 
 
 def findProxy(name: str, folder: str = PROXY_FOLDER) -> None:
     """
-    Look for the file of a proxy.
+    Find the file of a proxy.
 
-    @raise PoemError: if there is none of that name.
+    @raise PoemError: if there is no file with that name.
     """
     if not os.path.lexists(f"{folder}/{name}.env"):
         entries = os.listdir(folder) if os.path.isdir(folder) else []
@@ -52,12 +53,13 @@ def findProxy(name: str, folder: str = PROXY_FOLDER) -> None:
 
 def main(unit: str, name: str, *options: str) -> None:
     """
-    Look for what an instance serves, and say it under the name of its service if there is nothing:
-    people start that, and systemd then tells them that a dependency failed.
+    Find what an instance serves. If it is missing, log the cause in the name of its service.
+
+    People start the service. systemd tells them only that a dependency failed.
 
     @param unit: C{fastpoetry} or C{fastpoetry-proxy}.
-    @param name: of the instance, as systemd has it.
-    @raise SystemExit: if there is nothing.
+    @param name: of the instance, from systemd.
+    @raise SystemExit: if it is missing.
     """
     try:
         if unit == "fastpoetry":
@@ -70,8 +72,8 @@ def main(unit: str, name: str, *options: str) -> None:
             raise SystemExit(line) from None
         from systemd import journal
 
-        # journalctl and systemctl status show it with both units; for the service's own name they
-        # trust root alone (systemd.journal-fields(7)).
+        # journalctl and systemctl status show it with both units. They believe this field only
+        # from root (systemd.journal-fields(7)).
         of = f"{unit}@{name}.service"
         journal.send(
             line,

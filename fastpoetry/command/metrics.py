@@ -1,8 +1,8 @@
 """
-What a monitoring system is told: counts, readers, freshness and reloads, by HTTP.
+Metrics for a monitoring system, by HTTP: counts, readers, freshness and reloads.
 
-In the text format of Prometheus, or OpenMetrics for who asks for that. Only reads what others
-count. It is imported where it is asked for, since it brings in prometheus_client.
+They have the text format of Prometheus, or OpenMetrics on request. This module only reads what
+others count. It is imported only for --metrics, since it imports prometheus_client.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fastpoetry.delivery.readers import Source
 _OPEN_METRICS = "application/openmetrics-text"
 
 _MOST_PER_SECOND = 10
-"""How often the text is made in a second. Monitoring asks once in some seconds."""
+"""How often a second the text is made. A monitoring system asks once in some seconds."""
 
 _COUNTS = {
     "poems": ("poems", "Poems that were handed to the system whole."),
@@ -36,18 +36,18 @@ _COUNTS = {
     "left": ("left", "Connections that clients closed before the end of their poem."),
     "gaveUp": ("gave_up", "Connections that were reset because of a deadline."),
     "turnedAway": ("turned_away", "Connections that were reset before their poem began."),
-    "checks": ("checks", "Connections by which balancers saw whether the server is there."),
+    "checks": ("checks", "Connections by which balancers checked that the server answers."),
 }
-"""For each of L{Counts}: its name, and what it says."""
+"""The name and the help text of each of L{Counts}."""
 
 
 @dataclass
 class _Reloads:
     """
-    What has become of the reloads of a source.
+    The reloads of a source.
 
     @ivar endedAt: when the last one ended, in seconds since the epoch.
-    @ivar seconds: how long that took.
+    @ivar seconds: how long the last one took.
     """
 
     done: int = 0
@@ -57,7 +57,7 @@ class _Reloads:
 
 
 class Meter:
-    """Collects what there is to tell, each time that somebody looks."""
+    """Collects the metrics at each request."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Meter:
         """
         @param policy: has the readers, and the ledger with the counts.
         @param now: the time of day, in seconds since the epoch.
-        @param seconds: a clock that nobody steps.
+        @param seconds: a monotonic clock.
         """
         self._policy = policy
         self._now = now
@@ -78,20 +78,20 @@ class Meter:
 
     def add(self, name: str, source: Source) -> None:
         """
-        Tell of a source, too.
+        Add the metrics of a source.
 
-        @param name: what to call it. What several blocks serve under one name is told together: all
-            of its reloads, and the poem of the one that has the oldest.
-        @param source: reloads, and has a poem.
+        @param name: its label. Sources with the same name are combined: all their reloads, and the
+            time of the oldest poem.
+        @param source: has a poem, and can reload.
         """
         self._names[source] = name
         self._reloads.setdefault(name, _Reloads())
 
     def reload(self, source: Source) -> Deferred[None]:
         """
-        Have a source reload, and take the time.
+        Reload a source, and measure the time.
 
-        @return: what the source returns.
+        @return: the Deferred of the source.
         """
         reloads, begun = self._reloads[self._names[source]], self._seconds()
 
@@ -106,7 +106,7 @@ class Meter:
         return source.reload().addBoth(end)
 
     def collect(self) -> Iterator[Metric]:
-        """All there is, as a collector of prometheus_client says it."""
+        """Yield all metrics, as a collector of prometheus_client does."""
         counts = self._policy.ledger.counts
         for each in fields(Counts):
             name, help_ = _COUNTS[each.name]
@@ -149,14 +149,14 @@ class Meter:
 
 
 class Exposition:
-    """What a meter tells, as text. It is made anew at most so often, however many ask for it."""
+    """The metrics as text. It is made at most L{_MOST_PER_SECOND} times a second."""
 
     def __init__(self, meter: Meter, seconds: Callable[[], float]) -> None:
         """
-        @param meter: asked each time that the text is made.
-        @param seconds: a clock that nobody steps.
+        @param meter: provides the metrics.
+        @param seconds: a monotonic clock.
         """
-        self._meter: Any = meter  # prometheus_client takes whatever collects
+        self._meter: Any = meter  # prometheus_client takes any object with collect()
         self._seconds = seconds
         self._second = 0
         self._allowance = _MOST_PER_SECOND
@@ -164,10 +164,11 @@ class Exposition:
 
     def render(self, accept: bytes) -> tuple[bytes, bytes]:
         """
-        @param accept: which formats are wanted, as HTTP says it.
-        @return: the type, and the text in it.
+        Return the content type and the text.
+
+        @param accept: the formats that the client accepts, from HTTP's C{Accept:}.
         """
-        # prometheus_client's own choice raises an error for a version that it cannot read.
+        # prometheus_client's own choice raises an error for a version that it cannot parse.
         wanted = _OPEN_METRICS if _OPEN_METRICS.encode() in accept.lower() else ""
         second = int(self._seconds())
         if second != self._second:
@@ -185,10 +186,10 @@ def makeMetricsService(
     """
     Make the service that serves C{/metrics}.
 
-    @param description: of the endpoint, as Twisted parses it; its errors are Twisted's.
-    @param meter: has what is told there.
+    @param description: of the endpoint, for Twisted's parser, which raises its own errors.
+    @param meter: provides the metrics.
     @param reactor: listens.
-    @param clock: times the connections; the reactor, if there is none.
+    @param clock: times the connections; by default the reactor.
     """
     timer = reactor if clock is None else clock
     exposition = Exposition(meter, timer.seconds)

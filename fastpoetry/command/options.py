@@ -1,9 +1,8 @@
 """
-What the twistd commands have in common on their command lines.
+The options that the twistd commands share.
 
-Reads and checks options; makes no service. Every refusal is one line on stderr and exit status 1,
-since Twisted's own way (C{usage.UsageError}) prints the whole help and, before Twisted 24, exits
-with 0.
+Parses and checks options; makes no service. Every refusal is one line on stderr and exit status 1.
+Twisted's own way (C{usage.UsageError}) prints the whole help and, before Twisted 24, exits with 0.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ DEFAULT_INTERFACE = "localhost"
 
 def refuse(why: object) -> NoReturn:
     """
-    End the program with one line for the person who started it.
+    End the program with one line for the person at the terminal.
 
-    @param why: becomes one line, whatever it holds.
+    @param why: converted to one line, even if it has several.
     @raise SystemExit: always, with that line; Python prints it and exits with status 1.
     """
     raise SystemExit(refusalLine(f"fastpoetry: {why}"))
@@ -40,14 +39,14 @@ def refuse(why: object) -> NoReturn:
 @dataclass
 class Block:
     """
-    One source of poems and where it is served.
+    One source of poems, and where it is served.
 
-    @ivar asked: the option that opened the block, as it was typed; empty before there was one.
-    @ivar what: what that option says.
-    @ivar port: a TCP port, if one was given.
-    @ivar interface: where that port is, if that was given.
-    @ivar listen: endpoint descriptions, instead of the two.
-    @ivar digest: the SHA-256 that the poem must have, if that was said.
+    @ivar asked: the option that opened the block, as it was typed; empty before that option.
+    @ivar what: the value of that option, later the selection made from it.
+    @ivar port: the TCP port, if one was given.
+    @ivar interface: the interface of that port, if one was given.
+    @ivar listen: endpoint descriptions, in place of port and interface.
+    @ivar digest: the SHA-256 that the poem must have, if one was given.
     """
 
     asked: str = ""
@@ -59,16 +58,16 @@ class Block:
 
     @property
     def address(self) -> tuple[int, str]:
-        """The port and the interface, where no endpoint is asked for instead."""
+        """The port and the interface, for a block without endpoint descriptions."""
         port = DEFAULT_PORT if self.port is None else self.port
         return port, DEFAULT_INTERFACE if self.interface is None else self.interface
 
 
 def parseSeconds(option: str, value: str) -> float:
     """
-    A time that is long enough to be one.
+    Parse a time in seconds above 0.
 
-    @raise SystemExit: if it is not.
+    @raise SystemExit: if it is not one.
     """
     try:
         seconds = float(value)
@@ -81,13 +80,13 @@ def parseSeconds(option: str, value: str) -> float:
 
 def parseCount(least: int) -> Callable[[str, str], int]:
     """
-    Make a reader of whole numbers.
+    Make a parser of whole numbers.
 
-    @param least: the smallest that will do.
+    @param least: the smallest number that it accepts.
     """
 
     def parse(option: str, value: str) -> int:
-        # Longer than nine digits is no number that anybody means, nor one that int() may refuse.
+        # int() refuses some very long numbers. Nobody means one of more than nine digits.
         if not re.fullmatch("[0-9]{1,9}", value) or int(value) < least:
             refuse(f"{option} {value}: not a whole number of {least} or more")
         return int(value)
@@ -102,8 +101,8 @@ def tunable(
     Make the handler of an option that is given once, for the whole process.
 
     @param option: as it is typed, with its dashes.
-    @param key: where its value goes in the options.
-    @param parse: makes the value of the option and its text.
+    @param key: the key of its value in the options.
+    @param parse: converts the text of the value; gets the option's name too, for a refusal.
     @param doc: the help, with unit, default and reason.
     """
 
@@ -119,15 +118,15 @@ _limits = Limits()
 
 class CommandOptions(usage.Options):
     """
-    Blocks with their ports, and the limits for them all.
+    Blocks with their ports, and the limits for all of them.
 
-    Of a single block C{self["port"]} and C{self["iface"]} have the address, as in the tutorial.
+    With a single block, C{self["port"]} and C{self["iface"]} are its address, as in the tutorial.
 
-    @ivar blocks: what to serve, and where: one at least, once parsed.
+    @ivar blocks: what to serve, and where. There is at least one.
     """
 
     command = ""
-    """What twistd calls it."""
+    """The command's name in twistd."""
 
     opens = ""
     """The option that opens a block."""
@@ -136,49 +135,49 @@ class CommandOptions(usage.Options):
         "--drain-timeout",
         "drainSeconds",
         parseSeconds,
-        f"Seconds that a stop waits for poems under way, before their readers are reset "
+        f"Seconds that a stop waits for poems under way before it resets their readers "
         f"[default: {_limits.drainSeconds:g}, within the units' TimeoutStopSec=].",
     )
     opt_stall_timeout = tunable(
         "--stall-timeout",
         "stallSeconds",
         parseSeconds,
-        f"Seconds that a reader may take nothing, before it is reset "
-        f"[default: {_limits.stallSeconds:g}, which outlasts a train's tunnel].",
+        f"Seconds that a reader may take no byte before it is reset "
+        f"[default: {_limits.stallSeconds:g}, longer than a train is in a tunnel].",
     )
     opt_min_rate = tunable(
         "--min-rate",
         "minRateBytesPerSecond",
         parseCount(0),
-        f"Bytes a second that a reader must take on average once it has been there for the stall "
-        f"timeout [default: {_limits.minRateBytesPerSecond}, half of a 1200 baud modem's].",
+        f"Bytes a second that a reader must take on average once it is older than the stall "
+        f"timeout [default: {_limits.minRateBytesPerSecond}, half the rate of a 1200 baud modem].",
     )
     opt_max_readers = tunable(
         "--max-readers",
         "maxReaders",
         parseCount(1),
-        f"Readers at a time; more wait in the backlog [default: {_limits.maxReaders}, or what the "
-        "limit of open files leaves; one that has stopped costs the kernel 320 KiB at most].",
+        f"Readers at a time; more wait in the backlog [default: {_limits.maxReaders}, or as many "
+        "as the limit of open files allows; a stopped reader costs the kernel 320 KiB at most].",
     )
     opt_max_readers_per_source = tunable(
         "--max-readers-per-source",
         "maxReadersPerSource",
         parseCount(1),
-        f"Readers of one address or local user whose poems are under way at a time; more are "
-        f"reset [default: {_limits.maxReadersPerSource}, a tenth of all].",
+        f"Readers of one address or local user whose poems are under way; more are reset "
+        f"[default: {_limits.maxReadersPerSource}, a tenth of all].",
     )
     opt_journal_budget = tunable(
         "--journal-budget",
         "journalBudgetPerSecond",
         parseCount(0),
-        f"Records a second about single readers; the rest are summed up in one "
-        f"[default: {_limits.journalBudgetPerSecond}, since journald drops beyond 333].",
+        f"Records a second about single readers; one summary has the rest "
+        f"[default: {_limits.journalBudgetPerSecond}, since journald drops more than 333].",
     )
     opt_exit_idle_time = tunable(
         "--exit-idle-time",
         "exitIdleSeconds",
         parseSeconds,
-        "Seconds without a reader after which to exit, for a socket of systemd's that starts us "
+        "Seconds without a client after which to exit, for a server that its .socket unit starts "
         "again [default: never].",
     )
 
@@ -188,13 +187,13 @@ class CommandOptions(usage.Options):
 
     @property
     def limits(self) -> Limits:
-        """The limits that were asked for, with the defaults for the others."""
+        """The limits from the options, or their defaults."""
         keys = self.keys() & Limits.__dataclass_fields__.keys()
         return Limits(**{key: self[key] for key in keys})
 
     @property
     def endpoints(self) -> list[str]:
-        """The descriptions of all endpoints that the process is to have."""
+        """The descriptions of all endpoints of the process."""
         metrics = [self["metrics"]] if "metrics" in self else []
         return [description for block in self.blocks for description in block.listen] + metrics
 
@@ -218,16 +217,16 @@ class CommandOptions(usage.Options):
 
     def opt_listen(self, value: str) -> None:
         """
-        A Twisted endpoint to listen on, instead of --port and --iface, as adopted:name=ecstasy or
+        A Twisted endpoint to listen on, in place of --port and --iface, as adopted:name=ecstasy or
         tcp:10000. May be given several times.
         """
         self.blocks[-1].listen.append(value)
 
     def opt_metrics(self, value: str) -> None:
         """
-        A Twisted endpoint where a monitoring system gets counts, as http://.../metrics in the text
-        format of Prometheus, or OpenMetrics where it asks for that [default: none]. Needs
-        prometheus_client, which Debian has as python3-prometheus-client.
+        A Twisted endpoint that serves counts for monitoring, as http://.../metrics in the text
+        format of Prometheus, or OpenMetrics on request [default: none]. Needs prometheus_client,
+        in Debian python3-prometheus-client.
         """
         self.setOnce("--metrics", "metrics", value)
 
@@ -238,35 +237,34 @@ class CommandOptions(usage.Options):
 
     def parseArgs(self, *args: str) -> None:
         """
-        Refuse what belongs to no option.
+        Refuse an argument that belongs to no option.
 
-        @raise SystemExit: if there is something.
+        @raise SystemExit: if there is one.
         """
         if args:
             refuse(f"{args[0]}: belongs to no option; what to serve comes after {self.opens}")
 
     def setOnce(self, option: str, key: str, value: object) -> None:
         """
-        Take the value of an option that cannot have two.
+        Set an option that may be given once.
 
-        @raise SystemExit: if it has one already.
+        @raise SystemExit: if it is set already.
         """
         if key in self:
             refuse(f"{option} {value}: given already, as {self[key]}")
         self[key] = value
 
     def openBlock(self, asked: str, what: object) -> None:
-        """Take what a block serves; what was said before the first belongs to it."""
+        """Open a block. Options before the first block belong to the first."""
         if self.blocks[-1].asked:
             self.blocks.append(Block())
         self.blocks[-1].asked, self.blocks[-1].what = asked, what
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """
-        Parse, refusing what cannot be in our way. This is the first that a twistd command hears of
-        its being run.
+        Parse, and report errors in our format. This is the first code of ours that twistd runs.
 
-        @raise SystemExit: if something cannot be.
+        @raise SystemExit: if an option is wrong.
         """
         if getattr(self, "parent", None) is not None:
             ignoreHangup()
@@ -278,9 +276,9 @@ class CommandOptions(usage.Options):
 
     def postOptions(self) -> None:
         """
-        Check what spans several options.
+        Check the options together.
 
-        @raise SystemExit: if they do not go together.
+        @raise SystemExit: if options conflict, or one is missing.
         """
         if not self.blocks[0].asked:
             refuse(f"nothing to serve: say what with {self.opens}")

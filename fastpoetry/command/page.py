@@ -1,8 +1,8 @@
 """
 One page by HTTP: each connection gets one answer to a GET or a HEAD, and is closed.
 
-It does not know what the page says. Twisted's own HTTP server keeps connections, stores bodies, and
-logs what strangers send; for a page that a machine reads twice a minute that is only a risk.
+Does not know the content of the page. Twisted's own HTTP server keeps connections, stores bodies,
+and logs text from strangers. For a page that a machine reads twice a minute, these are only risks.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ _MOST_SECONDS = 5.0
 """How long a connection lasts, whatever its client does."""
 
 _MOST_BYTES = 8192
-"""Of a request."""
+"""The longest head of a request."""
 
 _PAUSE_SECONDS = 0.01
 _MOST_PER_SECOND = 500
 """
-How long none is accepted after some, and how many are, at most. 500 a second cost an eighth of a
-core, and empty the longest backlog, 4096, within the ten seconds that Prometheus waits.
+How long to pause after accepting connections, and how many to accept a second. 500 a second cost an
+eighth of a core. They empty the longest backlog, 4096, within the ten seconds that Prometheus
+waits.
 """
 
 _REQUEST = re.compile(rb"([!-~]+) ([!-~]+) HTTP/(1\.[01])")
@@ -35,23 +36,24 @@ _LINE = re.compile(rb"\r?\n")
 _END = re.compile(rb"\r?\n\r?\n")
 
 Render = Callable[[bytes], tuple[bytes, bytes]]
-"""Makes the type and the text of the page for what a C{Accept:} says."""
+"""Makes the content type and the text of the page for the value of C{Accept:}."""
 
 
 class PageFactory(Factory):
     """
     Serves one page.
 
-    The oldest connection makes room where there are too many, so that slow clients keep nobody out.
-    After some of them the port pauses. A flood waits in its backlog, and the program has its time.
+    If there are too many connections, the oldest is closed, so slow clients keep no other out.
+    The port pauses after accepting some. A flood then waits in the backlog, and leaves the program
+    time for its other work.
     """
 
     noisy = False
 
     def __init__(self, path: bytes, render: Render, clock: IReactorTime) -> None:
         """
-        @param path: of the page, C{/metrics}.
-        @param render: asked for each answer that has the page.
+        @param path: of the page: C{/metrics}.
+        @param render: called for each answer with the page.
         @param clock: times connections and pauses.
         """
         self._path = path
@@ -61,11 +63,11 @@ class PageFactory(Factory):
         self._pausedAt: dict[Any, float] = {}
 
     def buildProtocol(self, addr: object) -> Protocol:
-        """@param addr: where the connection comes from, which does not matter."""
+        """@param addr: the client's address, which is ignored."""
         return _PageProtocol(self, self._clock)
 
     def add(self, connection: _PageProtocol) -> None:
-        """Take a connection, in the place of the oldest if there are too many."""
+        """Add a connection, and close the oldest if there are too many."""
         if len(self._connections) == _MOST_CONNECTIONS:
             self._connections.pop(0).abort()
         self._connections.append(connection)
@@ -76,12 +78,12 @@ class PageFactory(Factory):
             self._clock.callLater(_PAUSE_SECONDS, self._resume, port)
 
     def remove(self, connection: _PageProtocol) -> None:
-        """Forget a connection, if that has not been done."""
+        """Forget a connection. A second call does nothing."""
         if connection in self._connections:
             self._connections.remove(connection)
 
     def _resume(self, port: Any) -> None:
-        """Accept as many as the time allows that has passed, unless the port has been closed."""
+        """Accept as many connections as the pause was long for, unless the port is closed."""
         if port.connected and not port.disconnecting:
             seconds = self._clock.seconds() - self._pausedAt[port]
             port.numberAccepts = min(int(seconds * _MOST_PER_SECOND), _MOST_CONNECTIONS)
@@ -94,8 +96,9 @@ class PageFactory(Factory):
 
     def respond(self, head: bytes) -> bytes:
         """
-        @param head: a request, without a body.
-        @return: the answer, whole.
+        Return the whole answer to a request.
+
+        @param head: the request without its body.
         """
         request, *fields = _LINE.split(head)
         match = _REQUEST.fullmatch(request)
@@ -125,15 +128,15 @@ class _PageProtocol(Protocol):
         self._clock = clock
 
     def connectionMade(self) -> None:
-        """Begin to count the seconds."""
+        """Start the deadline."""
         self._deadline = self._clock.callLater(_MOST_SECONDS, self.abort)
         self._owner.add(self)
 
     def dataReceived(self, data: bytes) -> None:
         """
-        Answer, once there is a whole request.
+        Answer when the request is complete.
 
-        @param data: some of it. What comes after it is ignored.
+        @param data: some bytes of the request. Bytes after its head are ignored.
         """
         if self._isAnswered:
             return
@@ -149,14 +152,14 @@ class _PageProtocol(Protocol):
         self.transport.loseConnection()
 
     def abort(self) -> None:
-        """Close the connection, whatever has become of the answer."""
+        """Close the connection, even if the answer is not complete."""
         self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """
-        Make room.
+        Make room for another connection.
 
-        @param reason: does not matter.
+        @param reason: ignored.
         """
         if self._deadline.active():
             self._deadline.cancel()

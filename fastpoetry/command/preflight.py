@@ -1,8 +1,8 @@
 """
-What can be refused before the program becomes a daemon.
+Checks of endpoints before the program becomes a daemon.
 
-Listening and reading come after that, when all that is left for an error is a traceback in a log.
-Listens for no client: what it binds is closed again. Removes what nobody uses any more.
+After that, an error in listening is only a traceback in a log. The sockets that this module binds
+serve no client and are closed again. It removes abandoned UNIX sockets.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ class Preflight(ExitStack):
     """
     Tries endpoints out.
 
-    Until it is closed it holds their ports, so that one that is asked for twice is found too.
+    It holds their ports until it is closed, to find a port that is asked for twice.
     """
 
     def check(self, endpoint: IStreamServerEndpoint) -> None:
         """
-        See whether an endpoint can be had. Those of no kind that is known here pass.
+        Check that an endpoint can listen. Endpoints of unknown kinds pass.
 
-        @raise OSError: if it cannot.
+        @raise OSError: if it cannot listen.
         """
-        # Where these endpoints keep what they were told; there is no public way to it. That it is
-        # not there is an error and no reason to let them pass.
+        # There is no public way to the address of these endpoints. If a private attribute is
+        # missing, that is an error, and the endpoint does not pass.
         while isinstance(endpoint, _WrapperServerEndpoint):
             endpoint = endpoint._wrappedEndpoint
         if isinstance(endpoint, (TCP4ServerEndpoint, TCP6ServerEndpoint, SSL4ServerEndpoint)):
@@ -55,14 +55,15 @@ class Preflight(ExitStack):
             tried.bind((interface, port))
         except OverflowError:
             raise OSError(errno.EINVAL, "not a port from 0 to 65535") from None
-        tried.listen(0)  # two that are only bound may share a port
+        tried.listen(0)  # two sockets that are only bound may share a port
 
 
 def _checkPath(path: str) -> None:
     """
-    See whether a UNIX socket can be made. One that nobody serves is a leftover, and so is its lock,
-    whatever that says: Twisted goes by a number in it, which another process may have by now, as in
-    a container where every program is process 1.
+    Check that a UNIX socket can be made. Remove an abandoned socket and its lock.
+
+    Twisted's lock holds the number of a process, which another process may have by now: in a
+    container, every program is process 1. So the lock of an abandoned socket is ignored.
     """
     folder = os.path.dirname(path) or "."
     os.stat(folder)
@@ -75,6 +76,6 @@ def _checkPath(path: str) -> None:
             client.setblocking(False)
             client.connect(path)
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-        os.unlink(path)  # not what another program has made since
+        os.unlink(path)  # so not a file that another program has made since
     with suppress(FileNotFoundError):
         os.unlink(f"{path}.lock")

@@ -1,4 +1,4 @@
-"""What twistd and Twisted's endpoints find of fastpoetry: names only, so that it costs nothing."""
+"""Fastpoetry's plugins for twistd and Twisted's endpoints: only names, so the import is cheap."""
 
 import gc
 from typing import Any
@@ -24,20 +24,20 @@ class _AdoptedParser:
 
 class _Command(ServiceMaker):
     """
-    A command whose process is its own.
+    A command that has its process to itself.
 
-    twistd runs one and nothing else, so that no TLS need be there for others, and nobody else's
-    garbage is kept.
+    twistd runs one command only. So no other code needs TLS, and C{gc.freeze} keeps no other
+    code's garbage.
     """
 
     def makeService(self, options: Any) -> IService:
-        """@see: C{makeService} of the command's module, which is for any program."""
+        """@see: C{makeService} of the command's module, which any program may call."""
         from fastpoetry.command.tls import importTwisted
 
         importTwisted(options.endpoints)
         service: IService = super().makeService(options)
-        # What is loaded by now stays. A full collection looks at all of it, for as long as a
-        # thousand poems take, and finds nothing (gc, Python Library Reference).
+        # All objects of the start stay. A full collection would look at each of them and free
+        # none, in the time of a thousand poems (gc, Python Library Reference).
         gc.freeze()
         return service
 
