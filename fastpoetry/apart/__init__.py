@@ -1,1 +1,1 @@
-"""Work that may stand still, done where nothing else waits for it."""
+"""Work that may hang, done in processes and threads that nothing else has to wait for."""

@@ -1,10 +1,10 @@
 """
 Copies of poems on disk, so that a restarted proxy has one before its upstream answers.
 
-Only here a file is written. Imports next to nothing, since this is done by a process of its own
+No other module writes files. Imports very little, since a separate process runs it
 (L{fastpoetry.apart.worker}).
 
-A copy has the SHA-256 of all that follows, a line with the time, and the poem.
+A copy has a line with the SHA-256 of the rest, a line with the time, and the poem.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Found = tuple[bytes, float, str]
 """A poem, when it was fetched in seconds since 1970, and the SHA-256 of the poem."""
 
 _MOST_HEAD_BYTES = 100
-"""What stands before the poem: a digest, and the time."""
+"""The longest head of a copy: a digest, and the time."""
 
 _SUFFIX = ".new"
 """The end of the name of a copy that is being written."""
@@ -32,10 +32,10 @@ class CopyError(WorkError):
 
 def readCopy(path: str, mostBytes: int) -> Found | None:
     """
-    Read a copy, if there is one.
+    Read a copy. Return C{None} if there is none.
 
     @param mostBytes: how large a poem may be.
-    @raise CopyError: if there is one, and it is damaged or cannot be read.
+    @raise CopyError: if the copy is damaged or cannot be read.
     """
     try:
         with open(path, "rb", opener=_open) as file:
@@ -57,15 +57,15 @@ def readCopy(path: str, mostBytes: int) -> Found | None:
 
 def writeCopy(path: str, text: bytes, fetchedAt: float, parent: int) -> None:
     """
-    Replace a copy, at once and whole or not at all.
+    Replace a copy, atomically.
 
-    Two proxies may write at the same time. Each writes a file with a name of its own, which is
-    locked until it is in place. A file that nobody locks was left behind by a writer that was
-    killed.
+    Two proxies may write at the same time. Each writes a file with its own name, and locks it until
+    the file is in place. If such a file is not locked, its writer was killed.
 
     @param fetchedAt: when the poem was fetched, in seconds since 1970.
-    @param parent: the process that wants it. When that has ended, another may have a newer copy.
-    @raise CopyError: if it cannot be done; then the old copy is there as it was.
+    @param parent: the process that wants the copy. If it has ended, the copy is not replaced, since
+        another process may have written a newer one.
+    @raise CopyError: if writing fails; the old copy then stays as it was.
     """
     rest = b"%.3f\n%b" % (fetchedAt, text)
     try:
@@ -86,7 +86,7 @@ def writeCopy(path: str, text: bytes, fetchedAt: float, parent: int) -> None:
 
 
 def _makeDigest(rest: bytes) -> bytes:
-    """The first line of a copy."""
+    """Return the first line of a copy."""
     return sha256(rest).hexdigest().encode() + b"\n"
 
 
@@ -97,33 +97,33 @@ def _isTime(text: bytes) -> bool:
 
 
 def _open(path: str, flags: int) -> int:
-    """Open what should be a file of ours, and wait for nobody if it is something else."""
+    """Open a copy. If the path leads to something else, as a FIFO, do not wait."""
     return os.open(path, OPEN_FLAGS | os.O_NOFOLLOW)
 
 
 def _create(path: str) -> tuple[str, int]:
-    """Make a file beside a path, and lock it. @return: its path and its descriptor."""
+    """Make a file beside a path, and lock it. Return its path and its descriptor."""
     while True:
         new = f"{path}.{os.urandom(8).hex()}{_SUFFIX}"
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             flock(descriptor, LOCK_EX)
         except OSError:
-            return new, descriptor  # this file system has no locks, and so nobody removes it
+            return new, descriptor  # without locks, no other writer can remove it
         if os.fstat(descriptor).st_nlink:
             return new, descriptor
-        os.close(descriptor)  # another writer took it for a leftover before it was locked
+        os.close(descriptor)  # another writer removed it before it was locked
 
 
 def _removeLeftovers(path: str) -> None:
-    """Remove what writers of a copy have left behind."""
+    """Remove the files of killed writers."""
     folder, copy = os.path.split(path)
     for name in os.listdir(folder):
         if name.startswith(copy) and name.endswith(_SUFFIX):
             try:  # noqa: SIM105 - contextlib takes long to import
                 _removeUnlessLocked(os.path.join(folder, name))
             except OSError:
-                pass  # it is being written, or is gone
+                pass  # locked by its writer, or gone
 
 
 def _removeUnlessLocked(path: str) -> None:

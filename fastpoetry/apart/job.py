@@ -1,8 +1,8 @@
 """
-Work that a process of its own does while a reactor runs.
+Work that a separate process does while a reactor runs.
 
-No thread waits for the process: the reactor learns of its end as of anything else. A deadline ends
-the waiting, and the process too, unless a disk holds it.
+No thread waits for the process: the reactor watches a descriptor for its end. A deadline ends the
+wait and kills the process. A process that a dead disk blocks survives that.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from fastpoetry.apart.worker import WorkError
 _T = TypeVar("_T")
 
 MOST_SECONDS = 60.0
-"""When to wait no longer. After 90 s systemd ends a reload, and knows no cause."""
+"""When to give up. After 90 s systemd would end a reload, without a cause."""
 
 _MOST_STUCK = 5
-"""How many processes may stand still at one place. Each takes some 8 MiB."""
+"""How many blocked processes one place may have. Each takes about 8 MiB."""
 
 
 @implementer(IReadDescriptor)
@@ -33,24 +33,24 @@ class Job(Generic[_T]):
     """
     One piece of work.
 
-    @ivar done: fires with what comes of the work; fails with L{WorkError}, after L{MOST_SECONDS} at
-        the latest.
-    @ivar ended: fires when the process has ended, however late.
+    @ivar done: fires with the result of the work, or fails with L{WorkError}; after L{MOST_SECONDS}
+        at the latest.
+    @ivar ended: fires when the process has ended, even later.
     """
 
     _log = Logger()
     _stuck: list[str] = []
-    """Where processes stand still that nobody waits for any more."""
+    """The places of processes that were given up and still run."""
 
     def __init__(self, reactor: Any, work: partial[_T], where: str) -> None:
         """
         Start the process.
 
-        @param reactor: provides C{IReactorFDSet}, and C{IReactorTime} by a clock that nobody sets.
+        @param reactor: provides C{IReactorFDSet}, and C{IReactorTime} with a monotonic clock.
         @param work: see L{Process}.
         @param where: see L{Process}.
-        @raise NoProcessError: if no process can be had.
-        @raise WorkError: if too many stand still at the same place.
+        @raise NoProcessError: if no process can be started.
+        @raise WorkError: if the place has too many blocked processes.
         """
         if self._stuck.count(where) >= _MOST_STUCK:
             raise WorkError(f"{where}: {_MOST_STUCK} processes wait for it already")
@@ -78,23 +78,23 @@ class Job(Generic[_T]):
         return type(self).__name__
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor ends. The process ends by itself."""
+        """Do nothing: the reactor ends, and the process ends by itself."""
 
     def doRead(self) -> None:
-        """The process has ended."""
+        """Take the result. The process has ended."""
         self._reactor.removeReader(self)
         for timer in self._timers:
             if timer.active():
                 timer.cancel()
         result = execute(self._process.take)
         if self.done.called:
-            result.addErrback(lambda _: None)  # too late
+            result.addErrback(lambda _: None)  # the result is too late
         else:
             result.chainDeferred(self.done)
         self.ended.callback(None)
 
     def _tell(self) -> None:
-        """Say that it takes long."""
+        """Log that the work takes long."""
         self._log.warn(
             "{cause}",
             cause=self._process.describe(LONG_SECONDS),
@@ -102,7 +102,7 @@ class Job(Generic[_T]):
         )
 
     def _giveUp(self) -> None:
-        """Let nobody wait any longer."""
+        """Kill the process, and fail L{done}."""
         where = self._process.where
         self._stuck.append(where)
         self.ended.addCallback(lambda _: self._stuck.remove(where))
@@ -112,7 +112,7 @@ class Job(Generic[_T]):
 
 def callApart(reactor: Any, work: partial[_T], where: str) -> Deferred[_T]:
     """
-    Have work done by a process of its own, or here if no process can be had.
+    Do work in a separate process, or in this one if no process can be started.
 
     @param reactor: see L{Job}.
     @param work: see L{Process}.

@@ -1,8 +1,8 @@
 """
-Finding poems in folders, and reading them from files.
+Finds poems in folders, and reads them from files.
 
-Never decodes a poem: a reader gets what the file holds. Imports next to nothing, since this is done
-by a process of its own (L{fastpoetry.apart.worker}).
+Does not decode a poem: a reader gets the bytes of the file. Imports very little, since a separate
+process runs it (L{fastpoetry.apart.worker}).
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from hashlib import sha256
 from fastpoetry.apart.worker import WorkError
 
 DEFAULT_POETRY_PATH = "/etc/fastpoetry/poetry:/usr/share/fastpoetry/poetry"
-"""The folders to look for poems in, first to last, so that yours go before the package's."""
+"""The folders with poems, searched in order: the administrator's before the package's."""
 
 MAX_POEM_BYTES = 64 * 1024 * 1024
-"""A poem is held in memory whole, and once more while it is being reloaded."""
+"""The size limit of a poem. It is in memory as a whole, and twice during a reload."""
 
 _SUFFIX = ".txt"
 
 _MOST_LETTERS = 100
-"""Of a name."""
+"""The longest name of a poem."""
 
 _MOST_NAMES = 20
-"""How many to list for a person, whose line it is."""
+"""How many names an error lists, since it is one line."""
 
 _TICK_NANOSECONDS = 20_000_000
 """
-Two changes of a file that are further apart have different times.
+Two changes of a file that are further apart than this have different times.
 
-The kernel's clock for that goes by ticks of up to 10 ms, and is up to one behind.
+The kernel's clock for file times advances in ticks of up to 10 ms, and is up to one tick behind.
 """
 
 _MOST_TICKS = 10
-"""For how long to wait for the end of somebody's writing."""
+"""How long to wait while another process writes to the file."""
 
 _PIECE_BYTES = 1 << 20
-"""What is decoded at a time: as text it takes up to four times as much memory."""
+"""How much is decoded at a time. Decoded text takes up to four times as much memory."""
 
-# Non-blocking, since opening a FIFO to read it waits for a writer otherwise (fifo(7)).
+# Non-blocking, since opening a FIFO would wait for a writer (fifo(7)).
 OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 _FOLDER_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -60,19 +60,19 @@ _KINDS = (
 
 
 class PoemError(WorkError):
-    """A poem that cannot be served: one line for the person who can mend it."""
+    """A poem that cannot be served: one line that tells an administrator how to mend it."""
 
 
 Text = tuple[str, bytes, str, str, int | None]
-"""A poem as C{marshal} has a form for it: what L{fastpoetry.poem.Poem} is made of."""
+"""The arguments of L{fastpoetry.poem.Poem}, in types that C{marshal} supports."""
 
 Found = tuple[list[Text], list[str], list[str]]
-"""Poems, why others were left out, and passed-over files: see L{fastpoetry.poem.Loaded}."""
+"""Poems, the errors of others, and passed-over files: see L{fastpoetry.poem.Loaded}."""
 
 
 def readAt(path: str) -> Found:
     """
-    Read the poem in one file, wherever it is.
+    Read the poem in one file, in any folder.
 
     @raise PoemError: if it cannot be read whole.
     """
@@ -82,18 +82,18 @@ def readAt(path: str) -> Found:
 
 def readNamed(name: str, folders: list[str]) -> Found:
     """
-    Read the poem of a name.
+    Read the poem with a name.
 
-    @raise PoemError: if no folder has it, or the first that has it cannot give it.
+    @raise PoemError: if no folder has it, or the file in the first such folder cannot be read.
     """
     return [_readBeneath(findFolder(name, folders), name)], [], []
 
 
 def readAnthology(folders: list[str]) -> Found:
     """
-    Read every poem along the folders, leaving out what cannot be read.
+    Read every poem in the folders, except those that cannot be read.
 
-    @raise PoemError: if not one poem could be read.
+    @raise PoemError: if no poem could be read.
     """
     poems: list[Text] = []
     leftOut: list[str] = []
@@ -115,10 +115,9 @@ def readAnthology(folders: list[str]) -> Found:
 
 def findFolder(name: str, folders: list[str]) -> str:
     """
-    Look a name up.
+    Return the first folder that has a poem with that name.
 
-    @return: the first folder that has a poem of that name.
-    @raise PoemError: if none has it.
+    @raise PoemError: if no folder has it, or the name is not valid.
     """
     if not _isName(name):
         raise PoemError(
@@ -133,8 +132,7 @@ def findFolder(name: str, folders: list[str]) -> str:
 
 def _isName(text: str) -> bool:
     """
-    Whether a text may name a poem. It has no dot and no slash, so that no name leads out of its
-    folder.
+    Whether a text is a valid name. It has no dot and no slash, so it cannot lead out of its folder.
     """
     isPlain = text.isascii() and text.replace("_", "a").replace("-", "a").isalnum()
     return isPlain and len(text) <= _MOST_LETTERS and not text.startswith("-")
@@ -145,8 +143,8 @@ def _listPoems(name: str, folders: list[str]) -> str:
 
 
 def listNames(name: str, there: list[str]) -> str:
-    """Say what there is in the place of what is not, and what may have been meant."""
-    from difflib import get_close_matches  # costs a millisecond that only an error pays
+    """Say which names exist, and which of them is nearest to the missing one."""
+    from difflib import get_close_matches  # takes a millisecond, only for an error
 
     names = sorted(there)
     near = get_close_matches(name, names, n=1)
@@ -157,10 +155,10 @@ def listNames(name: str, there: list[str]) -> str:
 
 def _has(folder: str, name: str) -> bool:
     """
-    Whether a folder has a poem of that name, readable or not.
+    Whether a folder has a poem with that name, readable or not.
 
-    @raise PoemError: if the folder itself does not say, so that a poem of the administrator's is
-        never passed over in silence for one of ours.
+    @raise PoemError: if the folder cannot be searched. Otherwise the package's poem would silently
+        replace the administrator's.
     """
     path = os.path.join(folder, name + _SUFFIX)
     try:
@@ -174,9 +172,9 @@ def _has(folder: str, name: str) -> bool:
 
 def _findFiles(folders: list[str]) -> dict[str, str]:
     """
-    What each file with the suffix of poems is called without it, with the first folder that has it.
+    Return the stem of each file with the suffix of poems, with the first folder that has it.
 
-    @raise PoemError: if a folder that is there cannot be listed.
+    @raise PoemError: if a folder that exists cannot be listed.
     """
     found: dict[str, str] = {}
     for folder in folders:
@@ -209,19 +207,20 @@ def _readBeneath(folder: str, name: str) -> Text:
         try:
             return _readPoem(name, target, path, inner)
         except PoemError:
-            # A folder that is replaced as a whole, by a link that is moved into place, is gone by
-            # the old link: the new one leads to the new poem.
+            # The whole folder may have been replaced, by moving a new link into place. The old
+            # target is then gone, and the new link leads to the new poem.
             if os.path.realpath(path) == target:
                 raise
 
 
 def _readPoem(name: str, path: str, origin: str, inner: str = "") -> Text:
     """
-    Read one regular file, whole, or say why not.
+    Read one regular file, whole.
 
-    @param path: what to open.
-    @param origin: what to call it.
-    @param inner: the end of the path, in which there are no links.
+    @param path: the file to open.
+    @param origin: the path that people know it by.
+    @param inner: the end of the path, in which links are refused.
+    @raise PoemError: if the file cannot be served.
     """
     try:
         descriptor = _openBeneath(path, inner)
@@ -231,22 +230,23 @@ def _readPoem(name: str, path: str, origin: str, inner: str = "") -> Text:
             os.close(descriptor)
     except OSError as why:
         raise PoemError(f"{origin}: {_explain(why, path)}") from None
-    except (PoemError, ValueError) as why:  # the latter from a NUL in the path
+    except (PoemError, ValueError) as why:  # a NUL in the path raises ValueError
         raise PoemError(f"{origin}: {why}") from None
     return name, text, origin, *examine(text)
 
 
 def examine(text: bytes) -> tuple[str, int | None]:
     """
-    Look at every byte of a poem, which of 64 MiB takes a quarter of a second.
+    Read every byte of a poem, which takes a quarter of a second for 64 MiB.
 
-    @return: the SHA-256 in hexadecimal, and which byte is the first that is not UTF-8, if any.
+    @return: the SHA-256 in hexadecimal, and the offset of the first byte that is not UTF-8 or
+        C{None}.
     """
     return sha256(text).hexdigest(), _findStrange(text)
 
 
 def _openBeneath(path: str, inner: str) -> int:
-    """Open a file, and follow no link that was put into the inner part of its path meanwhile."""
+    """Open a file. Refuse links in the inner part of its path, even one made a moment ago."""
     if not inner:
         return os.open(path, OPEN_FLAGS)
     *folders, last = inner.split(os.sep)
@@ -264,7 +264,7 @@ def _readOpen(descriptor: int) -> bytes:
     """
     Read an open file from its first to its last byte.
 
-    @raise PoemError: if it is no poem, or another one at the end than at the beginning.
+    @raise PoemError: if the file is not a valid poem, or changed while it was read.
     """
     for _ in range(_MOST_TICKS):
         before = _waitForTick(descriptor)
@@ -274,27 +274,27 @@ def _readOpen(descriptor: int) -> bytes:
             raise PoemError("is empty; a poem has at least one byte")
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             file.seek(0)
-            # One byte more than there should be shows that the file grew meanwhile.
+            # Ask for one byte more, to see whether the file grew meanwhile.
             text = file.read(before.st_size + 1)
         after = os.fstat(descriptor)
         if (len(text), before.st_mtime_ns) != (before.st_size, after.st_mtime_ns):
             break
         if before.st_ctime_ns == after.st_ctime_ns:
             return text
-        # Somebody changed its mode or moved another file into its place, or wrote to it and set its
-        # time back (rsync --times): it is read again.
+        # Another process changed its mode, moved another file into its place, or wrote to it and
+        # set its time back (rsync --times). Read it again.
     raise PoemError(_TORN)
 
 
 def _waitForTick(descriptor: int) -> os.stat_result:
     """
-    Wait until the last change of a file is so long ago that the next has another time.
+    Wait until the last change of a file is so long ago that the next change gets another time.
 
-    @raise PoemError: if it is changed again and again.
+    @raise PoemError: if the file changes again and again.
     """
     for _ in range(_MOST_TICKS):
         status = os.fstat(descriptor)
-        # One that is to come was set by another clock, and differs from any that follows.
+        # A time in the future comes from another clock, and differs from that of the next change.
         if abs(time.time_ns() - status.st_ctime_ns) > _TICK_NANOSECONDS:
             return status
         time.sleep(_TICK_NANOSECONDS / 1e9)
@@ -302,7 +302,7 @@ def _waitForTick(descriptor: int) -> os.stat_result:
 
 
 def _findStrange(text: bytes) -> int | None:
-    """Which byte is the first that is not UTF-8, if one is not."""
+    """Return the offset of the first byte that is not UTF-8; C{None} if all are."""
     pieces, at = memoryview(text), 0
     while at < len(text):
         piece = pieces[at : at + _PIECE_BYTES]
@@ -316,9 +316,9 @@ def _findStrange(text: bytes) -> int | None:
 
 def findFault(status: os.stat_result, what: str, mostBytes: int) -> str:
     """
-    Why an open file is not what it should be, or nothing.
+    Return why an open file cannot be used; an empty string if it can.
 
-    @param what: that is what it should be.
+    @param what: the expected kind, for the message: C{poem}, C{copy}.
     @param mostBytes: how large it may be.
     """
     for isKind, kind in _KINDS:
@@ -331,7 +331,7 @@ def findFault(status: os.stat_result, what: str, mostBytes: int) -> str:
 
 
 def _explain(why: OSError, path: str) -> str:
-    """The system's word for an error, and how to mend it where that is known."""
+    """Return the system's text for an error, with the remedy if it is known."""
     text = why.strerror or str(why)
     if why.errno == errno.EACCES:
         return (

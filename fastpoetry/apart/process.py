@@ -1,9 +1,9 @@
 """
-A process for work that may stand still, as at a disk that does not answer.
+A process for work that may hang, for example on a dead disk.
 
-A process that waits for such a disk cannot be ended, not even by SIGKILL. Neither can a process one
-of whose threads waits. So another program does the work (L{fastpoetry.apart.worker}). Nothing is
-forked in Python: the fork of a process that has threads may deadlock.
+A process that waits for such a disk survives even SIGKILL. So does a process with one thread that
+waits. So another program does the work (L{fastpoetry.apart.worker}). Python does not fork: the
+fork of a process with threads may deadlock.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from fastpoetry.apart.worker import VERSION, WorkError
 _T = TypeVar("_T")
 
 LONG_SECONDS = 10.0
-"""When to say that work takes long. A disk that was at rest has started by then."""
+"""When to report that work takes long. A disk that slept has started by then."""
 
 _FOLDER = os.path.abspath(os.path.join(__file__, "..", "..", ".."))
-"""Where the package is."""
+"""The folder that has the package."""
 
 _PROGRAM = (
     "import sys; sys.path.append(sys.argv[1]); from fastpoetry.apart.worker import main; main()"
@@ -36,26 +36,26 @@ _PROGRAM = (
 
 
 class NoProcessError(WorkError):
-    """No process can be had for the work: one line."""
+    """A process that cannot be started for the work: one line."""
 
 
 class Process(Generic[_T]):
     """
     A process that does one piece of work, from its start to its end.
 
-    Its standard files are in memory. It inherits no other, so that no connection waits for its end.
+    Its standard files are in memory. It inherits no other file, so it holds no connection open.
 
-    @ivar where: what the work reads or writes.
+    @ivar where: the path that the work reads or writes.
     """
 
     def __init__(self, work: partial[_T], where: str) -> None:
         """
-        Start it.
+        Start the process.
 
         @param work: a function of a module that imports little, since the process imports it anew.
-            C{marshal} has a form for its arguments and its result.
-        @param where: what the work reads or writes, for a record: a path.
-        @raise NoProcessError: if it cannot be started.
+            C{marshal} must support its arguments and its result.
+        @param where: the path that the work reads or writes, for a record.
+        @raise NoProcessError: if the process cannot be started.
         """
         self.where = where
         try:
@@ -78,20 +78,20 @@ class Process(Generic[_T]):
             asked.close()
 
     def fileno(self) -> int:
-        """@return: a descriptor that can be read once the process has ended."""
+        """@return: a descriptor that is readable once the process has ended."""
         return self._end
 
     def kill(self) -> None:
-        """End it. If it waits for a disk it ends when the disk answers."""
+        """Kill the process. If it waits for a disk, it ends when the disk answers."""
         self._popen.kill()
 
     def describe(self, seconds: float) -> str:
-        """@return: for how long it has worked, in a line."""
+        """@return: one line that says how long the process has waited."""
         return f"{self.where}: process {self._popen.pid} has waited for it for {seconds:g} s"
 
     def wait(self) -> _T:
         """
-        Wait for its end, however long that takes, and take its result.
+        Wait for the end of the process, without a limit, and take its result.
 
         @raise WorkError: see L{take}.
         """
@@ -104,9 +104,9 @@ class Process(Generic[_T]):
 
     def take(self) -> _T:
         """
-        Take its result, once it has ended.
+        Take the result of the process, which has ended.
 
-        @raise NoProcessError: if it did not get to the work, or could not write the result.
+        @raise NoProcessError: if it did not begin the work, or could not write the result.
         @raise WorkError: if the work failed, or the process was killed.
         """
         status = self._popen.wait()
@@ -128,12 +128,12 @@ class Process(Generic[_T]):
 
 def startApart(work: partial[_T], where: str) -> Callable[[], _T]:
     """
-    Begin work in a process of its own, before there is a reactor.
+    Begin work in a separate process, before there is a reactor.
 
     @param work: see L{Process}.
     @param where: see L{Process}.
-    @return: waits for the work, and returns what comes of it or raises L{WorkError}. It does the
-        work here if no process can be had.
+    @return: a function that waits for the work, and returns its result or raises L{WorkError}. If
+        no process can be started, it does the work itself.
     """
     try:
         process = Process(work, where)
@@ -155,10 +155,10 @@ def _makeFile() -> BinaryIO:
 
 
 def _run(stdin: BinaryIO, stdout: BinaryIO) -> Popen[bytes]:
-    """Start the program that works."""
-    # Python alone, wherever this program comes from. It reads paths as this process does.
+    """Start the worker program."""
+    # A bare Python, without the user's settings or packages. It decodes paths as this process does.
     python = [sys.executable, "-BIS", "-X", f"utf8={sys.flags.utf8_mode}"]
-    # Terminals signal each process, and so may systemd. A copy is written to its end all the same.
+    # A terminal signals each process, and so may systemd. A copy must still be written to its end.
     before = pthread_sigmask(SIG_BLOCK, (SIGINT, SIGTERM))
     try:
         return Popen([*python, "-c", _PROGRAM, _FOLDER], stdin=stdin, stdout=stdout, stderr=stdout)

@@ -1,9 +1,10 @@
 """
-Work in threads that nobody waits for: names are looked up there, since getaddrinfo(3) blocks.
+Work in daemon threads, which end with the process. Names are looked up there, since getaddrinfo(3)
+blocks.
 
-The reactor's pool has ten threads, and a stop waits for all of them. A thread that stands still, as
-at a resolver that does not answer, would hold up others and the stop. These threads are daemons:
-they end with the process. Callers limit how many there are.
+The reactor's pool has ten threads, and a stop waits for all of them. A thread that hangs, for
+example on a dead resolver, would delay other work and the stop. Callers limit the number of daemon
+threads.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ _T = TypeVar("_T")
 
 
 class ThreadError(WorkError):
-    """A thread that cannot be had for now: one line."""
+    """A thread that cannot be started for now: one line."""
 
 
 def startDaemon(run: Callable[[], None]) -> None:
     """
-    Call something in a thread of its own, which ends with the process.
+    Call a function in a new daemon thread.
 
-    @raise ThreadError: there are as many threads as may be (C{TasksMax=} in systemd's units).
+    @raise ThreadError: if the limit of threads is reached (C{TasksMax=} in systemd's units).
     """
     try:
         Thread(target=run, daemon=True).start()
@@ -38,13 +39,12 @@ def startDaemon(run: Callable[[], None]) -> None:
 
 def callAside(reactor: Any, work: Callable[[], _T]) -> Deferred[_T]:
     """
-    Have work done in a thread.
+    Do work in a thread.
 
     @param reactor: provides C{IReactorFromThreads}.
-    @param work: what to call there.
-    @return: fires in the reactor's thread with what comes of it. One that is cancelled forgets the
-        work, which goes on.
-    @raise ThreadError: if no thread can be had.
+    @param work: called in the thread.
+    @return: fires in the reactor's thread with the result. If it is cancelled, the work goes on.
+    @raise ThreadError: if no thread can be started.
     """
     done: Deferred[_T] = Deferred()
 
@@ -53,7 +53,7 @@ def callAside(reactor: Any, work: Callable[[], _T]) -> Deferred[_T]:
             result: _T | Failure = work()
         except BaseException:
             result = Failure()
-        # Failures go the same way: callback() takes them for what they are.
+        # callback() accepts a Failure too, and treats it as one.
         reactor.callFromThread(done.callback, result)
 
     startDaemon(run)

@@ -1,7 +1,7 @@
 """
-The program that L{fastpoetry.apart.process} starts: does one piece of work, and ends.
+The program that L{fastpoetry.apart.process} starts. It does one piece of work, and ends.
 
-It and the module of the work import next to nothing: each import delays each reload.
+This module and the work's module import very little, since each import delays each reload.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ VERSION = 4
 
 
 class WorkError(Exception):
-    """Work that failed: one line for the person who can mend it."""
+    """Work that failed: one line that tells an administrator the cause."""
 
 
 def main() -> None:
     """
-    Do the work that stdin describes, and write what comes of it to stdout.
+    Do the work that stdin describes, and write its result to stdout.
 
-    stdin has the module, the name and the arguments of a function. stdout gets whether it returned,
-    and its result or one line that says why it failed.
+    stdin has the module, the name and the arguments of a function. stdout gets whether the function
+    returned, and its result or one line with its error.
     """
     module, name, arguments = marshal.load(sys.stdin.buffer)
     try:

@@ -1,1 +1,1 @@
-"""Poems from another server: fetched, kept, shared."""
+"""Fetches poems from other servers, caches them, and shares them among readers."""

@@ -1,7 +1,7 @@
 """
 A fetched poem on disk, so that a restarted proxy has one before its upstream answers.
 
-L{fastpoetry.apart.copies} reads and writes it. Knows nothing of freshness or of the network.
+L{fastpoetry.apart.copies} reads and writes it. Knows neither freshness nor the network.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _MOMENT_SECONDS = 1.0
 @dataclass(frozen=True)
 class Copy:
     """
-    A poem as an upstream gave it.
+    A poem from an upstream.
 
-    @ivar poem: whole.
-    @ivar fetchedAt: when the last byte came, in seconds since 1970.
+    @ivar poem: the whole poem.
+    @ivar fetchedAt: when its last byte came, in seconds since 1970.
     """
 
     poem: Poem
@@ -40,9 +40,9 @@ class Copy:
 
 class Keeper:
     """
-    Keeps the latest copy of the poem of one upstream: one is written at a time.
+    Keeps the latest copy of an upstream's poem on disk. It writes one copy at a time.
 
-    Whatever the disk does, nobody else is held up. What becomes of a copy is said in one record.
+    A slow or dead disk delays neither readers nor fetches. Each cause of failure is logged once.
     """
 
     _log = Logger()
@@ -51,8 +51,8 @@ class Keeper:
         self, folder: str, upstream: str, reactor: Any, mostBytes: int = MAX_POEM_BYTES
     ) -> None:
         """
-        @param folder: where copies are kept.
-        @param upstream: whose poem; each has a file of its own.
+        @param folder: the folder of the copies.
+        @param upstream: the description of the upstream. Each upstream has its own file.
         @param reactor: see L{Job}.
         @param mostBytes: how large a poem may be.
         """
@@ -69,19 +69,19 @@ class Keeper:
         """
         Read the copy.
 
-        @return: fires with it, if there is one and it can be used.
+        @return: fires with the copy, or with C{None} if it is missing or unusable.
         """
         reading = partial(readCopy, self.path, self._mostBytes)
         return callApart(self._reactor, reading, self.path).addCallbacks(self._make, self._fail)
 
     def save(self, copy: Copy) -> None:
-        """Have a copy replaced by a later one, of which only the last is sure to be written."""
+        """Replace the copy. A copy that waits to be written gives way to a later one."""
         self._next = copy
         if not self._isSaving:
             self._saveNext()
 
     def finish(self) -> Deferred[None]:
-        """Wait for what is being written, and for no longer than a moment."""
+        """@return: fires when the copy in progress is written, or after a moment."""
         if not self._isSaving:
             return succeed(None)
         finished: Deferred[None] = Deferred(self._finished.remove)
@@ -90,8 +90,9 @@ class Keeper:
 
     def tell(self, why: object) -> None:
         """
-        Say that there is no copy for the next start, once for each cause until a copy is written.
-        Readers are served without one.
+        Log that the next start will have no copy. Readers are served without one.
+
+        Each cause is logged once, until a copy is written.
         """
         cause, told = str(why), self._told
         self._told = cause
@@ -111,7 +112,7 @@ class Keeper:
         return Copy(Poem(self._upstream, text, self.path, digest), fetchedAt)
 
     def _saveNext(self) -> None:
-        """Write the latest copy, if it is not written yet, in a process of its own."""
+        """Write the latest copy in a separate process, unless it is written already."""
         copy, self._next = self._next, None
         self._isSaving = copy is not None
         if copy is None:
@@ -126,7 +127,7 @@ class Keeper:
             self._saveNext()
             return
         job.done.addCallbacks(self._succeed, self._fail)
-        # While a process stands still no second one joins it.
+        # Wait for the end of the process: while it is blocked, no second one starts.
         job.ended.addCallback(lambda _: self._saveNext())
 
     def _succeed(self, _: None) -> None:

@@ -1,8 +1,7 @@
 """
-One poem, fetched from another poetry server.
+Fetches one poem from another poetry server.
 
-Knows what a whole poem is and what went wrong with one that is not; neither keeps one nor tries
-again.
+Detects whether the poem is whole, and explains failures. Does not cache and does not retry.
 """
 
 from __future__ import annotations
@@ -25,18 +24,19 @@ from fastpoetry.proxy.freshness import Freshness
 
 
 class UpstreamError(PoemError):
-    """An upstream that gave no whole poem: why, in a few words."""
+    """An upstream that did not send a whole poem: the cause, in a few words."""
 
 
 async def fetch(
     endpoint: IStreamClientEndpoint, freshness: Freshness, clock: IReactorTime
 ) -> tuple[bytes, str]:
     """
-    Get the poem that is at an endpoint.
+    Fetch the poem at an endpoint.
 
-    @param freshness: has the limits.
+    @param freshness: the limits.
     @return: the poem, and its SHA-256 in hexadecimal.
-    @raise UpstreamError: for one, if it is not whole; L{explain} knows the others.
+    @raise UpstreamError: if the poem is not whole. Other errors come from the endpoint; L{explain}
+        explains them all.
     """
     upstream = _Upstream(freshness, clock)
     factory = Factory.forProtocol(lambda: upstream)
@@ -48,14 +48,15 @@ async def fetch(
 
 def tookTooLong(_result: object, _seconds: float) -> NoReturn:
     """
-    What a Deferred that was waited for in vain fails with, whatever its canceller says: Twisted's
-    endpoints have words of their own for that, with addresses in them.
+    Raise the error of a Deferred that timed out, in place of the canceller's.
+
+    Twisted's endpoints would put addresses into the text.
     """
     raise UpstreamError("upstream took too long")
 
 
 def explain(failure: Failure) -> str:
-    """What is wrong with an upstream, in a few words."""
+    """Return what is wrong with an upstream, in a few words."""
     why = failure.value
     if isinstance(why, (UpstreamError, ThreadError)):
         return str(why)
@@ -72,7 +73,7 @@ def explain(failure: Failure) -> str:
 
 class _Upstream(Protocol, TimeoutMixin):
     """
-    One connection to an upstream: what it sends until it closes is the poem.
+    One connection to an upstream, which sends the poem and closes.
 
     @ivar whole: fires with the poem and its SHA-256, or fails with L{UpstreamError}.
     """
@@ -80,7 +81,7 @@ class _Upstream(Protocol, TimeoutMixin):
     transport: Any
 
     def __init__(self, freshness: Freshness, clock: IReactorTime) -> None:
-        """@param freshness: has the limits."""
+        """@param freshness: the limits."""
         self.whole: Deferred[tuple[bytes, str]] = Deferred(lambda _: self._abort())
         self._freshness = freshness
         self._clock = clock
@@ -89,7 +90,7 @@ class _Upstream(Protocol, TimeoutMixin):
         self._size = 0
 
     def callLater(self, period: float, func: Callable[[], object]) -> IDelayedCall:
-        """What the timeout is made with."""
+        """Set the timer of C{TimeoutMixin} on the clock."""
         return self._clock.callLater(period, func)
 
     def connectionMade(self) -> None:
@@ -97,23 +98,23 @@ class _Upstream(Protocol, TimeoutMixin):
         self.setTimeout(self._freshness.idleSeconds)
 
     def dataReceived(self, data: bytes) -> None:
-        """Keep a piece, unless there are too many."""
+        """Keep a piece, unless the poem becomes too long."""
         self.resetTimeout()
         self._pieces.append(data)
-        self._digest.update(data)  # of a large poem at once it would hold up the reactor
+        self._digest.update(data)  # hashing a large poem at once would block the reactor
         self._size += len(data)
         if self._size > self._freshness.mostBytes:
             self._end(f"upstream sends more than {self._freshness.mostBytes} bytes")
 
     def timeoutConnection(self) -> None:
-        """Nothing came for too long."""
+        """Fail: the upstream was silent for too long."""
         self._end(f"upstream sent nothing for {self._freshness.idleSeconds:g} s")
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """A clean end is the end of the poem; all others are failures."""
+        """Fire with the poem after a clean close. Any other end is a failure."""
         self.setTimeout(None)
         if not reason.check(error.ConnectionDone):
-            # Of TLS it may be a certificate that is not trusted, or another's.
+            # With TLS, the certificate may be untrusted or of another host.
             why = "" if reason.check(error.ConnectionLost) else f": {reason.getErrorMessage()}"
             self._end(f"upstream broke off after {self._size} bytes{why}")
         elif not self._size:
@@ -122,13 +123,13 @@ class _Upstream(Protocol, TimeoutMixin):
             self.whole.callback((b"".join(self._pieces), self._digest.hexdigest()))
 
     def _end(self, why: str) -> None:
-        """Fail, once, and let go of the connection."""
+        """Fail once, and close the connection."""
         if not self.whole.called:
             self.whole.errback(UpstreamError(why))
         self._abort()
 
     def _abort(self) -> None:
-        """Close the connection, whatever is under way."""
+        """Reset the connection, and drop the pieces."""
         self._pieces.clear()
         self.setTimeout(None)
         if self.transport is not None:

@@ -1,7 +1,7 @@
 """
-How long a poem of another server will do.
+How long a fetched poem may be served.
 
-As RFC 9111, 4.2 has it, and its two extensions are those of RFC 5861. Only numbers: asks nobody.
+Follows RFC 9111, 4.2, with the two extensions of RFC 5861. Holds only numbers, and fetches nothing.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from fastpoetry.poem import MAX_POEM_BYTES
 @dataclass(frozen=True)
 class Freshness:
     """
-    For how long a poem will do, and how long to wait for one.
+    The limits for serving a poem, and for fetching one.
 
-    @ivar maxAgeSeconds: it is fresh, and nobody is asked for another.
-    @ivar revalidateSeconds: after that, it is served while another is fetched.
-    @ivar errorSeconds: after the first, it is served while the upstream gives nothing.
-    @ivar connectSeconds: to be connected.
-    @ivar idleSeconds: between two pieces of a poem.
-    @ivar totalSeconds: for a whole poem; and for readers to wait, if there is none at all.
-    @ivar mostBytes: of a poem.
+    @ivar maxAgeSeconds: how long a poem is fresh, and is not fetched again.
+    @ivar revalidateSeconds: how long after C{maxAgeSeconds} it is served during a fetch.
+    @ivar errorSeconds: how long after C{maxAgeSeconds} it is served while the upstream fails.
+    @ivar connectSeconds: how long connecting may take.
+    @ivar idleSeconds: how long the upstream may be silent.
+    @ivar totalSeconds: how long a fetch may take, and how long readers wait for the first poem.
+    @ivar mostBytes: how large a poem may be.
     """
 
     maxAgeSeconds: float = 60.0

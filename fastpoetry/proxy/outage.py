@@ -1,7 +1,7 @@
 """
-A time in which an upstream gives no poem.
+A time in which an upstream sends no poem.
 
-Says when to ask again, and now and then that it goes on; asks nobody itself.
+Decides when to retry, and logs the outage now and then. Fetches nothing itself.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 _LEAST_PAUSE_SECONDS = 1.0
-"""Between a failure and the next attempt, whoever asks for it."""
+"""The least pause between a failure and the next attempt, even for a reload."""
 
 _MOST_PAUSE_SECONDS = 10.0
-"""So that an upstream which is back is noticed within that time."""
+"""The longest pause: an upstream that is back is noticed within this time."""
 
 _REMIND_SECONDS = 600.0
-"""Between two records of an outage that goes on."""
+"""How often an outage that goes on is logged."""
 
 
 class Outage:
     """
-    One outage, from the first attempt that failed.
+    One outage, from its first failed attempt.
 
-    @ivar nextAttempt: when the upstream may be asked again, in the clock's seconds.
+    @ivar nextAttempt: the time of the next attempt, in the clock's seconds.
     """
 
     _log = Logger()
 
     def __init__(self, upstream: str, clock: IReactorTime) -> None:
-        """@param upstream: what to call the upstream."""
+        """@param upstream: the upstream's name for records."""
         self._upstream = upstream
         self._clock = clock
         self._since = self._failedAt = self.nextAttempt = clock.seconds()
@@ -41,15 +41,15 @@ class Outage:
 
     def add(self, cause: str) -> None:
         """
-        Count a failed attempt; the next follows later, sooner at first, and never twice a second.
+        Count a failed attempt, and time the next. The pauses grow, from at least a second.
 
-        @param cause: why it failed.
+        @param cause: why the attempt failed.
         """
         self._failedAt = now = self._clock.seconds()
         self._attempts += 1
         self._cause = cause
         pause = min(_MOST_PAUSE_SECONDS, _LEAST_PAUSE_SECONDS * 2 ** min(self._attempts, 10))
-        self.nextAttempt = now + uniform(pause / 2, pause)  # not all proxies at the same time
+        self.nextAttempt = now + uniform(pause / 2, pause)  # so proxies do not retry together
         if now - self._toldAt >= _REMIND_SECONDS:
             self._toldAt = now
             self._log.warn(
@@ -62,16 +62,16 @@ class Outage:
             )
 
     def hurry(self) -> None:
-        """Have the next attempt as soon as may be, and a record if it fails: a person asks."""
+        """Retry as soon as allowed, and log a failure at once: a person has asked for a reload."""
         self._toldAt = self._failedAt - _REMIND_SECONDS
         self.nextAttempt = self._failedAt + _LEAST_PAUSE_SECONDS
 
     def describe(self) -> str:
-        """@return: for how long it has been, and why, for a person."""
+        """@return: the length and the cause of the outage, for a person."""
         return f"Stale for {self._clock.seconds() - self._since:.0f} s: {self._cause}"
 
     def end(self) -> None:
-        """Say that the upstream is back."""
+        """Log that the upstream is back."""
         self._log.info(
             "{upstream} is back after {seconds} s and {attempts} attempts",
             upstream=self._upstream,

@@ -1,7 +1,7 @@
 """
-A source of poems that come from another poetry server.
+A source of poems from another poetry server.
 
-Has one fetched, keeps and shares it; serves nobody itself.
+Fetches a poem, keeps it, and shares it among readers. Serves no client itself.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from fastpoetry.proxy.outage import Outage
 
 _LEAST_USE_SECONDS = 1.0
 """
-How long a poem will do whatever its freshness.
+How long a new poem is served at least, whatever its freshness.
 
-Those who waited for it are served out of a backlog, which takes some turns of the reactor.
+Serving the clients that waited for it in the backlog takes some turns of the reactor.
 """
 
 _LOAD_SECONDS = 1.0
-"""How long the copy on disk may take to be read before the upstream is asked instead."""
+"""How long reading the copy on disk may take before the upstream is asked."""
 
 
 class PoetryProxyService(service.Service):
     """
-    Holds the poem of an upstream, and has it fetched when somebody wants it and it is not fresh.
+    Holds the poem of an upstream, and fetches it when a reader asks and it is not fresh.
 
-    There is one fetch at a time, whoever waits for it. What is held was whole; a failure replaces
-    nothing.
+    There is one fetch at a time, however many readers wait for it. Only a whole poem replaces the
+    old one.
     """
 
     _log = Logger()
@@ -54,13 +54,12 @@ class PoetryProxyService(service.Service):
         wallSeconds: Callable[[], float] = time.time,
     ) -> None:
         """
-        @param upstream: what to call the upstream.
-        @param endpoint: where it is.
-        @param reactor: provides C{IReactorFromThreads}, and C{IReactorTime} by a clock that nobody
-            sets.
-        @param expectedDigest: the SHA-256 that its poem must have, in hexadecimal, if it is known.
+        @param upstream: the upstream's name for records.
+        @param endpoint: connects to the upstream.
+        @param reactor: provides C{IReactorFromThreads}, and C{IReactorTime} with a monotonic clock.
+        @param expectedDigest: the SHA-256 that the poem must have, in hexadecimal, if it is known.
         @param keeper: keeps a copy for the next start.
-        @param wallSeconds: the time of day, in seconds since 1970: only the copy is told.
+        @param wallSeconds: the time of day, in seconds since 1970, for the copy and L{freshAt}.
         """
         self._upstream = upstream
         self._endpoint = endpoint
@@ -82,14 +81,14 @@ class PoetryProxyService(service.Service):
 
     @property
     def poem(self) -> Poem | None:
-        """The poem for the next reader, if one will do. Asking begins a fetch when one is due."""
+        """The poem for the next reader, if there is a usable one. Begins a fetch if one is due."""
         if self._isDue:
             self._beginFetch()
         return self._served
 
     @property
     def description(self) -> str:
-        """What is held, for a person."""
+        """The upstream and its poem, for a person."""
         if self._outage is not None:
             return f"{self._upstream}. {self._outage.describe()}"
         if self._poem is None:
@@ -98,7 +97,7 @@ class PoetryProxyService(service.Service):
 
     @property
     def freshAt(self) -> float | None:
-        """When what is held was fetched, in seconds since the epoch."""
+        """When the poem was fetched, in seconds since the epoch."""
         if self._poem is None:
             return None
         age: float = self._reactor.seconds() - self._fetchedAt
@@ -106,10 +105,10 @@ class PoetryProxyService(service.Service):
 
     def whenPoem(self) -> Deferred[Poem]:
         """
-        Wait for a poem that will do.
+        Wait for a usable poem.
 
-        @return: fires with it, or fails with C{TimeoutError} after C{totalSeconds}. One that is
-            cancelled ends nobody else's waiting, nor the fetch.
+        @return: fires with the poem, or fails with C{TimeoutError} after C{totalSeconds}.
+            Cancelling it leaves other waiters and the fetch alone.
         """
         poem = self.poem
         if poem is not None:
@@ -119,7 +118,7 @@ class PoetryProxyService(service.Service):
         return waiter.addTimeout(self._freshness.totalSeconds, self._reactor)
 
     def startService(self) -> None:
-        """Begin with the copy from the last time, if there is a good one."""
+        """Begin with the copy on disk, if it is usable."""
         super().startService()
         self._notBefore = self._reactor.seconds()
         if self._keeper is not None:
@@ -129,9 +128,9 @@ class PoetryProxyService(service.Service):
 
     def stopService(self) -> Deferred[None] | None:
         """
-        Fetch no more.
+        Stop fetching.
 
-        @return: fires when the copy is written, or a moment later.
+        @return: fires when the copy is written, or after a moment.
         """
         super().stopService()
         self._isDue = False
@@ -146,9 +145,9 @@ class PoetryProxyService(service.Service):
 
     def reload(self) -> Deferred[None]:
         """
-        Fetch anew, however fresh the poem is, and keep the old one until the new one is whole.
+        Fetch anew, even if the poem is fresh, and keep the old one until the new one is whole.
 
-        @return: fires when that fetch has brought a poem; fails with L{UpstreamError} otherwise.
+        @return: fires when the fetch succeeds, or fails with L{UpstreamError}.
         """
         done: Deferred[None] = Deferred()
         self._reloads.append(done)
@@ -159,26 +158,26 @@ class PoetryProxyService(service.Service):
         return done
 
     def _begin(self, copy: Copy | None) -> None:
-        """Hold the copy from the last time, unless there is a newer poem already."""
+        """Hold the copy from disk, unless there is a fetched poem already."""
         self._notBefore = self._reactor.seconds()
         if copy is not None and self._keeper is not None and not self._isExpected(copy.poem):
             self._keeper.tell(f"{copy.poem.origin}: is another poem, SHA-256 {copy.poem.digest}")
         elif copy is not None and self._poem is None:
-            # One from the future was fetched by a clock that was wrong.
+            # If the copy is from the future, the clock was wrong.
             age = max(0.0, self._wallSeconds() - copy.fetchedAt)
             self._poem, self._fetchedAt = copy.poem, self._reactor.seconds() - age
         if self.running:
             self._update()
 
     def _isExpected(self, poem: Poem) -> bool:
-        """Whether a poem may be the upstream's."""
+        """Whether a poem has the expected digest."""
         return self._expectedDigest in (None, poem.digest)
 
     def _update(self) -> None:
         """
-        Derive from the facts what is served and whether to fetch.
+        Derive which poem is served, and whether a fetch is due.
 
-        It comes back when time alone will change that.
+        A timer calls this again when time alone changes the result.
         """
         now = self._reactor.seconds()
         freshness, fetchedAt = self._freshness, self._fetchedAt
@@ -206,23 +205,23 @@ class PoetryProxyService(service.Service):
             self._beginFetch()
 
     def _give(self, poem: Poem) -> None:
-        """Give a poem to who waits."""
-        while self._waiters:  # one that is called may cancel another
+        """Give a poem to all waiters."""
+        while self._waiters:  # a waiter that fires may cancel another
             self._waiters.pop(0).callback(poem)
 
     def _beginFetch(self) -> None:
-        """Fetch, for all who wait and will wait."""
+        """Fetch, for all waiters of now and of later."""
         self._isDue = self._isDropped = False
         fetched: Deferred[Poem] = Deferred.fromCoroutine(self._fetchWhole())
         self._fetch = fetched.addTimeout(self._freshness.totalSeconds, self._reactor, tookTooLong)
-        # What comes after a failure of any kind, since no other fetch begins before that.
+        # _endFetch also follows a failure of any kind. No other fetch begins before it.
         fetched.addCallback(self._keep).addErrback(self._fail).addBoth(self._endFetch)
 
     async def _fetchWhole(self) -> Poem:
         """
-        Get the upstream's poem.
+        Fetch the upstream's poem.
 
-        @raise UpstreamError: for one, if it is not whole, or not the one that is expected.
+        @raise UpstreamError: if it is not whole, or not the expected one; see L{fetch} for others.
         """
         text, digest = await fetch(self._endpoint, self._freshness, self._reactor)
         poem = Poem(self._upstream, text, self._upstream, digest)
@@ -233,7 +232,7 @@ class PoetryProxyService(service.Service):
     def _keep(self, poem: Poem) -> None:
         """Hold a whole poem, also on disk."""
         if self._poem is None or self._poem.digest != poem.digest:
-            self._poem = poem  # otherwise readers of the old one would hold a second
+            self._poem = poem  # an unchanged poem stays: its readers share one copy in memory
         self._fetchedAt = self._reactor.seconds()
         self._log.info(
             "fetched {bytes} bytes of poetry from {upstream}",
@@ -249,7 +248,7 @@ class PoetryProxyService(service.Service):
             self._keeper.save(Copy(self._poem, self._wallSeconds()))
 
     def _fail(self, failure: Failure) -> Failure | None:
-        """Keep what there is, and try again later: sooner at first, and never twice a second."""
+        """Keep the old poem, and retry after a pause, see L{Outage.add}."""
         if not self.running:
             return None
         if self._outage is None:
@@ -259,10 +258,10 @@ class PoetryProxyService(service.Service):
         return Failure(UpstreamError(cause))
 
     def _endFetch(self, why: Any) -> None:
-        """See what has come of it."""
+        """Fire the reloads that this fetch was for, and decide what is next."""
         self._fetch = None
         reloads: list[Deferred[None]] = []
-        if not self._isDropped:  # otherwise they were asked for since, and another fetch follows
+        if not self._isDropped:  # otherwise another fetch follows, for the reloads since
             reloads, self._reloads = self._reloads, []
         if self.running:
             self._update()

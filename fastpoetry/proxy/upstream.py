@@ -1,7 +1,7 @@
 """
-Where an upstream is: what its description becomes, and how its name is looked up.
+The endpoint of an upstream: parsing its description, and looking up its name.
 
-Fetches nothing. How long connecting may take is for the caller to say.
+Fetches nothing. The caller limits how long connecting may take.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ _Address = IPv4Address | IPv6Address
 _FORM = "tcp:host=poems.example:port=10000"
 
 _UNLIMITED: Any = None
-"""How long a connection may take to be made."""
+"""No limit for connecting."""
 
 _WORD = re.compile(r"((?:[^:\\]|\\.)*)(?::|\Z)", re.DOTALL)
-"""A part of a description, in which a backslash takes from what follows its meaning."""
+"""A part of a description. In it, a backslash escapes the next character."""
 
 _BRACKETS = re.compile(r"\[([^\[\]\\]*)\]")
 _HOST = re.compile(r"(?<=:host=)([^\\=]*?)(?=:[A-Za-z]+=|\Z)")
 _POSITION = re.compile(r"(?<=\Atcp:)([^\\=]*)(?=:[0-9]+\Z)")
-"""Where somebody may have written an IPv6 address as it is written everywhere else."""
+"""The places where people may write an IPv6 address with plain colons."""
 
 
 def parseUpstream(description: str, reactor: Any) -> IStreamClientEndpoint:
     """
     Make the endpoint of an upstream.
 
-    A name's addresses are tried as RFC 8305 has it, those of IPv6 among them.
+    The IPv4 and IPv6 addresses of a name are tried as in RFC 8305.
 
     @param description: a Twisted client endpoint's; colons in an IPv6 address need no backslash.
     @param reactor: for connections, names and time.
-    @raise ValueError: with one line that says what is wrong and shows the right form.
+    @raise ValueError: with one line that tells the fault and shows the right form.
     """
     if not description:
         raise ValueError(f"names no upstream; the right form is {_FORM}")
@@ -63,7 +63,7 @@ def parseUpstream(description: str, reactor: Any) -> IStreamClientEndpoint:
         return _parseTCP(words[1:], reactor)
     try:
         endpoint: IStreamClientEndpoint = clientFromString(reactor, description)
-    except Exception as why:  # each kind of endpoint has errors of its own
+    except Exception as why:  # each kind of endpoint has its own errors
         reason = str(why) or type(why).__name__
         raise ValueError(
             f"not a Twisted client endpoint: {reason}; the right form is {_FORM}"
@@ -72,7 +72,7 @@ def parseUpstream(description: str, reactor: Any) -> IStreamClientEndpoint:
 
 
 def _escape(address: re.Match[str]) -> str:
-    """An IPv6 address as descriptions have it, or what stands in its place."""
+    """Escape the colons of an IPv6 address. Return any other text unchanged."""
     if isIPv6Address(address[1]):
         return address[1].replace(":", r"\:")
     return address[0]
@@ -80,9 +80,9 @@ def _escape(address: re.Match[str]) -> str:
 
 def _parseTCP(words: list[str], reactor: Any) -> HostnameEndpoint:
     """
-    The endpoint of a host and a port, by their order or by name.
+    Make the endpoint of a host and a port, given by position or by name.
 
-    @raise ValueError: if one is missing or is none.
+    @raise ValueError: if one is missing or invalid.
     """
     given = {}
     names = ["host", "port"]
@@ -104,7 +104,7 @@ def _parseTCP(words: list[str], reactor: Any) -> HostnameEndpoint:
 
 @implementer(IHostResolution)
 class _Lookup:
-    """A name that is looked up. That cannot be called off."""
+    """A lookup of a name, which cannot be cancelled."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -116,10 +116,9 @@ class _Lookup:
 @implementer(IHostnameResolver)
 class Resolver:
     """
-    Looks names up in threads that nobody waits for, each name in one at a time.
+    Looks names up in daemon threads, with one thread at a time for each name.
 
-    In a thread of the reactor's a resolver that does not answer holds up a stop for as long as it
-    likes.
+    In a thread of the reactor's pool, a dead resolver would delay a stop without a limit.
     """
 
     def __init__(self, reactor: Any, getaddrinfo: Callable[..., Any] = getaddrinfo) -> None:
@@ -141,7 +140,7 @@ class Resolver:
     ) -> IHostResolution:
         """
         @see: C{IHostnameResolver}
-        @raise ThreadError: if no thread can be had.
+        @raise ThreadError: if no thread can be started.
         """
         found = self._find(hostName, portNumber)
         lookup = _Lookup(hostName)
@@ -166,8 +165,8 @@ class Resolver:
         if not waiters:
             look = partial(self._getaddrinfo, name, port, type=SOCK_STREAM)
             found = callAside(self._reactor, look)
-            # Who waits is told of no error, but that there are no addresses. Not only a gaierror
-            # comes, but whatever kept the C library from asking (EAI_SYSTEM).
+            # On any error the waiters get no addresses. Besides gaierror, the cause may be any
+            # OSError that kept the C library from asking (EAI_SYSTEM).
             found.addCallback(_makeAddresses).addErrback(lambda _: [])
             found.addCallback(self._end, key)
         waiters.append(Deferred())
@@ -179,7 +178,7 @@ class Resolver:
 
 
 def _makeAddresses(found: list[Any]) -> list[_Address]:
-    """Make addresses of what getaddrinfo(3) found."""
+    """Convert the result of getaddrinfo(3) to addresses."""
     return [
         IPv6Address("TCP", *where) if family == AF_INET6 else IPv4Address("TCP", *where)
         for family, _, _, _, where in found
