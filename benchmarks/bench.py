@@ -43,7 +43,7 @@ class Bench:
     ports: Iterator[int] = field(default_factory=lambda: count(10001))
 
     def prepare(self) -> None:
-        """Compile the programs in C."""
+        """Compile what is written in C."""
         for source in ("load", "loop", "far"):
             build = ["cc", "-O2", "-o", str(machine.WORK / source), str(HERE / f"{source}.c")]
             subprocess.run(build, check=True)

@@ -1,7 +1,7 @@
 """
 The servers that are compared, and how each is started.
 
-Measures nothing. Every server is the only thing on its processor, unless it is told otherwise.
+This module measures nothing. By default, a server has its processor to itself.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ ROOT = HERE.parent
 @dataclass(frozen=True)
 class Where:
     """
-    What a server is to serve, and where.
+    The poem and the address of a server.
 
     @ivar options: more words for the command line of fastpoetry.
-    @ivar workers: processes, where a server knows of them.
-    @ivar upstream: host and port of the server that a proxy stands before.
+    @ivar workers: the number of processes, for servers that have such a setting.
+    @ivar upstream: host and port of the upstream, for a proxy.
     """
 
     poem: Path
@@ -40,16 +40,16 @@ class Where:
 
     @property
     def address(self) -> str:
-        """As clients write it."""
+        """Host and port, as clients write them."""
         return f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True)
 class Server:
     """
-    A server that runs.
+    A running server.
 
-    @ivar leaders: the processes that were started; they may have others.
+    @ivar leaders: the started processes, which may have children.
     """
 
     title: str
@@ -58,31 +58,31 @@ class Server:
 
     @property
     def pids(self) -> list[int]:
-        """All its processes."""
+        """The leaders and their descendants."""
         return [pid for leader in self.leaders for pid in machine.family(leader)]
 
 
 TWISTD = str(Path(sys.executable).parent / "twistd")
-"""The newest, as the project's virtual environment has it."""
+"""The twistd of the project's virtual environment, which has the newest Twisted."""
 
 
 def environment(name: str) -> dict[str, str]:
     """
-    What a server finds in its environment: little, and only its own plugin.
+    @return: a small environment, with only the server's own plugin.
 
-    twistd imports every plugin it can see, whether it is to run or not.
+    twistd imports every plugin that it finds, even for another command.
     """
     plugins = HERE / "tutorial" if name == "tutorial" else ROOT
     return {"PATH": os.environ["PATH"], "PYTHONPATH": str(plugins)}
 
 
 def twistdCommand(*words: str, twistd: str = TWISTD) -> list[str]:
-    """A command line of twistd in the foreground."""
+    """@return: a command line for twistd in the foreground."""
     return [twistd, "--nodaemon", "--pidfile=", *words]
 
 
 def _fastpoetry(where: Where) -> list[str]:
-    """Everything on, as installed: records go to the journal."""
+    """Run everything as installed: records go to the journal."""
     return twistdCommand(
         "--logger=fastpoetry.systemd.journal.observer",
         "fastpoetry",
@@ -94,38 +94,38 @@ def _fastpoetry(where: Where) -> list[str]:
 
 
 def _tutorial(where: Where) -> list[str]:
-    """Its log goes to a file that twistd rotates: twistd's own default, and the cheapest for it."""
+    """Log to a file that twistd rotates: twistd's default, and its cheapest log."""
     log = machine.WORK / f"tutorial-{where.port}.log"
     words = [f"--poem={where.poem}", f"--port={where.port}", f"--iface={where.host}"]
     return twistdCommand(f"--logfile={log}", "tutorial-poetry", *words)
 
 
 def _uvloop(where: Where) -> list[str]:
-    """Beside the Python that runs this."""
+    """Use the Python of this process."""
     server = str(HERE / "uvloop_server.py")
     return [sys.executable, server, str(where.poem), where.host, str(where.port)]
 
 
 def _nginx(where: Where) -> list[str]:
     """
-    The poem stands in its configuration.
+    Write the poem into the configuration.
 
-    @raise SystemExit: for a poem that cannot stand there as it is.
+    @raise SystemExit: if the poem contains a dollar sign.
     """
     poem = where.poem.read_text()
-    if "$" in poem:  # and text without variables is its fastest case
+    if "$" in poem:  # text without variables is also nginx's fastest case
         raise SystemExit("benchmarks: nginx's return takes a dollar sign for a variable")
     escaped = poem.replace("\\", "\\\\").replace('"', '\\"')
     return _configured(where, f'return "{escaped}"')
 
 
 def _nginxProxy(where: Where) -> list[str]:
-    """Asks its upstream for every poem."""
+    """Ask the upstream for every poem."""
     return _configured(where, f"proxy_pass {where.upstream}")
 
 
 def _configured(where: Where, answer: str) -> list[str]:
-    """nginx, with a configuration of its own."""
+    """Run nginx with its own configuration."""
     filled = (HERE / "nginx.conf").read_text()
     for name, value in {
         "WORK": str(machine.WORK),
@@ -142,7 +142,7 @@ def _configured(where: Where, answer: str) -> list[str]:
 
 
 def _streamModule() -> str:
-    """Where Debian and others keep nginx's stream module."""
+    """@return: the path of nginx's stream module, on Debian and elsewhere."""
     for folder in ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules"):
         module = Path(folder, "ngx_stream_module.so")
         if module.exists():
@@ -156,7 +156,7 @@ def _loop(where: Where) -> list[str]:
 
 
 def _proxy(where: Where) -> list[str]:
-    """Everything on, as installed: it asks its upstream once, and now and then."""
+    """Run everything as installed: the proxy asks its upstream once, then now and then."""
     host, port = where.upstream.split(":")
     return twistdCommand(
         "--logger=fastpoetry.systemd.journal.observer",
@@ -169,7 +169,7 @@ def _proxy(where: Where) -> list[str]:
 
 
 def _socketProxyd(where: Where) -> list[str]:
-    """systemd's own, which takes its listening socket from its environment."""
+    """Run systemd's proxy, which takes its listening socket from its environment."""
     proxyd = "/usr/lib/systemd/systemd-socket-proxyd"
     return ["systemd-socket-activate", f"--listen={where.address}", proxyd, where.upstream]
 
@@ -184,21 +184,21 @@ PEERS: dict[str, Callable[[Where], list[str]]] = {
     "socket-proxyd": _socketProxyd,
     "nginx-proxy": _nginxProxy,
 }
-"""How each server is started."""
+"""The command line of each server."""
 
 
 def isListening(where: Where) -> bool:
     """
-    Whether somebody accepts connections there.
+    Whether a server listens there.
 
-    It is looked up instead of tried: a trial would be a reader, and be counted.
+    The kernel's table says so. A trial connection would be counted as a reader.
     """
     wanted = f"{_hexOf(where.host)}:{where.port:04X}"
     with open("/proc/net/tcp") as table:
         next(table)
         for line in table:
             _, local, _, state, *_ = line.split()
-            if state != "0A":  # those that listen come first, and what follows may be long
+            if state != "0A":  # listening sockets come first; the rest may be long
                 return False
             if local == wanted:
                 return True
@@ -206,17 +206,17 @@ def isListening(where: Where) -> bool:
 
 
 def _hexOf(host: str) -> str:
-    """An address as /proc/net/tcp writes it: a number in the machine's own order of bytes."""
+    """@return: an address as in /proc/net/tcp: a number in the machine's byte order."""
     return f"{int.from_bytes(socket.inet_aton(host), sys.byteorder):08X}"
 
 
 @contextmanager
 def serving(name: str, where: Where, cpus: str | None = None) -> Iterator[Server]:
     """
-    A server that runs for as long as the context.
+    Run a server for as long as the context.
 
-    @param cpus: its processors, as taskset has them; without, the one for servers.
-    @raise SystemExit: when it does not come to listen, or ends by itself.
+    @param cpus: its processors, in taskset's form; by default the processor for servers.
+    @raise SystemExit: if it does not listen in time, or ends by itself.
     """
     command = ["taskset", "-c", cpus or machine.processors()[0], *PEERS[name](where)]
     with started(name, command) as process:
@@ -229,10 +229,10 @@ def started(
     name: str, command: Sequence[str], descriptors: Sequence[int] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
     """
-    A process that is ended with the context.
+    Run a process, and terminate it with the context.
 
-    @param descriptors: what it is to inherit.
-    @raise SystemExit: if it ended by itself, after the end of what it printed.
+    @param descriptors: those that the process inherits.
+    @raise SystemExit: if it ended by itself; the end of its output is printed first.
     """
     said = machine.WORK / f"{name}.out"
     with said.open("wb") as out:

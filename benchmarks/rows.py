@@ -1,7 +1,7 @@
 """
-What is compared with what, and how good is good enough.
+The rows: what each compares, and the bars that the result must meet.
 
-Each row measures one thing and knows its bars. How a measurement is made is not its business.
+A row measures one thing. L{bench} makes the measurement.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from messages import SENT
 
 MEBIBYTE = 1 << 20
 FEW = 4
-"""Readers of large poems at a time: more only take turns."""
+"""Readers of large poems at a time; more readers would only take turns."""
 
 DEBIAN_TWISTD = "/usr/bin/twistd3"
-"""What the package runs on, where there is one."""
+"""The twistd that the package runs on, if it is installed."""
 
 _ANY = "0.0.0.0"
-"""Where a server listens that is reached through the device of C{far}."""
+"""The address of a server that readers reach through the device of C{far}."""
 
 _MANY = ("--max-readers=20000", "--max-readers-per-source=20000")
-"""The limits on readers, out of the way."""
+"""Limits on readers that no row reaches."""
 
 _JOURNAL = "--logger=fastpoetry.systemd.journal.observer"
 
@@ -57,9 +57,9 @@ class Bar:
     """
     A claim about two figures.
 
-    @ivar ratio: what it came to.
-    @ivar least: it should be at least that,
-    @ivar most: or at most that.
+    @ivar ratio: the measured ratio of the two.
+    @ivar least: the bar for a ratio that should be high.
+    @ivar most: the bar for a ratio that should be low.
     """
 
     claim: str
@@ -69,7 +69,7 @@ class Bar:
 
     @property
     def isMet(self) -> bool:
-        """Whether it is as it should be."""
+        """Whether the ratio meets the bar."""
         return (self.least is None or self.ratio >= self.least) and (
             self.most is None or self.ratio <= self.most
         )
@@ -78,9 +78,9 @@ class Bar:
 @dataclass
 class Row:
     """
-    What was found.
+    The results of one row.
 
-    @ivar figures: which figures of the samples to print, first the one that matters.
+    @ivar figures: which figures of the samples to print, the most important first.
     """
 
     title: str
@@ -96,7 +96,7 @@ class Row:
         most: float | None = None,
         one: str = "fastpoetry",
     ) -> None:
-        """Hold a figure of one server against another's."""
+        """Compare a figure of one server with that of another."""
         ratio = self.samples[one][key] / self.samples[other][key]
         self.bars.append(Bar(f"{key} of {one} against {other}", ratio, least, most))
 
@@ -116,7 +116,7 @@ def rate(bench: Bench) -> Row:
 
 
 def card(bench: Bench) -> Row:
-    """The same when the server's processor does all of a server's work, and none of clients'."""
+    """Measure the same where the server's processor does all work of the server only."""
     receivers = f"{1 << int(machine.processors()[0]):x}"
     with _serving(bench, ("fastpoetry", "nginx", "loop", "uvloop"), host=_ANY) as servers:
         samples = _rotated(bench, servers, "-d", "0", "-r", receivers, isFar=True)
@@ -128,7 +128,7 @@ def card(bench: Bench) -> Row:
 
 
 def distance(bench: Bench) -> Row:
-    """Readers 10 ms away, where nothing is acknowledged at once and every reader lingers."""
+    """Measure readers 10 ms away: every acknowledgement is late, and every reader lingers."""
     with _serving(bench, ("fastpoetry", "nginx"), host=_ANY) as servers:
         samples = _rotated(bench, servers, "-d", "10", readers=4000, isFar=True)
     row = Row("3,003 bytes, 4,000 at a time, 10 ms away", _SPEED, samples)
@@ -138,7 +138,7 @@ def distance(bench: Bench) -> Row:
 
 
 def latency(bench: Bench) -> Row:
-    """How long one reader in a hundred has to wait, at half of what nginx can do."""
+    """Measure the wait of the slowest hundredth of readers, at half of nginx's poems/s."""
     with _serving(bench, ("fastpoetry", "nginx")) as servers:
         pace = bench.measure(servers["nginx"])["poemsPerSecond"] / 2
         samples = _rotated(bench, servers, "-r", f"{pace:.0f}", readers=1000)
@@ -150,7 +150,7 @@ def latency(bench: Bench) -> Row:
 
 
 def sizes(bench: Bench) -> Row:
-    """How fast poems of any size leave."""
+    """Measure bytes/s for poems of several sizes."""
     samples: dict[str, Sample] = {}
     for size in (100, 10_000, 100_000, MEBIBYTE, 4 * MEBIBYTE, 16 * MEBIBYTE):
         with _serving(bench, ("fastpoetry", "loop"), size=size) as servers:
@@ -163,7 +163,7 @@ def sizes(bench: Bench) -> Row:
 
 
 def held(bench: Bench) -> Row:
-    """What 10,000 readers that hardly read take from the others."""
+    """Measure what 10,000 readers that hardly read take from the others."""
     readers = 10_000
     name = f"beside {readers:,}"
     with _serving(bench, ("fastpoetry",), options=_MANY) as servers:
@@ -183,7 +183,7 @@ def held(bench: Bench) -> Row:
 
 
 def stopped(bench: Bench) -> Row:
-    """What 1,000 readers that have stopped in a poem of 16 MiB cost in memory."""
+    """Measure the memory for 1,000 readers that have stopped in a poem of 16 MiB."""
     with _serving(bench, ("fastpoetry",), size=16 * MEBIBYTE, options=_MANY) as servers:
         server = servers["fastpoetry"]
         bench.measure(server, readers=FEW)
@@ -203,8 +203,10 @@ def stopped(bench: Bench) -> Row:
 
 def start(bench: Bench) -> Row:
     """
-    A cold start, and what then waits in memory, on Debian's own Python and Twisted: from the first
-    connection to the last byte, where systemd-socket-activate has yet to start the service.
+    Measure a cold start, and the memory of the waiting server, on Debian's own Python and Twisted.
+
+    The time runs from the first connection, at which systemd-socket-activate starts the service, to
+    the last byte.
     """
     twistd = DEBIAN_TWISTD if Path(DEBIAN_TWISTD).exists() else TWISTD
     poem = f"--poem={bench.place().poem}"
@@ -230,7 +232,7 @@ def start(bench: Bench) -> Row:
 
 
 def records(bench: Bench) -> Row:
-    """What records about single connections cost, for budgets of so many a second."""
+    """Measure the cost of records about single connections, for several journal budgets."""
     with ExitStack() as stack:
         servers = {
             budget: stack.enter_context(
@@ -245,7 +247,7 @@ def records(bench: Bench) -> Row:
 
 
 def cores(bench: Bench) -> Row:
-    """Two processes on one listening socket, on two processors that they share with clients."""
+    """Measure two processes on one socket, on two processors that they share with clients."""
     both = ",".join(machine.processors())
     with ExitStack() as stack:
         servers = {
@@ -261,7 +263,7 @@ def cores(bench: Bench) -> Row:
 
 
 def proxy(bench: Bench) -> Row:
-    """Proxies before one upstream: one of them need not ask, whether it can be asked or not."""
+    """Measure proxies of one upstream. Ours has a copy, so it works with the upstream down too."""
     with _serving(bench, ("fastpoetry",), host=_ANY) as servers, ExitStack() as stack:
         upstream = f"127.0.0.1:{servers['fastpoetry'].where.port}"
         for name in ("proxy", "nginx-proxy", "socket-proxyd"):
@@ -295,7 +297,7 @@ def _serving(
     host: str = "127.0.0.1",
     options: Sequence[str] = (),
 ) -> Iterator[dict[str, Server]]:
-    """Several servers side by side; only one is under load at a time."""
+    """Run several servers side by side; only one is under load at a time."""
     with ExitStack() as stack:
         yield {
             name: stack.enter_context(serving(name, bench.place(size, host, options)))
@@ -305,20 +307,20 @@ def _serving(
 
 @contextmanager
 def _widowed(bench: Bench, options: Sequence[str]) -> Iterator[Server]:
-    """A proxy that fetched a poem once and whose upstream is down since."""
+    """Run a proxy that has fetched a poem and whose upstream is down."""
     with ExitStack() as stack:
         with serving("fastpoetry", bench.place()) as upstream:
             where = bench.place(host=_ANY, options=options, upstream=upstream.where.address)
             server = stack.enter_context(serving("proxy", where))
             bench.measure(server, "-d", "0", seconds=0.1, isFar=True)
-        time.sleep(1.5)  # what it has is stale now
+        time.sleep(1.5)  # the copy is stale now
         yield server
 
 
 @contextmanager
 def _sharing(where: Where, processes: int, cpus: str) -> Iterator[Server]:
     """
-    Processes of fastpoetry that accept from one socket, as instances with the same C{Sockets=} do.
+    Run processes of fastpoetry on one socket, like instances with the same C{Sockets=}.
     """
     words = twistdCommand(_JOURNAL, "fastpoetry", f"--poem={where.poem}", "--listen=adopted:")
     with ExitStack() as stack:
@@ -345,7 +347,7 @@ def _rotated(
     """
     Measure servers in turn, after a moment to warm up.
 
-    @param flags: and the rest as in L{Bench.measure}.
+    @param flags: this and the others are those of L{Bench.measure}.
     """
     measure = partial(bench.measure, readers=readers, cpus=cpus, isFar=isFar)
     for server in servers.values():
@@ -356,7 +358,7 @@ def _rotated(
 
 
 def _memory(server: Server) -> Sample:
-    """What a server takes: its own, and all that the kernel has for TCP."""
+    """@return: the resident memory of a server, and the kernel's memory for TCP."""
     return {
         "residentMiB": machine.residentBytes(server.pids) / MEBIBYTE,
         "kernelMiB": machine.socketBytes() / MEBIBYTE,
@@ -364,12 +366,12 @@ def _memory(server: Server) -> Sample:
 
 
 def _grown(after: Sample, before: Sample) -> Sample:
-    """By how much it became more."""
+    """@return: the growth of each figure."""
     return {key: after[key] - before[key] for key in before}
 
 
 def _measureHeld(bench: Bench, server: Server, readers: int) -> Sample:
-    """Measure beside readers that are held: with the smallest buffer, and above the least rate."""
+    """Measure beside held readers, with the smallest buffer and just above the least rate."""
     bench.waitUntilIdle(server)
     before = _memory(server)
     with holding(server.where, readers, "-b", "1", "-p", "100"):
@@ -379,7 +381,7 @@ def _measureHeld(bench: Bench, server: Server, readers: int) -> Sample:
 
 
 def _measureStart(bench: Bench, name: str, words: Sequence[str]) -> Sample:
-    """One reader of a service that its first connection starts; then it waits for another."""
+    """Measure the first reader of a service that its connection starts, then the idle memory."""
     where = bench.place()
     handed = [f"--setenv={key}={value}" for key, value in environment(name).items()]
     activate = ["systemd-socket-activate", f"--listen={where.address}", "--fdname=poetry", *handed]
@@ -392,7 +394,7 @@ def _measureStart(bench: Bench, name: str, words: Sequence[str]) -> Sample:
 
 
 def _measureVersion(twistd: str) -> Sample:
-    """What Python and twistd take to come up and do nothing."""
+    """Measure how long Python and twistd take to start and exit."""
     begin = time.monotonic()
     command = ["taskset", "-c", machine.processors()[0], twistd, "--version"]
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
