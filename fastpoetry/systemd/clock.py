@@ -41,7 +41,7 @@ class MonotonicClock:
     A clock on C{CLOCK_MONOTONIC}, with delayed calls.
 
     While a call is pending, the clock holds one descriptor, a timerfd_create(2), which the reactor
-    watches. Without pending calls the reactor has nothing of this clock. If no descriptor is
+    watches. Without pending calls it holds no descriptor and no timer. If no descriptor is
     available, or the reactor cannot watch it, the reactor's own clock wakes this one each second
     until a timer works. Like a reactor's C{callLater}, it is not for use in threads.
     """
