@@ -92,12 +92,18 @@ def findMutants(path: Path) -> Iterator[Mutant]:
 
 
 def findTests(mutant: Mutant, runs: Runs) -> list[str]:
-    """The tests that run a fault's statement, or else its module, quick ones first; the lives."""
+    """
+    The tests that run a fault's statement, quick ones first, and the lives.
+
+    A statement of an import, as a constant, meets all tests that run or name its module.
+    """
     path, lines = str(mutant.path), set(mutant.lines)
-    ofModule = [test for test, (_, ran) in runs.items() if path in ran]
-    ofLines = [test for test in ofModule if not lines.isdisjoint(runs[test][1][path])]
+    chosen = [test for test in runs if not lines.isdisjoint(runs[test][1].get(path, ()))]
+    if not chosen:
+        naming = [str(test) for test in findNaming([path])]
+        chosen = [test for test in runs if path in runs[test][1] or test.split("::")[0] in naming]
     lives = [test for test in runs if test.startswith(_LIVES)]
-    return sorted(ofLines or ofModule, key=lambda test: runs[test][0]) + lives
+    return sorted({*chosen} - {*lives}, key=lambda test: runs[test][0]) + lives
 
 
 def passes(root: Path, tests: list[str], seconds: float) -> bool:
@@ -128,13 +134,17 @@ def describe(mutant: Mutant) -> str:
     return f"{mutant.path}:{source[: mutant.begin].count(10) + 1}: {before} -> {mutant.text}"
 
 
-def record(root: Path, paths: list[str]) -> Runs:
-    """Run the tests that name what is at some paths, and the lives."""
+def findNaming(paths: list[str]) -> list[Path]:
+    """The modules of tests that name what is at some paths."""
     names = [path.removesuffix(".py").replace("/", ".") for path in paths]
     tests = {path: path.read_text() for path in sorted(Path("tests").glob("test_*.py"))}
-    named = [str(path) for path in tests if any(name in tests[path] for name in names)]
-    environment = os.environ | {"PYTHONPATH": "tests"}
-    subprocess.run([*_PYTEST, "-p", "lines", *named, _LIVES], cwd=root, env=environment)
+    return [path for path in tests if any(name in tests[path] for name in names)]
+
+
+def record(root: Path, paths: list[str]) -> Runs:
+    """Run the tests that name what is at some paths, and the lives."""
+    command = [*_PYTEST, "-p", "lines", *map(str, findNaming(paths)), _LIVES]
+    subprocess.run(command, cwd=root, env=os.environ | {"PYTHONPATH": "tests"})
     runs: Runs = json.loads((root / "lines.json").read_text())
     return runs
 

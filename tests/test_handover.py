@@ -136,10 +136,10 @@ class HandOverTests(HandOverCase):
             reader.close()
 
     def test_user(self) -> None:
-        """The user of a UNIX socket is restored too."""
-        self.reader.address = 1000
+        """The user of a UNIX socket is restored too, even root."""
+        self.reader.address = 0
         readers, _ = self.restore(self.describe())
-        self.assertEqual([each.address for each in readers], [1000])
+        self.assertEqual([each.address for each in readers], [0])
 
 
 class DistrustTests(HandOverCase):

@@ -339,6 +339,16 @@ class EndTests(ProxiedCase):
         self.reactor.pump([1.0] * 15)
         self.assertEqual(transport.did, [])
 
+    def test_halfClosesWithin(self) -> None:
+        """A client that closes its side in the middle of its header is reset, with a record."""
+        for beginning in (V1[:10], V1[:20]):
+            transport = self.connect()
+            self.wrapper.dataReceived(beginning)
+            with capturedLogs() as events:
+                self.wrapper.readConnectionLost()
+            expected = ["turned 192.0.2.1:50000 away: it left in the middle of its PROXY header"]
+            self.assertEqual((said(events), transport.did), (expected, ["abortConnection"]))
+
     def test_leaves(self) -> None:
         """A client that leaves in the middle of its header is counted, with a record."""
         self.connect()

@@ -332,6 +332,18 @@ class SourceTests(PolicyCase):
         self.clock.advance(0)
         self.successResultOf(drained)
 
+    def test_notBegun(self) -> None:
+        """The record of a reader that is reset before its poem begins says that it got nothing."""
+        with capturedLogs() as events:
+            self.policy.giveUp(FakeReader(self.policy), "a test")
+        self.assertEqual(said(events), ["gave up on unix after 0 of 310 bytes: a test"])
+
+    def test_atRest(self) -> None:
+        """After a stop that has nobody to wait for, no timer is left."""
+        self.policy.remove(self.sending())
+        self.successResultOf(self.policy.drain())
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_arrivalStays(self) -> None:
         """A stop ends in time though a connection that has said nothing does not go."""
         arrival = FakeArrival(self.policy)
