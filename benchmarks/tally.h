@@ -1,4 +1,4 @@
-/* What load.c and far.c share: the poem, the clock, what is counted, and the line of JSON at the end. */
+/* The parts that load.c and far.c share: the poem, the clock, the counts, and the line of JSON. */
 #ifndef TALLY_H
 #define TALLY_H
 
@@ -75,7 +75,7 @@ static void tally(uint64_t intended, size_t seen, int wrong) {
     }
 }
 
-/* Prints what was counted; the exit status is 1 when any poem was not whole and exact. */
+/* Prints the counts; the exit status is 1 if any poem was wrong or incomplete. */
 static int report(double seconds) {
     struct rusage used;
     getrusage(RUSAGE_SELF, &used);

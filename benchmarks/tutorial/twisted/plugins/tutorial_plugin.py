@@ -1,8 +1,8 @@
 """
-A poetry server as a Twisted tutorial would have it: the peer that the fast one is measured against.
+A poetry server as in a Twisted tutorial, to compare the fast one with.
 
-One plugin file, imported as a whole. It has no deadlines and no limits, closes as soon as it has
-written, and tells of each poem in the log.
+It is one plugin file. It has no deadlines and no limits, closes right after its write, and logs
+each poem.
 """
 
 # A tutorial's code, and Twisted's types disagree with it.
@@ -20,7 +20,7 @@ from zope.interface import implementer
 
 
 class PoetryProtocol(Protocol):
-    """Sends the poem and closes."""
+    """Send the poem and close."""
 
     factory: PoetryFactory
 
@@ -32,7 +32,7 @@ class PoetryProtocol(Protocol):
 
 
 class PoetryFactory(Factory):
-    """Knows where the poem is."""
+    """Make protocols that know the service with the poem."""
 
     protocol = PoetryProtocol
     noisy = False
@@ -42,7 +42,7 @@ class PoetryFactory(Factory):
 
 
 class PoetryService(service.Service):
-    """Reads the poem when it starts."""
+    """Read the poem at the start."""
 
     poem = b""
 
