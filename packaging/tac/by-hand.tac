@@ -1,9 +1,9 @@
 """
-One poem, its parts put together by hand: C{twistd --nodaemon --pidfile= --python by-hand.tac}.
+One poem, assembled by hand: C{twistd --nodaemon --pidfile= --python by-hand.tac}.
 
-The other deployments leave that to C{makeService}. A source of poems and a listener are a block,
-which is a C{MultiService} of its own; what tells systemd, and reloads at SIGHUP, comes last. It
-serves nothing by itself: plain Python only reads it.
+The other examples call C{makeService} instead. A source of poems and its listener form a block, a
+C{MultiService}. C{NotifyService}, which reports to systemd and reloads at SIGHUP, starts last.
+Under plain Python this file serves nothing.
 """
 
 from contextlib import suppress
@@ -25,13 +25,13 @@ listen = "tcp:10000:interface=127.0.0.1"
 
 folders = findPoetryPath(__file__).split(":")
 
-# twistd runs it under another name; what follows reads the poem and tries the port.
+# twistd runs this file under another name. The rest reads the poem and tries the port.
 if __name__ != "__main__":
     from twisted.internet import reactor
 
     selection = PoemNamed(poem, folders)
     try:
-        selection.load()  # again at the start; here a refusal is one line
+        selection.load()  # the service loads again; loading here reports an error in one line
     except PoemError as why:
         refuse(why)
     endpoint = serverFromString(reactor, listen)
@@ -44,7 +44,7 @@ if __name__ != "__main__":
     PoetryListener(endpoint, factory, reactor).setServiceParent(block)
 
     async def reload():
-        with suppress(PoemError):  # then the old one stays, and the log has it
+        with suppress(PoemError):  # the old poem stays, and the error is logged
             await poetry.reload()
 
     application = Application("fastpoetry")

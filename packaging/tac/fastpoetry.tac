@@ -1,8 +1,7 @@
 """
-One poem on one port, as a deployment: C{twistd --nodaemon --python fastpoetry.tac}.
+One poem on one port: C{twistd --nodaemon --python fastpoetry.tac}.
 
-The settings are those of C{twistd fastpoetry}, kept in a file. It serves nothing by itself: plain
-Python only reads it.
+The settings are options of C{twistd fastpoetry}. Under plain Python this file serves nothing.
 """
 
 from twisted.application.service import Application
@@ -14,7 +13,7 @@ port = 10000
 interface = "localhost"
 poetryPath = findPoetryPath(__file__)
 
-# twistd runs it under another name; what follows reads the poem and tries the port.
+# twistd runs this file under another name. The rest reads the poem and tries the port.
 if __name__ != "__main__":
     options = Options()
     options.parseOptions(

@@ -1,9 +1,7 @@
 """
-A caching proxy for another server's poem, as a deployment:
-C{twistd --nodaemon --python poetry-proxy.tac}.
+A caching proxy for another server's poem: C{twistd --nodaemon --python poetry-proxy.tac}.
 
-The settings are those of C{twistd fastpoetry-proxy}, kept in a file. It serves nothing by itself:
-plain Python only reads it.
+The settings are options of C{twistd fastpoetry-proxy}. Under plain Python this file serves nothing.
 """
 
 from twisted.application.service import Application
@@ -14,7 +12,7 @@ upstream = "tcp:host=127.0.0.1:port=10000"
 port = 11000
 interface = "localhost"
 
-# twistd runs it under another name; what follows tries the port.
+# twistd runs this file under another name. The rest tries the port.
 if __name__ != "__main__":
     options = Options()
     options.parseOptions(["--upstream", upstream, "--port", str(port), "--iface", interface])

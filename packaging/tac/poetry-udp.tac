@@ -2,15 +2,15 @@
 One poem by TCP and by UDP, as RFC 865 has it: C{twistd --nodaemon --pidfile= --python
 poetry-udp.tac}.
 
-A C{PoetryService} knows no protocol, so one of them serves both: TCP, and beside it UDP, where each
-datagram is answered with the first lines of the poem::
+A C{PoetryService} does not depend on a protocol, so one service serves both TCP and UDP. The answer
+to each datagram is the first lines of the poem::
 
     $ echo | nc -u -w 1 127.0.0.1 10000
 
-Where systemd passes sockets it is served on those, C{ListenStream=} and C{ListenDatagram=}. A
-datagram's sender may be somebody else's address: give such a unit an C{IPAddressAllow=}.
+If systemd passes sockets, of C{ListenStream=} and C{ListenDatagram=}, the poem is served on those.
+The source address of a datagram can be forged, so give such a unit an C{IPAddressAllow=}.
 
-It serves nothing by itself: plain Python only reads it.
+Under plain Python this file serves nothing.
 """
 
 from contextlib import suppress
@@ -35,28 +35,24 @@ poem = "ecstasy"
 listen = "tcp:10000:interface=127.0.0.1"
 addressForUDP = ("127.0.0.1", 10000)
 
-# RFC 865 asks for less than 512 characters, and here the last is a newline.
+# RFC 865 recommends fewer than 512 characters; a last newline comes on top.
 mostBytes = 512
 
-# With this and the loopback interface nobody can have us flood anybody.
+# This limit and the loopback interface keep attackers from using this server to flood others.
 mostAnswersPerSecond = 20
 
 folders = findPoetryPath(__file__).split(":")
 
 
 class PoetryDatagrams(DatagramProtocol):
-    """
-    The beginning of the poem for each datagram, whatever is in that.
-    """
+    """Answers each datagram with the beginning of the poem, and ignores its content."""
 
     def __init__(self, poetry):
         self._poetry = poetry
         self._second = self._answers = 0
 
     def datagramReceived(self, datagram, address):
-        """
-        Answer, if not too many were answered in this second.
-        """
+        """Answer, up to a number of answers a second."""
         second = int(monotonic())
         if second != self._second:
             self._second, self._answers = second, 0
@@ -67,44 +63,36 @@ class PoetryDatagrams(DatagramProtocol):
 
 
 class DatagramService(Service):
-    """
-    Receives for as long as it runs.
-    """
+    """Receives datagrams while the service runs."""
 
     def __init__(self, listen):
         self._listen = listen
 
     def startService(self):
-        """
-        Receive.
-        """
+        """Begin to receive datagrams."""
         super().startService()
         self._port = self._listen()
 
     def stopService(self):
-        """
-        Receive no more.
-        """
+        """Stop receiving datagrams."""
         super().stopService()
         return self._port.stopListening()
 
 
 def firstLines(text):
-    """
-    As many whole lines as go into a datagram; of a line that is too long for one, its beginning.
-    """
+    """Return the whole lines that fit into a datagram, or the beginning of a long first line."""
     head = text[:mostBytes]
     end = len(text) if len(text) <= mostBytes else head.rfind(b"\n") + 1
     return head[: end or mostBytes]
 
 
-# twistd runs it under another name; what follows reads the poem and tries the ports.
+# twistd runs this file under another name. The rest reads the poem and tries the ports.
 if __name__ != "__main__":
     from twisted.internet import reactor
 
     selection = PoemNamed(poem, folders)
     try:
-        selection.load()  # again at the start; here a refusal is one line
+        selection.load()  # the service loads again; loading here reports an error in one line
     except PoemError as why:
         refuse(why)
     poetry = PoetryService(selection)
@@ -133,7 +121,7 @@ if __name__ != "__main__":
             return reactor.adoptDatagramPort(bound.fileno(), AF_INET, answer())
 
     async def reload():
-        with suppress(PoemError):  # then the old one stays, and the log has it
+        with suppress(PoemError):  # the old poem stays, and the error is logged
             await poetry.reload()
 
     application = Application("fastpoetry")

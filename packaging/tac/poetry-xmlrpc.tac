@@ -1,12 +1,12 @@
 """
-One poem over two protocols, as a deployment: C{twistd --nodaemon --python poetry-xmlrpc.tac}.
+One poem over two protocols: C{twistd --nodaemon --python poetry-xmlrpc.tac}.
 
-A C{PoetryService} knows no protocol, so one of them serves both: plain TCP, and beside it XML-RPC::
+A C{PoetryService} does not depend on a protocol, so one service serves both TCP and XML-RPC::
 
     >>> from xmlrpc.client import ServerProxy
     >>> ServerProxy("http://127.0.0.1:10080").poem().data
 
-It serves nothing by itself: plain Python only reads it.
+Under plain Python this file serves nothing.
 """
 
 from contextlib import suppress
@@ -34,28 +34,24 @@ folders = findPoetryPath(__file__).split(":")
 
 
 class PoetryXMLRPC(XMLRPC):
-    """
-    The poem as a remote procedure.
-    """
+    """Serves the poem as a remote procedure."""
 
     def __init__(self, poetry):
         super().__init__()
         self._poetry = poetry
 
     def xmlrpc_poem(self):
-        """
-        Its bytes: as Binary, since XML has no place for every character.
-        """
+        """Return the bytes of the poem, as Binary because XML cannot contain every character."""
         return Binary(self._poetry.poem.text)
 
 
-# twistd runs it under another name; what follows reads the poem and tries the ports.
+# twistd runs this file under another name. The rest reads the poem and tries the ports.
 if __name__ != "__main__":
     from twisted.internet import reactor
 
     selection = PoemNamed(poem, folders)
     try:
-        selection.load()  # again at the start; here a refusal is one line
+        selection.load()  # the service loads again; loading here reports an error in one line
     except PoemError as why:
         refuse(why)
 
@@ -65,7 +61,7 @@ if __name__ != "__main__":
     checkEndpoints({listen: endpoint, listenForXMLRPC: xmlrpc.endpoint})
 
     async def reload():
-        with suppress(PoemError):  # then the old one stays, and the log has it
+        with suppress(PoemError):  # the old poem stays, and the error is logged
             await poetry.reload()
 
     application = Application("fastpoetry")

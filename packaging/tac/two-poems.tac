@@ -1,8 +1,8 @@
 """
-Two poems, each on its own port, as a deployment: C{twistd --nodaemon --python two-poems.tac}.
+Two poems, each on its own port: C{twistd --nodaemon --python two-poems.tac}.
 
-Each is a block with a C{MultiService} of its own, and both are in one process, under one set of
-limits. It serves nothing by itself: plain Python only reads it.
+Each poem is a block with its own C{MultiService}. Both share one process and one set of limits.
+Under plain Python this file serves nothing.
 """
 
 from twisted.application.service import Application
@@ -13,7 +13,7 @@ ports = {"ecstasy": 10000, "fascination": 10001}
 interface = "localhost"
 poetryPath = findPoetryPath(__file__)
 
-# twistd runs it under another name; what follows reads the poems and tries the ports.
+# twistd runs this file under another name. The rest reads the poems and tries the ports.
 if __name__ != "__main__":
     arguments = ["--poetry-path", poetryPath]
     for poem, port in ports.items():
