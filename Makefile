@@ -1,17 +1,17 @@
-# What there is to make: `make help`. On Debian, targets that need packages install them first, as
-# root or with sudo; elsewhere they say what they miss.
+# `make help` lists the targets. On Debian a target first installs the packages that it needs, as root or
+# with sudo. On other systems the missing program reports an error.
 
 SHELL = /bin/sh
 .DELETE_ON_ERROR:
 .SUFFIXES:
 
-# The system's own Python, where there is one: Debian's python3-twisted is of no use to another.
+# The system's own Python if there is one: only that can import Debian's python3-twisted.
 PYTHON := $(firstword $(wildcard /usr/bin/python3) python3)
 VENV := .venv
 BUILDDIR = build
 
 DESTDIR =
-# The units and the default poetry path say /usr; another prefix needs drop-ins that say otherwise.
+# The units and the default poetry path contain /usr. Another prefix needs drop-ins.
 prefix = /usr
 sysconfdir = /etc
 pythondir = $(prefix)/lib/python3/dist-packages
@@ -23,28 +23,28 @@ datadir = $(prefix)/share
 completiondir = $(datadir)/bash-completion/completions
 docdir = $(datadir)/doc/fastpoetry
 mandir = $(datadir)/man
-# Debian's name for it; most other distributions have /usr/bin/twistd.
+# Debian's name of the program. Most other distributions have /usr/bin/twistd.
 twistd = /usr/bin/twistd3
 
 .PHONY: help
 help:
 	@echo 'make run      serve poetry/ecstasy.txt on 127.0.0.1:10000, in the foreground'
-	@echo 'make test     all tests; on booted systems too, as root on Debian (TESTS=path for some)'
-	@echo 'make lives    random lives of the server, until one breaks a promise (SEED=number for one run)'
+	@echo 'make test     all tests; as root on Debian also on booted systems (TESTS=path for some)'
+	@echo 'make lives    random events until the server breaks a promise (SEED=number for one run)'
 	@echo 'make mutants  small faults in a copy of the code that no test notices (SAMPLE=150 SEED=27)'
 	@echo 'make check    lint and types'
-	@echo 'make bench    measure: poems a second, seconds of CPU, beside other servers'
-	@echo 'make docs     the pages of the API, in build/api'
-	@echo 'make deb      the Debian packages of what is committed, in dist/ (COMMIT=HEAD)'
+	@echo 'make bench    measure poems a second and CPU time, and compare other servers'
+	@echo 'make docs     API documentation, in build/api'
+	@echo 'make deb      Debian packages of a commit, in dist/ (COMMIT=HEAD)'
 	@echo 'make install  DESTDIR=$(DESTDIR) prefix=$(prefix) unitdir=$(unitdir) twistd=$(twistd)'
-	@echo 'make clean    remove what the others made in this folder'
-	@echo 'What a target needs of Debian it installs first, as root or with sudo, and says so.'
+	@echo 'make clean    remove what the other targets made in this folder'
+	@echo 'On Debian each target first installs the packages that it needs, as root or with sudo.'
 
-# What building systemd-python takes, which is on PyPI as a source only.
+# For pip to build systemd-python: PyPI has only its source.
 VENV_PACKAGES = python3-venv python3-dev gcc libc6-dev libsystemd-dev pkg-config
 
-# $(VENV)/test, $(VENV)/check, ...: the virtual environment with what that extra of pyproject.toml
-# names. fastpoetry itself is not installed in there: everything runs from this folder.
+# $(VENV)/test, $(VENV)/check, ...: the virtual environment with the packages of that extra in
+# pyproject.toml. It does not contain fastpoetry, which runs from this folder.
 $(VENV)/%: pyproject.toml
 	@packaging/need $(VENV_PACKAGES)
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -54,7 +54,7 @@ $(VENV)/%: pyproject.toml
 	@$(VENV)/bin/python -m pip install --quiet --upgrade --requirement $@.in
 	@mv $@.in $@
 
-# Debian's own Twisted, as the package runs on; where there is no Debian, pip's.
+# Debian's Twisted, which the package runs on; on other systems the one from pip.
 ifneq ($(shell command -v apt-get),)
 TWISTD = /usr/bin/twistd3
 .PHONY: ready-to-run
@@ -69,17 +69,17 @@ endif
 run: ready-to-run
 	@$(PYTHON) packaging/run $(TWISTD)
 
-# What tests look at the program with; those of the manual pages and the completion need the rest, and
-# GLib's reactor is in none of pip's packages.
+# Tools of the tests. groff, mandoc, jq and bash-completion are for tests of manual pages and completion;
+# python3-gi is for GLib's reactor, which PyPI has no package for.
 TEST_PACKAGES = systemd netcat-openbsd iproute2 strace openssl jq groff mandoc bash-completion \
 	faketime python3-gi python3-twisted
-# The system tests make Debian roots and boot them. Without root they are skipped.
+# The system tests make and boot Debian root folders. Without root they are skipped.
 ifeq ($(shell id -u),0)
 TEST_PACKAGES += systemd-container mmdebstrap lintian rpm
 endif
 
-# Without TESTS, all tests: in shards side by side, each with a log in LOGS; then those that measure time
-# or count CPU, alone. No shard has a file, a port or a machine of another.
+# Without TESTS, all tests run: first shards in parallel, each with a log in LOGS; then alone, those that
+# measure time or CPU. Shards share no file, port or machine.
 TESTS =
 SYSTEMS = bookworm trixie
 LOGS = $(BUILDDIR)/tests
@@ -88,7 +88,7 @@ HELPER = cd tests && $(abspath $(VENV))/bin/python -m
 
 .PHONY: test
 test: $(VENV)/test
-	@packaging/need $(TEST_PACKAGES) || echo 'Tests that need it are skipped, and say so.'
+	@packaging/need $(TEST_PACKAGES) || echo 'Tests that need these packages are skipped.'
 ifneq ($(TESTS),)
 	@$(PYTEST) $(SYSTEMS:%=--system=%) $(TESTS)
 else
@@ -119,7 +119,7 @@ $(LOGS)/root-%:
 	@$(HELPER) system.roots $*
 	@touch $@
 
-# New lives until one breaks a promise, or until Ctrl-C.
+# Random events until the server breaks a promise, or until Ctrl-C.
 .PHONY: lives
 lives: $(VENV)/test
 	@PYTHONPATH=tests $(VENV)/bin/python -m lives.run $(SEED)
@@ -147,12 +147,12 @@ bench: $(VENV)/bench
 	@packaging/need gcc libc6-dev nginx-light libnginx-mod-stream python3-twisted python3-systemd
 	@$(VENV)/bin/python benchmarks/run.py
 
-# What building the package takes; packaging/debian/control says it to dpkg.
-# fakeroot is for somebody who is not root, on Debian 12.
+# Build dependencies of the package, as in packaging/debian/control. fakeroot is for users other than root
+# on Debian 12.
 DEB_PACKAGES = git build-essential fakeroot debhelper bash-completion dh-python pybuild-plugin-pyproject \
 	python3-all python3-hatchling
 
-# A package is made of a commit, and of nothing else: whoever builds it, gets the same file.
+# A package contains a commit and nothing else, so every build of it gives the same file.
 COMMIT = HEAD
 DISTDIR = dist
 .PHONY: deb
@@ -163,7 +163,7 @@ deb:
 	install -d $(SOURCE) $(DISTDIR)
 	git -c tar.umask=022 archive $(COMMIT) | tar --extract --preserve-permissions --directory=$(SOURCE)
 	mv $(SOURCE)/packaging/debian $(SOURCE)
-	# With Debian's own Python, whatever else bears the name. Testing is for `make test`.
+	# Use Debian's Python, not another one in PATH. `make test` runs the tests.
 	export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct $(COMMIT)) DEB_BUILD_OPTIONS=nocheck \
 		PATH=/usr/sbin:/usr/bin:/sbin:/bin; \
 	cd $(SOURCE) && dpkg-buildpackage --build-profiles=nocheck --unsigned-source --unsigned-changes
@@ -172,7 +172,7 @@ deb:
 
 INSTALL = install -D --mode=644
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' fastpoetry/__init__.py)
-# What calls twistd by its name.
+# Installed files that contain the name of twistd.
 NAMING = $(DESTDIR)$(unitdir)/fastpoetry*.service $(DESTDIR)$(mandir)/man8/fastpoetry*.8 \
 	$(DESTDIR)$(docdir)/examples/cores/*.service $(DESTDIR)$(completiondir)/_$(notdir $(twistd))
 .PHONY: install
@@ -203,7 +203,7 @@ install:
 		$(DESTDIR)$(pythondir)/fastpoetry-$(VERSION).dist-info/METADATA
 	sed -i -e 's|/usr/bin/twistd3|$(twistd)|g' -e 's|twistd3|$(notdir $(twistd))|g' $(NAMING)
 ifeq ($(DESTDIR),)
-	# Where nothing is staged: tell Twisted, systemd and journald what is there now.
+	# An installation that is not staged: update the caches of Twisted, systemd and journald.
 	$(PYTHON) -c 'from twisted.plugin import IPlugin, getPlugins; list(getPlugins(IPlugin))'
 	! test -d /run/systemd/system || systemctl daemon-reload
 	journalctl --update-catalog
