@@ -190,7 +190,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Forget the connection, and count it if it got no poem."""
         if self._isArriving:
-            self._endArrival(f"it left, and {self._awaited}")
+            self._endArrival(f"it left early: {self._awaited}")
         if self._waiting is not None:
             self._waiting.cancel()
         self._policy.remove(self)

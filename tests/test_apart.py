@@ -130,7 +130,7 @@ class ProcessTests(SynchronousTestCase):
         for where, name in ((os, "memfd_create"), (processModule, "Popen"), (os, "pidfd_open")):
             with mock.patch.object(where, name, side_effect=OSError(11, "none is left")):
                 why = self.assertRaises(NoProcessError, make)
-            self.assertEqual(str(why), "/disk: no process can be had: none is left")
+            self.assertEqual(str(why), "/disk: no process can be started: none is left")
         self.assertEqual(countDescriptors(), before)
         self.assertRaises(ChildProcessError, os.waitpid, -1, os.WNOHANG)
 

@@ -144,12 +144,13 @@ class KeeperTests(SynchronousTestCase):
         copy is written once a process can start.
         """
         save(self.path, b"0", 1234.5)
-        self.threads.why = NoProcessError("no process can be had: none is left")
+        self.threads.why = NoProcessError("no process can be started: none is left")
         with capturedLogs() as events:
             self.keeper.save(self.copy(b"1"))
             loaded = self.keeper.load()
         self.assertEqual(
-            said(events), ["the copy on disk cannot be used: no process can be had: none is left"]
+            said(events),
+            ["the copy on disk cannot be used: no process can be started: none is left"],
         )
         self.assertEqual(self.successResultOf(loaded), self.copy(b"0"))
         self.successResultOf(self.keeper.finish())

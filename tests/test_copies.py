@@ -173,7 +173,7 @@ class StrangeTests(CopyCase):
         self.mostBytes = 300
         self.assertReplaced("has 574 bytes; a copy has 400 at most")
         self.save(self.copy(b"a" * 301))
-        self.assertReplaced("has 301 bytes of poetry, more than may be")
+        self.assertReplaced("has 301 bytes of poetry, more than the limit")
         self.save(self.copy(b"a" * 300))
         self.assertEqual(self.load(), self.copy(b"a" * 300))
 

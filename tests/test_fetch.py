@@ -194,8 +194,8 @@ class FailureTests(ProxyCase):
     def test_noThread(self) -> None:
         """A machine without a free thread has a short cause."""
         self.assertKept(
-            "no thread can be had: none is left",
-            self.refusing(ThreadError("no thread can be had: none is left")),
+            "no thread can be started: none is left",
+            self.refusing(ThreadError("no thread can be started: none is left")),
         )
 
     def test_other(self) -> None:

@@ -202,7 +202,7 @@ class ServiceTests(ProxyTapCase):
         os.environ["UPSTREAM"] = "tcp:host=x"
         self.assertEqual(
             self.refusal("--upstream=tcp:host=x"),
-            f"--upstream tcp:host=x: port '' is none from 1 to 65535; {FORM} {where}",
+            f"--upstream tcp:host=x: port '' is not from 1 to 65535; {FORM} {where}",
         )
         self.assertNotIn("x.env", self.refusal("--upstream=unix:/x", "-p1", "--upstream=tcp:y"))
 

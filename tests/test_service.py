@@ -360,7 +360,7 @@ class ReloadTests(ServiceCase):
 
     def test_noProcess(self) -> None:
         """If no process can start, this process reads the new poem."""
-        self.threads.why = NoProcessError("/poetry: no process can be had: none is left")
+        self.threads.why = NoProcessError("/poetry: no process can be started: none is left")
         self.selection.find(NEW)
         self.successResultOf(self.service.reload())
         self.assertEqual(self.service.poem, NEW)

@@ -84,7 +84,7 @@ class CallTests(SynchronousTestCase):
         start = mock.Mock(side_effect=RuntimeError("can't start new thread"))
         self.patch(threading.Thread, "start", start)
         why = self.assertRaises(ThreadError, startDaemon, lambda: None)
-        self.assertEqual(str(why), "no thread can be had: can't start new thread")
+        self.assertEqual(str(why), "no thread can be started: can't start new thread")
 
     def test_end(self) -> None:
         """A process whose work hangs ends all the same."""

@@ -132,7 +132,7 @@ class ParseTests(SynchronousTestCase):
 
     def test_noThread(self) -> None:
         """If no thread can start to look a name up, connecting fails with that error."""
-        self.threads.why = ThreadError("no thread can be had: none is left")
+        self.threads.why = ThreadError("no thread can be started: none is left")
         endpoint = parseUpstream("tcp:poems:10000", self.reactor)
         self.assertRaises(ThreadError, endpoint.connect, Factory.forProtocol(Protocol))
 
@@ -148,11 +148,11 @@ class ParseTests(SynchronousTestCase):
             "tcp:": "has no host",
             "tcp:port=10000": "has no host",
             "tcp:host=:port=10000": "has no host",
-            "tcp:host=poems": "port '' is none from 1 to 65535",
-            "tcp:poems:": "port '' is none from 1 to 65535",
-            "tcp:poems:0": "port '0' is none from 1 to 65535",
-            "tcp:poems:65536": "port '65536' is none from 1 to 65535",
-            "tcp:poems:daytime": "port 'daytime' is none from 1 to 65535",
+            "tcp:host=poems": "port '' is not from 1 to 65535",
+            "tcp:poems:": "port '' is not from 1 to 65535",
+            "tcp:poems:0": "port '0' is not from 1 to 65535",
+            "tcp:poems:65536": "port '65536' is not from 1 to 65535",
+            "tcp:poems:daytime": "port 'daytime' is not from 1 to 65535",
             "tcp:poems:1:2": "'2' is more than was expected",
             "tcp:host=poems:port=1:port=2": "'port=2' is more than was expected",
             "tcp:host=poems:prot=1": "'prot=1' is more than was expected",
@@ -168,7 +168,7 @@ class ParseTests(SynchronousTestCase):
         """A timeout in the description is refused: an option already sets it."""
         for description in ("tcp:host=poems:port=1:timeout=3", "unix:/x:timeout=3"):
             why = self.refusal(description)
-            self.assertEqual(why, "timeout= is what --connect-timeout is for")
+            self.assertEqual(why, "timeout= is not supported; use --connect-timeout")
 
     @given(st.text(alphabet="tcphost=por:[]\\1.\n\0 é").map("tcp:".__add__))
     def test_any(self, description: str) -> None:
@@ -272,7 +272,7 @@ class ResolverTests(SynchronousTestCase):
 
     def test_noThread(self) -> None:
         """If no thread can start that is an error; the next lookup tries again."""
-        self.threads.why = ThreadError("no thread can be had: none is left")
+        self.threads.why = ThreadError("no thread can be started: none is left")
         self.assertRaises(ThreadError, self.resolver.resolveHostName, FakeReceiver(), "poems")
         self.threads.why = None
         receiver = self.look("poems")

@@ -51,7 +51,7 @@ def readCopy(path: str, mostBytes: int) -> Found | None:
     if digest != _makeDigest(rest) or not _isTime(time) or not text:
         raise CopyError(f"{path}: is damaged, and will be replaced")
     if len(text) > mostBytes:
-        raise CopyError(f"{path}: has {len(text)} bytes of poetry, more than may be")
+        raise CopyError(f"{path}: has {len(text)} bytes of poetry, more than the limit")
     return text, float(time), sha256(text).hexdigest()
 
 

@@ -63,7 +63,7 @@ class Job(Generic[_T]):
         except OSError as why:
             self._process.kill()
             execute(self._process.take).addErrback(lambda _: None)
-            raise NoProcessError(f"{where}: no process can be had: {why.strerror}") from None
+            raise NoProcessError(f"{where}: no process can be started: {why.strerror}") from None
         self._timers = [
             reactor.callLater(LONG_SECONDS, self._tell),
             reactor.callLater(MOST_SECONDS, self._giveUp),

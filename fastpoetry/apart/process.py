@@ -62,7 +62,7 @@ class Process(Generic[_T]):
             self._start(work)
         except (OSError, MemoryError) as why:
             cause = why.strerror if isinstance(why, OSError) else repr(why)
-            raise NoProcessError(f"{where}: no process can be had: {cause}") from None
+            raise NoProcessError(f"{where}: no process can be started: {cause}") from None
 
     def _start(self, work: partial[_T]) -> None:
         request = work.func.__module__, work.func.__qualname__, work.args
@@ -117,7 +117,7 @@ class Process(Generic[_T]):
             if status > 0:
                 said.seek(0)
                 cause = said.read().decode(errors="replace").strip().split("\n")[-1]
-                raise NoProcessError(f"{self.where}: no process can be had: {cause}")
+                raise NoProcessError(f"{self.where}: no process can be started: {cause}")
             with mmap(said.fileno(), 0, access=ACCESS_READ) as answer:
                 isDone, result = marshal.loads(answer)
         if not isDone:

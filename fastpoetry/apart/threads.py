@@ -34,7 +34,7 @@ def startDaemon(run: Callable[[], None]) -> None:
     try:
         Thread(target=run, daemon=True).start()
     except RuntimeError as why:
-        raise ThreadError(f"no thread can be had: {why}") from None
+        raise ThreadError(f"no thread can be started: {why}") from None
 
 
 def callAside(reactor: Any, work: Callable[[], _T]) -> Deferred[_T]:

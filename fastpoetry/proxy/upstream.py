@@ -58,7 +58,7 @@ def parseUpstream(description: str, reactor: Any) -> IStreamClientEndpoint:
         description = place.sub(_escape, description)
     words = [match[1] for match in _WORD.finditer(description)]
     if any(word.startswith("timeout=") for word in words):
-        raise ValueError("timeout= is what --connect-timeout is for")
+        raise ValueError("timeout= is not supported; use --connect-timeout")
     if words[0] == "tcp":
         return _parseTCP(words[1:], reactor)
     try:
@@ -97,7 +97,7 @@ def _parseTCP(words: list[str], reactor: Any) -> HostnameEndpoint:
     if not host:
         raise ValueError(f"has no host; the right form is {_FORM}")
     if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
-        raise ValueError(f"port {port!a} is none from 1 to 65535; the right form is {_FORM}")
+        raise ValueError(f"port {port!a} is not from 1 to 65535; the right form is {_FORM}")
     source = (given["bindAddress"], 0) if "bindAddress" in given else None
     return HostnameEndpoint(reactor, host, int(port), timeout=_UNLIMITED, bindAddress=source)
 

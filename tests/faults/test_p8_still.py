@@ -367,7 +367,7 @@ class ProxyTests(MachineCase, ProxyCase):
         self.fault("threads")
         (client,) = self.hold(1, address)
         (record,) = server.waitFor(FAILED)
-        self.assertEqual(record["cause"], "no thread can be had: can't start new thread")
+        self.assertEqual(record["cause"], "no thread can be started: can't start new thread")
         self.mend("threads")
         self.assertEqual(receiveAll(client), POEM)
         self.assertEnds(server)

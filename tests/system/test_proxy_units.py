@@ -267,7 +267,7 @@ def test_noUpstream(machine: Machine, setEdge: Set) -> None:
     """
     for upstream, why in {
         "poems.example": "not a Twisted client endpoint: ",
-        "tcp:host=poems.example": "port '' is none from 1 to 65535; ",
+        "tcp:host=poems.example": "port '' is not from 1 to 65535; ",
         "": "names no upstream; ",
     }.items():
         setEdge(UPSTREAM=upstream)
