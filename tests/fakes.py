@@ -56,13 +56,13 @@ from fastpoetry.poem import Poem, Selection
 _Case = TypeVar("_Case", bound=SynchronousTestCase)
 
 POEM = Poem("ecstasy", b"Where, like a pillow on a bed,\n" * 10, "/poetry/ecstasy.txt")
-"""A poem that any socket takes at once."""
+"""A poem that fits any socket's buffer."""
 
 LONG = Poem("long", bytes(range(256)) * 16384, "/poetry/long.txt")
-"""A poem of 4 MiB, which no socket takes at once; each piece of it tells where it belongs."""
+"""A poem of 4 MiB, which fits no socket's buffer; each piece shows its position."""
 
 SECONDS = 10.0
-"""How long a test waits for the kernel, at most. It hands over at once or there is a fault."""
+"""The longest wait for the kernel. The kernel normally acts at once; a longer wait is a fault."""
 
 
 class ThreadPool:
@@ -573,7 +573,7 @@ class FakePreflight:
 
 
 _LEGACY_KEYS = {"format", "isError", "message", "system", "time"}
-"""What trial's observer of legacy events adds to every event."""
+"""The keys that trial's observer of legacy events adds to every event."""
 
 
 def records(events: Sequence[LogEvent]) -> list[dict[str, Any]]:

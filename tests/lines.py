@@ -1,4 +1,4 @@
-"""A plugin of pytest: writes to C{lines.json} how long each test takes, and which lines it runs."""
+"""A plugin of pytest: writes the time of each test, and the lines it runs, to C{lines.json}."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ _runs: Runs = {}
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, pluggy.Result[None], None]:
-    """Record a test that passes. The random lives are not traced: that would take too long."""
+    """
+    Record a test that passes. The random lives are not traced, since tracing them would take too
+    long.
+    """
     root = f"{item.config.rootpath}/"
     lines: dict[str, set[int]] = {}
 
@@ -44,5 +47,5 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, pluggy.Result[None
 
 
 def pytest_sessionfinish() -> None:
-    """Write what was recorded."""
+    """Write the records."""
     Path("lines.json").write_text(json.dumps(_runs))

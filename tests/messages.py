@@ -1,7 +1,7 @@
 """
-The message ids of the records that tests and benchmarks look for, each under a name.
+The message ids of the records that tests and benchmarks look for, each with a name.
 
-The program has them as literals beside its log calls, the message catalog explains them.
+The program has them as literals in its log calls; the message catalog explains them.
 """
 
 RELOAD_FAILED = "c4b198664625443390c32223558e6b37"
@@ -50,4 +50,4 @@ UNASKED = "486623b19bbe4920afd6e05835d12910"
 DROPPED = "18dca92ef40d43e18a4550720f27a296"
 
 UNIT_STARTING = "7d4958e842da4a758f6c1cdc7b36dcc5"
-"""Systemd's own: it begins to start a unit (C{journalctl --dump-catalog})."""
+"""Defined by systemd: it begins to start a unit (C{journalctl --dump-catalog})."""

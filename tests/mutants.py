@@ -1,11 +1,12 @@
 """
 A measure of the tests: puts small faults into copies of the code, and counts those that survive.
 
-    mutants.py SAMPLE SEED PATH ...
+mutants.py SAMPLE SEED PATH ...
 
 A fault is a turned comparison or condition, an omitted call, a changed number, or C{and} for C{or}.
-Each meets the tests that run its statement, and then the random lives, until one fails. Prints each
-fault that no test notices. The same seed chooses the same faults in the same code.
+For each fault, the tests that run its statement are run, and then the random lives, until one
+fails. Prints each fault that no test notices. The same seed chooses the same faults in the same
+code.
 
 mutmut and cosmic-ray do not fit. Neither omits a call. mutmut skips decorated functions and the
 code outside of functions, and cosmic-ray changes the checkout.
@@ -41,7 +42,9 @@ _LIVES = "tests/lives/test_lives.py"
 
 
 class Mutant(NamedTuple):
-    """A fault: the lines of its statement, some bytes of the file, and the text in their place."""
+    """
+    A fault: the lines of its statement, some bytes of the file, and the text that replaces them.
+    """
 
     path: Path
     lines: range
@@ -85,7 +88,7 @@ def findMutants(path: Path) -> Iterator[Mutant]:
                 begin = begins[place.lineno - 1] + place.col_offset
                 end = begins[place.end_lineno - 1] + place.end_col_offset
                 yield Mutant(path, lines, begin, end, ast.unparse(changed))
-            if not isinstance(node, ast.JoinedStr):  # Python 3.11 does not tell where its parts are
+            if not isinstance(node, ast.JoinedStr):  # Python 3.11 lacks its parts' positions
                 yield from walk(node, lines)
 
     return walk(ast.parse(source), range(0))
@@ -95,7 +98,8 @@ def findTests(mutant: Mutant, runs: Runs) -> list[str]:
     """
     The tests that run a fault's statement, quick ones first, and the lives.
 
-    A statement of an import, as a constant, meets all tests that run or name its module.
+    A statement that runs at the import, such as a constant, meets all tests that run or name its
+    module.
     """
     path, lines = str(mutant.path), set(mutant.lines)
     chosen = [test for test in runs if not lines.isdisjoint(runs[test][1].get(path, ()))]
@@ -107,19 +111,19 @@ def findTests(mutant: Mutant, runs: Runs) -> list[str]:
 
 
 def passes(root: Path, tests: list[str], seconds: float) -> bool:
-    """Whether tests pass in time; timeout(1) kills what they started, too."""
+    """Whether tests pass in time; timeout(1) also kills the processes they started."""
     command = ["timeout", "--signal=KILL", str(seconds), *_PYTEST, "-x", *tests]
     return subprocess.run(command, cwd=root, capture_output=True).returncode == 0
 
 
 def survives(root: Path, mutant: Mutant, runs: Runs) -> bool:
-    """Put a fault into a copy of the tree for a while; whether no test notices it."""
+    """Put a fault into a copy of the tree for a while, and return whether no test notices it."""
     module = root / mutant.path
     whole = module.read_bytes()
     compiled = Path(cache_from_source(str(module)))
     tests = findTests(mutant, runs)
     module.write_bytes(whole[: mutant.begin] + mutant.text.encode() + whole[mutant.end :])
-    compiled.unlink(missing_ok=True)  # a fault may keep the size, and the time to the second
+    compiled.unlink(missing_ok=True)  # a fault may keep the size and the time in seconds
     try:
         return passes(root, tests, 30 + 5 * sum(runs[test][0] for test in tests))
     finally:
@@ -128,21 +132,21 @@ def survives(root: Path, mutant: Mutant, runs: Runs) -> bool:
 
 
 def describe(mutant: Mutant) -> str:
-    """Where a fault is, the text that stands there, and the text in its place."""
+    """A fault's place, the original text, and its replacement."""
     source = mutant.path.read_bytes()
     before = " ".join(source[mutant.begin : mutant.end].decode().split())
     return f"{mutant.path}:{source[: mutant.begin].count(10) + 1}: {before} -> {mutant.text}"
 
 
 def findNaming(paths: list[str]) -> list[Path]:
-    """The modules of tests that name what is at some paths."""
+    """The test modules that name the modules at some paths."""
     names = [path.removesuffix(".py").replace("/", ".") for path in paths]
     tests = {path: path.read_text() for path in sorted(Path("tests").glob("test_*.py"))}
     return [path for path in tests if any(name in tests[path] for name in names)]
 
 
 def record(root: Path, paths: list[str]) -> Runs:
-    """Run the tests that name what is at some paths, and the lives."""
+    """Run the tests that name the modules at some paths, and the lives."""
     command = [*_PYTEST, "-p", "lines", *map(str, findNaming(paths)), _LIVES]
     subprocess.run(command, cwd=root, env=os.environ | {"PYTHONPATH": "tests"})
     runs: Runs = json.loads((root / "lines.json").read_text())

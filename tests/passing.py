@@ -15,11 +15,12 @@ from fastpoetry.systemd.adopted import AdoptedEndpoint, Inherited
 
 
 class Passing:
-    """Mixed into a test case: sockets to pass, and a short path for what has one."""
+    """A mixin for test cases: sockets to pass, and a short path for UNIX sockets."""
 
     def folder(self: Any) -> Path:
         """
-        @return: a folder that is gone when the test ends. Its path is short enough for a socket's.
+        @return: a folder that is removed when the test ends. Its path is short enough for a
+            socket's.
         """
         path = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, path)
@@ -43,8 +44,8 @@ class Passing:
     def listening(self: Any, family: int = socket.AF_INET, backlog: int = 7) -> Any:
         """
         @param family: the address family.
-        @param backlog: what listen(2) is told.
-        @return: a listening stream socket, blocking as systemd passes it.
+        @param backlog: the argument of listen(2).
+        @return: a listening stream socket, in blocking mode as systemd passes it.
         """
         made = self.bound(family)
         made.listen(backlog)
@@ -54,7 +55,7 @@ class Passing:
 def inherit(*passed: tuple[Any, str]) -> Inherited:
     """
     @param passed: files, each with a name.
-    @return: what a process finds that was passed those.
+    @return: the inherited descriptors of a process that was passed those.
     """
     return Inherited({}, {}, lambda: {file.fileno(): name for file, name in passed})
 
@@ -70,7 +71,7 @@ class Greeter(Protocol):
 
 def endpointOn(reactor: Any, *passed: Any) -> AdoptedEndpoint:
     """
-    @param reactor: what it shall listen with.
+    @param reactor: the reactor that listens.
     @param passed: listening sockets.
     @return: an endpoint on them.
     """
@@ -80,8 +81,8 @@ def endpointOn(reactor: Any, *passed: Any) -> AdoptedEndpoint:
 def fetch(family: int, address: Any) -> bytes:
     """
     @param family: an address family.
-    @param address: where a server listens.
-    @return: all that the server says.
+    @param address: a server's address.
+    @return: all bytes that the server sends.
     """
     with socket.socket(family) as client:
         client.settimeout(10)

@@ -1,4 +1,4 @@
-"""A policy with readers that take what a test says."""
+"""A policy whose readers take what a test says."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WHOLE = len(POEM.text)
 
 
 class PolicyCase(SynchronousTestCase):
-    """A policy, a clock and a port."""
+    """A test case with a policy, a clock and a port."""
 
     limits = Limits()
 
@@ -35,18 +35,20 @@ class PolicyCase(SynchronousTestCase):
         return reader
 
     def finish(self, reader: FakeReader) -> None:
-        """Have the rest of a reader's poem go to the system."""
+        """Pass the rest of a reader's poem to the system."""
         self.policy.finish(reader)
 
     def lingering(self, taken: int = WHOLE, address: Address = HERE) -> FakeReader:
-        """@return: a reader whose poem went out at once, of which so much is acknowledged."""
+        """
+        @return: a reader whose poem was sent at once, of which so many bytes are acknowledged.
+        """
         reader = FakeReader(self.policy, address)
         reader.taken = taken
         self.policy.addServed([reader], self.clock.seconds())
         return reader
 
     def countRoom(self) -> int:
-        """@return: how many more may be here, once the ports wait if there are none."""
+        """@return: the number of free places; without any, the ports wait."""
         self.policy.pauseIfFull()
         return self.policy.room
 

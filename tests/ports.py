@@ -1,5 +1,5 @@
 """
-Listening ports on real sockets, which are served when a test says so, and who connects to them.
+Listening ports on real sockets, which are served when a test says so, and their clients.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from fastpoetry.poem import Poem
 
 
 def lingerOf(descriptor: int) -> tuple[int, ...]:
-    """@return: what a close means on a descriptor: C{(1, 0)} is a reset."""
+    """@return: the linger option of a descriptor: with C{(1, 0)} a close is a reset."""
     with socket.socket(fileno=os.dup(descriptor)) as same:
         option = same.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
     return struct.unpack("ii", option)
 
 
 class PortCase(SynchronousTestCase):
-    """A listening port, and who connects to it."""
+    """A test case with a listening port and its clients."""
 
     limits = Limits()
 
@@ -38,7 +38,7 @@ class PortCase(SynchronousTestCase):
         self.policy = Policy(self.limits, self.reactor)
 
     def plainPort(self) -> Any:
-        """@return: a port of Twisted's own that listens."""
+        """@return: a listening port of Twisted."""
         port = tcp.Port(0, ServerFactory(), 200, "127.0.0.1", self.reactor)
         port.startListening()
         return port
@@ -55,7 +55,7 @@ class PortCase(SynchronousTestCase):
         return self.port
 
     def stop(self) -> None:
-        """Stop to listen, and reset who is still there."""
+        """Stop listening, and reset the readers left."""
         if self.port in self.policy.gate._ports:
             self.policy.gate.remove(self.port)
             self.port.stopListening()
@@ -64,7 +64,7 @@ class PortCase(SynchronousTestCase):
         self.reactor.advance(self.limits.drainSeconds)
 
     def connect(self, receiveBufferBytes: int = 0) -> socket.socket:
-        """@return: a client that has connected, and waits in the backlog."""
+        """@return: a connected client, which waits in the backlog."""
         family = socket.AF_UNIX if isinstance(self.address, str) else socket.AF_INET
         if ":" in self.address[0]:
             family = socket.AF_INET6
@@ -77,11 +77,11 @@ class PortCase(SynchronousTestCase):
         return client
 
     def visit(self, times: int = 1) -> None:
-        """Let so much time pass that everybody was asked so often how far they have come."""
+        """Let time pass until every reader has been visited so many times."""
         self.reactor.pump([0.1] + [1.0] * times)
 
     def acknowledge(self, client: socket.socket) -> None:
-        """Have the client's system say at once what it has."""
+        """Make the client's system acknowledge at once."""
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     @property

@@ -1,8 +1,8 @@
 """
 Real twistd processes for tests, and clients for them.
 
-Waits for conditions, never for time. Ends only what was started here: each process carries a mark
-in its environment, by which those are found that their parents have left behind.
+This module waits for conditions, never for time. It ends only processes that were started here:
+each carries a mark in its environment, which identifies those that outlive their parents.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from twisted.trial.unittest import SynchronousTestCase
 ROOT = Path(__file__).resolve().parent.parent
 
 SECONDS = 30.0
-"""How long anything may take: far more than what is done at once by a busy machine."""
+"""The timeout for everything: much longer than a busy machine takes for immediate work."""
 
 _MARK = "FASTPOETRY_TEST"
 
 Address = tuple[str, int] | str
-"""Where a client connects: a host and a port, or the path of a UNIX socket."""
+"""A server's address: a host and a port, or the path of a UNIX socket."""
 
 _T = TypeVar("_T")
 
 
 def findTwistd() -> list[str]:
     """
-    The twistd of the environment that the tests run in.
+    The twistd of the environment in which the tests run.
 
-    @return: a command to which arguments are added.
+    @return: a command, to which arguments are added.
     """
     beside = os.path.dirname(sys.executable)
     for path in (beside, None):
@@ -57,9 +57,9 @@ def waitUntil(condition: Callable[[], _T], what: str) -> _T:
     """
     Wait until something is true.
 
-    @param what: that, for a person.
-    @return: what made it true.
-    @raise TimeoutError: if it takes too long.
+    @param what: a description of the condition.
+    @return: the condition's result.
+    @raise TimeoutError: if the wait takes too long.
     """
     deadline = time.monotonic() + SECONDS
     while not (result := condition()):
@@ -70,7 +70,7 @@ def waitUntil(condition: Callable[[], _T], what: str) -> _T:
 
 
 def findFreePort() -> int:
-    """A TCP port of localhost that nobody has."""
+    """A free TCP port of localhost."""
     with socket.socket() as trial:
         trial.bind(("127.0.0.1", 0))
         port: int = trial.getsockname()[1]
@@ -79,9 +79,9 @@ def findFreePort() -> int:
 
 def fetch(address: Address) -> bytes:
     """
-    What is sent to who connects.
+    The bytes that a client gets.
 
-    @raise OSError: if nobody listens there.
+    @raise OSError: if no process listens there.
     """
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     with socket.socket(family) as client:
@@ -92,15 +92,15 @@ def fetch(address: Address) -> bytes:
 
 def fetchFrom(process: subprocess.Popen[str], address: Address) -> bytes:
     """
-    What is sent to who connects, as soon as a process that was just started listens there.
+    The bytes that a client gets as soon as a process that was just started listens.
 
-    @raise AssertionError: if it ends instead.
+    @raise AssertionError: if the process ends instead.
     """
 
     def attempt() -> bytes:
         if process.poll() is not None:
             raise AssertionError(finish(process))
-        # Reset is who comes while the port is only tried, before twistd begins.
+        # A client that comes while the port is only being checked, before twistd begins, is reset.
         with suppress(ConnectionRefusedError, ConnectionResetError, FileNotFoundError):
             return fetch(address)
         return b""
@@ -109,12 +109,12 @@ def fetchFrom(process: subprocess.Popen[str], address: Address) -> bytes:
 
 
 def isRunning(pid: int) -> bool:
-    """Whether there is such a process, and it has not ended."""
+    """Whether a process exists and has not ended."""
     return statusOf(pid).get("State", "Z")[0] != "Z"
 
 
 def statusOf(pid: int) -> dict[str, str]:
-    """What the kernel says of a process in proc_pid_status(5): nothing, once there is none."""
+    """The content of proc_pid_status(5) for a process; empty without such a process."""
     with suppress(FileNotFoundError, ProcessLookupError):
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
@@ -124,11 +124,11 @@ def statusOf(pid: int) -> dict[str, str]:
 @contextmanager
 def ownNetwork() -> Iterator[None]:
     """
-    Be on a loopback network of our own, where every port is free, together with the processes that
-    are started there. Who may not make one stays on the machine's.
+    Move to a loopback network of our own, where every port is free, together with the processes
+    started later. Without permission to make one, stay on the machine's network.
     """
     libc = CDLL(None, use_errno=True)
-    newNetwork = 0x40000000  # CLONE_NEWNET; Python has no word for it before 3.12
+    newNetwork = 0x40000000  # CLONE_NEWNET; Python has a name for it only since 3.12
     with open("/proc/thread-self/ns/net", "rb") as before:
         if libc.unshare(newNetwork):
             yield
@@ -146,11 +146,11 @@ class Workplace:
     """
     A folder with the shipped poems in C{poetry}, in which commands are run.
 
-    @ivar folder: it, which anybody may enter and read.
+    @ivar folder: its path, which every user may enter and read.
     """
 
     def __init__(self, case: SynchronousTestCase) -> None:
-        """@param case: whose end is the end of the folder and of the processes."""
+        """@param case: the test whose end removes the folder and ends the processes."""
         self.folder = Path(makeFolder(case))
         shutil.copytree(ROOT / "poetry", self.folder / "poetry")
         self._mark = uuid4().hex
@@ -159,11 +159,11 @@ class Workplace:
 
     @property
     def log(self) -> str:
-        """What twistd logged."""
+        """twistd's log."""
         return (self.folder / "twistd.log").read_text()
 
     def findProcesses(self) -> list[int]:
-        """The processes that run and come from here."""
+        """The running processes from here."""
         mark = f"{_MARK}={self._mark}".encode()
         found = []
         for entry in Path("/proc").glob("[0-9]*/environ"):
@@ -174,9 +174,9 @@ class Workplace:
 
     def begin(self, *command: str, closeFiles: bool = True) -> subprocess.Popen[str]:
         """
-        Start a command, with pipes for its output and nothing of this process's environment.
+        Start a command, with pipes for its output and an empty environment.
 
-        @param closeFiles: whether it inherits no descriptor.
+        @param closeFiles: whether the command inherits no descriptor.
         """
         environ = {
             "LANG": "C.UTF-8",
@@ -204,11 +204,11 @@ class Workplace:
 
     def daemon(self, *arguments: str, pidFile: str = "twistd.pid") -> int:
         """
-        Start twistd as a daemon, which serves by then.
+        Start twistd as a daemon, and wait until it serves.
 
-        @param pidFile: where it leaves its number.
-        @return: that number.
-        @raise AssertionError: if it does not start, or not silently.
+        @param pidFile: the file of its process ID.
+        @return: that ID.
+        @raise AssertionError: if it fails, or prints anything.
         """
         ended = self.run(*findTwistd(), *arguments)
         if ended != (0, "", ""):
@@ -227,7 +227,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """
     Wait for the end of a process.
 
-    @return: its exit status, what it wrote to stdout, and to stderr.
+    @return: its exit status, its stdout and its stderr.
     @raise TimeoutExpired: if it hangs.
     """
     output, errors = process.communicate(timeout=SECONDS)

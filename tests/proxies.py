@@ -1,4 +1,4 @@
-"""A proxy with an upstream in memory, a clock that a test sets, and readers who wait."""
+"""A proxy with an upstream in memory, a fake clock, and waiting readers."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ FRESHNESS = Freshness(
 
 
 def save(path: str, text: bytes, fetchedAt: float) -> None:
-    """Have a copy at a path, as a process of this one writes it."""
+    """Write a copy to a path, as a process would, but in this one."""
     writeCopy(path, text, fetchedAt, os.getppid())
 
 
 def load(path: str) -> tuple[bytes, float] | None:
-    """@return: the poem in a copy and when it was fetched, if there is a copy."""
+    """@return: the poem in a copy and the time of its fetch, if there is a copy."""
     found = readCopy(path, MAX_POEM_BYTES)
     return None if found is None else found[:2]
 
@@ -48,13 +48,13 @@ def load(path: str) -> tuple[bytes, float] | None:
 @implementer(IStreamClientEndpoint)
 class FakeUpstream:
     """
-    An upstream that does what a test says, and wants no second fetch while there is one.
+    An upstream that does what a test says, and records a second fetch during the first as a fault.
 
-    @ivar attempts: when somebody began to connect.
-    @ivar failedAt: when it last did not give what was asked for.
-    @ivar faults: what it should not have been asked for.
+    @ivar attempts: the times of the connection attempts.
+    @ivar failedAt: the time of its last failure.
+    @ivar faults: requests it should not have received.
     @ivar transport: of the last connection.
-    @ivar whenCancelled: what connecting fails with when it is cancelled, if it has a word for that.
+    @ivar whenCancelled: the error of a cancelled connection attempt, if it has one of its own.
     """
 
     whenCancelled: Exception | None = None
@@ -82,16 +82,16 @@ class FakeUpstream:
 
     @property
     def isBusy(self) -> bool:
-        """Whether there is a fetch that has not ended."""
+        """Whether a fetch is under way."""
         return self._connecting is not None or (self._protocol is not None and not self.isAborted)
 
     @property
     def isAborted(self) -> bool:
-        """Whether the other end has broken the connection off."""
+        """Whether the other end has aborted the connection."""
         return "abortConnection" in self.transport.did
 
     def accept(self) -> None:
-        """Be connected."""
+        """Complete the connection."""
         assert self._connecting is not None
         connecting, self._connecting = self._connecting, None
         self.transport = FakeTransport()
@@ -100,7 +100,7 @@ class FakeUpstream:
         connecting.callback(self._protocol)
 
     def refuse(self, why: Exception | None = None) -> None:
-        """Not be connected."""
+        """Refuse the connection."""
         assert self._connecting is not None
         connecting, self._connecting = self._connecting, None
         self.failedAt = self._reactor.seconds()
@@ -111,7 +111,7 @@ class FakeUpstream:
         self._protocol.dataReceived(text)
 
     def close(self, why: Exception | None = None) -> None:
-        """End the connection: cleanly, or for a reason."""
+        """End the connection: cleanly, or with an error."""
         protocol, self._protocol = self._protocol, None
         protocol.connectionLost(Failure(why or ConnectionDone()))
 
@@ -123,7 +123,7 @@ class FakeUpstream:
 
 
 class ProxyCase(SynchronousTestCase):
-    """A proxy that runs, with nothing fetched yet."""
+    """A test case with a running proxy that has fetched no poem yet."""
 
     def setUp(self) -> None:
         self.reactor = Reactor()
@@ -147,14 +147,14 @@ class ProxyCase(SynchronousTestCase):
         )
 
     def restart(self, freshness: Freshness = FRESHNESS, **others: Any) -> None:
-        """Have another proxy in the place of the one there was."""
+        """Replace the proxy by a new one."""
         self.service.stopService()
         self.service = self.make(freshness, **others)
         self.service.startService()
         self.threads.work()  # the copy
 
     def end(self) -> None:
-        """Stop; then nothing is left of the proxy in the reactor."""
+        """Stop the proxy; afterwards the reactor is empty."""
         self.service.stopService()
         for each in self.waiting:
             each.addErrback(lambda _: None)
@@ -163,21 +163,21 @@ class ProxyCase(SynchronousTestCase):
 
     @property
     def served(self) -> bytes | None:
-        """What the next reader gets, if there is something for it."""
+        """The poem that the next reader gets at once, if there is one."""
         poem = self.service.poem
         return None if poem is None else poem.text
 
     def ask(self) -> None:
-        """Want the poem, and not wait for it."""
+        """Ask for the poem without waiting."""
         _ = self.service.poem
 
     def wait(self) -> Deferred[Poem]:
-        """@return: what a reader waits for."""
+        """@return: a Deferred of a waiting reader."""
         self.waiting.append(self.service.whenPoem())
         return self.waiting[-1]
 
     def give(self, *pieces: bytes) -> None:
-        """Have the upstream answer the fetch that is under way."""
+        """Answer the present fetch."""
         self.upstream.accept()
         for piece in pieces:
             self.upstream.send(piece)
@@ -185,7 +185,7 @@ class ProxyCase(SynchronousTestCase):
         self.threads.work()  # the copy
 
     def fetch(self, text: bytes = b"a poem") -> None:
-        """Have a poem fetched that is not fresh."""
+        """Fetch a poem that is not fresh."""
         self.ask()
         self.give(text)
 

@@ -1,10 +1,10 @@
 """
-The end of C{make test}: what the shards' logs say, as one run of pytest would say it.
+The end of C{make test}: prints the shards' logs like one run of pytest.
 
-    summary.py BEGUN LOG ...
+summary.py BEGUN LOG ...
 
 BEGUN is the time in seconds since 1970. Prints each failure with its shard and the command that
-repeats it, and each reason to skip. Fails if a test failed, or if a shard did not get to its end.
+repeats it, and each reason to skip. Fails if a test failed, or if a shard did not finish.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _SKIP = re.compile(r"^SKIPPED \[\d+\] (.*)$", re.M)
 
 def readCounts(log: str) -> Counter[str]:
     """
-    How many tests ended in which way, as the last line of a log says.
+    The number of tests for each outcome, from the last line of a log.
 
-    @return: an C{error}, if there is no such line.
+    @return: an C{error} if there is no such line.
     """
     found = _END.findall(log)
     if not found:
@@ -36,7 +36,7 @@ def readCounts(log: str) -> Counter[str]:
 
 
 def tell(shard: str, log: str) -> Iterator[str]:
-    """What a person should know of a shard."""
+    """Print a shard's failures and skips."""
     if not _END.search(log):
         yield f"{shard} did not get to its end:\n{log[-2000:]}"
     for test in _FAILURE.findall(log):
@@ -49,7 +49,7 @@ def main(paths: Iterable[Path], seconds: float) -> int:
     """
     Print the summary.
 
-    @param seconds: how long all of it took.
+    @param seconds: the total time.
     @return: the exit status.
     """
     counts: Counter[str] = Counter()

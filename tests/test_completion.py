@@ -32,7 +32,7 @@ printf '\002\003'
 """
 
 _ANSWER_SECONDS = 20.0
-"""So that a bash which hangs is an error, and no endless wait."""
+"""A bash that hangs is an error after this time."""
 
 
 class Bash:

@@ -21,7 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase
 ROOT = Path(__file__).resolve().parents[1]
 
 RECORDS = 300
-"""More than the journal's socket holds."""
+"""More records than the journal's socket holds."""
 
 BEGIN = f"""
 import os, signal, sys
@@ -37,7 +37,7 @@ def kill(number):
     os.kill(os.getpid(), number)
 journal = observer({{}}, PATH)
 """
-"""What each program begins with. It says its last words, and goes on when it is told to."""
+"""The beginning of each program. It logs its last records, and goes on when it is told to."""
 
 SERVICE = """
 from twisted.application.service import Application, Service

@@ -42,7 +42,7 @@ from fastpoetry.delivery.sockets import countUnacknowledged
 from fastpoetry.poem import Poem
 
 SIOCOUTQNSD = 0x894B
-"""How much the peer was not yet sent (tcp(7) has the like of it): linux/sockios.h."""
+"""The number of bytes not yet sent to the peer (as tcp(7) has it for queues): linux/sockios.h."""
 
 
 class InterfaceTests(PortCase):

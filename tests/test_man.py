@@ -32,7 +32,7 @@ UNIT = "fastpoetry@.service.8"
 RECORDS = "fastpoetry.journal-fields.7"
 
 WIDTH = 67
-"""What a terminal of 80 columns has for an example, which is indented by 11, and a margin."""
+"""The columns for an example on a terminal of 80, without its indentation of 11 and a margin."""
 
 
 class Page:
@@ -86,7 +86,7 @@ def _unescape(text: str) -> str:
 
 _OF_ALL = ("message_id", "priority", "syslog_facility", "syslog_identifier")
 _LEVELS = {"failure": "critical", "send": "error"}
-"""Of what is called otherwise: C{send} is the journal's own, where there is no Twisted."""
+"""The exceptions: C{send} is the journal's own log call, where there is no Twisted."""
 
 
 class Record(NamedTuple):

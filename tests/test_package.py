@@ -20,7 +20,7 @@ _PACKAGE_ONLY = re.compile(
     r"usr/(share/doc/(python3-)?fastpoetry|share/lintian"
     r"|lib/python3/dist-packages/fastpoetry-[^/]*-info)/"
 )
-"""Documents, and what tells dpkg's and Python's tools of the package."""
+"""Documents, and files about the package for the tools of dpkg and Python."""
 
 
 def run(*command: str | Path) -> str:

@@ -44,8 +44,8 @@ floor | where                  | and there nobody imports
 1     | systemd                | -
 """
 """
-The floors: whoever lives on one imports from lower floors and from its own folder, and nothing else
-of ours. What is named last is kept out besides, be it ours or another's.
+The floors: a module imports only from lower floors and from its own folder, besides other packages.
+The last column excludes further modules, of ours or of others.
 """
 
 

@@ -64,7 +64,7 @@ NAMED = {
     "_interface": "command/preflight.py",
     "_address": "command/preflight.py",
 }
-"""What is private to others, and the one module that knows it."""
+"""The private parts of others, and the one module that uses each."""
 
 PUBLIC = {"_fields", "_exit"}  # public in spite of their underscore: a named tuple's, and os's
 

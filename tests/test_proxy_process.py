@@ -71,7 +71,7 @@ reactor.run()
 """
 
 Behaviour = Callable[[socket.socket], object]
-"""What an upstream does with a connection, before it closes it."""
+"""The behaviour of an upstream with a connection, before it closes it."""
 
 
 def sends(*pieces: bytes, betweenSeconds: float = 0.0) -> Behaviour:

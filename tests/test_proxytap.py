@@ -40,7 +40,7 @@ OPTIONS = {
     "--total-timeout": "totalSeconds",
     "--max-size": "mostBytes",
 }
-"""The options and what of L{Freshness} each is."""
+"""The options, and the field of L{Freshness} that each sets."""
 
 SPANS = list(OPTIONS)[:3]
 

@@ -21,7 +21,7 @@ REFUSALS = {
     ("web", "--listen=adopted:", "--path=/"): "adopted: no descriptor was passed",
     ("web", "--listen=adopted:nosuch=x", "--path=/"): "adopted:nosuch=x: takes name=NAME",
 }
-"""Command lines, and how each refusal of theirs begins."""
+"""Command lines, and the beginning of each refusal."""
 
 
 class RefusalTests(SynchronousTestCase):

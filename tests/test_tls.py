@@ -18,10 +18,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from fastpoetry.command.tls import isPlain
 
 TLS = ("OpenSSL", "cryptography", "service_identity", "twisted.internet.ssl")
-"""What nobody is to load who has no use for it. Python's own ssl comes with asyncio."""
+"""Modules that only TLS needs. Python's own ssl comes with asyncio."""
 
 NEEDLESS = (*TLS, "twisted.application.internet", "automat", "prometheus_client")
-"""What a poem does not need."""
+"""Modules that serving a poem does not need."""
 
 # twistd with a logger that writes the names of the loaded modules once the server listens.
 _SPYING = """

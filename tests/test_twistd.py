@@ -32,7 +32,7 @@ from processes import (
 from twisted.trial.unittest import SynchronousTestCase
 
 TUTORIAL = "twistd fastpoetry --port 10000 --poem poetry/ecstasy.txt"
-"""The line of the Twisted introduction, part 16."""
+"""The command line of the Twisted introduction, part 16."""
 
 NOBODY = 65534
 

@@ -34,7 +34,7 @@ _HERE = Path(__file__).resolve().parent
 ROOT = _HERE.parent.parent
 
 HANG_SECONDS = 60.0
-"""What takes longer hangs: far above anything that these tests wait for."""
+"""The timeout for what hangs: far longer than anything these tests wait for."""
 
 KIBI, MEBI = 1024, 1024 * 1024
 

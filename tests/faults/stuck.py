@@ -19,7 +19,7 @@ _LOOKUP, _FORGET, _GETATTR, _OPEN, _READ, _RELEASE, _FLUSH, _INIT = 1, 2, 3, 14,
 """The requests of linux/fuse.h that a reader makes."""
 
 _FILE = 2
-"""Its number; that of the folder is 1."""
+"""The file's inode number; the folder's is 1."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

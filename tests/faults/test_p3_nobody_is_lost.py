@@ -32,10 +32,13 @@ from .server import (
 )
 
 STOPPED = -signal.SIGTERM
-"""How a twistd ends that was told to, as systemd expects: by the same signal, after all is done."""
+"""
+The status of a twistd that was told to end: death by the same signal after a clean end, as systemd
+expects.
+"""
 
 _STOP_SECONDS = 0.6
-"""What a stop may take on the average, though a busy machine takes its time for some."""
+"""The average time that a stop may take; on a busy machine single stops take longer."""
 
 _ENDS = 40
 

@@ -26,7 +26,7 @@ _FIELDS = {
     *("FACTORY", "FAILURE"),
     *("CONNECTIONS", "POEMS", "LEFT", "GAVE_UP", "TURNED_AWAY"),
 }
-"""All that a record of a poetry server may have."""
+"""Every field that a record of a poetry server may have."""
 
 
 class NameTests(FaultCase):

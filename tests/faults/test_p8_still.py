@@ -38,10 +38,10 @@ from .server import (
 )
 
 STEPS = (-86_400.0, -600.0, 600.0, 86_400.0)
-"""By how much a clock is set: what NTP does at boot, and a virtual machine after a pause."""
+"""The steps of a clock: as by NTP at boot, and in a virtual machine after a pause."""
 
 _FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878
-"""As fsfreeze(8) has them."""
+"""As in fsfreeze(8)."""
 
 # A process that waits for a disk, and goes on when the disk does.
 _PYTHON = """#!/bin/sh

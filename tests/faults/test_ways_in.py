@@ -45,7 +45,7 @@ from .test_p8_still import MachineCase
 HEADER = b"PROXY TCP4 192.0.2.1 192.0.2.2 40000 10000\r\n"
 
 STEPS = (-600, 86_400, -86_400)
-"""Where a clock is set, from what it says."""
+"""The steps of a clock, from its present time."""
 
 
 def countSockets(server: Server) -> int:

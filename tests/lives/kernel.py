@@ -25,7 +25,7 @@ from fastpoetry.systemd import clock
 assert installed is not None
 
 _MOST_TURNS = 400
-"""A server that is still busy after so many turns, with nothing new to do, spins."""
+"""A server that is still busy after so many turns without new events spins."""
 
 
 class Time:
@@ -95,7 +95,9 @@ class Faults:
         "timer": (errno.EMFILE, errno.ENOMEM),
         "memory": (0,),
     }
-    """What can fail, and with which errors. C{memory} is a C{MemoryError} at the next accept."""
+    """
+    The calls that can fail, and their errors. C{memory} is a C{MemoryError} at the next accept.
+    """
 
     def __init__(self) -> None:
         self.happened: Counter[str] = Counter()

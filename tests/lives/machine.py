@@ -21,13 +21,13 @@ HEADERS = {
     "bad": b"GET / HTTP/1.0\r\n\r\n",
     "unknown": b"PROXY UNKNOWN\r\n",
 }
-"""What a client says on the port that wants a PROXY header."""
+"""The first bytes of a client on the port that needs a PROXY header."""
 
 _SLACK_SECONDS = 3.0
-"""Deadlines are looked at once a second; a client that has everything may linger for two."""
+"""Deadlines are checked once a second; a reader that has everything may linger for two."""
 
 EVENTS: Counter[str] = Counter()
-"""How often each event has happened, in all lives."""
+"""The number of times that each event has happened, in all lives."""
 
 _ways = st.sampled_from(WAYS)
 _sources = st.sampled_from(SOURCES)

@@ -29,7 +29,9 @@ from lives.reader import Client
 _T = TypeVar("_T")
 
 SIZES = {"short": 90, "middle": 60_000, "long": 400_000}
-"""Bytes. Sockets take the first at once, the second in part, the third in many pieces."""
+"""
+Bytes. A socket's buffer holds the first size at once, the second in part, the third in many pieces.
+"""
 
 SOURCES = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
 CALM, LATE = "127.0.0.8", "127.0.0.9"

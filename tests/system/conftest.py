@@ -18,7 +18,7 @@ from system.roots import findObstacle, findRoot
 
 UNITS = CLONE / "packaging/systemd"
 SOURCE = "/src"
-"""Where the clone is in the machines."""
+"""The clone's path in the machines."""
 
 _BUILD = """
     dpkg-source --extract /tmp/fastpoetry_*.dsc source && cd source &&
@@ -85,7 +85,7 @@ def build(builder: Machine) -> Iterator[subprocess.Popen[str]]:
 
 
 Layers = list[Path]
-"""A root, as L{Machine} takes it."""
+"""A root, in the form that L{Machine} takes."""
 
 
 @pytest.fixture(scope="session")

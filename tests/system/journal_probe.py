@@ -29,7 +29,7 @@ Seen = dict[str, Any]
 _log = Logger()
 
 HOSTILE = "\nPRIORITY=0\n\nMESSAGE=forged\nFORGED=1\n\x00\x1b[2J\r\x85\u2028\ud800{}%s"
-"""What a stranger could send to forge a record, a field, or a terminal's picture."""
+"""Bytes with which a client could forge a record or a field, or change a terminal's screen."""
 
 
 def levels(run: str) -> Seen:

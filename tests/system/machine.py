@@ -33,7 +33,7 @@ _ENVIRONMENT = {
     "SYSTEMD_PAGER": "",
     "TERM": "dumb",
 }
-"""What a command in the machine sees of the world: nothing of this machine's own settings."""
+"""The environment of a command in the machine: without this machine's own settings."""
 
 # Every change goes to an overlay in memory, mounted where no other process sees it: it outlasts a
 # reboot and is gone with the machine's last process. systemd-nspawn exits with 133 when the machine

@@ -27,7 +27,7 @@ CLONE = Path(__file__).resolve().parent.parent.parent
 _BUILD_SECONDS = 1800.0
 
 _NO_INDEX = ("-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=")
-"""Has apt keep no index of its lists, which is larger than many a layer."""
+"""Makes apt keep no index of its lists, which is larger than many a layer."""
 
 
 class Kind(NamedTuple):

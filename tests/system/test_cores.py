@@ -24,7 +24,7 @@ SAME = (
     *("Type", "NotifyAccess", "Restart", "RestartUSec", "RestartPreventExitStatus", "WatchdogUSec"),
     *("NonBlocking", "TimeoutStopUSec", "LimitNOFILE", "TasksMax", "MemoryMax"),
 )
-"""What the example repeats of fastpoetry@.service, or has from its sandbox."""
+"""The settings that the example repeats from fastpoetry@.service, or that its sandbox adds."""
 
 
 @pytest.fixture

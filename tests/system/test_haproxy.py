@@ -19,11 +19,11 @@ from system.machine import Machine, waitFor
 from system.readers import reading
 
 SERVERS = {"a": "192.0.2.11", "b": "192.0.2.12", "c": "192.0.2.13"}
-"""The poems, all the same text, and where C{fastpoetry.cfg} has their servers."""
+"""The poems, all with the same text, and the addresses of their servers in C{fastpoetry.cfg}."""
 
 READERS = 10000
 LOCAL, ALONE = 10001, 10002
-"""Ports for readers who get to one server: through its UNIX socket, and without any checks."""
+"""Ports that lead to one server each: through its UNIX socket, and without checks."""
 
 POEM = (CLONE / "poetry/ecstasy.txt").read_bytes()
 

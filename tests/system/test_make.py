@@ -185,7 +185,7 @@ _CONTAINER = (
     "-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap"
     ",+net_bind_service,+net_raw,+sys_chroot,+mknod,+audit_write,+setfcap",
 )
-"""Runs a command as root with what a container commonly gives it."""
+"""Runs a command as root with the capabilities that a container commonly has."""
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ _VENVS = {
     "venv": {"scrapyd": "scrapyd", "Synapse": "matrix-synapse"},
     "cowrie": {"cowrie": "cowrie"},
 }
-"""For each of the page's venvs: what the table calls a program, and what pip does."""
+"""For each virtual environment of the page: a program's name in the table, and its name for pip."""
 
 _MAKE_VENVS = """
 for venv in venv cowrie; do
@@ -49,7 +49,7 @@ for venv in venv cowrie; do
     chmod +x /opt/$venv/bin/twistd
 done
 """
-"""The same venvs with the same wheels and this clone, without a network."""
+"""The same environments with the same wheels and this clone, without a network."""
 
 
 @pytest.fixture(scope="module")

@@ -244,7 +244,7 @@ REFUSALS = {
     "echo OPTIONS=--listen=tcp:1 >ENV": "fastpoetry: --listen tcp:1: ",
     "echo OPTIONS=--listen=adopted:name=x >ENV": "fastpoetry: adopted:name=x: no passed descriptor",
 }
-"""What makes a start fail, and how the line that says so begins."""
+"""The causes of failed starts, and the beginning of each refusal."""
 
 
 @pytest.mark.parametrize("break_", REFUSALS)

@@ -31,8 +31,8 @@ _START = (
 _RESTARTS = 20
 _STARTS = 4
 """
-How many starts a reader may wait for, at most: one and a drain on a quiet machine; what goes on at
-the same time does not slow all down alike.
+The number of starts that a reader may wait for: one and a drain on a quiet machine, and more under
+load, which does not slow everything down equally.
 """
 
 
