@@ -135,6 +135,12 @@ class HandOverTests(HandOverCase):
         for reader in found.readers:
             reader.close()
 
+    def test_IPv6(self) -> None:
+        """The address of an IPv6 client is restored."""
+        self.reader.address = ("2001:db8::7", 40000, 0, 0)
+        readers, _ = self.restore(self.describe())
+        self.assertEqual([each.address for each in readers], [("2001:db8::7", 40000, 0, 0)])
+
     def test_user(self) -> None:
         """The user of a UNIX socket is restored too, even root."""
         self.reader.address = 0

@@ -324,8 +324,9 @@ class SourceTests(PolicyCase):
         self.assertFalse(self.policy.isTooMany(HERE))
 
     def test_lingererStays(self) -> None:
-        """A stop ends in time though the reset of a reader with its whole poem fails."""
-        self.patch(self.lingering(taken=0), "reset", lambda: 1 // 0)
+        """A stop ends in time though the resets of readers with their whole poems fail."""
+        for each in (self.lingering(taken=0), self.lingering(taken=0)):
+            self.patch(each, "reset", lambda: 1 // 0)
         drained = self.policy.drain()
         with contextlib.suppress(ZeroDivisionError):
             self.wait(20)
@@ -341,6 +342,7 @@ class SourceTests(PolicyCase):
     def test_atRest(self) -> None:
         """After a stop that has nobody to wait for, no timer is left."""
         self.policy.remove(self.sending())
+        self.policy.pause("a test")
         self.successResultOf(self.policy.drain())
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
