@@ -1,8 +1,8 @@
 """
 Pages that print files and commands, followed as they are printed.
 
-A file is printed below a line with its path. A command for root is in a C{console} block after C{#
-}, with its output below.
+A file is printed below a line C{# /PATH}, as by C{systemctl cat}. A command for root is in a
+C{console} block after C{# }, with its output below.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ def readSections(page: Path) -> dict[str, str]:
 
 def readFiles(text: str) -> dict[str, str]:
     """The files in a text, by path."""
-    found = re.findall(r"^`(/\S+)`[^\n]*:\n\n```\w*\n(.*?)^```", text, re.M | re.S)
-    return dict(found)
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
+    shown = "".join(block for block in blocks if re.match(r"# /\S+\n", block))
+    found = re.findall(r"^# (/\S+)\n(.*?)\n*(?=^# /|\Z)", shown, re.M | re.S)
+    return {path: f"{content}\n" for path, content in found}
 
 
 def readSteps(text: str) -> list[Step]:
