@@ -148,8 +148,8 @@ class AdoptedPort:
     def __init__(self, claim: _Claim, adopt: Callable[[Descriptor], Any]) -> None:
         """
         @param claim: the sockets. They stay open when the port stops, so that it can start again.
-            Closing them would turn no client away if systemd holds them too. If systemd does not,
-            as under systemd-socket-activate, closing would lose them.
+            If systemd holds them too, closing them would not turn clients away. Otherwise, as under
+            systemd-socket-activate, closing would lose them.
         @param adopt: makes a port on a duplicate of a socket.
         """
         self._claim = claim
@@ -327,8 +327,8 @@ def adoptConnection(reactor: Any, number: int, factory: IProtocolFactory) -> Any
 
 def detachConnection(transport: Any) -> int:
     """
-    Take a connection away from Twisted, which shuts a connection down for all processes when it
-    closes it.
+    Take a connection away from Twisted. Twisted closes a connection by shutting it down for all
+    processes.
 
     Data that the transport has not sent yet is lost. Its protocol receives no more data. The
     protocol's C{connectionLost} is called when the transport is closed, at the latest when the

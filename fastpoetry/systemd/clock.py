@@ -102,7 +102,8 @@ class MonotonicClock:
 
     def _run(self) -> None:
         """
-        Make all calls due now. A call that becomes due meanwhile waits for the reactor's next turn.
+        Make all calls that are due. One that becomes due meanwhile waits for the next turn of the
+        reactor.
         """
         self._armed = None
         last = (self.seconds(), next(self._counter))

@@ -11,8 +11,8 @@ from twisted.python.failure import Failure
 
 def asDeferred(awaited: Any) -> Deferred[Any]:
     """
-    @param awaited: a Deferred, which keeps its result, a coroutine, or any other value.
-    @return: has the same result.
+    @param awaited: a Deferred, a coroutine, or any other value. A Deferred keeps its result.
+    @return: a Deferred with the same result.
     """
     if isinstance(awaited, Awaitable):
         return watch(toDeferred(awaited))

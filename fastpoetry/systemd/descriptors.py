@@ -51,7 +51,7 @@ class AdoptError(Exception):
 
     Before the reactor runs it is also a C{SystemExit}: uncaught, it ends the program with the line
     on stderr and exit status 1. A traceback would add no information. Once the reactor runs, it is
-    an ordinary exception, raised or in a Deferred.
+    an ordinary exception. A function raises it, or a Deferred fails with it.
     """
 
     def __init__(self, line: str) -> None:
@@ -99,7 +99,7 @@ class Descriptor(NamedTuple):
         """
         @param number: an open descriptor.
         @param name: the name that it was passed under.
-        @return: the descriptor as the kernel, not its unit, describes it.
+        @return: the descriptor as the kernel describes it. Its unit may say something else.
         """
         mode = os.fstat(number).st_mode
         if not stat.S_ISSOCK(mode):
@@ -210,14 +210,14 @@ class Inherited:
         self, name: str | None = None, kind: int = socket.SOCK_STREAM
     ) -> tuple[Descriptor, ...]:
         """
-        Give out sockets that clients can reach, each once: it would be chance which of two users of
-        a socket gets a client.
+        Give out sockets that clients can reach, each to one user. Two users of a socket would get
+        its clients by chance.
 
         @param name: their name; C{None} for all that are free.
         @param kind: C{SOCK_STREAM} for listening sockets, or C{SOCK_DGRAM}.
         @return: one or more sockets. Other descriptors of that name stay free.
-        @raise AdoptError: no socket fits. Without a name, also if Twisted cannot use a free
-            descriptor, such as a FIFO: a program that is passed one must claim its sockets by name.
+        @raise AdoptError: no socket fits; or no name was given, and Twisted cannot use one of the
+            free descriptors, such as a FIFO. With such a descriptor, claim sockets by name.
         """
         named = [each for each in self.descriptors if name in (None, each.name)]
         fitting = [each for each in named if each.serves(kind)]

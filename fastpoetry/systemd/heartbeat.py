@@ -18,7 +18,7 @@ from fastpoetry.systemd.manager import Manager, oneLine
 
 _EXTEND_EVERY = 5
 _EXTEND_BY = 15
-"""Seconds. Three requests fit into the time that one asks for."""
+"""Seconds. Each request asks for the time of three intervals."""
 
 
 class Heartbeat:
@@ -40,7 +40,7 @@ class Heartbeat:
         """
         @param status: returns the status in words for people; called once a second.
         @param alive: called before each watchdog ping. Unless it returns true, no ping is sent.
-        @param extendSeconds: how long to ask for more time.
+        @param extendSeconds: for how many seconds to repeat requests for more time.
         @param loops: repeats the calls.
         @param clock: provides C{IReactorTime}.
         """

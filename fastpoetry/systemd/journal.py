@@ -70,7 +70,8 @@ class _Waiting(NamedTuple):
 
     @ivar data: for the journal.
     @ivar text: for the fallback.
-    @ivar lost: how many records are lost if this one is. A report of lost records counts them all.
+    @ivar lost: how many records are lost with this one. A report of lost records stands for all of
+        them.
     """
 
     data: bytes
@@ -263,8 +264,8 @@ class JournalObserver:
 
     def _sendBacklog(self) -> None:
         """
-        Send the backlog, oldest first. A record stays in it until it is sent, so that none
-        overtakes it.
+        Send the backlog, oldest first. A record stays in it until it is sent, so that no later
+        record overtakes it.
         """
         while True:
             with self._changed:
@@ -368,7 +369,7 @@ class JournalHandler(logging.Handler):
         C{extra} becomes fields.
 
         @param record: the entry. If it cannot be formatted, its raw message and arguments are sent.
-            If C{logging} could not have made it, C{handleError} handles it.
+            If it is not a valid entry of C{logging}, C{handleError} reports it.
         """
         try:
             self._journal.log(record, self._format(record))

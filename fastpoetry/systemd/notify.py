@@ -88,7 +88,8 @@ class NotifyService(Service):
             called when all services have started. If it raises, the start has failed.
         @param alive: called before each watchdog ping. Unless it returns true, no ping is sent, and
             a record says so. systemd then restarts the program after C{WatchdogSec=}.
-        @param extendSeconds: how much longer than the unit allows a start or a stop may take.
+        @param extendSeconds: for how many seconds a start or a stop asks for more time than the
+            unit allows.
         @param reloadSeconds: after this time a reload is cancelled and has failed.
         @param clock: provides C{IReactorTime}. Without it, a L{MonotonicClock}: then no step of the
             wall clock delays a watchdog ping.

@@ -40,7 +40,9 @@ _PROTOCOLS = {
     socket.SOCK_STREAM: (socket.IPPROTO_TCP, getattr(socket, "IPPROTO_MPTCP", 262)),
     socket.SOCK_DGRAM: (socket.IPPROTO_UDP,),
 }
-"""The protocols that Twisted speaks. SCTP also has stream sockets, UDP-Lite datagram sockets."""
+"""
+The protocols that Twisted speaks. SCTP also has stream sockets; UDP-Lite also has datagram sockets.
+"""
 
 _START_SECONDS = 30.0
 """How long a program may take until it listens, for instance if it opens a database first."""

@@ -215,8 +215,8 @@ def _asked(event: Mapping[str, object]) -> str | None:
 
 def _withFailure(text: str, failure: Failure) -> str:
     """
-    @return: the text, then the failure's causes, traceback, notes and group. Twisted's traceback
-        has only the traceback. If the text ends in it already, it is not repeated.
+    @return: the text, then the failure's causes, traceback, notes and group. Twisted itself formats
+        only the traceback. If the text ends in it already, it is not repeated.
     """
     try:
         traceback = failure.getTraceback()
@@ -236,7 +236,7 @@ def _withFailure(text: str, failure: Failure) -> str:
 
 def _before(error: BaseException, seen: set[int]) -> str:
     """
-    @return: the causes of an exception, oldest first, up to a size that leaves room for itself.
+    @return: the causes of an exception, oldest first. Their size leaves room for the exception.
     """
     told: list[str] = []
     while sum(map(len, told)) < VALUE_BYTES // 4:

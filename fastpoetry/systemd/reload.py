@@ -127,7 +127,7 @@ def _findUser(pid: int) -> int | None:
 
 
 if __name__ == "__main__":
-    # systemd sends it if it stops the service meanwhile. A process that the signal kills would
-    # make the stop a failure.
+    # systemd sends SIGTERM if it stops the service meanwhile. If the signal killed this process,
+    # the stop would be a failure.
     signal(SIGTERM, lambda *_: sys.exit(0))
     sys.exit(main())

@@ -39,8 +39,7 @@ class ReloadError(Exception):
 
 class Reloads:
     """
-    Reloads the program, one reload at a time. All requests during a reload are answered by one
-    more.
+    Reloads the program, one reload at a time. All requests during a reload share the next one.
 
     SIGHUP asks for a reload without an answer. L{fastpoetry.systemd.reload} asks and gets the
     result.

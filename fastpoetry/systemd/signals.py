@@ -19,7 +19,7 @@ def ignoreHangup() -> None:
     """
     Ignore SIGHUP until a service handles it. By default SIGHUP kills.
 
-    Ignoring it is safe: the program has not read yet what a reload would read again.
+    Ignoring it is safe: the program is about to read what a reload would read.
     """
     if getsignal(SIGHUP) == SIG_DFL:
         signal(SIGHUP, SIG_IGN)

@@ -36,8 +36,8 @@ _PROBE = "store-probe"
 
 _DROPPED_SECONDS = 0.03
 """
-How long systemd may hold a dropped descriptor: on a busy machine, 257 closed one after its answer
-to BARRIER=1.
+How long systemd may hold a dropped descriptor. On a busy machine, systemd 257 closed one only after
+its answer to BARRIER=1.
 """
 
 
@@ -60,8 +60,8 @@ class Store:
     last. If the store kept it, it kept all descriptors before it. C{FileDescriptorStoreMax=} must
     be one more than the number of descriptors to store.
 
-    @ivar size: how many descriptors the store holds, if systemd says so (from 254 on); C{None}
-        otherwise, or without a store.
+    @ivar size: how many descriptors the store may hold. systemd tells it from version 254 on;
+        otherwise, and without a store, it is C{None}.
     """
 
     def __init__(
@@ -254,10 +254,10 @@ def pack(descriptors: Iterable[int | HasFileno]) -> int:
     """
     Make one descriptor of many.
 
-    systemd compares each new descriptor with all in the store: 1,500 sockets took it 2.9 s. In the
-    queue of a socket (unix(7), C{SCM_RIGHTS}) they took 0.01 s, and one place in the store. Store
-    it with C{poll=False}, because its other end is closed. Closing it closes the packed
-    descriptors.
+    systemd compares each new descriptor with all in the store, which took 2.9 s for 1,500 sockets.
+    In the queue of one socket (unix(7), C{SCM_RIGHTS}) they took 0.01 s, and one place in the
+    store. Store that socket with C{poll=False}, because its other end is closed. Closing it closes
+    the packed descriptors.
 
     @param descriptors: at most as many as this process may open (RLIMIT_NOFILE). They stay open
         here.
