@@ -47,7 +47,7 @@ def findTwistd() -> list[str]:
     """
     beside = os.path.dirname(sys.executable)
     for path in (beside, None):
-        for name in ("twistd", "twistd3"):  # Debian has only the latter
+        for name in ("twistd", "twistd3"):  # Debian has only twistd3
             if script := shutil.which(name, path=path):
                 return [sys.executable, script]
     raise FileNotFoundError(f"no twistd in {beside} or along the PATH")

@@ -569,7 +569,7 @@ class WaitTests(PortCase):
         self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=200))
 
     def test_failsForTheOldBacklog(self) -> None:
-        """Clients from before the port listened are reset too."""
+        """When the source fails, clients from before the port listened are reset too."""
         plain = self.plainPort()
         self.address = plain.socket.getsockname()
         client = self.connect()
@@ -579,7 +579,7 @@ class WaitTests(PortCase):
         self.assertRaises(ConnectionResetError, receiveAll, client)
 
     def test_failsAtOnce(self) -> None:
-        """A source that fails at once has the same effect."""
+        """Waiting clients are reset, too, if the source fails at once."""
         self.listen(None)
         self.source.failsAtOnce = True
         for _ in range(3):
@@ -646,7 +646,7 @@ class BorrowedTests(PortCase):
         return self.port
 
     def test_interfaces(self) -> None:
-        """It is a listening port and takes the place of the other one."""
+        """A borrowed port is a listening port, in place of the other one."""
         port = self.listen()
         verifyObject(IListeningPort, port)
         verifyObject(IReadDescriptor, port)

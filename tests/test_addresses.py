@@ -30,8 +30,8 @@ class PeerTests(SynchronousTestCase):
 
     def test_mapped(self) -> None:
         """
-        An IPv4 client is written as IPv4 on an IPv6 socket too; an address that only resembles a
-        mapped one is not.
+        An IPv4 client of an IPv6 socket is written as IPv4; an address that only resembles a mapped
+        one is not.
         """
         self.assertEqual(formatPeer(MAPPED), "192.0.2.7:40000")
         self.assertEqual(formatPeer(("::ffff:c000", 40000, 0, 0)), "[::ffff:c000]:40000")
@@ -50,9 +50,7 @@ class HostTests(SynchronousTestCase):
         self.assertEqual(formatHost(IPv6Address("TCP", "::", 17)), "[::]:17")
 
     def test_UNIX(self) -> None:
-        """
-        A UNIX socket's name is its path, whatever its bytes; an unnamed socket has a name too.
-        """
+        """A UNIX socket's name is its path, whatever its bytes; an unnamed socket is described."""
         self.assertEqual(formatHost(UNIXAddress(b"/run/\xff.sock")), "/run/\udcff.sock")
         self.assertEqual(formatHost(UNIXAddress(None)), "a UNIX socket without a name")
 
@@ -113,7 +111,7 @@ class TwistedTests(SynchronousTestCase):
         self.assertEqual(normalise(UNIXAddress(b"/run/s")), UNIXAddress(b"/run/s"))
 
     def test_ports(self) -> None:
-        """Each number that a port may have is one, the first and the last too."""
+        """Every valid port number is accepted, the first and the last too."""
         for port in (0, 65535):
             peer = IPv4Address("TCP", "192.0.2.7", port)
             self.assertEqual(normalise(peer), peer)

@@ -194,7 +194,7 @@ class NotifyTests(SynchronousTestCase):
     """Tests for a program that systemd did not start."""
 
     def test_nothing(self) -> None:
-        """The program notifies nobody, and SIGHUP reloads it all the same."""
+        """Outside systemd a program sends no notification, and SIGHUP reloads it all the same."""
         status, said, complaint = run(NOTIFY)
         self.assertEqual((status, complaint), (0, ""))
         self.assertNotIn("fastpoetry", said)

@@ -209,7 +209,7 @@ class JobTests(TestCase):
 
     @awaited
     async def test_failure(self) -> None:
-        """An error of the work comes in the same way."""
+        """An error of the work comes when the process has ended, and not before."""
         with self.assertRaises(WorkError) as caught:
             await callApart(self.reactor, partial(readAt, "/none"), "/none")
         self.assertEqual(str(caught.exception), "/none: No such file or directory")

@@ -436,7 +436,7 @@ class RefusalTests(AssemblyCase):
         self.assertTrue(refusal.startswith("adopted:name=ecstasy: no descriptor was "), refusal)
 
     def test_byHand(self) -> None:
-        """Services that a program assembles itself check their endpoints in the same way."""
+        """Services that a program assembles itself check their endpoints too."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             free = serverFromString(self.reactor, "tcp:0:interface=127.0.0.1")

@@ -189,7 +189,10 @@ class CallTests(SynchronousTestCase):
         return not memory.readers and not memory.getDelayedCalls()
 
     def test_interfaces(self) -> None:
-        """It is a clock, its calls are delayed calls, and its reader is a reader."""
+        """
+        The clock provides the interfaces of a clock, its calls those of delayed calls, and its
+        reader those of a reader.
+        """
         verifyObject(IReactorTime, self.clock)
         verifyObject(IDelayedCall, self.later(1))
         (reader,) = self.kernel.memory.readers
@@ -576,7 +579,7 @@ class ReactorTests(SynchronousTestCase):
         self.both: Any = MonotonicReactor(self.memory, self.clock)
 
     def test_clock(self) -> None:
-        """Its clock is the other one."""
+        """The reactor's clock is the other one."""
         verifyObject(IReactorTime, self.both)
         self.clock.advance(7)
         call = self.both.callLater(1, self.fail)

@@ -86,7 +86,7 @@ class VisitTests(PolicyCase):
 
     def test_aFaultyOneOfThem(self) -> None:
         """
-        One of these readers whose visit fails does not keep the others from their visits, and is
+        A reader served at once whose visit fails does not keep the others from their visits, and is
         visited again.
         """
         readers = [FakeReader(self.policy) for _ in range(3)]

@@ -107,7 +107,7 @@ class HandOverTests(HandOverCase):
     """Tests for the handover of readers."""
 
     def test_interface(self) -> None:
-        """It is a service."""
+        """The handover is a service."""
         verifyObject(IService, self.service)
 
     def test_handedOver(self) -> None:

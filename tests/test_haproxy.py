@@ -110,7 +110,7 @@ class HeaderTests(ProxiedCase):
         self.assertEqual((self.sent, self.did), (POEM.text, ["loseWriteConnection"]))
 
     def test_interfaces(self) -> None:
-        """It provides its transport's interfaces, and half-close."""
+        """A protocol behind a header provides its transport's interfaces, and half-close."""
         self.connect()
         verifyObject(IHalfCloseableProtocol, self.wrapper)
         self.assertTrue(ITCPTransport.providedBy(self.wrapper))
@@ -145,7 +145,7 @@ class HeaderTests(ProxiedCase):
         self.assertSentTo("192.0.2.1:50000", bytes(header))
 
     def test_TLS(self) -> None:
-        """A client may come through TLS: its header is the first of what is encrypted."""
+        """A client may come through TLS: its header is the first encrypted data."""
         wrapping = WrappingFactory(self.factory)
         wrapping.protocol = FakeTLS
         lower = FakeTransport(BALANCER)
@@ -293,7 +293,7 @@ class EndTests(ProxiedCase):
             self.assertEqual(self.policy.ledger.counts, Counts(checks=1))
 
     def test_linger(self) -> None:
-        """The end of the process is a reset to a client, and an end to a balancer's check."""
+        """At the end of the process a client gets a reset, and a balancer's check gets an end."""
         with socket.create_server(("127.0.0.1", 0)) as listening:
             client = socket.create_connection(listening.getsockname())
             server, _ = listening.accept()
@@ -331,7 +331,7 @@ class EndTests(ProxiedCase):
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_slowReader(self) -> None:
-        """The time for the header does not end a reader that takes its poem slowly."""
+        """The header's timeout does not end a reader that takes its poem slowly."""
         transport = self.connect()
         self.wrapper.dataReceived(V1)
         self.reactor.pump([1.0] * 20)

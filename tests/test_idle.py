@@ -31,7 +31,7 @@ class IdleTests(SynchronousTestCase):
         self.ends += 1
 
     def test_interface(self) -> None:
-        """It is a service."""
+        """The idle exit is a service."""
         verifyObject(IService, self.service)
 
     def test_nobody(self) -> None:

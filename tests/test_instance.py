@@ -57,8 +57,8 @@ class PoemTests(SynchronousTestCase):
 
     def test_process(self) -> None:
         """
-        As systemd runs it, it exits with 1 and one line on a machine without a journal; for a poem
-        that exists it prints nothing.
+        Under systemd, the check exits with 1 and one line on a machine without a journal; for a
+        poem that exists it prints nothing.
         """
         for name, status in (("ecstasy", 0), ("ecstacy", 1)):
             command = (sys.executable, "-B", "-m", "fastpoetry.command.instance", "fastpoetry")
@@ -73,7 +73,7 @@ class PoemTests(SynchronousTestCase):
             self.assertEqual(ran.stderr.startswith("fastpoetry: no poem ecstacy"), bool(status))
 
     def test_light(self) -> None:
-        """It does not import Twisted, which would delay each boot."""
+        """The check does not import Twisted, which would delay each boot."""
         program = "import sys, fastpoetry.command.instance; sys.exit('twisted' in sys.modules)"
         ran = subprocess.run([sys.executable, "-B", "-c", program], cwd=ROOT)
         self.assertEqual(ran.returncode, 0)

@@ -97,7 +97,7 @@ class JournalObserverTests(SynchronousTestCase):
             observer({"log_format": "{text}", "text": text, "log_level": LogLevel.info})
 
     def test_interface(self) -> None:
-        """It is an observer."""
+        """The journal observer provides the interface of a log observer."""
         verifyObject(ILogObserver, journal.JournalObserver("test", self.path))
 
     def test_sends(self) -> None:

@@ -270,7 +270,7 @@ class FailureTests(ListenerCase):
         self.assertRaises(AttributeError, self.listener.privilegedStartService)
 
     def test_beginFailsLater(self) -> None:
-        """A later error in serving on a port is a failure too."""
+        """A later error in serving on a port is a failure."""
         self.listener.startService()
         self.endpoint.listening.callback(object())
         self.assertTrue(self.reactor.hasStopped)

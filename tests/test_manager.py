@@ -84,7 +84,7 @@ class SettleTests(TestCase):
     """Tests for L{NotifyService.settle}."""
 
     def test_told(self) -> Deferred[None]:
-        """It fires when systemd has read the messages."""
+        """The Deferred fires when systemd has read the messages."""
         systemd = Systemd(self, 1)
         systemd.start()
         service = NotifyService(reactor, environ=systemd.environ)

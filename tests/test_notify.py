@@ -557,7 +557,7 @@ class ManagerTests(NotifyCase):
         self.assertEqual(events[0]["cause"], "Connection refused")
 
     def test_impossible(self) -> None:
-        """An impossible address has the same warning."""
+        """An impossible address makes one warning too, and the program goes on."""
         for address in ("@" * 200, "vsock:2:1", "notify", "/"):
             with capturedLogs() as events:
                 self.service(NOTIFY_SOCKET=address).startService()

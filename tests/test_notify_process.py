@@ -153,7 +153,7 @@ class ProcessTests(Programs):
 
     def test_stopsItself(self) -> None:
         """
-        A program that stops its reactor during the start, as Buildbot does, ends in the same way,
+        A program that stops its reactor during the start, as Buildbot does, ends with status 1,
         whether its start then succeeds or fails.
         """
         program = STOPPING.replace("STOP", "reactor.stop()")

@@ -89,7 +89,7 @@ class ReadyTests(NotifyCase):
 
     def test_function(self) -> None:
         """
-        READY waits for what a function returns, such as a coroutine; a plain value is fine too.
+        READY waits for what a function returns, such as a coroutine; a plain value needs no wait.
         """
         waiting: Deferred[None] = Deferred()
 
@@ -128,7 +128,7 @@ class ReadyTests(NotifyCase):
         self.assertEqual(len(self.flushLoggedErrors(LookupError)), 1)
 
     def test_raises(self) -> None:
-        """An exception has the same effect."""
+        """An exception makes a record, a stop and a nonzero exit; READY is not sent."""
 
         def broken() -> None:
             raise LookupError

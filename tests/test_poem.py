@@ -526,7 +526,7 @@ class AnthologyTests(FolderCase):
     """Tests for L{Anthology}."""
 
     def test_all(self) -> None:
-        """It contains every poem in the folders, by name."""
+        """An anthology contains every poem in the folders, by name."""
         other = makeFolder(self)
         paths = [write(other, "a.txt"), self.write("b.txt"), write(other, "c.txt")]
         poems = [Poem(name, POEM.text, path) for name, path in zip("abc", paths, strict=True)]

@@ -49,7 +49,9 @@ class ArrivalTests(PolicyCase):
         self.policy.admit(arrival, enter)
 
     def test_noPlace(self) -> None:
-        """Such a connection takes no place from readers, and is not a reader."""
+        """
+        A connection that has not named its client takes no place from readers, and is not a reader.
+        """
         for _ in range(5):
             self.arrive()
         self.assertEqual((self.policy.readers, self.countRoom()), (0, 2))
@@ -105,7 +107,7 @@ class ArrivalTests(PolicyCase):
         self.assertEqual(self.entered, [second, third])
 
     def test_lingerer(self) -> None:
-        """A reader that only lingers makes room for one at once."""
+        """A lingering reader gives its place to a waiting connection at once."""
         self.lingering()
         self.sending()
         arrival = self.arrive()
@@ -144,7 +146,7 @@ class ArrivalTests(PolicyCase):
         self.assertEqual([silent.drained, waiting.drained], [True, True])
 
     def test_duringAStop(self) -> None:
-        """A connection that comes during a stop is told about the stop."""
+        """A connection that comes during a stop is told about the stop at once."""
         self.sending()
         self.policy.drain()
         self.assertTrue(self.arrive().drained)
@@ -324,7 +326,7 @@ class SourceTests(PolicyCase):
         self.assertFalse(self.policy.isTooMany(HERE))
 
     def test_lingererStays(self) -> None:
-        """A stop ends in time though the resets of readers with their whole poems fail."""
+        """A stop ends in time even if readers that were sent their whole poems cannot be reset."""
         for each in (self.lingering(taken=0), self.lingering(taken=0)):
             self.patch(each, "reset", lambda: 1 // 0)
         drained = self.policy.drain()
@@ -340,14 +342,14 @@ class SourceTests(PolicyCase):
         self.assertEqual(said(events), ["gave up on unix after 0 of 310 bytes: a test"])
 
     def test_atRest(self) -> None:
-        """After a stop that has nobody to wait for, no timer is left."""
+        """After a stop without readers no timer is left."""
         self.policy.remove(self.sending())
         self.policy.pause("a test")
         self.successResultOf(self.policy.drain())
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_arrivalStays(self) -> None:
-        """A stop ends in time though a connection that has said nothing does not go."""
+        """A stop ends in time even if a silent connection does not end."""
         arrival = FakeArrival(self.policy)
         self.patch(arrival, "drain", lambda: None)
         self.policy.addArrival(arrival)
@@ -384,7 +386,10 @@ class CrowdTests(PolicyCase):
         self.assertEqual(other.did, [])
 
     def test_theyCount(self) -> None:
-        """They count together with readers under way, until they leave."""
+        """
+        Readers that do not take a small poem count together with readers under way, until they
+        leave.
+        """
         reader, _ = self.lingering(taken=0), self.sending()
         self.assertFalse(self.policy.isTooMany(HERE))
         self.wait(3)
@@ -401,8 +406,7 @@ class CrowdTests(PolicyCase):
 
     def test_record(self) -> None:
         """
-        Their poems already count as sent; an occasional warning names the source that takes no
-        bytes.
+        Poems that are not taken already count as sent; an occasional warning names the source.
         """
         with capturedLogs() as events:
             for _ in range(5):

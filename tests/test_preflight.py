@@ -206,8 +206,8 @@ class PathTests(PreflightCase):
 
     def test_lock(self) -> None:
         """
-        Its lock is removed too, even if its process ID now belongs to another process or to ours,
-        or is invalid.
+        The lock of a leftover socket is removed too, even if its process ID now belongs to another
+        process or to ours, or is invalid.
         """
         for owner in ("1", str(os.getpid()), "twistd"):
             self.leave(owner)

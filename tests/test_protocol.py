@@ -295,7 +295,9 @@ class SocketTests(ProtocolCase):
         self.assertEqual(self.lingerOf(server), (0, 0))
 
     def test_reset(self) -> None:
-        """A reset is one, whatever closes the socket, though the last byte was written before."""
+        """
+        A reset stays a reset, whatever closes the socket, even after the last byte was written.
+        """
         server, _ = self.pairOfSockets()
         self.pull(self.connect(FakeTransport(PEER, server)))
         self.protocol.reset()
@@ -408,7 +410,10 @@ class TLSTests(ProtocolCase):
         self.assertEqual(self.lower.did[-1], "abortConnection")
 
     def test_notLeftToSystem(self) -> None:
-        """A stop leaves no reader to the system, which may not have the rest from the layer."""
+        """
+        A stop leaves no reader behind a layer to the system: the layer may still hold a part of the
+        poem.
+        """
         self.fill()
         self.pull(self.lower)
         self.policy.drain()
@@ -466,7 +471,7 @@ class HandshakeTests(ProtocolCase):
         self.assertEqual([each.did for each in (lower, other, last)], [[], [], []])
 
     def test_noPoem(self) -> None:
-        """The time for the handshake does not end one that waits for its poem."""
+        """The handshake's timeout does not end a connection that waits for its poem."""
         self.source.poem = None
         lower, protocol = self.shake("192.0.2.7")
         protocol.handshakeCompleted()
@@ -474,14 +479,14 @@ class HandshakeTests(ProtocolCase):
         self.assertEqual(lower.did, [])
 
     def test_leaves(self) -> None:
-        """One that leaves before leaves no timer behind."""
+        """A connection that leaves before its handshake leaves no timer."""
         _, protocol = self.shake("192.0.2.7")
         protocol.connectionLost(Failure(ConnectionDone()))
         self.reactor.advance(1)
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_stop(self) -> None:
-        """A stop resets the last of them before it ends."""
+        """A stop resets the last connection before its handshake, and then ends."""
         lower, _ = self.shake("192.0.2.7")
         seen: list[str] = []
         self.policy.drain().addCallback(lambda _: seen.extend(lower.did))

@@ -80,7 +80,7 @@ class LimitTests(NotifyCase):
         self.assertEqual(self.systemd.heard()[-1], "READY=1")
 
     def test_deaf(self) -> None:
-        """A hook that ignores cancellation has failed too."""
+        """A hook that ignores cancellation has also failed after the limit."""
 
         async def stubborn() -> None:
             while True:

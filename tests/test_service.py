@@ -134,7 +134,9 @@ class TutorialTests(TestCase):
         write(self.folder, "x.txt", b"Where, like a pillow on a bed\n")
 
     def test_path(self) -> None:
-        """It serves that file, even after the program has changed its folder."""
+        """
+        A service made of a path serves that file, even after the program has changed its folder.
+        """
         self.addCleanup(os.chdir, os.getcwd())
         os.chdir(self.folder)
         service = PoetryService("x.txt")
@@ -312,7 +314,7 @@ class ReloadTests(ServiceCase):
 
     def test_keeps(self) -> None:
         """
-        If the new poem cannot be read the old one stays, exactly one error gives the cause, and the
+        If the new poem cannot be read the old one stays. Exactly one error gives the cause, and the
         caller of the reload gets it.
         """
         self.selection.found = PoemError("/x.txt: is empty")

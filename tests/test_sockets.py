@@ -54,7 +54,7 @@ class AddressTests(SocketCase):
         self.assertEqual(findAddress(self.unix, ""), os.getuid())
 
     def test_anotherUser(self) -> None:
-        """It is the user, and not the group."""
+        """A UNIX client is identified by its user, and not by its group."""
         with asNobody():
             server, client = socket.socketpair()
             user = os.geteuid()
@@ -211,7 +211,7 @@ class UnableTests(TellingCase):
         self.assertIn("SO_LINGER: Protocol not available", text)
 
     def test_closed(self) -> None:
-        """A closed socket is an error all the same."""
+        """A closed socket raises an error all the same."""
         self.server.close()
         self.assertRaises(OSError, setLinger, self.server, RESET_ON_CLOSE)
 

@@ -89,7 +89,7 @@ class OptionsTests(TapCase):
         )
 
     def test_installed(self) -> None:
-        """Those folders are followed by the one that pip installs."""
+        """The folder where pip installs the poems comes last."""
         os.mkdir(f"{self.folder}/poetry")
         self.patch(tap, "_PACKAGE", Path(self.folder))
         self.assertEqual(findPoetryPath(), f"{DEFAULT_POETRY_PATH}:{self.folder}/poetry")

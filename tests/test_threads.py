@@ -51,7 +51,7 @@ class CallTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(done), "a poem")
 
     def test_failure(self) -> None:
-        """An error of the work comes in the same way."""
+        """An error of the work comes when the thread has ended, and not before."""
         threads = Threads(self)
         done = callAside(self.reactor, lambda: 1 // 0)
         threads.work()

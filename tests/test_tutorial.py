@@ -264,7 +264,7 @@ class RealReactorTests(TestCase):
 
     @awaited
     async def test_TCPServer(self) -> None:
-        """The tutorial's services do the same."""
+        """After one of the tutorial's services has stopped, a client is refused."""
         number = findFreePort()
         TCPServer(number, self.factory, interface="127.0.0.1").setServiceParent(self.top)
         self.start()
@@ -285,7 +285,7 @@ class RealReactorTests(TestCase):
 
     @awaited
     async def test_UNIX(self) -> None:
-        """Our listener does so on a UNIX socket too."""
+        """Our listener on a UNIX socket knows its address, and releases it at the stop."""
         path = f"{self.folder}/s"
         self.listen(UNIXServerEndpoint(self.reactor, path))
         poem = await self.fetch(UNIXClientEndpoint(self.reactor, path))

@@ -97,7 +97,7 @@ class TutorialTests(TwistdTestCase):
 
     def test_everythingTheTutorialShows(self) -> None:
         """
-        The daemon serves the poem, logs the poem it loaded and sent, ends on a signal to the
+        The daemon serves the poem and logs what it loaded and sent. It ends on a signal to the
         process ID in its pid file, and removes that file.
         """
         with ownNetwork():
@@ -183,7 +183,7 @@ class OwnFeaturesTests(TwistdTestCase):
         self.assertFalse((self.folder / "twistd.pid").exists())
 
     def test_interrupt(self) -> None:
-        """Ctrl-C ends the program in the same way."""
+        """Ctrl-C ends the program cleanly, too."""
         self.begin(*self.command)
         self.process.send_signal(signal.SIGINT)
         status, output, errors = finish(self.process)
@@ -246,8 +246,8 @@ class OwnFeaturesTests(TwistdTestCase):
     @onlyRoot
     def test_otherUserMayNotRead(self) -> None:
         """
-        A poem that only root may read ends a start as another user, with exit status 1 and one line
-        that says how to fix it.
+        A poem that only root may read makes a start as another user fail, with exit status 1 and
+        one line that says how to fix it.
         """
         (self.folder / "poetry/ecstasy.txt").chmod(0o600)
         user = ("--uid", str(NOBODY), "--gid", str(NOBODY))
@@ -356,7 +356,7 @@ class RefusalTestCase(TwistdTestCase):
     def assertRefused(self, *arguments: str, says: str, before: tuple[str, ...] = ()) -> None:
         """
         Assert that the command ends with exit status 1 and one line on stderr, in the foreground
-        and as a daemon, and leaves no process, log or pid file.
+        and as a daemon. Assert that no process, log or pid file is left.
 
         @param says: a text in the line.
         @param before: a command that runs twistd.
@@ -474,7 +474,7 @@ class PoemRefusalTests(RefusalTestCase):
         self.assertRefused("--poem", name, says=says)
 
     def test_hostilePath(self) -> None:
-        """Such characters in a path are escaped too."""
+        """Characters in a path that would break the line are escaped too."""
         says = rf"--poem ./a\nb\x1b[2J: {self.folder}/a\nb\x1b[2J: No such file"
         self.assertRefused("--poem", "./a\nb\x1b[2J", says=says)
 

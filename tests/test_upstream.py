@@ -226,7 +226,7 @@ class ResolverTests(SynchronousTestCase):
         return receiver
 
     def test_interface(self) -> None:
-        """It is a name resolver."""
+        """The resolver is a name resolver."""
         verifyObject(IHostnameResolver, self.resolver)
         verifyObject(IResolutionReceiver, FakeReceiver())
 

@@ -202,7 +202,7 @@ def oneLine(text: str) -> str:
     """
     @param text: any text.
     @return: its first 1,000 characters as one printable line. systemd splits a datagram at line
-        breaks. It drops a datagram with a NUL or with more than 4,096 bytes; a character has up to
-        4.
+        breaks. It drops a datagram with a NUL or with more than 4,096 bytes; a character has at
+        most four.
     """
     return "".join(c if c.isprintable() else " " for c in text[:1000])

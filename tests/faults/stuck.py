@@ -1,8 +1,8 @@
 """
 A file system that hangs on demand, like a broken or distant disk.
 
-C{python3 stuck.py FILE FOLDER [PROCESS]} shows one file in a folder, in the mount namespace of a
-process if one is given, and then prints a line. After SIGUSR1 it answers no request, and prints a
+C{python3 stuck.py FILE FOLDER [PROCESS]} shows one file in a folder, and then prints a line. With a
+process, it uses that process's mount namespace. After SIGUSR1 it answers no request, and prints a
 line for each: even SIGKILL does not end a process that waits, before this program ends.
 """
 

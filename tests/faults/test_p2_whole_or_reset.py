@@ -95,8 +95,8 @@ class KillTests(FaultCase):
 
     def test_killedBeforeTheEnd(self) -> None:
         """
-        A client with a whole poem that does not close before the server is killed reads all of it,
-        and then a reset or an end.
+        A client that holds a whole poem when the server is killed reads all of it, and then a reset
+        or an end.
         """
         address, poem = self.listen(), self.write(makeText(3003))
         server = self.serve()

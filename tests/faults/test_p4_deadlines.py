@@ -113,7 +113,7 @@ class SlowTests(DeadlineCase):
             self.assertLess(kernel / len(clients), 400 * KIBI)
 
     def test_stoppedReadersOnUNIX(self) -> None:
-        """On a UNIX socket such clients are ended at the deadline too."""
+        """Clients of a UNIX socket that never read are ended at the deadline."""
         address = self.listen(family=socket.AF_UNIX)
         self.write(makeText(MEBI))
         server, descriptors = self.serveNobody(address, "--stall-timeout=0.5")
@@ -149,7 +149,10 @@ class SlowTests(DeadlineCase):
             self.assertEqual(end, "reset")
 
     def test_smallPoemNotTaken(self) -> None:
-        """A poem in the system's buffer that its reader does not take has the same deadline."""
+        """
+        The stall timeout also applies to a poem in the system's buffer that its reader does not
+        take.
+        """
         address, poem = self.listen(), self.write(makeText(16 * KIBI))
         server, descriptors = self.serveNobody(address, "--stall-timeout=0.5")
         clients = self.hold(50, address, receiveBuffer=KIBI)

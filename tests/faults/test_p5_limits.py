@@ -70,7 +70,7 @@ class DescriptorTests(FaultCase):
         self.assertEqual((len(server.records(FULL)), server.tracebacks()), (1, []))
 
     def test_mostReaders(self) -> None:
-        """With --max-readers, clients wait in the same way, on a UNIX socket too."""
+        """With --max-readers, clients wait in the backlog, also on a UNIX socket."""
         addresses = [self.listen("poem"), self.listen("local", socket.AF_UNIX)]
         self.write(makeText(MEBI), "local")
         poem = self.write(makeText(MEBI))
@@ -110,7 +110,10 @@ class SourceTests(FaultCase):
         self.assertAll("isExact", run(fetchMany(20, address, poem)))
 
     def test_smallPoemNotTaken(self) -> None:
-        """A small poem, which is soon in the system's buffer but not taken, has the same limit."""
+        """
+        The limit of one source also applies to a small poem, which is soon in the system's buffer
+        but not taken.
+        """
         address, poem = self.listen(), self.write(makeText(16 * KIBI))
         self.serve("--max-readers=100", "--max-readers-per-source=20")
         greedy = self.hold(500, address, receiveBuffer=KIBI)
@@ -120,7 +123,7 @@ class SourceTests(FaultCase):
         self.assertTrue(all(end == "reset" for count, end in rest if count < len(poem)))
 
     def test_user(self) -> None:
-        """On a UNIX socket one user has the same limit; connections turned away get no byte."""
+        """On a UNIX socket the limit applies to one user; connections turned away get no byte."""
         address, poem = self.listen(family=socket.AF_UNIX), self.write(makeText(4 * MEBI))
         server = self.serve("--max-readers=100", "--max-readers-per-source=20")
         greedy = self.hold(50, address)
@@ -207,7 +210,9 @@ class CountTests(FaultCase):
         self.assertTrue(1 <= len(sums) <= seconds + 2)
 
     def test_everyConnectionIsCounted(self) -> None:
-        """Readers that leave, are given up or are turned away are counted in the same way."""
+        """
+        Each reader that leaves, is given up or is turned away has a record, or is in a summary.
+        """
         address, poem = self.listen(), self.write(makeText(MEBI))
         options = ["--journal-budget=3", "--max-readers-per-source=10", "--stall-timeout=1"]
         server = self.serve(*options)

@@ -66,7 +66,7 @@ class NameTests(FaultCase):
             self.assertRefused(name)
 
     def test_links(self) -> None:
-        """A link out of the folder is refused, in every form."""
+        """A link out of the folder is not followed: the file at its end is never opened."""
         (self.poetry / "absolute.txt").symlink_to(self.secret)
         (self.poetry / "relative.txt").symlink_to("../secret.txt")
         (self.poetry / "chain.txt").symlink_to("relative.txt")
@@ -76,7 +76,10 @@ class NameTests(FaultCase):
             self.assertRefused(name)
 
     def test_linksAreNotOpened(self) -> None:
-        """Such a link is not followed: the file at its end is never opened."""
+        """
+        An anthology leaves a link out of the folder out, with one record, and serves the other
+        poems.
+        """
         (self.poetry / "out.txt").symlink_to(self.secret)
         trace = self.folder / "trace"
         server = self.serveNamed("--poem=out", before=tracing(trace))
@@ -164,7 +167,7 @@ class JournalTests(FaultCase):
         self.assertTrue([each for each in records if "PEER" in each])
 
     def test_clientNames(self) -> None:
-        """The name that a client binds its end of a UNIX socket to adds none either."""
+        """The name that a client binds its end of a UNIX socket to adds no record and no field."""
         self.listen(family=socket.AF_UNIX)
         self.write(makeText(3003))
         server = self.serveToJournal(*self.arguments())

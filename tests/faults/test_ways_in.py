@@ -113,9 +113,8 @@ class EveryWay:
 
     def test_clock(self: Any) -> None:
         """
-        However the clock is set, a stalled reader is reset, a client that waits for its place is
-        served, a client that has left is closed, a reader in mid-poem gets the rest, and systemd
-        gets its pings.
+        However the clock is set, readers are reset, served and closed as usual, a reader in
+        mid-poem gets the rest, and systemd gets its pings.
         """
         with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as manager:
             manager.bind(str(self.folder / "notify"))

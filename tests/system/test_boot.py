@@ -19,8 +19,8 @@ from system.test_serving import ECSTASY, read
 @pytest.fixture(scope="module")
 def rebooted(release: str, packageRoot: Layers) -> Iterator[Machine]:
     """
-    A machine that has booted with an enabled poem and its metrics, with an enabled poem whose file
-    is gone, and after readers of a third poem were handed over.
+    A machine after a boot. One enabled poem has its metrics, another one's file is gone, and
+    readers of a third poem were handed over before.
     """
     with closing(startMachine(packageRoot, f"{release}-rebooted")) as machine:
         machine.path("/etc/fastpoetry/poetry/mine.txt").write_text("mine\n")

@@ -135,7 +135,9 @@ def test_restarts(server: Machine) -> None:
 
 
 def test_upgrade(server: Machine, package: Path) -> None:
-    """The same holds for an upgrade of the package, here to the same version."""
+    """
+    Each reader also gets a whole poem over an upgrade of the package, here to the same version.
+    """
     poems = copies(server, text(0))
     files = [f"/root/{file.name}" for file in package.glob("*.deb")]
     for file in files:

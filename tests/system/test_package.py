@@ -277,7 +277,7 @@ def test_readme(fresh: Machine, package: Path) -> None:
 
 def test_firstBoot(release: str, package: Path) -> None:
     """
-    On the first boot of an image, when systemd enables every unit without a contrary preset, no
+    When an image boots for the first time, systemd enables every unit without a contrary preset. No
     unit of ours is enabled, and no port of ours is open.
     """
     with closing(startMachine(findRoot(release, "package"), f"{release}-image")) as image:
@@ -339,9 +339,9 @@ def test_upgrade(installed: Machine, newer: Path) -> None:
 
 def test_upgradeFromOne(fresh: Machine, single: Path, package: Path) -> None:
     """
-    The same holds for the upgrade from the single package of earlier versions. The modules move to
-    another package: a service that starts between the two finds none, and its readers wait in the
-    socket.
+    An upgrade from the single package of earlier versions restarts the running services too. The
+    modules move to another package: a service that starts between the two finds none, and its
+    readers wait in the socket.
     """
     installPackage(fresh, single)
     startEverything(fresh)

@@ -333,7 +333,7 @@ def test_security(edge: Machine) -> None:
     edge.fetch("-U", SOCKET)
     file = f"{SOURCE}/packaging/systemd/fastpoetry-proxy@.service"
     for which in ([EDGE], ["--offline=true", file]):
-        # It fails above the threshold, which is in tenths.
+        # systemd-analyze fails above the threshold, which is in tenths.
         edge.run("systemd-analyze", "security", "--threshold=13", *which)
 
 

@@ -107,8 +107,8 @@ def test_otherPath(machine: Machine) -> None:
 )
 def test_cannotRun(machine: Machine, pauseSeconds: float, break_: str, mend: str) -> None:
     """
-    A service that cannot be executed, one that ends before it is ready, and one that refuses its
-    poem fail visibly, and are retried only now and then while a client waits; the socket stays, and
+    Three services fail visibly: one cannot be executed, one ends before it is ready, and one
+    refuses its poem. They are retried only now and then while a client waits. The socket stays, and
     the client is served once the fault is fixed.
     """
     service, socket = "fastpoetry@ecstasy.service", "fastpoetry@ecstasy.socket"
@@ -151,9 +151,9 @@ def test_brokenPoem(machine: Machine) -> None:
 
 def test_aDozenTries(machine: Machine, pauseSeconds: float) -> None:
     """
-    While clients wait for a broken poem, the socket stays open and tries once in each pause, which
-    costs little, and they are served when the poem is fixed. A mistyped name in the meantime leaves
-    only a failed socket.
+    While clients wait for a broken poem, the socket stays open and tries once in each pause, at
+    little cost. When the poem is fixed, the clients are served. A mistyped name in the meantime
+    leaves only a failed socket.
     """
     machine.path(POEM).write_text("")
     machine.systemctl("start", "fastpoetry@ecstasy.socket")

@@ -39,10 +39,10 @@ load, which does not slow everything down equally.
 @pytest.mark.alone
 def test_underLoad(machine: Machine, build: subprocess.Popen[str]) -> None:
     """
-    While services of 3 kB and of 1 MiB are each restarted 20 times, no reader is refused, gets less
-    than all, or waits longer than a few starts of twistd take at that time.
+    Services of 3 kB and of 1 MiB are each restarted 20 times. No reader is refused, gets less than
+    all, or waits longer than a few starts of twistd take at that time.
     """
-    # It would use a whole core, which the readers would not account for.
+    # It would use a whole core, which the readers' times would not explain.
     waitFor(lambda: build.poll() is not None, "the build beside this to end", 900)
     lines = b"".join(b"%07d, a line that is told apart from any\n" % n for n in range(30_000))
     machine.path(LARGE).write_bytes(lines[: 1 << 20])

@@ -82,8 +82,8 @@ def test_metadata(tree: Path) -> None:
 
 def test_boot(release: str, rpm: Path, tree: Path) -> None:
     """
-    On a Debian without our packages, where twistd has its usual name, after the package's files and
-    scripts one command starts a poem and another fetches it.
+    On a Debian without our packages, where twistd has its usual name, the package's files and
+    scripts suffice: one command starts a poem and another fetches it.
     """
     scripts = run("rpm", "--query", "--package", "--queryformat=%{POSTIN}", rpm)
     with closing(startMachine(findRoot(release, "package"), f"{release}-rpm")) as machine:

@@ -49,7 +49,7 @@ def test_security(machine: Machine, service: str) -> None:
     machine.systemctl("start", service)
     file = f"{SOURCE}/packaging/systemd/{service.replace('ecstasy', '')}"
     for which in ([service], ["--offline=true", file]):
-        # It fails above the threshold, which is in tenths.
+        # systemd-analyze fails above the threshold, which is in tenths.
         machine.run("systemd-analyze", "security", "--threshold=5", *which)
 
 
