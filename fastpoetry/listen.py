@@ -49,8 +49,8 @@ class PoetryListener(service.Service):
     @property
     def addresses(self) -> tuple[IAddress, ...]:
         """
-        The addresses where it listens, as the kernel tells them: with the real port in place of
-        port 0, and with the sockets that systemd passed.
+        The addresses where it listens, from the kernel: also those of sockets that systemd passed,
+        and the real port in place of port 0.
         """
         return tuple(port.getHost() for port in self._ports)
 

@@ -1,1 +1,1 @@
-"""Work that may hang, done in processes and threads that nothing else has to wait for."""
+"""Work that may hang, done in separate processes and threads."""

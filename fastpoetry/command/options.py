@@ -86,7 +86,7 @@ def parseCount(least: int) -> Callable[[str, str], int]:
     """
 
     def parse(option: str, value: str) -> int:
-        # int() refuses some very long numbers. Nobody means one of more than nine digits.
+        # int() refuses some very long numbers. Nine digits are enough.
         if not re.fullmatch("[0-9]{1,9}", value) or int(value) < least:
             refuse(f"{option} {value}: not a whole number of {least} or more")
         return int(value)

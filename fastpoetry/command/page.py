@@ -78,7 +78,7 @@ class PageFactory(Factory):
             self._clock.callLater(_PAUSE_SECONDS, self._resume, port)
 
     def remove(self, connection: _PageProtocol) -> None:
-        """Forget a connection. A second call does nothing."""
+        """Forget a connection. A second call has no effect."""
         if connection in self._connections:
             self._connections.remove(connection)
 

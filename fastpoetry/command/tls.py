@@ -1,5 +1,5 @@
 """
-Twisted without TLS, for a process that serves poems without TLS and does nothing else.
+Twisted without TLS, for a process that only serves poems, and needs no TLS for that.
 
 Twisted's sockets import pyOpenSSL and cryptography if they are installed, as they always are on
 Debian. These take a third of the start's time and a quarter of a waiting server's memory.

@@ -71,7 +71,7 @@ class Arrivals:
         return enter
 
     def remove(self, arrival: Arrival) -> None:
-        """Forget a connection. A second call does nothing."""
+        """Forget a connection. A second call has no effect."""
         self._silentSince.pop(arrival, None)
         self._queue.pop(arrival, None)
         self._quota.remove(arrival)

@@ -161,7 +161,7 @@ class SocketReader(socket.SocketType):
         """
         Close the connection if the client has closed its side. Whatever it wrote is discarded.
 
-        Most connections are over at the first visit, so a close loses nothing. Any other connection
+        Most connections are over at the first visit, so a close loses no bytes. Any other one
         closes with an end from now on, since the system has all of the poem. Unread input would
         make our close a reset, which could overtake the poem.
         """
@@ -337,7 +337,7 @@ class BorrowedPort:
             transport = port.transport(
                 connection, protocol, address, port, port.sessionno, port.reactor
             )
-        except BaseException:  # nothing else closes it
+        except BaseException:  # it would stay open
             connection.close()
             raise
         port.sessionno += 1
@@ -481,7 +481,7 @@ class FastPort(BorrowedPort):
         self._countDescriptors(descriptor)
         try:
             reader = SocketReader(self._family, socket.SOCK_STREAM, 0, descriptor)
-        except BaseException:  # nothing else closes it
+        except BaseException:  # it would stay open
             os.close(descriptor)
             raise
         reader.address = address
@@ -494,7 +494,7 @@ class FastPort(BorrowedPort):
         reader.poem, reader.home, reader.sentBytes = poem, self._home, 0
         try:
             return reader.start(now)
-        except BaseException:  # nothing else closes it
+        except BaseException:  # it would stay open
             self.policy.giveUp(reader, _UNSERVED)
             raise
 

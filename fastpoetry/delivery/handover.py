@@ -49,7 +49,7 @@ class Restored(NamedTuple):
 
 def describe(readers: Mapping[SocketReader, Progress], poems: Mapping[Poem, int]) -> bytes:
     """
-    Describe readers for the next process. From now on this process sends them nothing.
+    Describe readers for the next process. From now on this process does not send to them.
 
     @param poems: for each poem of the readers, a descriptor of a file with its text.
     """
@@ -77,9 +77,9 @@ def restore(numbers: Iterable[int], policy: Policy, reactor: IReactorFDSet) -> R
     """
     Restore the readers that were handed over. A connection that cannot be restored is reset.
 
-    @param numbers: descriptors, which this function closes or keeps: first of a file with the bytes
-        from L{describe}, then of the files with the poems and of the connections. Anything else is
-        possible, since they come from outside.
+    @param numbers: descriptors, which this function closes or keeps. The first file has the bytes
+        from L{describe}, the others have the poems; sockets are the connections. They come from
+        outside, so anything else is possible.
     @param policy: the new rules for the readers, with a clock that both processes share.
     @param reactor: sends to the readers from now on.
     """

@@ -73,7 +73,7 @@ class Lingering:
         self._readers[reader] = progress
 
     def remove(self, reader: Reader) -> None:
-        """Forget a reader. A second call does nothing."""
+        """Forget a reader. A second call has no effect."""
         self._readers.pop(reader, None)
         self._quota.remove(reader)
         self._left()

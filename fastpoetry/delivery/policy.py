@@ -87,7 +87,7 @@ class Policy:
         self._waitingPorts.add(port)
 
     def removeWaitingPort(self, port: Pausable) -> None:
-        """Note that a port no longer waits for a poem. A second call does nothing."""
+        """Note that a port no longer waits for a poem. A second call has no effect."""
         self._waitingPorts.discard(port)
         self._emptySince = self.clock.seconds()
 
@@ -155,7 +155,7 @@ class Policy:
         self.ledger.sent([reader])
 
     def remove(self, connection: Any) -> None:
-        """Forget a connection that closed without our order. A second call does nothing."""
+        """Forget a connection that closed without our order. A second call has no effect."""
         if progress := self._sending.pop(connection, None):
             self.ledger.left(connection.poem, connection.address, progress.takenBytes)
         self._waiting.pop(connection, None)

@@ -33,7 +33,7 @@ class Quota:
         return source is not None and self._counts[source] >= self._mostPerSource
 
     def add(self, connection: Connection) -> None:
-        """Count a connection for its source. A second call does nothing."""
+        """Count a connection for its source. A second call has no effect."""
         source = sourceOf(connection.address)
         if source is not None and connection not in self._sources:
             self._sources[connection] = source

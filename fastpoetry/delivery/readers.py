@@ -75,7 +75,7 @@ class Reader(Protocol):
         """Return how many bytes of the poem the client has by now."""
 
     def isSent(self) -> bool:
-        """Whether the system has all of the poem, so that closing the connection loses nothing."""
+        """Whether the system has all of the poem, so that closing the connection loses no bytes."""
 
     def end(self) -> None:
         """Close a connection that L{isSent}."""
@@ -102,7 +102,7 @@ class Progress:
 HandOver = Callable[[Mapping[Reader, Progress]], bool]
 """
 Hands all readers in mid-poem over to the next process, or none, and returns whether it did. This
-process then sends them nothing more. Their connections stay open.
+process then stops sending to them. Their connections stay open.
 """
 
 

@@ -1,7 +1,7 @@
 """
 Socket options and queries: the meaning of a close, unacknowledged bytes, the backlog.
 
-Serves the fast port and Twisted's transports. Sends and receives nothing.
+Serves the fast port and Twisted's transports. Does not send or receive.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fastpoetry.delivery.addresses import Address
 
 MOST_UNSENT_BYTES = 128 * 1024
 """
-How much of a poem waits unsent in the kernel for a reader that takes nothing.
+How much of a poem waits unsent in the kernel for a reader that takes no bytes.
 
 It was measured to cost the machine 320 KiB at most, since packets to a client with a tiny receive
 buffer are mostly overhead. A larger poem follows as its reader takes it (TCP_NOTSENT_LOWAT,

@@ -1,7 +1,7 @@
 """
 How long a fetched poem may be served.
 
-Follows RFC 9111, 4.2, with the two extensions of RFC 5861. Holds only numbers, and fetches nothing.
+Follows RFC 9111, 4.2, with the two extensions of RFC 5861. Holds only numbers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """
 A time in which an upstream sends no poem.
 
-Decides when to retry, and logs the outage now and then. Fetches nothing itself.
+Decides when to retry, and logs the outage now and then. Does not fetch.
 """
 
 from __future__ import annotations

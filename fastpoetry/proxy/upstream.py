@@ -1,7 +1,7 @@
 """
 The endpoint of an upstream: parsing its description, and looking up its name.
 
-Fetches nothing. The caller limits how long connecting may take.
+Does not fetch. The caller limits how long connecting may take.
 """
 
 from __future__ import annotations
