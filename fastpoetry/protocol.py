@@ -167,7 +167,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
 
     @orReset
     def resumeProducing(self) -> None:
-        """Write the next piece, or finish. The transport has sent the last piece."""
+        """Write the next piece, or finish. The transport has sent the piece before."""
         piece = self.poem.text[self._sentBytes : self._sentBytes + _PIECE_BYTES]
         if piece:
             self._sentBytes += len(piece)

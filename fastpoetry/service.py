@@ -127,7 +127,7 @@ class PoetryService(service.Service):
 
     def _keep(self, loaded: Loaded) -> None:
         """Replace all poems at once, and log what was loaded."""
-        # Keep the object of an unchanged poem. Its readers would hold a second copy in memory.
+        # Keep the object of an unchanged poem, or its readers would hold a second copy in memory.
         held = {(poem.name, poem.origin, poem.digest): poem for poem in self._poems}
         self._poems = [
             held.get((poem.name, poem.origin, poem.digest), poem) for poem in loaded.poems
