@@ -200,7 +200,7 @@ class FullTests(PortCase):
         self.assertEqual(receiveAll(second), POEM.text)
 
     def test_failure(self) -> None:
-        """A connection that cannot be accepted makes no room for one reader too many."""
+        """A failed accept does not let in one reader too many."""
         port = self.listen(LONG)
         for _ in range(3):
             self.connect()
@@ -589,8 +589,8 @@ class WaitTests(PortCase):
 
     def test_resetFails(self) -> None:
         """
-        An error in accepting a waiting client, to reset it, does not keep the port from accepting
-        later.
+        If a waiting client cannot even be accepted to be reset, the port accepts later clients all
+        the same.
         """
         plain = FakePort()
         plain.socket = FakeListener(errno.ECONNABORTED, errno.EMFILE)

@@ -90,7 +90,7 @@ class SourceTests(SynchronousTestCase):
         self.assertFalse(self.isSame(1000, 0))
 
     def test_UNIX(self) -> None:
-        """Otherwise a UNIX client has no source."""
+        """Without that option a UNIX client has no source."""
         self.assertEqual([sourceOf(each) for each in ("", None)], [None, None])
 
 
@@ -98,7 +98,7 @@ class TwistedTests(SynchronousTestCase):
     """Tests for Twisted's address objects."""
 
     def test_addressOf(self) -> None:
-        """Addresses from accept(2) become Twisted's."""
+        """Addresses from accept(2) become Twisted's address objects."""
         self.assertEqual(addressOf(IPv4Address("TCP", "192.0.2.7", 1)), ("192.0.2.7", 1))
         self.assertIsNone(addressOf(UNIXAddress(b"/run/s")))
 

@@ -399,7 +399,7 @@ class PortTests(Passing, TestCase):
         return Deferred.fromCoroutine(serve())
 
     def test_stoppedHost(self) -> Deferred[None]:
-        """A stopped port reports that when it is asked for its address."""
+        """A stopped port that is asked for its address says that it has stopped."""
 
         async def serve() -> None:
             port: Any = await endpointOn(self.reactor, self.listening()).listen(self.factory)

@@ -102,7 +102,9 @@ class ProcessTests(SynchronousTestCase):
         self.assertEqual(signal.pthread_sigmask(signal.SIG_BLOCK, ()), before)
 
     def test_threads(self) -> None:
-        """A process with threads starts one without a warning, on each version of Python."""
+        """
+        A process with threads starts another process without a warning, on each version of Python.
+        """
         end = Event()
         thread = Thread(target=end.wait)
         thread.start()

@@ -260,7 +260,8 @@ class NotifyTests(AssemblyCase):
 
     def test_reloadFails(self) -> None:
         """
-        A failed reload of one block ends no other; the whole reload then fails with its message.
+        A failed reload of one block does not end the others; the whole reload then fails with that
+        block's message.
         """
         notify = self.notify("--ode", "a", "--port", "1", "--ode", "b", "--port", "2")
         reloaded = notify.reload()

@@ -190,8 +190,8 @@ class CallTests(SynchronousTestCase):
 
     def test_interfaces(self) -> None:
         """
-        The clock provides the interfaces of a clock, its calls those of delayed calls, and its
-        reader those of a reader.
+        The clock, its calls and its reader provide the interfaces of a clock, of delayed calls and
+        of a reader.
         """
         verifyObject(IReactorTime, self.clock)
         verifyObject(IDelayedCall, self.later(1))
@@ -334,7 +334,9 @@ class CallTests(SynchronousTestCase):
         self.assertEqual((self.isClean(), self.kernel.closed), (True, [1000, 1001]))
 
     def test_lastCall(self) -> None:
-        """When the last call is made, nothing is in the reactor: the call may end a trial test."""
+        """
+        When the last call is made, the reactor is already empty: the call may end a trial test.
+        """
         self.clock.callLater(1, lambda: self.called.append(self.isClean()))
         self.kernel.pass_(1)
         self.assertEqual(self.called, [True])
@@ -595,7 +597,7 @@ class ReactorTests(SynchronousTestCase):
         self.assertTrue(IReactorPluggableNameResolver.providedBy(self.both))
 
     def test_timeout(self) -> None:
-        """A connection attempt times out by that clock, whatever the reactor's."""
+        """A connection attempt times out by the other clock, whatever the reactor's own."""
         both: Any = MonotonicReactor(reactor, self.clock)
         with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
             waiting = [socket.socket() for _ in range(3)]
@@ -615,7 +617,7 @@ class ReactorTests(SynchronousTestCase):
         self.assertEqual(reactor.getDelayedCalls(), [])
 
     def test_hostname(self) -> None:
-        """The second address of a name is tried when that clock has advanced."""
+        """The second address of a name is tried when the other clock has advanced."""
         self.memory.installNameResolver(Resolver())
         connecting = HostnameEndpoint(self.both, "poems.example", 17, attemptDelay=1).connect(
             Factory()

@@ -146,7 +146,7 @@ class StallTests(PolicyCase):
         self.assertEqual(self.policy.ledger.counts, Counts(1, WHOLE))
 
     def test_onlyTheStalled(self) -> None:
-        """Other readers are not affected."""
+        """Readers beside a stalled one are not affected."""
         poem = Poem("x", b"x" * 1_000_000, "")
         stalled, other = self.sending(poem=poem), self.sending(poem=poem)
         for taken in range(0, 400_000, 10_000):
@@ -277,7 +277,10 @@ class DrainTests(PolicyCase):
         self.successResultOf(drained)
 
     def test_leftToTheSystem(self) -> None:
-        """After a tenth of a second the system is left to send the rest from its buffers."""
+        """
+        After a tenth of a second a stop leaves the rest to the system, which sends it from its
+        buffers.
+        """
         reader = self.lingering(WHOLE - 1)
         reader.sent = True
         drained = self.policy.drain()
@@ -370,7 +373,7 @@ class DrainTests(PolicyCase):
         self.assertIn("1 left early", said(events)[0])
 
     def test_noTimer(self) -> None:
-        """No timer is left."""
+        """After a stop no timer is left."""
         reader = self.sending()
         self.policy.drain()
         self.policy.remove(reader)

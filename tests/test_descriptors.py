@@ -20,7 +20,7 @@ from fastpoetry.systemd.descriptors import AdoptError, Inherited, refusal
 
 
 class Libsystemd:
-    """C{listen_fds_with_names} that reads a dictionary and returns any descriptors."""
+    """A fake C{listen_fds_with_names} that reads a dictionary and returns any descriptors."""
 
     def __init__(self, environ: dict[str, str], numbers: list[int]) -> None:
         self.environ = environ
@@ -253,21 +253,25 @@ class ClaimTests(Passing, SynchronousTestCase):
         self.assertEqual(self.wrong(made), f"{where} is not listening")
 
     def test_connected(self) -> None:
-        """A connection, as C{Accept=yes} and the store pass it, is left for its own taker."""
+        """
+        A connection, as C{Accept=yes} and the store pass it, is left for a caller that takes it by
+        name.
+        """
         ours, theirs = socket.socketpair()
         self.addCleanup(ours.close)
         self.addCleanup(theirs.close)
         self.assertEqual(self.wrong(ours), "AF_UNIX '' is a connection")
 
     def test_file(self) -> None:
-        """A file is left for its own taker."""
+        """A file is left for a caller that takes it by name."""
         file = (self.folder() / "file").open("w")
         self.addCleanup(file.close)
         self.assertEqual(self.wrong(file), "is a file")
 
     def test_vsock(self) -> None:
         """
-        A socket of virtual machines is left for its own taker: Twisted has no addresses for it.
+        A socket of virtual machines is left for a caller that takes it by name: Twisted has no
+        addresses for it.
         """
         try:
             made = socket.socket(socket.AF_VSOCK)
@@ -281,7 +285,7 @@ class ClaimTests(Passing, SynchronousTestCase):
         self.assertEqual(self.wrong(made, isStray=True), f"{where} {fault}")
 
     def test_memory(self) -> None:
-        """A memfd is left for its own taker."""
+        """A memfd is left for a caller that takes it by name."""
         file = os.fdopen(os.memfd_create("state"), "wb")
         self.addCleanup(file.close)
         self.assertEqual(self.wrong(file), "is a file")
@@ -406,7 +410,8 @@ class RefusalTests(SynchronousTestCase):
 
     def test_exits(self) -> None:
         """
-        Without a running reactor it is a C{SystemExit} whose code is its line, and an C{Exception}.
+        Without a running reactor an C{AdoptError} is a C{SystemExit} whose code is its line, and an
+        C{Exception}.
         """
         error = refusal("no")
         self.assertIsInstance(error, AdoptError)
@@ -414,7 +419,7 @@ class RefusalTests(SynchronousTestCase):
         self.assertEqual((str(error), getattr(error, "code", None)), ("no", "no"))
 
     def test_running(self) -> None:
-        """With a running reactor it is an ordinary error."""
+        """With a running reactor an C{AdoptError} is an ordinary error."""
 
         class Reactor:
             running = True

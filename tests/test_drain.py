@@ -40,7 +40,7 @@ class DrainTests(SynchronousTestCase):
 
     def test_grace(self) -> None:
         """
-        After a tenth of a second the drain checks whether the readers left can be left to the
+        After a tenth of a second the drain checks whether the remaining readers can be left to the
         system.
         """
         drain = self.begin()

@@ -177,7 +177,7 @@ class EndingTests(SynchronousTestCase):
         self.assertEqual((ended, self.numbers()), (0, list(range(RECORDS))))
 
     def test_reactor(self) -> None:
-        """Every record arrives of a program that runs the reactor and then calls C{os._exit}."""
+        """Every record of a program that runs the reactor and then calls C{os._exit} arrives."""
         program = REACTOR.replace("END", "reactor.stop()")
         ended, _ = self.runProgram(f"{program}reactor.run(); os._exit(3)")
         self.assertEqual((ended, self.numbers()), (3, list(range(RECORDS))))

@@ -226,7 +226,7 @@ class WroteFirstTests(PortCase):
         self.assertEqual(self.policy.ledger.counts, Counts(1, len(LONG.text)))
 
     def test_uploadIsThrownAway(self) -> None:
-        """Bytes that a client writes afterwards are read and discarded until it closes."""
+        """Bytes that a client writes after its poem are read and discarded until it closes."""
         self.listen()
         client = self.connect()
         self.reactor.turn()
@@ -243,7 +243,7 @@ class LongTests(PortCase):
     """Tests for poems that cannot be sent at once."""
 
     def test_pieces(self) -> None:
-        """The rest follows as the client reads, to the last byte and the end."""
+        """The rest of a long poem follows as the client reads, to the last byte and the end."""
         self.listen(LONG)
         client = self.connect()
         self.reactor.turn()
@@ -327,7 +327,10 @@ class LongTests(PortCase):
         self.assertRaises(ConnectionResetError, receiveAll, client)
 
     def test_leftToSystem(self) -> None:
-        """A stop leaves a reader to the system that has all of the poem, and closes its socket."""
+        """
+        When the system has the whole poem, a stop closes the reader's socket and leaves the sending
+        to the system.
+        """
         poem = Poem("x", b"x" * 120_000, "")
         self.listen(poem)
         client = self.connect(receiveBufferBytes=4096)
@@ -436,7 +439,7 @@ class EconomyTests(PortCase):
 
     def test_small(self) -> None:
         """
-        For a poem that is sent at once no option is set, nor for its end if the client is quick.
+        No option is set for a poem that is sent at once, or for its end if the client is quick.
         """
         reader = FakeReader()
         self.assertTrue(self.arrive(reader))
@@ -473,7 +476,10 @@ class EconomyTests(PortCase):
         self.assertEqual((reader.closeAfterClient(), reader.closed), (True, True))
 
     def test_anUploaderHoldsUpNobody(self) -> None:
-        """Reading from a client that writes without pause stops for now after a while."""
+        """
+        The server reads only for a while from a client that writes without pause, and then handles
+        others.
+        """
         reads: list[int] = []
 
         def receive() -> int:

@@ -30,7 +30,7 @@ class FreshnessTests(ProxyCase):
         self.check(59, b"old", 0)
 
     def test_freshAt(self) -> None:
-        """The time of a fetch is known by the present wall clock."""
+        """The time of a fetch is given by the present wall clock."""
         self.assertIsNone(self.make().freshAt)
         self.advanceTo(59)
         self.wallOffset = 1e9

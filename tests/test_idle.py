@@ -35,7 +35,7 @@ class IdleTests(SynchronousTestCase):
         verifyObject(IService, self.service)
 
     def test_nobody(self) -> None:
-        """Without readers the program ends after that time, once."""
+        """Without readers the program ends after the idle time, once."""
         self.service.startService()
         self.clock.advance(59.9)
         self.assertEqual(self.ends, 0)

@@ -50,7 +50,7 @@ def noThreads() -> Iterator[None]:
 
 
 class Journald:
-    """Only the socket of a journald: all that is left of a journald that hangs."""
+    """The socket of a journald that hangs; the process itself is not needed."""
 
     def __init__(self, path: str) -> None:
         self._socket = socket(AF_UNIX, SOCK_DGRAM)
@@ -413,7 +413,10 @@ class JournalHandlerTests(SynchronousTestCase):
         )
 
     def test_levels(self) -> None:
-        """Each number has the priority of the level it has reached, or the given one."""
+        """
+        A numeric level has the priority of the named level that it has reached, or the given
+        priority.
+        """
         numbers = {5: 7, 10: 7, 15: 7, 20: 6, 25: 5, 30: 4, 35: 4, 40: 3, 50: 2, 99: 2}
         for number, priority in numbers.items():
             self.logger.log(number, "x")
@@ -546,7 +549,7 @@ class CatalogTests(SynchronousTestCase):
             self.assertRegex(name, "^[0-9a-f]{32}$")
 
     def test_form(self) -> None:
-        """Each entry has a subject and its definer, then a blank line and a text."""
+        """Each entry has the lines Subject and Defined-By, then a blank line and a text."""
         for entry in re.split(r"^-- .*$", self.catalog, flags=re.MULTILINE)[1:]:
             head, text = entry.strip().split("\n\n", 1)
             names = [line.split(": ")[0] for line in head.splitlines()]

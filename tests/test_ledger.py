@@ -196,7 +196,7 @@ class BudgetTests(LedgerCase):
         self.assertEqual([(each["poems"], each["left"]) for each in events], [(0, 1)])
 
     def test_nothingToSumUp(self) -> None:
-        """Without such connections there is no summary."""
+        """If every connection had a record, there is no summary."""
         ledger = self.ledger(1)
         ledger.sent([TO_HERE])
         with capturedLogs() as events:

@@ -95,5 +95,5 @@ class SettleTests(TestCase):
         return settled.addCallback(lambda _: self.assertIn("ERRNO=2", systemd.messages))
 
     def test_nobody(self) -> None:
-        """Outside systemd it fails with the manager's own error."""
+        """Outside systemd, settling fails with the manager's own error."""
         self.failureResultOf(NotifyService(reactor, environ={}).settle(), ManagerError)

@@ -38,7 +38,7 @@ class MutantTests(SynchronousTestCase):
         self.mutants = list(findMutants(self.path))
 
     def test_find(self) -> None:
-        """Each comparison, condition, call and number can be faulty, where its place is known."""
+        """Each comparison, condition, call and number can get a fault if its position is known."""
         whole = SOURCE.encode()
         found = [
             (whole[: each.begin] + each.text.encode() + whole[each.end :]).decode()

@@ -208,7 +208,9 @@ class WithoutServicesTests(NotifyCase):
     """Tests for a program without services."""
 
     def test_started(self) -> None:
-        """One line makes it send READY, and STOPPING when the reactor stops."""
+        """
+        One line makes a program without services send READY, and STOPPING when the reactor stops.
+        """
         startNotifying(self.reactor, clock=self.reactor, environ=self.systemd.environ)
         self.reactor.run()
         self.assertEqual(self.systemd.heard(), ["READY=1"])
@@ -220,7 +222,7 @@ class StatusTests(NotifyCase):
     """Tests for the status."""
 
     def test_beforeReady(self) -> None:
-        """A program that is READY already has its status."""
+        """A program has sent its status before READY."""
         self.service(status=lambda: "Serving ecstasy").startService()
         self.reactor.run()
         self.assertEqual(self.systemd.heard(), ["STATUS=Serving ecstasy", "READY=1"])

@@ -102,7 +102,10 @@ class ReadyTests(NotifyCase):
         self.assertEqual(self.systemd.heard(), ["READY=1"])
 
     def test_functionLast(self) -> None:
-        """The function is called when all services have started, so that it can see failures."""
+        """
+        A function that READY waits for is called when all services have started, so that it can see
+        failures.
+        """
         slow: Deferred[None] = Deferred()
         calls: list[int] = []
         self.begin(Slow(slow), ready=lambda: calls.append(1))

@@ -74,7 +74,7 @@ class BlockTests(OptionsCase):
     """Tests for blocks."""
 
     def test_one(self) -> None:
-        """The simplest command line has one block, without a place."""
+        """The simplest command line has one block, without an address."""
         self.assertEqual(parse("--ode", "x").blocks, [Block("--ode x", "x")])
 
     def test_port(self) -> None:
@@ -126,17 +126,17 @@ class TutorialTests(OptionsCase):
     """Tests for the keys of the tutorial's own options."""
 
     def test_default(self) -> None:
-        """For a single block they have its address, even a default one."""
+        """For a single block the keys have its address, even a default one."""
         options = parse("--ode", "x")
         self.assertEqual((options["port"], options["iface"]), (10000, "localhost"))
 
     def test_given(self) -> None:
-        """For a single block with a given address they have that address."""
+        """For a single block with a given address the keys have that address."""
         options = parse("--ode", "x", "--port", "0", "--iface", "")
         self.assertEqual((options["port"], options["iface"]), (0, ""))
 
     def test_several(self) -> None:
-        """For several blocks they are empty."""
+        """For several blocks the keys are absent."""
         options = parse("--ode", "x", "--ode", "y", "--port", "1")
         self.assertEqual(options.keys() & {"port", "iface"}, set())
 

@@ -119,7 +119,7 @@ class PipTests(SynchronousTestCase):
 
     def test_wheel(self) -> None:
         """
-        Installed from the wheel, it has commands, endpoint and poems: the page's command line
+        An installation from the wheel has commands, endpoint and poems: the page's command line
         serves one.
         """
         folder = self.environment(self.wheel)
@@ -127,7 +127,7 @@ class PipTests(SynchronousTestCase):
         self.checkPoem(folder)
 
     def test_editable(self) -> None:
-        """An editable installation has them too, and runs the clone's code."""
+        """An editable installation has the same, and runs the clone's code."""
         folder = self.environment("--editable", ROOT)
         self.check(folder)
         python = folder / "bin/python"

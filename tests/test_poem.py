@@ -46,7 +46,7 @@ class PoemTests(SynchronousTestCase):
         self.assertEqual(POEM.digest, sha256(POEM.text).hexdigest())
 
     def test_strangeAtPieces(self) -> None:
-        """The boundaries between the pieces that are checked do not matter."""
+        """A long poem is checked for UTF-8 in pieces, whose boundaries do not matter."""
         self.patch(poems, "_PIECE_BYTES", 4)
         good = "a\u00ef\u20ac\U0001f600".encode()
         for shift in range(4):
@@ -535,8 +535,8 @@ class AnthologyTests(FolderCase):
 
     def test_onlyPoems(self) -> None:
         """
-        A file that no name could mean is not part of it; a file with only an invalid name is
-        reported.
+        A file that no poem's name could mean is not part of an anthology; if only its name is
+        invalid, it is reported.
         """
         self.write("x.txt")
         for entry in ("x", "x.txt~", ".x.txt", "x.y.txt", "x.TXT", "é.txt", "-.txt", ".txt", "\n"):
@@ -570,7 +570,7 @@ class AnthologyTests(FolderCase):
         )
 
     def test_linkOutside(self) -> None:
-        """A link out of its folder is left out."""
+        """A link out of its folder is not part of an anthology."""
         self.write("x.txt")
         os.symlink("/etc/passwd", f"{self.folder}/y.txt")
         (why,) = Anthology([self.folder]).load().leftOut

@@ -58,7 +58,10 @@ class ArrivalTests(PolicyCase):
         self.assertEqual(self.port.turns, 0)
 
     def test_source(self) -> None:
-        """A source has a limit of such connections; those without a source are not counted."""
+        """
+        A source has a limit of connections that have not named their client; connections without a
+        source are not counted.
+        """
         first = [self.arrive(HERE) for _ in range(3)]
         late, other = self.arrive(HERE), self.arrive(THERE)
         self.assertEqual(late.dismissed, "its source has 3 connections already that say nothing")
@@ -68,7 +71,7 @@ class ArrivalTests(PolicyCase):
         self.assertEqual(self.arrive(HERE).dismissed, "")
 
     def test_most(self) -> None:
-        """Beyond a thousand, the oldest gives way to the next."""
+        """Beyond a thousand silent connections, the oldest gives way to the next."""
         first, second = self.arrive(), self.arrive()
         for _ in range(999):
             self.arrive()
@@ -94,7 +97,10 @@ class ArrivalTests(PolicyCase):
             self.assertEqual(self.arrive(HERE).dismissed, "")
 
     def test_queue(self) -> None:
-        """Without a place it is queued, and enters in its turn when a reader leaves."""
+        """
+        A connection that has named its client is queued if there is no place, and enters in its
+        turn when a reader leaves.
+        """
         readers = [self.sending(THERE), self.sending(THERE)]
         first, second, third = (self.arrive() for _ in range(3))
         for each in (first, second, third):

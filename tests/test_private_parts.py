@@ -393,7 +393,8 @@ class HAProxyTests(SynchronousTestCase):
 
 class StartTests(SynchronousTestCase):
     """
-    Tests for the parts that tell whether a program has started, and those that end it otherwise.
+    Tests for the parts that tell whether a program has started, and those that end a program that
+    has not.
     """
 
     def test_listening(self) -> None:

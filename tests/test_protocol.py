@@ -139,7 +139,8 @@ class SendTests(ProtocolCase):
 
     def test_failsHalfWay(self) -> None:
         """
-        A connection with such an error in mid-poem is reset too, and counted when it is closed.
+        A connection with an unexpected error in mid-poem is reset too, and counted when it is
+        closed.
         """
         transport = self.connect()
         self.patch(transport, "write", lambda _: 1 // 0)
@@ -383,7 +384,9 @@ class TLSTests(ProtocolCase):
         self.assertEqual((self.upper.did, self.lower.did), (["loseConnection"], []))
 
     def test_linger(self) -> None:
-        """Until then the end of the process resets the connection below."""
+        """
+        Until the last byte is written, the end of the process resets the connection below TLS.
+        """
         self.assertEqual(self.lingerOf(self.server), (1, 0))
         self.pull(self.lower)
         self.assertEqual(self.lingerOf(self.server), (0, 0))
@@ -421,7 +424,9 @@ class TLSTests(ProtocolCase):
         self.assertEqual(self.lower.did, [])
 
     def test_buffer(self) -> None:
-        """The connection is reset, too, while its transport still has bytes in its buffer."""
+        """
+        A connection below a layer is reset even while its transport still has bytes in its buffer.
+        """
         self.lower.dataBuffer = bytes(1000)
         self.pull(self.lower)
         self.wait(20)
@@ -457,8 +462,8 @@ class HandshakeTests(ProtocolCase):
 
     def test_placesAreGivenBack(self) -> None:
         """
-        Each end of such a connection makes room for another of its address: a reset, a time-out, a
-        reader.
+        Each end of a connection before its handshake makes room for another of its address: a
+        reset, a time-out, a reader.
         """
         (_, first), (lower, _), _ = (self.shake("192.0.2.7") for _ in range(3))
         first.connectionLost(Failure(ConnectionDone()))
@@ -486,7 +491,7 @@ class HandshakeTests(ProtocolCase):
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_stop(self) -> None:
-        """A stop resets the last connection before its handshake, and then ends."""
+        """Before it ends, a stop resets the last connection without a complete handshake."""
         lower, _ = self.shake("192.0.2.7")
         seen: list[str] = []
         self.policy.drain().addCallback(lambda _: seen.extend(lower.did))
@@ -522,7 +527,7 @@ class WaitTests(ProtocolCase):
         self.assertEqual(transport.value(), POEM.text)
 
     def test_halfClosesMeanwhile(self) -> None:
-        """A client may close its side during that wait."""
+        """A client may close its side while it waits for a poem."""
         transport = self.connect()
         self.protocol.readConnectionLost()
         self.source.give(POEM)
@@ -539,7 +544,7 @@ class WaitTests(ProtocolCase):
         self.assertEqual(self.policy.readers, 0)
 
     def test_drain(self) -> None:
-        """A stop ends the wait."""
+        """A stop ends the wait for a poem."""
         transport = self.connect()
         drained = self.policy.drain()
         self.assertEqual(transport.did, ["abortConnection"])
@@ -547,7 +552,7 @@ class WaitTests(ProtocolCase):
         self.successResultOf(drained)
 
     def test_leaves(self) -> None:
-        """A client that leaves during the wait is sent no byte."""
+        """A client that leaves while it waits for a poem is sent no byte."""
         transport = self.connect()
         (waiting,) = self.source.waiting
         self.protocol.connectionLost(Failure(ConnectionLost()))

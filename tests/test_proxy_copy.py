@@ -67,7 +67,7 @@ class CopyTests(ProxyCase):
         self.assertEqual(self.served, b"old")
 
     def test_tooOld(self) -> None:
-        """A copy that is too old even for that is not served."""
+        """A copy that is too old even for an outage is not served."""
         self.restartWith(b"old", 1060)
         waiting = self.wait()
         self.upstream.refuse()

@@ -134,7 +134,7 @@ class FieldsTests(SynchronousTestCase):
         self.assertEqual(int(found["CODE_LINE"]), code.co_firstlineno + 3)
 
     def test_noFailure(self) -> None:
-        """An object that is not a failure, in a failure's place, has no place in the code."""
+        """An object in a failure's place that is not a failure has no place in the code."""
         for pretender in (None, "failure", Failure(ValueError("never raised"))):
             found = mapped(log_format="x", log_failure=pretender)
             self.assertNotIn("CODE_FILE", found)
@@ -152,8 +152,8 @@ class FieldsTests(SynchronousTestCase):
 
     def test_context(self) -> None:
         """
-        The exception handled meanwhile comes before it too, unless the failure was raised C{from
-        None}.
+        An exception that was being handled comes before the failure too, unless the failure was
+        raised C{from None}.
         """
 
         def again(**kwargs: None) -> str:
@@ -172,7 +172,9 @@ class FieldsTests(SynchronousTestCase):
         self.assertNotRegex(again(suppressed=None), "(?m)^During handling")
 
     def test_generators(self) -> None:
-        """The return of a coroutine in the meantime is not part of it."""
+        """
+        The StopIteration of a coroutine that returned in the meantime is not part of the record.
+        """
         real, error = KeyError("real"), ValueError("then")
         error.__context__ = StopIteration([1])
         error.__context__.__context__ = StopIteration([2])
@@ -320,7 +322,7 @@ class FieldsTests(SynchronousTestCase):
         self.assertFalse({"FAILURE", "WHY", "ISERROR"} & set(found))
 
     def test_unchanged(self) -> None:
-        """The event is unchanged."""
+        """Making a record leaves the event unchanged."""
         event = {"log_format": "{a}", "a": [1], "log_level": LogLevel.warn, "log_failure": raised()}
         before = dict(event)
         records.fields(event, "test")

@@ -60,13 +60,13 @@ class StartTests(ServiceCase):
         self.assertTrue(self.service.running)
 
     def test_fails(self) -> None:
-        """Without a poem it does not start."""
+        """Without a poem the service does not start."""
         self.selection.found = PoemError("x: is gone")
         self.assertRaises(PoemError, self.service.startService)
         self.assertFalse(self.service.running)
 
     def test_record(self) -> None:
-        """One record has the poem's path, as the tutorial's server has."""
+        """One record has the poem's path, like the record of the tutorial's server."""
         with capturedLogs() as events:
             self.service.startService()
         self.assertEqual(
@@ -106,14 +106,14 @@ class StartTests(ServiceCase):
         )
 
     def test_notUTF8FromTheStart(self) -> None:
-        """That position may be the first byte."""
+        """The first invalid byte may be the first of the poem."""
         self.selection.find(Poem("x", b"\xe9", "/x.txt"))
         with capturedLogs() as events:
             self.service.startService()
         self.assertIn("(byte 0)", said(events)[-1])
 
     def test_UTF8(self) -> None:
-        """A poem that is UTF-8 has no such warning."""
+        """A poem that is UTF-8 has no warning."""
         self.selection.find(Poem("x", "perché".encode(), "/x.txt"))
         with capturedLogs() as events:
             self.service.startService()
@@ -163,7 +163,7 @@ class TutorialTests(TestCase):
         self.assertEqual(service.poem.text, b"new\n")
 
     def test_notStarted(self) -> None:
-        """Before the start it has no poem, and its description says why."""
+        """Before the start, asking for the poem raises an error that says so."""
         service = PoetryService(f"{self.folder}/x.txt")
         with self.assertRaises(RuntimeError) as caught:
             service.poem  # noqa: B018

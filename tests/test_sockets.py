@@ -123,7 +123,7 @@ class OverTests(SocketCase):
         self.assertTrue(isOver(self.server))
 
     def test_UNIX(self) -> None:
-        """For a UNIX socket this is unknown."""
+        """For a UNIX socket the state is unknown."""
         self.unixClient.close()
         self.assertFalse(isOver(self.unix))
 

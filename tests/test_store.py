@@ -162,7 +162,7 @@ class NowTests(Passing, SynchronousTestCase):
         self.assertEqual([*sizes, Store(environ={}).size], [None, None, None, 7, None])
 
     def test_remove(self) -> None:
-        """Removed names are no longer in the store, whether they were or not; the others stay."""
+        """Removed names are no longer in the store, even if they never were; the others stay."""
         store = self.store()
         store.putNow({"a": [self.memory("")] * 2, "b": [self.memory("")]})
         store.removeNow("a", "c")

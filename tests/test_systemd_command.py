@@ -87,7 +87,7 @@ class CommandTests(SynchronousTestCase):
         return seen[0]
 
     def test_plugin(self) -> None:
-        """The command is the drop-in's."""
+        """The command C{systemd} is that of the drop-in."""
         maker = import_module("twisted.plugins.fastpoetry_plugin").systemd
         verifyObject(IServiceMaker, maker)
         self.assertEqual(maker.tapname, "systemd")

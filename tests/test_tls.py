@@ -113,7 +113,7 @@ class ProcessTests(SynchronousTestCase):
         self.assertEqual(self.findLoaded(process, TLS), [])
 
     def test_upstream(self) -> None:
-        """A proxy with one upstream behind TLS loads the modules."""
+        """A proxy with one upstream behind TLS loads the TLS modules."""
         process = self.begin(
             *("fastpoetry-proxy", "--upstream", "unix:none", "--listen", "unix:socket"),
             *("--upstream", f"tls:poems:{self.port}", "--listen", "unix:other"),

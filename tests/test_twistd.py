@@ -665,7 +665,7 @@ class DeploymentTests(TwistdTestCase):
             self.assertRegex(errors, r"^fastpoetry: .*:?10000.*: Address already in use\n$")
 
     def test_plainPython(self) -> None:
-        """Plain Python starts no server from them, even if their ports are in use."""
+        """Plain Python starts no server from a C{.tac} file, even if its ports are in use."""
         for name in self.deployments:
             with ownNetwork(), socket.create_server(("127.0.0.1", 10000)):
                 ended = self.place.run(sys.executable, f"packaging/tac/{name}")

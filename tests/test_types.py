@@ -58,11 +58,11 @@ class UsesTests(SynchronousTestCase):
         }
 
     def test_names(self) -> None:
-        """The program uses every name."""
+        """The annotated program uses every name."""
         self.assertEqual(self.public.keys() - self.names, set())
 
     def test_members(self) -> None:
-        """The program uses every member of a class."""
+        """The annotated program uses every member of a class."""
         members = {
             f"{name}.{member}"
             for name, found in self.public.items()
@@ -73,7 +73,7 @@ class UsesTests(SynchronousTestCase):
         self.assertEqual(members, set())
 
     def test_keywords(self) -> None:
-        """The program uses every keyword-only argument."""
+        """The annotated program uses every keyword-only argument."""
         functions = [*self.public.values()]
         for found in filter(inspect.isclass, self.public.values()):
             functions += [

@@ -77,7 +77,7 @@ class TacTests(SynchronousTestCase):
         self.assertEqual(self.ask(poem * 8), poem * 8)
 
     def test_longLine(self) -> None:
-        """Of a line that does not fit the beginning is sent."""
+        """If a line does not fit, its beginning is sent."""
         self.assertEqual(self.ask(b"x" * 1000), b"x" * 512)
 
     @skipUnless(shutil.which("nc"), "no nc")
@@ -133,7 +133,7 @@ class DatagramTests(SynchronousTestCase):
         return len(self.transport.sent) - before
 
     def test_noAmplifier(self) -> None:
-        """Of a flood few datagrams are answered, until the next second."""
+        """In a flood few datagrams are answered, until the next second."""
         self.assertEqual(self.flood(), 20)
         self.now = 0.9
         self.assertEqual(self.flood(), 0)

@@ -153,7 +153,7 @@ class TacTests(SynchronousTestCase):
         self.assertEqual(twistd.returncode, 1)
 
     def test_plainPython(self) -> None:
-        """Plain Python starts no server."""
+        """Plain Python starts no server from the file."""
         python = self.start([str(self.tac)])
         said, _ = python.communicate()
         self.assertEqual((said, python.returncode), ("", 0))

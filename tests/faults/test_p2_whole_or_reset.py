@@ -65,8 +65,8 @@ class KillTests(FaultCase):
 
     def test_killedBesideAnother(self) -> None:
         """
-        Readers of one of two servers on a socket get a reset if it is killed, even after the other
-        has stopped.
+        If one of two servers on a socket is killed, its readers get a reset, even after the other
+        server has stopped.
         """
         address, poem = self.listen(), self.write(makeText(16 * MEBI))
         first = self.serve()

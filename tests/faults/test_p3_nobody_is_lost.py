@@ -130,7 +130,7 @@ def _saysItStops(server: Server) -> bool:
 
 
 class UnderLoadTests(FaultCase):
-    """Tests for a server that is replaced, or whose poem is, under steady load."""
+    """Tests for a server under steady load that is restarted or reloaded."""
 
     @pytest.mark.alone
     def test_restarts(self) -> None:

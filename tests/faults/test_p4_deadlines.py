@@ -65,8 +65,8 @@ class UploadTests(DeadlineCase):
 
     def test_uploads(self) -> None:
         """
-        Clients that upload without end are ended, those with the poem in their system and those
-        that stopped taking it; their bytes are discarded.
+        Clients that upload without end are ended, whether their system has the whole poem or not.
+        Their bytes are discarded.
         """
         addresses = [self.listen("small"), self.listen("large")]
         self.write(makeText(3003), "small")

@@ -66,7 +66,7 @@ class NameTests(FaultCase):
             self.assertRefused(name)
 
     def test_links(self) -> None:
-        """A link out of the folder is not followed: the file at its end is never opened."""
+        """A link out of the folder is refused, in every form."""
         (self.poetry / "absolute.txt").symlink_to(self.secret)
         (self.poetry / "relative.txt").symlink_to("../secret.txt")
         (self.poetry / "chain.txt").symlink_to("relative.txt")
@@ -76,10 +76,7 @@ class NameTests(FaultCase):
             self.assertRefused(name)
 
     def test_linksAreNotOpened(self) -> None:
-        """
-        An anthology leaves a link out of the folder out, with one record, and serves the other
-        poems.
-        """
+        """A link out of the folder is not followed: the file at its end is never opened."""
         (self.poetry / "out.txt").symlink_to(self.secret)
         trace = self.folder / "trace"
         server = self.serveNamed("--poem=out", before=tracing(trace))
@@ -91,7 +88,9 @@ class NameTests(FaultCase):
         self.assertEqual([each for each in opened if each.endswith(("secret.txt", "out.txt"))], [])
 
     def test_anthology(self) -> None:
-        """An anthology leaves such a link out, with one record, and serves the other poems."""
+        """
+        An anthology omits a link out of the folder, with one record, and serves the other poems.
+        """
         (self.poetry / "out.txt").symlink_to(self.secret)
         (self.poetry / ".hidden.txt").write_bytes(_SECRET)
         server = self.serveNamed("--anthology")

@@ -137,8 +137,8 @@ class PoemTests(MachineCase):
     @skipUnless(os.geteuid() == 0 and os.path.exists("/dev/fuse"), "only root mounts, by FUSE")
     def test_stuck(self) -> None:
         """
-        The same holds on a real file system that does not answer, where even SIGKILL does not end a
-        reading process; a start that waits for it can be cancelled.
+        On a real file system that does not answer, reloads and stops work as well, though even
+        SIGKILL does not end a reading process. A start that waits for it can be cancelled.
         """
         disk, shown = self.folder / "disk", self.folder / "shown.txt"
         disk.mkdir()
@@ -233,7 +233,7 @@ class PoemTests(MachineCase):
 
 
 class ProxyTests(MachineCase, ProxyCase):
-    """Tests for a proxy on such a machine."""
+    """Tests for a proxy on a machine with faults."""
 
     def threads(self, server: Server) -> int:
         """The number of a server's threads."""
@@ -490,8 +490,8 @@ class CopyTests(MachineCase, ProxyCase):
     @skipUnless(os.geteuid() == 0, "only root mounts and freezes")
     def test_frozen(self) -> None:
         """
-        The same holds on a real frozen file system, where even SIGKILL does not end a writing
-        process.
+        On a real frozen file system, the proxy serves and stops as well, though even SIGKILL does
+        not end a writing process.
         """
         image = self.folder / "image"
         with open(image, "wb") as file:

@@ -430,7 +430,7 @@ class HeaderTests(EveryWay, WayCase):
         self.assertEqual(server.tracebacks(), [])
 
     def test_whoNeverSaysWhoItIs(self) -> None:
-        """Connections that send no header end by the stall timeout."""
+        """Connections that send no header are ended by the stall timeout."""
         server, address, poem = self.start(3003, "--stall-timeout=0.5")
         self.assertAll("isExact", run(fetchMany(5, address, poem, write=HEADER)))
         descriptors = server.descriptors()
@@ -533,7 +533,7 @@ class TLSTests(EveryWay, WayCase):
         self.assertEqual(end, "reset")
 
     def test_whoNeverShakesHands(self) -> None:
-        """Clients that send or take no bytes end by the stall timeout."""
+        """Connections whose clients send or take no bytes are ended by the stall timeout."""
         server, address, poem = self.start(MEBI, "--stall-timeout=0.5")
         with self.open() as client:
             self.assertEqual(readAll(client), (len(poem), "end"))

@@ -89,7 +89,7 @@ def test_mistyped(machine: Machine, instance: str) -> None:
 
 
 def test_forged(machine: Machine) -> None:
-    """A record of the same form from another user than root is not shown there."""
+    """A record of the same form is not shown there if a user other than root made it."""
     machine.run("runuser", "-unobody", "--", "sh", "-c", FORGE)
     assert machine.journal("--boot", "--grep=^forged$")
     shown = machine.run("journalctl", "-u", "fastpoetry", "--grep=^forged$", check=False)

@@ -91,7 +91,7 @@ def test_nonBlocking(cores: Machine) -> None:
 
 def test_oneLess(cores: Machine) -> None:
     """
-    With one service stopped, even the first, the others serve; it is not started for their readers.
+    With one service stopped, even the first, the others serve, and their readers do not start it.
     """
     cores.systemctl("start", f"{SERVICES[0]}.service")
     waitFor(lambda: seeStates(cores) == {"active"}, "all of them")

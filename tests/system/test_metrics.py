@@ -56,8 +56,8 @@ def test_off(metered: Machine) -> None:
 
 def test_manual(metered: Machine) -> None:
     """
-    Set up as the page says, a restart of the running service opens the metrics, on TCP and on the
-    UNIX socket; promtool finds no fault in them.
+    After the setup on the page, a restart of the running service opens the metrics, on TCP and on
+    the UNIX socket. promtool finds no fault in them.
     """
     metered.systemctl("start", "fastpoetry@ecstasy")
     setUp(metered)
@@ -131,8 +131,8 @@ def test_notAsked(metered: Machine) -> None:
 
 def test_running(metered: Machine) -> None:
     """
-    Systemd starts no socket while its service runs. Its message names the command that does, which
-    is also the one to run after an edit.
+    Systemd starts no socket while its service runs. Its message names the command that starts the
+    socket, which is also the one to run after an edit.
     """
     setUp(metered)
     metered.systemctl("disable", "--now", SOCKET)

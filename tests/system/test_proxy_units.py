@@ -92,7 +92,8 @@ def readJournal(machine: Machine, *matches: str) -> list[dict[str, str]]:
 
 def test_chain(edge: Machine) -> None:
     """
-    The first connection starts the proxy, whose connection starts its upstream, and gets the poem.
+    The first connection starts the proxy and gets the poem; the proxy's own connection starts its
+    upstream.
     """
     for unit in (EDGE, "fastpoetry@ecstasy"):
         assert edge.show(f"{unit}.service", "ActiveState") == "inactive"
@@ -111,8 +112,8 @@ def test_start(machine: Machine, setEdge: Set) -> None:
 @pytest.mark.parametrize("name", ["edg", "..", "..-edge"])
 def test_name(machine: Machine, setEdge: Set, name: str) -> None:
     """
-    A name without a file is refused with the nearest one, in the usual places; no unit runs,
-    listens or is retried.
+    C{systemctl status} of a name without a file shows the refusal, with the nearest name; no unit
+    runs, listens or is retried.
     """
     unit = f"fastpoetry-proxy@{name}"
     assert machine.run("systemctl", "start", unit, check=False).returncode != 0

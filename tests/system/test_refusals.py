@@ -40,8 +40,8 @@ def listLeft(machine: Machine) -> set[str]:
 @pytest.mark.parametrize("name", ["ecstacy", "..-..-etc-shadow", "..", ".", r"..\x2f..\x2fetc"])
 def test_name(machine: Machine, name: str) -> None:
     """
-    A name without a poem is refused, and its C{systemctl status} lists the existing poems; no unit
-    runs, listens or is retried, and only the socket is shown as failed.
+    A name without a poem is refused, and C{systemctl status} of it lists the existing poems; no
+    unit runs, listens or is retried, and only the socket is shown as failed.
     """
     service, socket = (f"fastpoetry@{name}.{kind}" for kind in ("service", "socket"))
     refused = machine.run("systemctl", "start", service, check=False)
