@@ -451,6 +451,15 @@ class StopTests(PortCase):
         self.reactor.advance(1)
         self.assertEqual(self.reactor.getReaders(), [])
 
+    def test_paused(self) -> None:
+        """A paused port that stops leaves no timer behind."""
+        port = self.listen()
+        port.connectionLost(Failure(MemoryError()))
+        self.policy.gate.remove(port)
+        port.stopListening()
+        self.reactor.advance(0)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
 
 class AliveTests(PortCase):
     """Tests for whether a port reports itself alive."""

@@ -78,6 +78,16 @@ class ArrivalTests(PolicyCase):
         self.assertEqual(first.dismissed, "it said nothing, and others need its place")
         self.assertEqual(second.dismissed, "")
 
+    def test_mostQueued(self) -> None:
+        """A connection that waits for a place does not give way to silent ones."""
+        self.sending(THERE)
+        self.sending(THERE)
+        queued = self.arrive()
+        self.admit(queued)
+        for _ in range(1000):
+            self.arrive()
+        self.assertEqual(queued.dismissed, "")
+
     def test_descriptors(self) -> None:
         """If descriptors are short, connections give way after a second of silence."""
         first = self.arrive()

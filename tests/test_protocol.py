@@ -7,6 +7,7 @@ import socket
 import struct
 from itertools import pairwise
 from typing import Any
+from unittest import mock
 
 from fakes import (
     LONG,
@@ -20,7 +21,7 @@ from fakes import (
     receiveAll,
     said,
 )
-from twisted.internet import tcp, unix
+from twisted.internet import reactor, tcp, unix
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
@@ -279,6 +280,13 @@ class PolicyTests(ProtocolCase):
         self.assertEqual(transport.did, ["abortConnection"])
         self.protocol.connectionLost(Failure(ConnectionLost()))
         self.successResultOf(drained)
+
+    def test_ownPolicy(self) -> None:
+        """A factory without a listener has the end of the program wait for its readers."""
+        factory = PoetryFactory(self.source)
+        with mock.patch.object(reactor, "addSystemEventTrigger") as add:
+            policy = factory.policy
+        add.assert_called_once_with("before", "shutdown", policy.drain)
 
 
 class SocketTests(ProtocolCase):

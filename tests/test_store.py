@@ -365,6 +365,10 @@ class PackTests(SynchronousTestCase):
         os.close(packed)
         self.assertEqual(theirs.recv(1), b"")
 
+    def test_tooMany(self) -> None:
+        """More descriptors than the kernel queues are refused, and nothing waits for room."""
+        self.assertRaises(OSError, pack, self.memories(1) * 200_000)
+
     def test_gap(self) -> None:
         """If descriptors are missing in the middle, all after them are closed."""
         (first,) = self.memories(1)
