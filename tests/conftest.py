@@ -22,7 +22,7 @@ for name in (
 ):
     os.environ.pop(name, None)
 
-# A shell ignores Ctrl-C in a background command, and its children would inherit that.
+# A shell makes a background command ignore Ctrl-C, and its children would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

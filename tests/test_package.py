@@ -24,7 +24,7 @@ _PACKAGE_ONLY = re.compile(
 
 
 def run(*command: str | Path) -> str:
-    """Run a command outside the container, and return its output."""
+    """Run a command, and return its output."""
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 

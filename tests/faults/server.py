@@ -1,8 +1,7 @@
 """
 A server on sockets that the test owns, as systemd would, and clients good and bad.
 
-A socket outlives its server, which may stop, die and be started again. This module has few
-assertions of its own.
+A socket outlives its server, which may stop, die and be started again.
 """
 
 from __future__ import annotations

@@ -311,7 +311,7 @@ def waitFor(seek: Callable[[], _T], what: str, seconds: float = 20.0) -> _T:
         if time.monotonic() > deadline:
             raise MachineError(f"waited {seconds:g} s for {what}; found {found!r}")
         time.sleep(pause)
-        # A look into a machine takes processes, and a small machine could run only those.
+        # Each look into a machine starts processes there, which could use up a small machine.
         pause = min(2 * pause, _LONGEST_POLL_SECONDS)
 
 
