@@ -32,7 +32,7 @@ help:
 	@echo 'make test     all tests; as root on Debian also on booted systems (TESTS=path for some)'
 	@echo 'make lives    random events until the server breaks a promise (SEED=number for one run)'
 	@echo 'make mutants  small faults in a copy of the code that no test notices (SAMPLE=150 SEED=27)'
-	@echo 'make check    lint and types'
+	@echo 'make check    lint, types and sentences'
 	@echo 'make bench    measure poems a second and CPU time, and compare other servers'
 	@echo 'make docs     API documentation, in build/api'
 	@echo 'make deb      Debian packages of a commit, in dist/ (COMMIT=HEAD)'
@@ -136,6 +136,7 @@ check: $(VENV)/check $(VENV)/test
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+	$(VENV)/bin/python tests/prose.py
 
 .PHONY: docs
 docs: $(VENV)/check

@@ -1,11 +1,11 @@
 """
-Starts and restarts where they count: on booted Debians, with the package installed.
+Measure starts and restarts on booted Debians, with the package installed.
 
     booted.py [RELEASE ...]
 
-Prints how long the first reader waits when the service is down, from its connection to the last
-byte, and the longest that a newcomer waits for its first byte while the service restarts, with and
-without readers that are held in mid-poem; beside each what C{twistd3 --version} takes there.
+Prints the wait of the first reader when the service is down, from its connection to the last byte.
+Prints the longest wait of a newcomer for its first byte while the service restarts, with and
+without readers held in mid-poem. Prints the time of C{twistd3 --version} beside each.
 Needs what the system tests need, and uses their machines.
 """
 

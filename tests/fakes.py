@@ -320,7 +320,7 @@ class FakeSelection(Selection):
 
     @property
     def reading(self) -> partial[Found]:
-        """The poems, or the reason why there are none."""
+        """The poems, or the reason why they are missing."""
         return partial(self._read)
 
     def _read(self) -> Found:

@@ -150,7 +150,7 @@ def findings(said: str) -> list[str]:
 
     Debian 12's lintian knows no newer standards. It wants two fields that have a default since dpkg
     1.22.13; without it, the binary packages lack one of them. It wants an init script beside a
-    service unless a timer or a path starts the service, and has forgotten sockets; an override for
+    service unless a timer or a path starts the service, and has forgotten sockets. An override for
     that is an error in the newer lintian. Debian's newest lintian wants a debhelper that Debian 12
     lacks.
     """

@@ -345,7 +345,7 @@ class MisbehaviourTests(ProxyCase):
     def test_cold(self) -> None:
         """
         Clients of a proxy without a poem wait until the timeout and are then reset, with one record
-        of the cause; meanwhile their upstream is tried at most once a second.
+        of the cause. Meanwhile their upstream is tried at most once a second.
         """
         upstreams, addresses = {}, []
         for name, (behaviour, _) in self.behaviours.items():

@@ -32,7 +32,7 @@ class CopyError(WorkError):
 
 def readCopy(path: str, mostBytes: int) -> Found | None:
     """
-    Read a copy. Return C{None} if there is none.
+    Read a copy. Return C{None} if there is no copy.
 
     @param mostBytes: how large a poem may be.
     @raise CopyError: if the copy is damaged or cannot be read.

@@ -39,7 +39,7 @@ class Restored(NamedTuple):
 
     @ivar readers: with their progress.
     @ivar lost: how many connections could not be restored, and were reset.
-    @ivar faults: the errors; empty if there were none.
+    @ivar faults: the errors, if any.
     """
 
     readers: dict[SocketReader, Progress]

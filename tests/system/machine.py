@@ -298,7 +298,7 @@ def waitFor(seek: Callable[[], _T], what: str, seconds: float = 20.0) -> _T:
     """
     Call a function until it succeeds.
 
-    @param seek: returns the result, or something false while there is none.
+    @param seek: returns the result, or something false while there is no result.
     @param what: the text of the error.
     @raise MachineError: if there is no result in time.
     """

@@ -281,7 +281,7 @@ def test_loss(machine: Machine, how: str) -> None:
 def test_lossHalfWay(machine: Machine) -> None:
     """
     A reader of a long poem whose server is killed gets a short poem with a normal end, since
-    haproxy hides the reset; but haproxy logs that the server broke off.
+    haproxy hides the reset. haproxy logs that the server broke off.
     """
     path = "/etc/fastpoetry/poetry/a.txt"
     machine.path(path).write_bytes(POEM * 3000)

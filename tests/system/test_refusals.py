@@ -182,7 +182,7 @@ def test_aDozenTries(machine: Machine, pauseSeconds: float) -> None:
 def test_otherDescriptor(machine: Machine, pauseSeconds: float) -> None:
     """
     A service that is passed a socket of another name ends with the cause, and leaves the socket
-    unchanged; its clients are served by the service that is passed the right name.
+    unchanged. The service that is passed the right name serves the clients.
     """
     folder = machine.path("/run/systemd/system/fastpoetry@ecstasy.socket.d")
     folder.mkdir(parents=True)
