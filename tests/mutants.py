@@ -1,7 +1,7 @@
 """
 A measure of the tests: puts small faults into copies of the code, and counts those that survive.
 
-mutants.py SAMPLE SEED PATH ...
+    mutants.py SAMPLE SEED PATH ...
 
 A fault is a turned comparison or condition, an omitted call, a changed number, or C{and} for C{or}.
 For each fault, the tests that run its statement are run, and then the random lives, until one
@@ -37,7 +37,10 @@ _PAIRS: list[tuple[type[Any], type[Any]]] = [
 ]
 _OPPOSITE = dict([*_PAIRS, *((other, one) for one, other in _PAIRS)])
 
-_PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+_PYTEST = (
+    *(sys.executable, "-m", "pytest"),
+    *("-q", "--disable-warnings", "-p", "no:cacheprovider"),
+)
 _LIVES = "tests/lives/test_lives.py"
 
 
