@@ -339,6 +339,7 @@ class BorrowedPort:
             )
         except BaseException:  # it would stay open
             connection.close()
+            self.policy.ledger.turnedAway(address, _UNSERVED)
             raise
         port.sessionno += 1
         protocol.makeConnection(transport)
