@@ -24,6 +24,8 @@ from fastpoetry.systemd import clock
 
 assert installed is not None
 
+_LEAST_NANOSECONDS = 1_000
+
 _MOST_TURNS = 400
 """A server that is still busy after so many turns without new events spins."""
 
@@ -58,7 +60,12 @@ class Time:
         """
         with suppress(BlockingIOError):
             os.eventfd_read(number)
-        self._timers[number] = self.now + nanoseconds / 1e9
+        if nanoseconds < _LEAST_NANOSECONDS:  # which pass before the next turn
+            self.now += nanoseconds / 1e9
+            os.eventfd_write(number, 1)
+            self.forget(number)
+        else:
+            self._timers[number] = self.now + nanoseconds / 1e9
 
     def forget(self, number: int) -> None:
         """Forget a timer that is about to be closed."""

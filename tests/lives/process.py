@@ -105,14 +105,14 @@ class Process:
 
     def __init__(
         self,
-        makeSource: Callable[[Any], Source],
+        makeSource: Callable[[Any, Any], Source],
         sockets: Mapping[str, socket.socket],
         store: Any,
         time: Time,
         faults: Faults,
     ) -> None:
         """
-        @param makeSource: makes the source of the poems, for a reactor.
+        @param makeSource: makes the source of the poems, for a reactor and a clock.
         @param sockets: listening sockets, by L{WAYS}.
         @param store: may hold readers of the previous process.
         """
@@ -122,7 +122,7 @@ class Process:
         self.reactor = Turns(time, faults)
         self.clock = MonotonicClock(self.reactor)
         self.policy = Policy(LIMITS, self.clock)
-        self.source = makeSource(self.reactor)
+        self.source = makeSource(self.reactor, self.clock)
         self._passed = {way: os.dup(each.fileno()) for way, each in sockets.items()}
         self.listeners = {way: self._listener(way) for way in sockets}
         self._handOver = HandOverService(

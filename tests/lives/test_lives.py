@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 
-from lives.machine import Life
+from lives.machine import Life, ProxyLife
 
-Life.TestCase.settings = settings(
-    max_examples=400,
+Life.TestCase.settings = ProxyLife.TestCase.settings = settings(
+    max_examples=300,
     stateful_step_count=30,
     deadline=None,
     derandomize=True,
@@ -16,3 +16,4 @@ Life.TestCase.settings = settings(
 )
 
 TestLives = Life.TestCase
+TestProxyLives = ProxyLife.TestCase

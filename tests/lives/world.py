@@ -16,12 +16,17 @@ from unittest import mock
 
 from twisted.internet import tcp
 from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.logger import LogEvent, globalLogPublisher
 
 from fastpoetry import service
 from fastpoetry.apart.poems import Found
+from fastpoetry.delivery.sockets import RESET_ON_CLOSE
 from fastpoetry.poem import Poem, PoemError, Selection
+from fastpoetry.proxy.freshness import Freshness
+from fastpoetry.proxy.service import PoetryProxyService
 from fastpoetry.service import PoetryService
+from fastpoetry.systemd.clock import MonotonicReactor
 from lives.kernel import Faults, Time, controlled
 from lives.process import LIMITS, WAYS, Process, Store
 from lives.reader import Client
@@ -36,6 +41,11 @@ Bytes. A socket's buffer holds the first size at once, the second in part, the t
 SOURCES = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
 CALM, LATE = "127.0.0.8", "127.0.0.9"
 """Sources that no event of a life uses, for the last readers."""
+
+FRESHNESS = Freshness(
+    maxAgeSeconds=2.0, revalidateSeconds=5.0, errorSeconds=20.0, connectSeconds=2.0,
+    idleSeconds=2.0, totalSeconds=4.0,
+)  # fmt: skip
 
 _LONG_SECONDS = 60.0
 """A longer time passes at once, as for a machine that was suspended."""
@@ -109,6 +119,75 @@ class Poetry(Selection):
             finish()
 
 
+class Upstream:
+    """
+    The server that a proxy asks: it answers when a life says so.
+
+    @ivar isUp: whether it accepts connections.
+    """
+
+    def __init__(self, poetry: Poetry) -> None:
+        """@param poetry: has the poem."""
+        self.isUp = True
+        self._poetry = poetry
+        self._connections: list[socket.socket] = []
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._listening.setblocking(False)
+        self.port: int = self._listening.getsockname()[1]
+
+    def goDown(self) -> None:
+        """Refuse connections, and reset those that there are."""
+        self._accept()
+        self.isUp = False
+        self._listening.close()
+        for connection in self._take():
+            _reset(connection)
+
+    def comeBack(self) -> None:
+        """Accept connections again, at the same port."""
+        if not self.isUp:
+            self._listening = socket.create_server(("127.0.0.1", self.port))
+            self._listening.setblocking(False)
+            self.isUp = True
+
+    def answer(self, share: float = 1.0) -> int:
+        """
+        Send the poem to everybody who asks; a part of it, and a reset, if the share is below 1.
+
+        @return: how many have asked.
+        """
+        self._accept()
+        asking = self._take()
+        for connection in asking:
+            text = self._poetry.versions[-1].text
+            connection.setblocking(True)
+            with suppress(OSError):  # a proxy that waits no longer has closed its side
+                socket.SocketType.sendall(connection, text[: int(len(text) * share)])
+            if share < 1.0:
+                _reset(connection)
+            connection.close()
+        return len(asking)
+
+    def close(self) -> None:
+        """Leave no socket behind."""
+        self.goDown()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while self.isUp:
+                number, _ = socket.SocketType._accept(self._listening)  # type: ignore[attr-defined]
+                self._connections.append(socket.socket(fileno=number))
+
+    def _take(self) -> list[socket.socket]:
+        taken, self._connections = self._connections, []
+        return taken
+
+
+def _reset(connection: socket.socket) -> None:
+    socket.SocketType.setsockopt(connection, socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    connection.close()
+
+
 class World:
     """
     Everything in one life.
@@ -120,8 +199,11 @@ class World:
     @ivar failures: tracebacks in the log.
     """
 
-    def __init__(self, size: str) -> None:
-        """@param size: of the first poem."""
+    def __init__(self, size: str, isProxy: bool = False) -> None:
+        """
+        @param size: of the first poem.
+        @param isProxy: whether the poem comes from an upstream, and not from a file.
+        """
         tcp._reservedFD.reserve()  # Twisted has one for the whole program
         self._descriptors = _listDescriptors()
         self.time = Time()
@@ -141,6 +223,9 @@ class World:
         )
         self._folder = tempfile.mkdtemp(prefix="life-")
         self._stack.callback(shutil.rmtree, self._folder)
+        self.upstream = Upstream(self.poetry) if isProxy else None
+        if self.upstream is not None:
+            self._stack.callback(self.upstream.close)
         self.sockets = {way: self._listen(way) for way in WAYS}
         observer: Any = self._observe
         globalLogPublisher.addObserver(observer)
@@ -204,13 +289,22 @@ class World:
             self.exit(process)
         self.settle()
 
-    def _makeSource(self, reactor: Any) -> PoetryService:
-        return PoetryService(self.poetry, reactor, seconds=self.time.monotonic)
+    def _makeSource(self, reactor: Any, clock: Any) -> Any:
+        if self.upstream is None:
+            return PoetryService(self.poetry, reactor, seconds=self.time.monotonic)
+        timed = MonotonicReactor(reactor, clock)
+        endpoint = TCP4ClientEndpoint(timed, "127.0.0.1", self.upstream.port, timeout=5)
+        return PoetryProxyService("upstream", endpoint, FRESHNESS, timed)
 
-    def stop(self, process: Process) -> None:
-        """Stop a process, and wait until it has stopped."""
+    def stop(self, process: Process, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """
+        Stop a process, and wait until it has stopped.
+
+        @param meanwhile: called when the stop has begun.
+        """
         self.perform(process, process.stop)
         self.settle()
+        meanwhile()
         until = self.time.now + LIMITS.drainSeconds + 1.0
         while not process.hasStopped:
             assert self.time.now < until, "the stop did not end"
@@ -253,7 +347,8 @@ class World:
                 client.leave(withReset=True)
         self._stack.close()
         left = _listDescriptors() - self._descriptors
-        if left:  # a traceback may hold them until the next collection
+        if left or self.failures:
+            # A traceback may hold descriptors, and failed Deferreds that the next life would log.
             gc.collect()
             left &= _listDescriptors()
         return left
