@@ -78,6 +78,14 @@ class ArrivalTests(PolicyCase):
         self.assertEqual(first.dismissed, "it said nothing, and others need its place")
         self.assertEqual(second.dismissed, "")
 
+    def test_mostAtOnce(self) -> None:
+        """Each further connection makes another give way, though the first is still closing."""
+        first, second = self.arrive(), self.arrive()
+        self.patch(first, "dismiss", lambda _: None)
+        for _ in range(1000):
+            self.arrive()
+        self.assertNotEqual(second.dismissed, "")
+
     def test_mostQueued(self) -> None:
         """A connection that waits for a place does not give way to silent ones."""
         self.sending(THERE)
@@ -356,6 +364,12 @@ class SourceTests(PolicyCase):
         with capturedLogs() as events:
             self.policy.giveUp(FakeReader(self.policy), "a test")
         self.assertEqual(said(events), ["gave up on unix after 0 of 310 bytes: a test"])
+
+    def test_gotNothing(self) -> None:
+        """The record of a reader that leaves at once says that it got nothing."""
+        with capturedLogs() as events:
+            self.policy.remove(self.sending())
+        self.assertEqual(said(events), ["192.0.2.7:40000 left after 0 of 310 bytes"])
 
     def test_atRest(self) -> None:
         """After a stop without readers no timer is left."""

@@ -34,6 +34,9 @@ __all__ = ["Store", "StoreError", "makeMemory", "pack", "readMemory", "unpack"]
 
 _PROBE = "store-probe"
 
+_MOST_SECONDS = 5.0
+"""How long systemd may take, unless the caller gives another time."""
+
 _DROPPED_SECONDS = 0.03
 """
 How long systemd may hold a dropped descriptor. On a busy machine, systemd 257 closed one only after
@@ -105,7 +108,7 @@ class Store:
         descriptors: Mapping[str, Iterable[int | HasFileno]],
         *,
         poll: bool = True,
-        seconds: float = 5.0,
+        seconds: float = _MOST_SECONDS,
     ) -> Deferred[None]:
         """
         Store descriptors. They must stay open here until the Deferred fires. For more than a few
@@ -126,7 +129,7 @@ class Store:
         descriptors: Mapping[str, Iterable[int | HasFileno]],
         *,
         poll: bool = True,
-        seconds: float = 5.0,
+        seconds: float = _MOST_SECONDS,
     ) -> None:
         """
         Do as L{put} does, and block until it is done.
@@ -139,7 +142,7 @@ class Store:
         """
         take(self._putting(descriptors, poll), seconds)
 
-    def remove(self, *names: str, seconds: float = 5.0) -> Deferred[None]:
+    def remove(self, *names: str, seconds: float = _MOST_SECONDS) -> Deferred[None]:
         """
         Remove all descriptors with these names from the store.
 
@@ -150,7 +153,7 @@ class Store:
         """
         return drive(self._removing(names), seconds, self._reactor, self._clock)
 
-    def removeNow(self, *names: str, seconds: float = 5.0) -> None:
+    def removeNow(self, *names: str, seconds: float = _MOST_SECONDS) -> None:
         """
         Do as L{remove} does, and block until it is done.
 
