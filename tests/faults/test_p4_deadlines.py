@@ -71,7 +71,7 @@ class UploadTests(DeadlineCase):
         addresses = [self.listen("small"), self.listen("large")]
         self.write(makeText(3003), "small")
         poem = self.write(makeText(4 * MEBI), "large")
-        server, descriptors = self.serveNobody(addresses[0], "--stall-timeout=1")
+        server, descriptors = self.serveNobody(addresses[0], "--stall-timeout=4")
         self.assertAll("isExact", run(fetchMany(20, addresses[1], poem)))
         server.forgetPeak()
         before = server.residentKiB()
@@ -94,7 +94,7 @@ class SlowTests(DeadlineCase):
         """
         address, poem = self.listen(), self.write(makeText(MEBI))
         server, descriptors = self.serveNobody(
-            address, "--stall-timeout=2", "--journal-budget=2000"
+            address, "--stall-timeout=8", "--journal-budget=2000"
         )
         self.assertAll("isExact", run(fetchMany(20, address, poem)))
         server.forgetPeak()

@@ -405,7 +405,7 @@ class HeaderTests(EveryWay, WayCase):
 
     def test_stoppedReaders(self) -> None:
         """500 clients that take no bytes are reset at the deadline, and cost little until then."""
-        server, address, poem = self.start(MEBI, "--stall-timeout=2", "--journal-budget=2000")
+        server, address, poem = self.start(MEBI, "--stall-timeout=8", "--journal-budget=2000")
         self.assertAll("isExact", run(fetchMany(20, address, poem, write=HEADER)))
         descriptors = server.descriptors()
         server.forgetPeak()
