@@ -155,6 +155,13 @@ class DistrustTests(HandOverCase):
         """A connection without state is reset."""
         self.assertReset(b"", "damaged")
 
+    def test_otherFamily(self) -> None:
+        """A socket of a family that nobody serves, such as netlink, counts as lost."""
+        state = json.dumps({**self.describe(), "readers": []}).encode()
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) as foreign:
+            found = restore([self.dup(state), os.dup(foreign.fileno())], *self.home)
+        self.assertEqual((len(found.readers), found.lost), (0, 1))
+
     def test_otherVersion(self) -> None:
         """A connection from another version, older or newer, is reset."""
         self.assertReset({**self.describe(), "version": 2}, "of version 2, not 1")

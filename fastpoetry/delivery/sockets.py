@@ -10,7 +10,8 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from fcntl import ioctl
 from functools import cache, wraps
 from termios import TIOCOUTQ
@@ -71,8 +72,13 @@ class Family(NamedTuple):
 _TCP = Family(hasReset=True, hasQueue=True, hasInfo=True, hasHosts=True)
 _LOCAL = Family(hasReset=False, hasQueue=False, hasInfo=False, hasHosts=False)
 
-FAMILIES: dict[int, Family] = {socket.AF_INET: _TCP, socket.AF_INET6: _TCP, socket.AF_UNIX: _LOCAL}
-"""The supported families. An adopted socket of another family is refused."""
+FAMILIES: Mapping[int, Family] = defaultdict(
+    lambda: _LOCAL, {socket.AF_INET: _TCP, socket.AF_INET6: _TCP, socket.AF_UNIX: _LOCAL}
+)
+"""
+The supported families. An adopted listening socket of another family is refused. A descriptor store
+may hold any socket, so each family has an entry.
+"""
 
 _log = Logger()
 
