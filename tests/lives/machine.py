@@ -335,6 +335,8 @@ class Life(RuleBasedStateMachine):
             process.policy.mostDescriptor = 2**31
         if not world.processes:
             world.start()
+        world.readAll([client for _, client in world.clients])
+        self.promisesHold()
         for _ in range(4):
             self._meanwhile(LIMITS.stallSeconds)
             self.promisesHold()
@@ -342,8 +344,7 @@ class Life(RuleBasedStateMachine):
         if self.isKilled:
             self._killAll()
         else:
-            for process in list(world.processes):
-                self._end(process)
+            self._stopAll()
 
     def _serveTheLast(self) -> None:
         """New clients get the whole poem, also a client that wrote first and reads late (P1)."""
@@ -359,13 +360,38 @@ class Life(RuleBasedStateMachine):
         """Let time pass, while the rest of the world does its part."""
         self.world.wait(seconds)
 
+    def _announce(self, size: str) -> None:
+        """Have all processes serve a new poem."""
+        self.world.poetry.replace(size)
+        for process in self.world.processes:
+            reloaded = self.world.perform(process, process.source.reload)
+            reloaded.addErrback(lambda _: None)
+        self._meanwhile(0.3)
+
+    def _stopAll(self) -> None:
+        """
+        A restart hands over a reader in mid-poem. A stop leaves to the system a poem that the
+        system has, whatever the client wrote (P1).
+        """
+        self.world.store.isBroken = False
+        for size, restarts in (("long", True), ("middle", False)):
+            self._announce(size)
+            client = self.world.arrive("fast", CALM)
+            client.write(b"w" * 1_000)
+            self.world.settle()
+            for process in list(self.world.processes):
+                self._end(process)
+            if restarts:
+                self.world.start()
+            self.world.readAll([client])
+            isWaiting = not client.seen and client.outcome != "end"  # a proxy may have no poem
+            isWhole = client.outcome == "end" and client.isWhole(self.world.poetry.versions)
+            assert isWaiting or isWhole, f"a client got {client.outcome} after a stop"
+
     def _killAll(self) -> None:
         """A killed process resets its clients in mid-poem; the backlog waits for the next (P2)."""
         world = self.world
-        world.poetry.replace("long")
-        for process in world.processes:
-            world.perform(process, process.source.reload).addErrback(lambda _: None)
-        self._meanwhile(0.3)
+        self._announce("long")
         last = [world.arrive(way, CALM) for way in ("fast", "standard")]
         world.settle()
         for process in list(world.processes):
