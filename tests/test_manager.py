@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
+from fakes import listDescriptors
 from test_store import Systemd
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
@@ -20,7 +19,7 @@ class TellTests(SynchronousTestCase):
     """Tests for messages that wait for systemd."""
 
     def setUp(self) -> None:
-        self.before = set(os.listdir("/proc/self/fd"))
+        self.before = listDescriptors()
         self.systemd = Systemd(self, 0)
         self.manager = Manager(self.systemd.environ["NOTIFY_SOCKET"])
         self.addCleanup(self.manager.close)
@@ -36,10 +35,10 @@ class TellTests(SynchronousTestCase):
 
     def test_late(self) -> None:
         """If systemd does not read, the manager raises an error and leaves no descriptor."""
-        before = set(os.listdir("/proc/self/fd"))
+        before = listDescriptors()
         why = self.assertRaises(ManagerError, take, self.manager.tell(), 0)
         self.assertEqual(str(why), "systemd has not read its messages for 0 s")
-        self.assertEqual(set(os.listdir("/proc/self/fd")), before)
+        self.assertEqual(listDescriptors(), before)
 
     def test_noMemory(self) -> None:
         """
@@ -51,12 +50,12 @@ class TellTests(SynchronousTestCase):
             def addReader(self, _reader: object) -> None:
                 raise MemoryError
 
-        before = set(os.listdir("/proc/self/fd"))
+        before = listDescriptors()
         clock = Clock()
         waiting = drive(self.manager.tell(), 5, Reactor(), clock)
         self.failureResultOf(waiting, MemoryError)
         self.assertEqual(clock.getDelayedCalls(), [])
-        self.assertEqual(set(os.listdir("/proc/self/fd")), before)
+        self.assertEqual(listDescriptors(), before)
 
     def test_closed(self) -> None:
         """A manager that is closed while a caller waits for room leaves the reactor empty."""
