@@ -209,7 +209,7 @@ class DistrustTests(HandOverCase):
 
     @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists), st.data())
     def test_anything(self, junk: Any, data: st.DataObject) -> None:
-        """Whatever a field contains, the only outcome is a fault."""
+        """Whatever a field contains, no reader is restored, and a loss has a cause."""
         state = self.describe()
         place = data.draw(st.sampled_from([*state, "reader", "poem", "all"]))
         if place == "all":
@@ -222,7 +222,7 @@ class DistrustTests(HandOverCase):
         encoded = json.dumps(state).encode()
         found = restore([self.dup(encoded), os.dup(self.file)], *self.home)
         self.assertEqual(found.readers, {})
-        self.assertLessEqual((found.lost, len(found.faults)), (1, 1))
+        self.assertTrue(found.faults or not found.lost)
 
 
 class SmallTests(HandOverCase):
