@@ -284,7 +284,7 @@ def test_lossHalfWay(machine: Machine) -> None:
     haproxy hides the reset. haproxy logs that the server broke off.
     """
     path = "/etc/fastpoetry/poetry/a.txt"
-    machine.path(path).write_bytes(POEM * 3000)
+    machine.path(path).write_bytes(POEM * 15_000)
     machine.systemctl("reload", "fastpoetry@a")
     since = fromNowOn(machine)
     with reading(machine, ALONE, path, times=4) as replies:
