@@ -44,7 +44,7 @@ class Bench:
 
     def prepare(self) -> None:
         """Compile what is written in C."""
-        for source in ("load", "loop", "far"):
+        for source in ("load", "loop", "promise", "far"):
             build = ["cc", "-O2", "-o", str(machine.WORK / source), str(HERE / f"{source}.c")]
             subprocess.run(build, check=True)
 

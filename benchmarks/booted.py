@@ -6,7 +6,8 @@ Measure starts and restarts on booted Debians, with the package installed.
 Prints the wait of the first reader when the service is down, from its connection to the last byte.
 Prints the longest wait of a newcomer for its first byte while the service restarts, with and
 without readers held in mid-poem. Prints the time of C{twistd3 --version} beside each.
-Needs what the system tests need, and uses their machines.
+Writes the figures to booted.json and to the public text. Needs what the system tests need, and
+uses their machines.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
+import report
+from peers import HERE
 from system.machine import Machine
 from system.package import buildPackage, installPackage
 from system.roots import findRoot
@@ -102,6 +105,8 @@ print(json.dumps(found))
 
 def main() -> None:
     """Measure each release in turn, so that they do not disturb each other."""
+    results = HERE / "booted.json"
+    figures = json.loads(results.read_text())
     with tempfile.TemporaryDirectory() as folder:
         package = buildPackage(Path(folder))
         for release in sys.argv[1:] or ("bookworm", "trixie"):
@@ -117,6 +122,9 @@ def main() -> None:
                 "twistd3 --version {version:.0f} ms".format(release, **found),
                 flush=True,
             )
+            figures[release] = found
+    results.write_text(json.dumps(figures, indent=1) + "\n")
+    report.write(HERE)
 
 
 if __name__ == "__main__":

@@ -155,6 +155,11 @@ def _loop(where: Where) -> list[str]:
     return [str(machine.WORK / "loop"), where.host, str(where.port), str(where.poem)]
 
 
+def _promise(where: Where) -> list[str]:
+    """Compiled by the run."""
+    return [str(machine.WORK / "promise"), where.host, str(where.port), str(where.poem)]
+
+
 def _proxy(where: Where) -> list[str]:
     """Run everything as installed: the proxy asks its upstream once, then now and then."""
     host, port = where.upstream.split(":")
@@ -178,6 +183,7 @@ PEERS: dict[str, Callable[[Where], list[str]]] = {
     "fastpoetry": _fastpoetry,
     "nginx": _nginx,
     "loop": _loop,
+    "promise": _promise,
     "uvloop": _uvloop,
     "tutorial": _tutorial,
     "proxy": _proxy,

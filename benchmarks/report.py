@@ -1,15 +1,18 @@
 """
-What is shown of the results: the picture, and the lines of public text that state figures.
+The picture and the public text that show the results.
 
     report.py
 
-Draws benchmarks/figures.svg from benchmarks/results.json, and prints those lines of README.md and
-docs/scaling.md that state figures and say something else. It measures and decides nothing.
+Draws benchmarks/figures.svg from benchmarks/results.json. Writes the figures of that file and of
+benchmarks/booted.json between the marks in README.md, docs/scaling.md and benchmarks/README.md.
+It measures nothing.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +20,21 @@ from peers import HERE, ROOT
 
 _OURS, _THEIRS = "#d9622b", "#6e8fb3"
 
-_LINES = {
-    "README.md": """
+TEXTS = {
+    "README.md": [
+        """
+One run of `make bench` on two virtual processors: the server on one, the clients on the other, a
+poem of 3,003 bytes, every byte of it checked ({date}).
+
+| | fastpoetry | beside it |
+|---|---|---|
 | poems/s, 64 readers at a time | {rate[fastpoetry][poemsPerSecond]:,.0f} | \
-nginx {rate[nginx][poemsPerSecond]:,.0f}, the tutorial's server \
+nginx {rate[nginx][poemsPerSecond]:,.0f}, the same promise in C \
+{rate[promise][poemsPerSecond]:,.0f}, the tutorial's server \
 {rate[tutorial][poemsPerSecond]:,.0f} |
-| server CPU a poem | {rate[fastpoetry][cpuMicroseconds]:.1f} µs | \
-nginx {rate[nginx][cpuMicroseconds]:.1f} µs, the tutorial's \
-{rate[tutorial][cpuMicroseconds]:.1f} µs |
+| server CPU for a poem | {rate[fastpoetry][cpuMicroseconds]:.1f} µs | \
+nginx {rate[nginx][cpuMicroseconds]:.1f} µs, the same promise in C \
+{rate[promise][cpuMicroseconds]:.1f} µs, the tutorial's {rate[tutorial][cpuMicroseconds]:.1f} µs |
 | poems/s where the server is the limit | {card[fastpoetry][poemsPerSecond]:,.0f} | \
 nginx {card[nginx][poemsPerSecond]:,.0f}, uvloop {card[uvloop][poemsPerSecond]:,.0f} |
 | poems/s for readers 10 ms away | {distance[fastpoetry][poemsPerSecond]:,.0f} | \
@@ -41,43 +51,110 @@ systemd-socket-proxyd {proxy[socket-proxyd][poemsPerSecond]:,.0f} |
 | cold start, Debian's Twisted | {start[fastpoetry][milliseconds]:.0f} ms | \
 the tutorial's {start[tutorial][milliseconds]:.0f} ms, \
 `twistd3 --version` {start[twistd --version][milliseconds]:.0f} ms |
-| memory of a server that waits | {start[fastpoetry][residentMiB]:.1f} MiB | \
+| memory of a waiting server | {start[fastpoetry][residentMiB]:.1f} MiB | \
 the tutorial's {start[tutorial][residentMiB]:.1f} MiB |
 """,
-    "docs/scaling.md": """
+        """
+| on a booted system, with the package | Debian 12 | Debian 13 |
+|---|---|---|
+| `twistd3 --version` | {bookworm[version]:.0f} ms | {trixie[version]:.0f} ms |
+| first reader of a stopped service | {bookworm[first]:.0f} ms | {trixie[first]:.0f} ms |
+| longest wait of a newcomer during a restart | {bookworm[restart 0]:.0f} ms | \
+{trixie[restart 0]:.0f} ms |
+| the same beside 1,000 readers in the middle of a poem | {bookworm[restart 1000]:.0f} ms | \
+{trixie[restart 1000]:.0f} ms |
+""",
+    ],
+    "docs/scaling.md": [
+        """
+| step | carries | measured by |
+|---|---|---|
 | one core | {card[fastpoetry][poemsPerSecond]:,.0f} poems of 3 kB a second, all its work counted \
 | `run.py card` |
 | many cores | {cores[fastpoetry, 2][poemsPerSecond]:,.0f} from two processes, \
 {cores[nginx, 2][poemsPerSecond]:,.0f} from nginx's two workers | `run.py cores` |
+| many machines | a clean stop costs no reader, a kill some readers \
+| the tests of haproxy, see below |
 | the edge | {proxy[proxy][poemsPerSecond]:,.0f} from a copy; the origin itself \
 {proxy[fastpoetry][poemsPerSecond]:,.0f}, nginx as a proxy \
 {proxy[nginx-proxy][poemsPerSecond]:,.0f} | `run.py proxy` |
-""",
+"""
+    ],
+    "benchmarks/README.md": ["\n{bars}\n"],
 }
-"""The lines of each file that state figures."""
+"""What each file says of the figures, one text for each pair of marks in it."""
+
+_MARKED = re.compile(r"(?<=<!-- figures -->\n).*?(?=<!-- end of figures -->)", re.DOTALL)
+
+
+def fill(text: str, texts: Sequence[str], figures: Mapping[str, Any]) -> str:
+    """
+    Put figures between the marks of a text.
+
+    @param text: has as many pairs of marks as there are texts.
+    @param texts: what to put there, as templates.
+    @param figures: what the templates name.
+    @return: the whole text.
+    """
+    following = iter(texts)
+    return _MARKED.sub(lambda _: next(following).format_map(figures), text)
+
+
+def readFigures(folder: Path) -> dict[str, Any]:
+    """
+    Read what was measured, by the names that the templates use.
+
+    @param folder: has results.json of a whole run, and booted.json.
+    @return: for each row its samples, for each release its times, the date, and the table of bars.
+    """
+    results = json.loads((folder / "results.json").read_text())
+    figures: dict[str, Any] = {name: row["samples"] for name, row in results["rows"].items()}
+    for sample in figures.get("sizes", {}).values():
+        sample["MBps"] = sample["bytesPerSecond"] / 1e6
+    return {
+        **figures,
+        **json.loads((folder / "booted.json").read_text()),
+        "date": results["machine"]["date"],
+        "bars": tableBars(results["rows"]),
+    }
+
+
+def tableBars(rows: Mapping[str, Any]) -> str:
+    """
+    Make a table of the bars, and of what was measured against each.
+
+    @param rows: those of results.json.
+    @return: a table in Markdown.
+    """
+    lines = ["| row | ratio | measured | bar | |", "|---|---|---|---|---|"]
+    for name, row in rows.items():
+        for bar in row["bars"]:
+            least, most = bar["least"], bar["most"]
+            if least is None and most is None:
+                continue
+            wanted = f"at least {least}" if most is None else f"at most {most}"
+            isMet = bar["ratio"] >= least if most is None else bar["ratio"] <= most
+            verdict = "met" if isMet else "**not met**"
+            lines.append(
+                f"| `{name}` | {bar['claim']} | {bar['ratio']:.2f} | {wanted} | {verdict} |"
+            )
+    return "\n".join(lines)
 
 
 def write(folder: Path) -> None:
     """
-    Draw the picture, and print which lines are to change.
+    Draw the picture; of the results of a whole run, write the texts too.
 
-    @param folder: has results.json, of a whole run or of some rows.
+    @param folder: has results.json. The texts are written if it is the folder of this file.
     """
-    results = json.loads((folder / "results.json").read_text())["rows"]
-    rows: dict[str, Any] = {name: row["samples"] for name, row in results.items()}
-    for sample in rows.get("sizes", {}).values():
-        sample["MBps"] = sample["bytesPerSecond"] / 1e6
+    rows = json.loads((folder / "results.json").read_text())["rows"]
     if {"rate", "card", "sizes"} <= rows.keys():
-        _draw(rows, folder / "figures.svg")
-    for name, lines in _LINES.items():
-        has = (ROOT / name).read_text().splitlines()
-        for line in lines.strip().splitlines():
-            try:
-                wanted = line.format_map(rows)
-            except KeyError:  # of a row that was not measured
-                continue
-            if wanted not in has:
-                print(f"{name} is to say:\n{wanted}")
+        _draw({name: row["samples"] for name, row in rows.items()}, folder / "figures.svg")
+    if folder == HERE:
+        figures = readFigures(folder)
+        for name, texts in TEXTS.items():
+            path = ROOT / name
+            path.write_text(fill(path.read_text(), texts, figures))
 
 
 def _draw(rows: dict[str, Any], path: Path) -> None:
