@@ -84,7 +84,7 @@ the tutorial's {start[tutorial][residentMiB]:.1f} MiB |
 }
 """What each file says of the figures, one text for each pair of marks in it."""
 
-_MARKED = re.compile(r"(?<=<!-- figures -->\n).*?(?=<!-- end of figures -->)", re.DOTALL)
+_MARKED = re.compile(r"(<!-- figures -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 
 
 def fill(text: str, texts: Sequence[str], figures: Mapping[str, Any]) -> str:
@@ -97,7 +97,7 @@ def fill(text: str, texts: Sequence[str], figures: Mapping[str, Any]) -> str:
     @return: the whole text.
     """
     following = iter(texts)
-    return _MARKED.sub(lambda _: next(following).format_map(figures), text)
+    return _MARKED.sub(lambda m: m[1] + next(following).format_map(figures) + m[2], text)
 
 
 def readFigures(folder: Path) -> dict[str, Any]:
