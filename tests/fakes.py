@@ -6,7 +6,6 @@ They make no decisions and never wait; beyond recording calls, they act when a t
 
 from __future__ import annotations
 
-import gc
 import os
 import socket
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -608,13 +607,7 @@ def tree(service: Any) -> Any:
 
 def countDescriptors() -> int:
     """@return: the number of this process's descriptors."""
-    return len(listDescriptors())
-
-
-def listDescriptors() -> set[str]:
-    """@return: the numbers of this process's descriptors, without those of earlier tests."""
-    gc.collect()
-    return set(os.listdir("/proc/self/fd"))
+    return len(os.listdir("/proc/self/fd"))
 
 
 def awaited(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fakes import listDescriptors
+import os
+
 from test_store import Systemd
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
@@ -19,7 +20,7 @@ class TellTests(SynchronousTestCase):
     """Tests for messages that wait for systemd."""
 
     def setUp(self) -> None:
-        self.before = listDescriptors()
+        self.before = set(os.listdir("/proc/self/fd"))
         self.systemd = Systemd(self, 0)
         self.manager = Manager(self.systemd.environ["NOTIFY_SOCKET"])
         self.addCleanup(self.manager.close)
@@ -35,10 +36,10 @@ class TellTests(SynchronousTestCase):
 
     def test_late(self) -> None:
         """If systemd does not read, the manager raises an error and leaves no descriptor."""
-        before = listDescriptors()
+        before = set(os.listdir("/proc/self/fd"))
         why = self.assertRaises(ManagerError, take, self.manager.tell(), 0)
         self.assertEqual(str(why), "systemd has not read its messages for 0 s")
-        self.assertEqual(listDescriptors(), before)
+        self.assertEqual(set(os.listdir("/proc/self/fd")), before)
 
     def test_noMemory(self) -> None:
         """
@@ -50,12 +51,12 @@ class TellTests(SynchronousTestCase):
             def addReader(self, _reader: object) -> None:
                 raise MemoryError
 
-        before = listDescriptors()
+        before = set(os.listdir("/proc/self/fd"))
         clock = Clock()
         waiting = drive(self.manager.tell(), 5, Reactor(), clock)
         self.failureResultOf(waiting, MemoryError)
         self.assertEqual(clock.getDelayedCalls(), [])
-        self.assertEqual(listDescriptors(), before)
+        self.assertEqual(set(os.listdir("/proc/self/fd")), before)
 
     def test_closed(self) -> None:
         """A manager that is closed while a caller waits for room leaves the reactor empty."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import pwd
 import socket
@@ -61,6 +62,7 @@ class PreflightCase(SynchronousTestCase):
     """A test case with a check, and ports in use."""
 
     def setUp(self) -> None:
+        gc.collect()  # or sockets that earlier tests left open close during this test
         before = countDescriptors()
         self.addCleanup(lambda: self.assertEqual(countDescriptors(), before))
         self.preflight = Preflight()

@@ -16,7 +16,7 @@ from threading import Thread
 from typing import Any
 from unittest import mock
 
-from fakes import countDescriptors, listDescriptors, makeFolder
+from fakes import countDescriptors, makeFolder
 from hypothesis import given
 from hypothesis import strategies as st
 from passing import Passing, inherit
@@ -100,7 +100,7 @@ class NowTests(Passing, SynchronousTestCase):
     """Tests for the calls that wait for systemd."""
 
     def setUp(self) -> None:
-        self.before = listDescriptors()
+        self.before = set(os.listdir("/proc/self/fd"))
 
     def store(self, most: int = 10, **variables: str) -> Store:
         """@return: the store of a systemd with that limit."""
@@ -207,7 +207,7 @@ class NowTests(Passing, SynchronousTestCase):
         self.test_full()
         self.test_noSystemd()
         self.doCleanups()
-        self.assertEqual(listDescriptors(), self.before)
+        self.assertEqual(set(os.listdir("/proc/self/fd")), self.before)
 
     def test_take(self) -> None:
         """A descriptor passed under a name can be taken, once."""
@@ -316,7 +316,7 @@ class PackTests(SynchronousTestCase):
     """Tests for many descriptors packed into one."""
 
     def setUp(self) -> None:
-        self.before = listDescriptors()
+        self.before = set(os.listdir("/proc/self/fd"))
 
     def memories(self, count: int) -> list[int]:
         """@return: memfds that contain their numbers."""
