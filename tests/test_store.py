@@ -7,6 +7,7 @@ Tests on a booted system show that the real systemd behaves like this one.
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import resource
 import socket
@@ -100,6 +101,7 @@ class NowTests(Passing, SynchronousTestCase):
     """Tests for the calls that wait for systemd."""
 
     def setUp(self) -> None:
+        gc.collect()  # or sockets that earlier tests left open close during this test
         self.before = set(os.listdir("/proc/self/fd"))
 
     def store(self, most: int = 10, **variables: str) -> Store:
