@@ -340,6 +340,9 @@ class Life(RuleBasedStateMachine):
         for _ in range(4):
             self._meanwhile(LIMITS.stallSeconds)
             self.promisesHold()
+        for process in world.processes:
+            isEmpty = not process.policy.readers
+            assert not (isEmpty and process.policy._quota._counts), "a source has lost its place"
         self._serveTheLast()
         if self.isKilled:
             self._killAll()
