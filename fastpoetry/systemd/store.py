@@ -182,9 +182,10 @@ class Store:
         if not messages:
             return
         ours, theirs = os.pipe2(os.O_CLOEXEC)
+        probe = f"{_PROBE}-{ours}"  # systemd removes all of a name, also another put's
         try:
             try:
-                yield from self._tell([*messages, (f"FDSTORE=1\nFDNAME={_PROBE}", [theirs])])
+                yield from self._tell([*messages, (f"FDSTORE=1\nFDNAME={probe}", [theirs])])
             finally:
                 os.close(theirs)
             if isReady(ours, _DROPPED_SECONDS):  # hung up: systemd has dropped the other end
@@ -193,7 +194,7 @@ class Store:
                     f"the descriptor store{size} is missing or too small: "
                     "FileDescriptorStoreMax= must be one more than the number of descriptors"
                 )
-            yield from self._tell([(f"FDSTOREREMOVE=1\nFDNAME={_PROBE}", [])])
+            yield from self._tell([(f"FDSTOREREMOVE=1\nFDNAME={probe}", [])])
         finally:
             os.close(ours)
 
