@@ -475,7 +475,7 @@ class FastPort(BorrowedPort):
         """
         Accept the next connection in the backlog.
 
-        @raise OSError: if there is none, or accepting it fails.
+        @raise OSError: if the backlog is empty, or accepting fails.
         """
         # This is accept() without the flags and timeouts, which are unused here.
         descriptor, address = self._socket._accept()  # type: ignore[attr-defined]

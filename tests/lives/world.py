@@ -152,7 +152,7 @@ class Upstream:
 
     def answer(self, share: float = 1.0) -> int:
         """
-        Send the poem to everybody who asks; a part of it, and a reset, if the share is below 1.
+        Send the poem to each proxy that asks. If the share is below 1, send that part and a reset.
 
         @return: how many have asked.
         """
