@@ -31,7 +31,7 @@ from fastpoetry.systemd.adopted import AdoptError
 PACKAGE = Path(fastpoetry.__file__).parent
 
 HOUSE = """
-floor | where                  | and there nobody imports
+floor | where                  | must not import
 6     | tap proxytap           | -
 5     | command                | delivery.fastport
 4     | listen                 | service proxy systemd
