@@ -12,7 +12,7 @@ import subprocess
 
 import pytest
 
-from system.machine import Machine, waitFor
+from system.machine import Machine
 from system.readers import reading
 
 SERVICES = ("fastpoetry@ecstasy.service", "fastpoetry@science.service")
@@ -37,13 +37,11 @@ load, which does not slow everything down equally.
 
 
 @pytest.mark.alone
-def test_underLoad(machine: Machine, build: subprocess.Popen[str]) -> None:
+def test_underLoad(machine: Machine) -> None:
     """
     Services of 3 kB and of 1 MiB are each restarted 20 times. No reader is refused, gets less than
     all, or waits longer than a few starts of twistd take at that time.
     """
-    # It would use a whole core, which the readers' times would not explain.
-    waitFor(lambda: build.poll() is not None, "the build beside this to end", 900)
     lines = b"".join(b"%07d, a line that is told apart from any\n" % n for n in range(30_000))
     machine.path(LARGE).write_bytes(lines[: 1 << 20])
     machine.systemctl("start", *SERVICES)
