@@ -275,12 +275,16 @@ class Machine:
         """
         Records of the machine's journal, oldest first.
 
-        @param matches: options and matches of journalctl.
+        @param matches: options and matches of journalctl. With C{--grep} its exit status is 1 if
+            no record matches.
+        @raise MachineError: if it complains.
         """
         # Waits until journald has read all messages so far.
         self.run("journalctl", "--sync")
-        lines = self.run("journalctl", "--output=json", "--all", *matches).stdout
-        return [_readRecord(line) for line in lines.splitlines()]
+        found = self.run("journalctl", "--output=json", "--all", *matches, check=False)
+        if found.stderr:
+            raise MachineError(found.stderr)
+        return [_readRecord(line) for line in found.stdout.splitlines()]
 
 
 def _readRecord(line: str) -> dict[str, str]:
