@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from fastpoetry.systemd.manager import Manager, ManagerError
 from fastpoetry.systemd.notify import NotifyService
-from fastpoetry.systemd.steps import drive, take
+from fastpoetry.systemd.steps import drive, driveNow
 
 
 class TellTests(SynchronousTestCase):
@@ -31,13 +31,13 @@ class TellTests(SynchronousTestCase):
         for each in declared:
             self.manager.declare(each)
         self.systemd.start()
-        take(self.manager.tell([("X_LAST=1", ())]), 30)
+        driveNow(self.manager.tell([("X_LAST=1", ())]), 30)
         self.assertEqual(self.systemd.messages, [*declared, "X_LAST=1"])
 
     def test_late(self) -> None:
         """If systemd does not read, the manager raises an error and leaves no descriptor."""
         before = set(os.listdir("/proc/self/fd"))
-        why = self.assertRaises(ManagerError, take, self.manager.tell(), 0)
+        why = self.assertRaises(ManagerError, driveNow, self.manager.tell(), 0)
         self.assertEqual(str(why), "systemd has not read its messages for 0 s")
         self.assertEqual(set(os.listdir("/proc/self/fd")), before)
 
@@ -74,7 +74,7 @@ class TellTests(SynchronousTestCase):
         for address in ("", "@nobody", "/nonexistent", "vsock:2:1"):
             manager = Manager(address)
             self.addCleanup(manager.close)
-            self.assertRaises(ManagerError, take, manager.tell(), 5)
+            self.assertRaises(ManagerError, driveNow, manager.tell(), 5)
             with capturedLogs() as events:
                 self.assertTrue(manager.offer("STATUS=1") and manager.offer("STATUS=2"))
             self.assertEqual(len(events), 1)

@@ -28,7 +28,7 @@ from fastpoetry.systemd.manager import (
     Message,
     withHidden,
 )
-from fastpoetry.systemd.steps import Steps, drive, isReady, take
+from fastpoetry.systemd.steps import Steps, drive, driveNow, isReady
 
 __all__ = ["Store", "StoreError", "makeMemory", "pack", "readMemory", "unpack"]
 
@@ -140,7 +140,7 @@ class Store:
         @raise StoreError: the store is missing or too small.
         @raise ValueError: a name is not valid.
         """
-        take(self._putting(descriptors, poll), seconds)
+        driveNow(self._putting(descriptors, poll), seconds)
 
     def remove(self, *names: str, seconds: float = _MOST_SECONDS) -> Deferred[None]:
         """
@@ -162,7 +162,7 @@ class Store:
         @raise StoreError: the store is missing.
         @raise ValueError: a name is not valid.
         """
-        take(self._removing(names), seconds)
+        driveNow(self._removing(names), seconds)
 
     def _putting(self, descriptors: Mapping[str, Iterable[int | HasFileno]], poll: bool) -> Steps:
         messages: list[Message] = []
