@@ -18,8 +18,9 @@ from itertools import count
 from types import MethodType
 from typing import Any
 
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.base import DelayedCall
-from twisted.internet.interfaces import IDelayedCall, IReactorTime, IReadDescriptor
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python import log
 from twisted.python.failure import Failure
 from zope.interface import directlyProvides, implementer, providedBy
@@ -127,7 +128,7 @@ class MonotonicClock:
         call.called = 1
         if self._timer is not None and not self._pending:
             # The call may end a trial test. trial then fails if the reactor still has a reader.
-            self._timer.pause()
+            self._timer.stopReading()
         try:
             call.func(*call.args, **call.kw)
         except BaseException:
@@ -178,8 +179,7 @@ class MonotonicClock:
             self._makeshift = None
 
 
-@implementer(IReadDescriptor)
-class _Timer:
+class _Timer(FileDescriptor):
     """A kernel timer that the reactor watches."""
 
     def __init__(self, reactor: Any, due: Callable[[], None], lost: Callable[[], None]) -> None:
@@ -189,7 +189,7 @@ class _Timer:
         @raise OSError: no descriptor is left, or a sandbox forbids the call.
         @raise ImportError: this Python is older than 3.13, and has no ctypes.
         """
-        self._reactor = reactor
+        super().__init__(reactor)
         self._due = due
         self._lost = lost
         self._number = _create()
@@ -202,16 +202,12 @@ class _Timer:
         if seconds > 0 or not self._isDue:
             self._isDue = False
             _set(self._number, max(1, round(seconds * 1e9)))
-        self._reactor.addReader(self)
-
-    def pause(self) -> None:
-        """Leave the reactor until the timer is set again."""
-        self._reactor.removeReader(self)
+        self.startReading()
 
     def close(self) -> None:
         """Leave the reactor, and close the descriptor."""
         if self._number >= 0:
-            self.pause()
+            self.stopReading()
             os.close(self._number)
             self._number = -1
 
@@ -225,18 +221,10 @@ class _Timer:
         self._due()
 
     def connectionLost(self, reason: Failure) -> None:
-        """
-        Close the timer: the reactor shuts down, or reading failed.
-
-        @param reason: why.
-        """
+        """Close the timer: the reactor shuts down, or reading failed."""
         if self._number >= 0:
             self.close()
             self._lost()
-
-    def logPrefix(self) -> str:
-        """@return: the prefix of output that a timed call prints."""
-        return "-"
 
 
 if sys.version_info >= (3, 13):
@@ -253,14 +241,14 @@ else:
     def _create() -> int:
         # TFD_NONBLOCK and TFD_CLOEXEC, timerfd_create(2).
         flags = os.O_NONBLOCK | os.O_CLOEXEC
-        return _checked("timerfd_create", time.CLOCK_MONOTONIC, flags)
+        return _callLibc("timerfd_create", time.CLOCK_MONOTONIC, flags)
 
     def _set(number: int, nanoseconds: int) -> None:
         from ctypes import c_long
 
         # struct itimerspec: the interval (0) and the time, each in seconds and nanoseconds.
         specification = (c_long * 4)(0, 0, *divmod(nanoseconds, 10**9))
-        _checked("timerfd_settime", number, 0, specification, None)
+        _callLibc("timerfd_settime", number, 0, specification, None)
 
     @cache
     def _libc() -> Any:
@@ -270,7 +258,7 @@ else:
 
         return CDLL(None, use_errno=True)
 
-    def _checked(function: str, *args: Any) -> int:
+    def _callLibc(function: str, *args: Any) -> int:
         from ctypes import get_errno
 
         result: int = getattr(_libc(), function)(*args)

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from signal import SIGHUP
 from typing import Any, NoReturn
 
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -178,8 +179,8 @@ class Reloads:
         return oneLine(str(failure.value)) or type(failure.value).__name__
 
 
-class ReloadPort:
-    """A port where root and the unit's user ask for reloads: C{IReadDescriptor}."""
+class ReloadPort(FileDescriptor):
+    """A port where root and the unit's user ask for reloads."""
 
     def __init__(
         self,
@@ -197,7 +198,7 @@ class ReloadPort:
         @param environ: where systemd leaves C{INVOCATION_ID}.
         @raise OSError: the port cannot listen.
         """
-        self._reactor = reactor
+        super().__init__(reactor)
         self._reload = reload
         self._clients: list[socket.socket] = []
         self._socket = socket.socket(socket.AF_UNIX)
@@ -205,7 +206,7 @@ class ReloadPort:
             self._socket.setblocking(False)
             self._socket.bind(f"\0{portName(environ)}{os.urandom(16).hex()}")
             self._socket.listen(16)
-            reactor.addReader(self)
+            self.startReading()
         except BaseException:
             self._socket.close()
             raise
@@ -213,16 +214,12 @@ class ReloadPort:
 
     def close(self) -> None:
         """Accept no more requests."""
-        self._reactor.removeReader(self)
+        self.stopReading()
         self._socket.close()
 
     def fileno(self) -> int:
         """@return: the descriptor."""
         return self._socket.fileno()
-
-    def logPrefix(self) -> str:
-        """@return: the prefix of output that a reload prints."""
-        return "-"
 
     def doRead(self) -> None:
         """Accept a client, and reload."""
@@ -230,7 +227,7 @@ class ReloadPort:
             client, _ = self._socket.accept()
         except OSError:
             # The client is gone, or no descriptor is left. Pause: the reactor would retry at once.
-            self._reactor.removeReader(self)
+            self.stopReading()
             return
         if readCredentials(client)[1] not in (0, os.geteuid()):
             client.close()
@@ -243,7 +240,7 @@ class ReloadPort:
         for client in self._clients:
             _send(client, STILL_RUNS)
         if self.fileno() != -1:
-            self._reactor.addReader(self)
+            self.startReading()
 
     def _answer(self, why: str, client: socket.socket) -> None:
         self._clients.remove(client)
@@ -251,11 +248,7 @@ class ReloadPort:
             _send(client, why.encode() or RELOADED)
 
     def connectionLost(self, reason: object) -> None:
-        """
-        Close the port: the reactor shuts down.
-
-        @param reason: why.
-        """
+        """Close the port: the reactor shuts down."""
         self._socket.close()
 
 
