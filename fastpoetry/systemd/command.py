@@ -31,6 +31,7 @@ from twisted.python import usage
 
 from fastpoetry.systemd.notify import NotifyService, StartingService
 from fastpoetry.systemd.ports import AdoptedPorts, adoptPorts
+from fastpoetry.systemd.starting import walk
 from fastpoetry.systemd.stderr import refusalLine
 
 __all__ = ["Options", "makeService"]
@@ -106,7 +107,7 @@ def makeService(options: Options) -> MultiService:
     service, description = _loadApplication(options) if options["python"] else _runMaker(options)
     services = StartingService()
     service.setServiceParent(services)
-    if _isTalking(service):
+    if any(isinstance(each, NotifyService) for each in walk(service)):
         if ports is not None:
             reactor.callWhenRunning(ports.report)
         return services
@@ -157,12 +158,6 @@ async def _reloadAll(reloads: list[Callable[[], Any]]) -> None:
         ending = reload()
         if isinstance(ending, Awaitable):
             await ending
-
-
-def _isTalking(service: Any) -> bool:
-    if IServiceCollection.providedBy(service):
-        return any(map(_isTalking, service))
-    return isinstance(service, NotifyService)
 
 
 def _findMethods(service: Any, name: str) -> Iterator[Callable[[], Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any
 
-from twisted.internet.defer import Deferred, FirstError, maybeDeferred
+from twisted.internet.defer import Deferred, FirstError, succeed
 from twisted.python.failure import Failure
 
 
@@ -16,7 +16,7 @@ def asDeferred(awaited: Any) -> Deferred[Any]:
     """
     if isinstance(awaited, Awaitable):
         return watch(toDeferred(awaited))
-    return maybeDeferred(lambda: awaited)
+    return succeed(awaited)
 
 
 def toDeferred(awaited: Awaitable[Any]) -> Deferred[Any]:

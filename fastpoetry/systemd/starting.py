@@ -89,7 +89,7 @@ class StartWatch:
 
         @param service: any service of the program.
         """
-        self._add(_findRoot(service))
+        self._addTree(_findRoot(service))
 
     def finish(self) -> None:
         """Give all services their own methods back."""
@@ -109,27 +109,25 @@ class StartWatch:
             called when all services have started.
         @raise Exception: the error of the service that failed.
         """
-        if not callable(ready):
-            await self._whenServicesStarted(service, asDeferred(ready))
-            return
-        await self._whenServicesStarted(service)
-        await self._whenServicesStarted(service, asDeferred(ready()))  # ready may add services
+        if callable(ready):
+            await self._whenServicesStarted(service)
+            ready = ready()  # may add services
+        await self._whenServicesStarted(service, asDeferred(ready))
 
     async def _whenServicesStarted(self, service: Any, *others: Deferred[Any]) -> None:
-        waiting = [*others, *self._awaitNew(_findRoot(service))]
+        waiting = [*others, *self._awaitNew(service)]
         while waiting:
             await gatherResults(waiting, consumeErrors=True)
-            waiting = list(self._awaitNew(_findRoot(service)))
+            waiting = list(self._awaitNew(service))
 
-    def _add(self, service: Any) -> None:
-        if id(service) in self._services:
-            return
-        self._services[id(service)] = service
-        self._replace(service, "startService", partial(self._start, service, service.startService))
-        if IServiceCollection.providedBy(service):
-            self._replace(service, "addService", partial(self._addTo, service.addService))
-            for child in service:
-                self._add(child)
+    def _addTree(self, top: Any) -> None:
+        for service in walk(top):
+            if id(service) not in self._services:
+                self._services[id(service)] = service
+                start = partial(self._start, service, service.startService)
+                self._replace(service, "startService", start)
+                if IServiceCollection.providedBy(service):
+                    self._replace(service, "addService", partial(self._addTo, service.addService))
 
     def _replace(self, service: Any, name: str, replacement: Callable[..., Any]) -> None:
         undo = partial(delattr, service, name)
@@ -151,20 +149,16 @@ class StartWatch:
         return returned
 
     def _addTo(self, addService: Callable[[Any], None], child: Any) -> None:
-        self._add(child)
+        self._addTree(child)
         addService(child)
 
-    def _awaitNew(self, root: Any) -> Iterator[Deferred[Any]]:
+    def _awaitNew(self, service: Any) -> Iterator[Deferred[Any]]:
         """@return: Deferreds to wait for, without those that were returned before."""
-        for waiting in [*self._returned.values(), *_findStarted(root)]:
-            if waiting not in self._awaited:
-                self._awaited.add(waiting)
-                yield watch(waiting)
-        for service in _findEndpointServices(root):
-            waiting = service._waitingForPort
+        returned = [(each, None) for each in self._returned.values()]
+        for waiting, endpoint in [*returned, *_findWaiting(_findRoot(service))]:
             if waiting is not None and waiting not in self._awaited:
                 self._awaited.add(waiting)
-                yield watch(waiting).addCallback(_checkPort, service.endpoint)
+                yield watch(waiting).addCallback(_checkPort, endpoint)
 
 
 def _findRoot(service: Any) -> Any:
@@ -174,31 +168,28 @@ def _findRoot(service: Any) -> Any:
     return service
 
 
-def _walk(service: Any) -> Iterator[Any]:
+def walk(service: Any) -> Iterator[Any]:
+    """@return: a service, then all services below it."""
     yield service
     if IServiceCollection.providedBy(service):
         for child in service:
-            yield from _walk(child)
+            yield from walk(child)
 
 
-def _findStarted(root: Any) -> Iterator[Deferred[Any]]:
-    for service in _walk(root):
-        if isinstance(service, StartingService) and service.started is not None:
-            yield service.started
-
-
-def _findEndpointServices(root: Any) -> Iterator[Any]:
-    """@return: the services that only log a failure to listen, and stay up."""
+def _findWaiting(root: Any) -> Iterator[tuple[Deferred[Any] | None, object]]:
+    """@return: what services wait for, each with the endpoint if it waits for a port."""
     # Not imported here, which saves 0.3 MiB. Before its import no such service can exist.
     internet: Any = sys.modules.get("twisted.application.internet")
-    if internet:
-        for service in _walk(root):
-            if isinstance(service, internet.StreamServerEndpointService):
-                yield service
+    for service in walk(root):
+        if isinstance(service, StartingService):
+            yield service.started, None
+        elif internet and isinstance(service, internet.StreamServerEndpointService):
+            yield service._waitingForPort, service.endpoint
 
 
 def _checkPort(port: Any, endpoint: object) -> None:
-    if port is None:
+    # An endpoint service only logs a failure to listen, and stays up.
+    if endpoint is not None and port is None:
         raise NotReady(f"the program does not listen on {endpoint!r}")
 
 
