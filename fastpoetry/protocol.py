@@ -8,12 +8,10 @@ Knows neither files nor the origin of poems.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
-    IDelayedCall,
     IHalfCloseableProtocol,
     IHandshakeListener,
     IPullProducer,
@@ -60,6 +58,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
 
     factory: PoetryFactory
     transport: Any  # a TCP or UNIX transport, or its wrapper: no interface has all that is used
+    callLater: Any  # of TimeoutMixin; the policy's clock replaces the reactor
 
     poem: Poem
     address: Address
@@ -74,6 +73,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
     @orReset
     def connectionMade(self) -> None:
         """Send after the TLS handshake, once there is room for a reader, and a poem."""
+        self.callLater = self._policy.clock.callLater
         self._lowest = lowestTransport(self.transport)
         self._socket = resetWhenLost(self._lowest)
         self.address = self._findAddress()
@@ -96,10 +96,6 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         """Dismiss a client whose TLS handshake timed out."""
         self.dismiss(self._awaited)
 
-    def callLater(self, period: float, func: Callable[[], object]) -> IDelayedCall:
-        """Set the timer of C{TimeoutMixin} on the policy's clock."""
-        return self._policy.clock.callLater(period, func)
-
     @property
     def _policy(self) -> Policy:
         return self.factory.policy
@@ -113,7 +109,6 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         return findAddress(self._socket, address)
 
     def _queue(self) -> None:
-        """Queue for a reader's place."""
         self._awaited = "there is no place yet"
         self._policy.admit(self, self._enter)
 
@@ -136,7 +131,6 @@ class PoetryProtocol(Protocol, TimeoutMixin):
             self._waiting.addCallbacks(self._begin, lambda _: self.dismiss(self._awaited))
 
     def _begin(self, poem: Poem) -> None:
-        """Begin to send."""
         self.poem = poem
         self._isArriving = False
         self._policy.begin(self, self._policy.clock.seconds())
@@ -152,7 +146,6 @@ class PoetryProtocol(Protocol, TimeoutMixin):
             self._endArrival(cause)  # last: it may end the drain, and so close the transport
 
     def _endArrival(self, cause: str) -> None:
-        """Count a connection that gets no poem."""
         self._isArriving = False
         self.setTimeout(None)
         self._policy.ledger.turnedAway(self.address, cause)
@@ -226,7 +219,6 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         self._lowest.loseConnection()
 
     def reset(self) -> None:
-        """Close a connection with a reset, before the end of its poem."""
         if self._socket is not None:
             setLinger(self._socket, RESET_ON_CLOSE)
         self.transport.abortConnection()

@@ -25,8 +25,8 @@ from fastpoetry.delivery.sockets import (
     isOver,
     limitUnsent,
     lowestTransport,
+    resetWhenLost,
     setLinger,
-    socketOf,
 )
 
 
@@ -264,9 +264,9 @@ class TransportTests(SocketCase):
             layer.transport, top = top, layer
         self.assertIs(lowestTransport(top), lowest)
         self.assertIs(lowestTransport(lowest), lowest)
-        self.assertIs(socketOf(lowest), self.server)
+        self.assertIs(resetWhenLost(lowest), self.server)
 
     def test_noSocket(self) -> None:
         """A transport without a socket, such as that of C{stdio:}, does not count."""
-        self.assertIsNone(socketOf(FakeTransport()))
-        self.assertIsNone(socketOf(object()))
+        self.assertIsNone(resetWhenLost(FakeTransport()))
+        self.assertIsNone(resetWhenLost(object()))

@@ -35,11 +35,9 @@ class Arrivals:
         self._queue: dict[Arrival, Callable[[], object]] = {}
 
     def __iter__(self) -> Iterator[Arrival]:
-        """Iterate over all connections."""
         return iter([*self._silentSince, *self._queue])
 
     def __len__(self) -> int:
-        """Return how many connections there are."""
         return len(self._silentSince) + len(self._queue)
 
     def add(self, arrival: Arrival) -> None:
@@ -84,7 +82,6 @@ class Arrivals:
                 self._dismiss(arrival)
 
     def clear(self) -> None:
-        """Forget all connections."""
         for arrival in self:
             self.remove(arrival)
 

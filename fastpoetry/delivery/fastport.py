@@ -99,7 +99,6 @@ class SocketReader(socket.SocketType):
     sentBytes: int
 
     def logPrefix(self) -> str:
-        """@return: the name in records of Twisted's old log."""
         return "poetry"
 
     def start(self, now: float) -> bool:
@@ -183,7 +182,6 @@ class SocketReader(socket.SocketType):
         return True
 
     def countTaken(self) -> int:
-        """Return how many bytes of the poem the client has acknowledged."""
         # FIN takes a sequence number too. It is not a byte of the poem.
         return self.sentBytes - min(self.sentBytes, countUnacknowledged(self))
 
@@ -283,12 +281,10 @@ class BorrowedPort:
         return willAccept or self in self.reactor.getReaders()
 
     def getHost(self) -> IAddress:
-        """Return the address where the port listens."""
         address: IAddress = self._port.getHost()
         return address
 
     def startReading(self) -> None:
-        """Accept new connections."""
         self.reactor.addReader(self)
 
     def stopReading(self) -> None:
@@ -296,7 +292,6 @@ class BorrowedPort:
         self.reactor.removeReader(self)
 
     def logPrefix(self) -> str:
-        """@return: the name in records of Twisted's old log."""
         return "poetry"
 
     def connectionLost(self, reason: Failure) -> None:
@@ -383,7 +378,6 @@ class BorrowedPort:
         return True
 
     def _pauseAlone(self, cause: str) -> None:
-        """Pause this port alone for a moment."""
         self._gate.close()
         self.policy.tellClosed(cause)
 
@@ -500,7 +494,6 @@ class FastPort(BorrowedPort):
             raise
 
     def _turnAway(self, reader: SocketReader) -> None:
-        """Reset a connection that waited in the backlog for a poem that did not come."""
         reader.close()  # each connection is accepted with a reset for its close
         self.policy.ledger.turnedAway(reader.address, "there is no poem yet")
 

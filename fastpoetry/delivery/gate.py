@@ -68,7 +68,6 @@ class Gate:
         self.open()
 
     def _openLater(self) -> None:
-        """Start the timer that opens the gate, in place of the one before."""
         before = self._reopening
         self._reopening = self._clock.callLater(_CLOSED_SECONDS, self.open)
         if before is not None and before.active():

@@ -7,12 +7,10 @@ decides which listener trusts such headers, and limits which clients can reach i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
-    IDelayedCall,
     IHalfCloseableProtocol,
     IListeningPort,
     ISSLTransport,
@@ -35,15 +33,12 @@ from fastpoetry.delivery.sockets import (
     orReset,
     resetWhenLost,
     setLinger,
-    socketOf,
 )
 
 _BEGINNINGS = (V1Parser.PROXYSTR, V2Parser.PREFIX)
 
 _LEAST_BYTES = 16
-"""
-How many bytes Twisted needs at once to recognise a header. Only C{_UNKNOWN} is shorter.
-"""
+"""How many bytes Twisted needs at once to recognise a header. Only C{_UNKNOWN} is shorter."""
 
 _UNKNOWN = b"PROXY UNKNOWN\r\n"
 """A health check's header in version 1. Twisted accepts it only with a final space."""
@@ -70,6 +65,7 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
     _client: Any = None
 
     transport: Any
+    callLater: Any  # of TimeoutMixin; the policy's clock replaces the reactor
     factory: Any
     wrappedProtocol: Any
 
@@ -79,13 +75,10 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         directlyProvides(self, providedBy(transport) + implementedBy(type(self)))
         Protocol.makeConnection(self, transport)
         self.factory.registerProtocol(self)
-        resetWhenLost(lowestTransport(transport))
+        self._socket = resetWhenLost(lowestTransport(transport))
+        self.callLater = self.policy.clock.callLater
         self.setTimeout(self.policy.limits.stallSeconds)
         self.policy.addArrival(self)
-
-    def callLater(self, period: float, func: Callable[[], object]) -> IDelayedCall:
-        """Set the timer of C{TimeoutMixin} on the policy's clock."""
-        return self.policy.clock.callLater(period, func)
 
     @orReset
     def dataReceived(self, data: bytes) -> None:
@@ -131,7 +124,6 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         self.policy.remove(self)  # last: the drain may end here
 
     def timeoutConnection(self) -> None:
-        """Dismiss a connection whose header timed out."""
         self.dismiss("no PROXY header came")
 
     def drain(self) -> None:
@@ -166,7 +158,6 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
 
     @property
     def policy(self) -> Policy:
-        """The policy, from the wrapped factory."""
         policy: Policy = self.factory.wrappedFactory.policy
         return policy
 
@@ -178,23 +169,16 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         self.transport.abortConnection()
 
     def _endCheck(self) -> None:
-        """End a balancer's health check."""
         self._isArriving = False
         self.disconnecting = True
         self.policy.ledger.checked()
-        self._setLinger(END_ON_CLOSE)
+        if self._socket is not None:
+            setLinger(self._socket, END_ON_CLOSE)
         lowestTransport(self.transport).loseConnection()  # TLS would wait for the peer
 
     def _count(self, cause: str) -> None:
-        """Count a connection that gets no poem."""
         self._isArriving = False
         self.policy.ledger.turnedAway(addressOf(self.transport.getPeer()), cause)
-
-    def _setLinger(self, linger: bytes) -> None:
-        """Set whether a close is a reset or an end, if the transport has a socket."""
-        handle = socketOf(lowestTransport(self.transport))
-        if handle is not None:
-            setLinger(handle, linger)
 
 
 class PatientFactory(HAProxyWrappingFactory):
@@ -208,14 +192,11 @@ class PatientEndpoint:
     """An endpoint whose connections begin with a PROXY header."""
 
     def __init__(self, endpoint: IStreamServerEndpoint) -> None:
-        """@param endpoint: where to listen."""
         self._endpoint = endpoint
 
     def listen(self, protocolFactory: Any) -> Deferred[IListeningPort]:
-        """Listen at the wrapped endpoint."""
         return self._endpoint.listen(PatientFactory(protocolFactory))
 
 
 def _mayBecomeHeader(data: bytes) -> bool:
-    """Whether the data may be the beginning of a header."""
     return any(each.startswith(data[: len(each)]) for each in _BEGINNINGS)

@@ -56,7 +56,6 @@ class Lingering:
         self._readers: dict[Reader, Progress] = {}
 
     def __len__(self) -> int:
-        """Return how many readers linger."""
         return len(self._readers) + self._soon.waiting
 
     def addServed(self, readers: list[Reader], now: float) -> None:
@@ -89,7 +88,6 @@ class Lingering:
             self._visit(reader, 0.0, leaveToSystem)
 
     def giveUpAll(self, cause: str) -> None:
-        """Reset all readers."""
         for reader in list(self._readers):
             self._giveUp(reader, cause)
 

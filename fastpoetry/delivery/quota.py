@@ -18,13 +18,11 @@ class Quota:
     """The connections of each source, see L{sourceOf}. Those without a source are not counted."""
 
     def __init__(self, mostPerSource: int) -> None:
-        """@param mostPerSource: how many connections one source may have."""
         self._mostPerSource = mostPerSource
         self._sources: dict[Connection, bytes] = {}
         self._counts: Counter[bytes] = Counter()
 
     def __contains__(self, connection: Connection) -> bool:
-        """Whether a connection is counted."""
         return connection in self._sources
 
     def isFull(self, address: Address) -> bool:
@@ -48,6 +46,5 @@ class Quota:
                 del self._counts[source]
 
     def clear(self) -> None:
-        """Forget all connections."""
         self._sources.clear()
         self._counts.clear()

@@ -219,12 +219,13 @@ def resetWhenLost(transport: Any) -> socket.socket | None:
     take that for an end, so the transport may only close its socket.
 
     @param transport: the lowest one.
-    @return: its socket, if it has one.
+    @return: its socket; C{None} if it has none, as with C{stdio:}.
     """
-    handle = socketOf(transport)
-    if handle is not None:
-        transport._shouldShutdown = False
-        setLinger(handle, RESET_ON_CLOSE)
+    handle = transport.getHandle() if hasattr(transport, "getHandle") else None
+    if not isinstance(handle, socket.socket):
+        return None
+    transport._shouldShutdown = False
+    setLinger(handle, RESET_ON_CLOSE)
     return handle
 
 
@@ -233,12 +234,6 @@ def lowestTransport(transport: Any) -> Any:
     while isinstance(transport, ProtocolWrapper):
         transport = transport.transport
     return transport
-
-
-def socketOf(transport: Any) -> socket.socket | None:
-    """Return the socket of a lowest transport; C{None} if it has none, as with C{stdio:}."""
-    handle = transport.getHandle() if hasattr(transport, "getHandle") else None
-    return handle if isinstance(handle, socket.socket) else None
 
 
 @cache

@@ -81,7 +81,6 @@ class Round:
             self._comeBack(now)
 
     def _ensureTimer(self) -> None:
-        """Set the timer, unless it is set."""
         if self._timer is None:
             self._timer = self._clock.callLater(self._delaySeconds, self._visitDue)
 

@@ -7,13 +7,12 @@ Detects whether the poem is whole, and explains failures. Does not cache and doe
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from hashlib import sha256
 from typing import Any, NoReturn
 
 from twisted.internet import error
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
+from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
@@ -79,22 +78,17 @@ class _Upstream(Protocol, TimeoutMixin):
     """
 
     transport: Any
+    callLater: Any  # of TimeoutMixin; the clock replaces the reactor
 
     def __init__(self, freshness: Freshness, clock: IReactorTime) -> None:
-        """@param freshness: the limits."""
         self.whole: Deferred[tuple[bytes, str]] = Deferred(lambda _: self._abort())
+        self.callLater = clock.callLater
         self._freshness = freshness
-        self._clock = clock
         self._pieces: list[bytes] = []
         self._digest = sha256()
         self._size = 0
 
-    def callLater(self, period: float, func: Callable[[], object]) -> IDelayedCall:
-        """Set the timer of C{TimeoutMixin} on the clock."""
-        return self._clock.callLater(period, func)
-
     def connectionMade(self) -> None:
-        """Wait for the first piece."""
         self.setTimeout(self._freshness.idleSeconds)
 
     def dataReceived(self, data: bytes) -> None:
@@ -107,7 +101,6 @@ class _Upstream(Protocol, TimeoutMixin):
             self._end(f"upstream sends more than {self._freshness.mostBytes} bytes")
 
     def timeoutConnection(self) -> None:
-        """Fail: the upstream was silent for too long."""
         self._end(f"upstream sent nothing for {self._freshness.idleSeconds:g} s")
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -129,7 +122,6 @@ class _Upstream(Protocol, TimeoutMixin):
         self._abort()
 
     def _abort(self) -> None:
-        """Reset the connection, and drop the pieces."""
         self._pieces.clear()
         self.setTimeout(None)
         if self.transport is not None:
