@@ -37,11 +37,7 @@ class PoetryListener(service.Service):
     def __init__(
         self, endpoint: IStreamServerEndpoint, factory: PoetryFactory, reactor: Any
     ) -> None:
-        """
-        @param endpoint: where to listen.
-        @param factory: provides the source of the poems and the policy for their readers.
-        @param reactor: provides C{IReactorFDSet} and C{IReactorCore}.
-        """
+        """@param reactor: provides C{IReactorFDSet} and C{IReactorCore}."""
         self._endpoint = endpoint
         self._factory = factory
         self._reactor = reactor

@@ -47,7 +47,6 @@ from fastpoetry.apart import job, process, threads
 from fastpoetry.apart.job import Job
 from fastpoetry.apart.poems import Found
 from fastpoetry.apart.process import Process
-from fastpoetry.apart.worker import WorkError
 from fastpoetry.delivery.addresses import Address
 from fastpoetry.delivery.limits import Limits
 from fastpoetry.delivery.policy import Policy
@@ -130,11 +129,11 @@ class Threads:
         @param case: the test that has no real ones.
         @param reactor: waits for the processes.
         """
-        case.patch(threads, "startDaemon", self)
+        case.patch(threads, "Thread", self._makeThread)
         case.patch(process, "Process", mock.Mock(side_effect=process.NoProcessError))
         case.patch(job, "Process", self._start)
         case.patch(os, "getppid", os.getpid)
-        self.why: WorkError | None = None
+        self.why: Exception | None = None
         self._reactor = reactor
         self._work: list[Callable[[], None]] = []
 
@@ -143,11 +142,10 @@ class Threads:
             raise self.why
         return FakeProcess(work, where)
 
-    def __call__(self, run: Callable[[], None]) -> None:
-        """Store the work."""
-        if self.why is not None:
-            raise self.why
-        self._work.append(run)
+    def _makeThread(self, *, target: Callable[[], None], daemon: bool) -> Any:
+        """@return: a thread whose start stores its work, or fails."""
+        store = partial(self._work.append, target)
+        return mock.Mock(start=mock.Mock(side_effect=self.why) if self.why else store)
 
     def work(self) -> None:
         """Do the stored work."""

@@ -15,7 +15,7 @@ from processes import ROOT
 from twisted.internet.defer import CancelledError
 from twisted.trial.unittest import SynchronousTestCase
 
-from fastpoetry.apart.threads import ThreadError, callAside, startDaemon
+from fastpoetry.apart.threads import ThreadError, callAside
 
 _STANDS_STILL = """
 import threading, time
@@ -83,7 +83,7 @@ class CallTests(SynchronousTestCase):
         """If no thread can start, the error is one line."""
         start = mock.Mock(side_effect=RuntimeError("can't start new thread"))
         self.patch(threading.Thread, "start", start)
-        why = self.assertRaises(ThreadError, startDaemon, lambda: None)
+        why = self.assertRaises(ThreadError, callAside, self.reactor, lambda: None)
         self.assertEqual(str(why), "no thread can be started: can't start new thread")
 
     def test_end(self) -> None:

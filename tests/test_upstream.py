@@ -132,7 +132,7 @@ class ParseTests(SynchronousTestCase):
 
     def test_noThread(self) -> None:
         """If no thread can start to look a name up, connecting fails with that error."""
-        self.threads.why = ThreadError("no thread can be started: none is left")
+        self.threads.why = RuntimeError("none is left")
         endpoint = parseUpstream("tcp:poems:10000", self.reactor)
         self.assertRaises(ThreadError, endpoint.connect, Factory.forProtocol(Protocol))
 
@@ -272,7 +272,7 @@ class ResolverTests(SynchronousTestCase):
 
     def test_noThread(self) -> None:
         """If no thread can start that is an error; the next lookup tries again."""
-        self.threads.why = ThreadError("no thread can be started: none is left")
+        self.threads.why = RuntimeError("none is left")
         self.assertRaises(ThreadError, self.resolver.resolveHostName, FakeReceiver(), "poems")
         self.threads.why = None
         receiver = self.look("poems")

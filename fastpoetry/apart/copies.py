@@ -86,7 +86,6 @@ def writeCopy(path: str, text: bytes, fetchedAt: float, parent: int) -> None:
 
 
 def _makeDigest(rest: bytes) -> bytes:
-    """Return the first line of a copy."""
     return sha256(rest).hexdigest().encode() + b"\n"
 
 

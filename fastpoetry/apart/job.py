@@ -44,11 +44,9 @@ class Job(Generic[_T]):
 
     def __init__(self, reactor: Any, work: partial[_T], where: str) -> None:
         """
-        Start the process.
+        Start the process, see L{Process}.
 
         @param reactor: provides C{IReactorFDSet}, and C{IReactorTime} with a monotonic clock.
-        @param work: see L{Process}.
-        @param where: see L{Process}.
         @raise NoProcessError: if no process can be started.
         @raise WorkError: if the place has too many blocked processes.
         """
@@ -70,12 +68,10 @@ class Job(Generic[_T]):
         ]
 
     def fileno(self) -> int:
-        """@see: C{IReadDescriptor}"""
         return self._process.fileno()
 
     def logPrefix(self) -> str:
-        """@see: C{IReadDescriptor}"""
-        return type(self).__name__
+        return "Job"
 
     def connectionLost(self, reason: Failure) -> None:
         """Do nothing: the reactor ends, and the process ends by itself."""
@@ -112,11 +108,8 @@ class Job(Generic[_T]):
 
 def callApart(reactor: Any, work: partial[_T], where: str) -> Deferred[_T]:
     """
-    Do work in a separate process, or in this one if no process can be started.
+    Do the work of a L{Job}, in this process if no other can be started.
 
-    @param reactor: see L{Job}.
-    @param work: see L{Process}.
-    @param where: see L{Process}.
     @return: see L{Job.done}.
     """
 

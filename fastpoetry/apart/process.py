@@ -86,7 +86,6 @@ class Process(Generic[_T]):
         self._popen.kill()
 
     def describe(self, seconds: float) -> str:
-        """@return: one line that says how long the process has waited."""
         return f"{self.where}: process {self._popen.pid} has waited for it for {seconds:g} s"
 
     def wait(self) -> _T:
@@ -128,10 +127,8 @@ class Process(Generic[_T]):
 
 def startApart(work: partial[_T], where: str) -> Callable[[], _T]:
     """
-    Begin work in a separate process, before there is a reactor.
+    Begin the work of a L{Process} before there is a reactor.
 
-    @param work: see L{Process}.
-    @param where: see L{Process}.
     @return: a function that waits for the work, and returns its result or raises L{WorkError}. If
         no process can be started, it does the work itself.
     """
@@ -150,12 +147,10 @@ def startApart(work: partial[_T], where: str) -> Callable[[], _T]:
 
 
 def _makeFile() -> BinaryIO:
-    """@return: a file in memory."""
     return os.fdopen(os.memfd_create("fastpoetry"), "w+b")
 
 
 def _run(stdin: BinaryIO, stdout: BinaryIO) -> Popen[bytes]:
-    """Start the worker program."""
     # A bare Python, without the user's settings or packages. It decodes paths as this process does.
     python = [sys.executable, "-BIS", "-X", f"utf8={sys.flags.utf8_mode}"]
     # A terminal signals each process, and so may systemd. A copy must still be written to its end.

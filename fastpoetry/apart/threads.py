@@ -25,26 +25,13 @@ class ThreadError(WorkError):
     """A thread that cannot be started for now: one line."""
 
 
-def startDaemon(run: Callable[[], None]) -> None:
-    """
-    Call a function in a new daemon thread.
-
-    @raise ThreadError: if the limit of threads is reached (C{TasksMax=} in systemd's units).
-    """
-    try:
-        Thread(target=run, daemon=True).start()
-    except RuntimeError as why:
-        raise ThreadError(f"no thread can be started: {why}") from None
-
-
 def callAside(reactor: Any, work: Callable[[], _T]) -> Deferred[_T]:
     """
-    Do work in a thread.
+    Do work in a new thread.
 
     @param reactor: provides C{IReactorFromThreads}.
-    @param work: called in the thread.
     @return: fires in the reactor's thread with the result. If it is cancelled, the work goes on.
-    @raise ThreadError: if no thread can be started.
+    @raise ThreadError: if the limit of threads is reached (C{TasksMax=} in systemd's units).
     """
     done: Deferred[_T] = Deferred()
 
@@ -56,5 +43,8 @@ def callAside(reactor: Any, work: Callable[[], _T]) -> Deferred[_T]:
         # callback() accepts a Failure too, and treats it as one.
         reactor.callFromThread(done.callback, result)
 
-    startDaemon(run)
+    try:
+        Thread(target=run, daemon=True).start()
+    except RuntimeError as why:
+        raise ThreadError(f"no thread can be started: {why}") from None
     return done

@@ -56,9 +56,7 @@ def assemble(
     """
     Make the whole service: one C{MultiService} for each block, and the services that they share.
 
-    @param options: parsed.
     @param makeSource: makes the source of a block's poems, a service.
-    @param reactor: for all services.
     @param clock: for all timers.
     @raise SystemExit: if a source cannot be made, or an endpoint cannot listen.
     """

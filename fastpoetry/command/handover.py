@@ -158,5 +158,4 @@ class HandOverService(Service):
 
 
 def _formatCount(readers: int) -> str:
-    """Return the part of a record's format for a number of readers."""
     return "{readers} reader" if readers == 1 else "{readers} readers"

@@ -42,12 +42,10 @@ class IdleService(service.Service):
         self._end = end
 
     def startService(self) -> None:
-        """Begin to check the idle time."""
         super().startService()
         self._look = self._clock.callLater(self._mostSeconds, self._lookNow)
 
     def stopService(self) -> None:
-        """Stop checking the idle time."""
         super().stopService()
         if self._look is not None and self._look.active():
             self._look.cancel()

@@ -152,10 +152,6 @@ class Exposition:
     """The metrics as text. It is made at most L{_MOST_PER_SECOND} times a second."""
 
     def __init__(self, meter: Meter, seconds: Callable[[], float]) -> None:
-        """
-        @param meter: provides the metrics.
-        @param seconds: a monotonic clock.
-        """
         self._meter: Any = meter  # prometheus_client takes any object with collect()
         self._seconds = seconds
         self._second = 0
@@ -181,18 +177,13 @@ class Exposition:
 
 
 def makeMetricsService(
-    description: str, meter: Meter, reactor: Any, clock: IReactorTime | None = None
+    description: str, meter: Meter, reactor: Any, clock: IReactorTime
 ) -> StreamServerEndpointService:
     """
     Make the service that serves C{/metrics}.
 
     @param description: of the endpoint, for Twisted's parser, which raises its own errors.
-    @param meter: provides the metrics.
-    @param reactor: listens.
-    @param clock: times the connections; by default the reactor.
+    @param clock: times the connections.
     """
-    timer = reactor if clock is None else clock
-    exposition = Exposition(meter, timer.seconds)
-    return strports.service(
-        description, PageFactory(b"/metrics", exposition.render, timer), reactor
-    )
+    render = Exposition(meter, clock.seconds).render
+    return strports.service(description, PageFactory(b"/metrics", render, clock), reactor)

@@ -63,7 +63,6 @@ class PageFactory(Factory):
         self._pausedAt: dict[Any, float] = {}
 
     def buildProtocol(self, addr: object) -> Protocol:
-        """@param addr: the client's address, which is ignored."""
         return _PageProtocol(self, self._clock)
 
     def add(self, connection: _PageProtocol) -> None:
@@ -128,16 +127,11 @@ class _PageProtocol(Protocol):
         self._clock = clock
 
     def connectionMade(self) -> None:
-        """Start the deadline."""
         self._deadline = self._clock.callLater(_MOST_SECONDS, self.abort)
         self._owner.add(self)
 
     def dataReceived(self, data: bytes) -> None:
-        """
-        Answer when the request is complete.
-
-        @param data: some bytes of the request. Bytes after its head are ignored.
-        """
+        """Answer when the head of the request is complete. Bytes after it are ignored."""
         if self._isAnswered:
             return
         self._received += data
@@ -156,11 +150,6 @@ class _PageProtocol(Protocol):
         self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """
-        Make room for another connection.
-
-        @param reason: ignored.
-        """
         if self._deadline.active():
             self._deadline.cancel()
         self._owner.remove(self)

@@ -48,9 +48,6 @@ _BATCH = 64
 _NOW = socket.MSG_DONTWAIT  # saves a call that makes each accepted socket non-blocking
 _LAST = _NOW | socket.MSG_MORE  # the shutdown that follows sends the rest and FIN in one segment
 
-_SHORT = "few descriptors are left (LimitNOFILE=)"
-
-_FAILED = "accepting failed"
 _UNSERVED = "serving it failed"
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -63,12 +60,7 @@ _discarded = bytearray(65536)
 
 
 class Home(NamedTuple):
-    """
-    The objects that serve a reader.
-
-    @ivar policy: the rules for it.
-    @ivar reactor: tells when the socket takes more of its poem.
-    """
+    """The objects that serve a reader. The reactor tells when its socket takes more."""
 
     policy: Policy
     reactor: IReactorFDSet
@@ -237,10 +229,7 @@ class BorrowedPort:
     _wasShort = False
 
     def __init__(self, port: tcp.Port, policy: Policy, reactor: IReactorFDSet) -> None:
-        """
-        @param port: listening; a C{twisted.internet.unix.Port} is a subclass.
-        @param policy: the rules for readers.
-        """
+        """@param port: listening; a C{twisted.internet.unix.Port} is a subclass."""
         self._port = port
         self._socket: socket.socket = port.socket
         self.fileno = self._socket.fileno  # called by the reactor at each turn
@@ -300,7 +289,7 @@ class BorrowedPort:
         try again after a moment.
         """
         if self._isListening:
-            self._pauseAlone(_FAILED)
+            self._pauseAlone("accepting failed")
 
     def doRead(self) -> None:
         """Accept connections, and give them transports as the other port does."""
@@ -348,7 +337,7 @@ class BorrowedPort:
         if self._wasShort:
             self._wasShort = self._isShort()
         if self._wasShort:
-            self.policy.pause(_SHORT)
+            self.policy.pause("few descriptors are left (LimitNOFILE=)")
         return self._wasShort
 
     def _isShort(self) -> bool:
@@ -364,7 +353,6 @@ class BorrowedPort:
         """
         Pause if accepting fails for all connections, not just for one (accept(2), Error handling).
 
-        @param why: the last failure.
         @param failures: how many connections of this batch could not be accepted.
         @return: whether it paused.
         """
@@ -388,10 +376,6 @@ class FastPort(BorrowedPort):
     def __init__(
         self, port: tcp.Port, source: Source, policy: Policy, reactor: IReactorFDSet
     ) -> None:
-        """
-        @param port: as in L{BorrowedPort}.
-        @param source: provides the poem for each reader.
-        """
         super().__init__(port, policy, reactor)
         self._source = source
         self._home = Home(policy, reactor)

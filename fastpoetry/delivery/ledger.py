@@ -55,19 +55,12 @@ class Counts:
 
 
 class Ledger:
-    """
-    The counts since the start, and their records.
-
-    @ivar counts: of all connections since the start.
-    """
+    """The counts since the start, and their records."""
 
     _log = Logger()
 
     def __init__(self, clock: IReactorTime, budgetPerSecond: int) -> None:
-        """
-        @param clock: times the seconds of the budget.
-        @param budgetPerSecond: the limit of records about single connections in a second.
-        """
+        """@param budgetPerSecond: the limit of records about single connections in a second."""
         self.counts = Counts()
         self._told = Counts()
         self._clock = clock

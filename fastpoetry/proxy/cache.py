@@ -51,7 +51,6 @@ class Keeper:
         self, folder: str, upstream: str, reactor: Any, mostBytes: int = MAX_POEM_BYTES
     ) -> None:
         """
-        @param folder: the folder of the copies.
         @param upstream: the description of the upstream. Each upstream has its own file.
         @param reactor: see L{Job}.
         @param mostBytes: how large a poem may be.

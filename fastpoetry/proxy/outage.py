@@ -31,7 +31,6 @@ class Outage:
     _log = Logger()
 
     def __init__(self, upstream: str, clock: IReactorTime) -> None:
-        """@param upstream: the upstream's name for records."""
         self._upstream = upstream
         self._clock = clock
         self._since = self._failedAt = self.nextAttempt = clock.seconds()

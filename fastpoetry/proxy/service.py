@@ -170,7 +170,6 @@ class PoetryProxyService(service.Service):
             self._update()
 
     def _isExpected(self, poem: Poem) -> bool:
-        """Whether a poem has the expected digest."""
         return self._expectedDigest in (None, poem.digest)
 
     def _update(self) -> None:
