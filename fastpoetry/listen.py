@@ -78,11 +78,7 @@ class PoetryListener(service.Service):
             self.privilegedStartService()
 
     def stopService(self) -> Deferred[None]:
-        """
-        Stop accepting, and drain the readers.
-
-        @return: fires when the drain has ended, see L{Policy.drain}.
-        """
+        """Stop accepting, and drain the readers, see L{Policy.drain}."""
         super().stopService()
         if self._listening is not None:
             self._listening.cancel()

@@ -13,28 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from fastpoetry.apart.poems import (
-    DEFAULT_POETRY_PATH,
-    MAX_POEM_BYTES,
-    Found,
-    PoemError,
-    examine,
-    readAnthology,
-    readAt,
-    readNamed,
-)
-
-__all__ = [
-    "DEFAULT_POETRY_PATH",
-    "MAX_POEM_BYTES",
-    "Anthology",
-    "Loaded",
-    "Poem",
-    "PoemAt",
-    "PoemError",
-    "PoemNamed",
-    "Selection",
-]
+from fastpoetry.apart.poems import Found, examine, readAnthology, readAt, readNamed
+from fastpoetry.apart.poems import PoemError as PoemError
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,7 @@ _freshness = Freshness()
 
 
 def _parseSpan(option: str, value: str) -> float:
-    """
-    Parse a time in seconds, which may be 0.
-
-    @raise SystemExit: if it is not a time.
-    """
+    """Parse a time in seconds, which may be 0, or refuse it."""
     return 0.0 if value == "0" else parseSeconds(option, value)
 
 

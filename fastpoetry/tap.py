@@ -8,11 +8,12 @@ from typing import Any
 
 from twisted.application.service import MultiService
 
+from fastpoetry.apart.poems import DEFAULT_POETRY_PATH
 from fastpoetry.apart.process import startApart
 from fastpoetry.apart.worker import WorkError
 from fastpoetry.command.identity import asServer
 from fastpoetry.command.options import Block, CommandOptions, refuse
-from fastpoetry.poem import DEFAULT_POETRY_PATH, Anthology, PoemAt, PoemNamed, Selection
+from fastpoetry.poem import Anthology, PoemAt, PoemNamed, Selection
 from fastpoetry.service import PoetryService
 
 _ANTHOLOGY = "--anthology"
@@ -51,11 +52,7 @@ class Options(CommandOptions):
         self.setOnce("--poetry-path", "poetryPath", value)
 
     def postOptions(self) -> None:
-        """
-        Make each block's selection of poems from its option.
-
-        @raise SystemExit: if options conflict, or one is missing.
-        """
+        """Make each block's selection of poems from its option."""
         super().postOptions()
         if len(self.blocks) == 1:
             self["poem"] = self.blocks[0].what
@@ -105,11 +102,7 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
         except WorkError as why:
             refuse(f"{block.asked}: {why}")
     timed = MonotonicReactor(reactor, clock)
-
-    def makeSource(block: Block) -> PoetryService:
-        return PoetryService(block.what, timed)
-
-    return assemble(options, makeSource, reactor, clock)
+    return assemble(options, lambda block: PoetryService(block.what, timed), reactor, clock)
 
 
 def _select(block: Block, folders: list[str]) -> Selection:

@@ -17,7 +17,8 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from fastpoetry.apart.copies import readCopy, writeCopy
-from fastpoetry.poem import MAX_POEM_BYTES, Poem
+from fastpoetry.apart.poems import MAX_POEM_BYTES
+from fastpoetry.poem import Poem
 from fastpoetry.proxy.freshness import Freshness
 from fastpoetry.proxy.service import PoetryProxyService
 

@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from fastpoetry.apart import copies
 from fastpoetry.apart.copies import CopyError, readCopy, writeCopy
-from fastpoetry.poem import MAX_POEM_BYTES
+from fastpoetry.apart.poems import MAX_POEM_BYTES
 
 texts = st.binary(min_size=1)
 times = st.integers(0, 2**52).map(lambda milliseconds: milliseconds / 1000)

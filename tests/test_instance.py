@@ -10,8 +10,9 @@ from pathlib import Path
 from fakes import makeFolder, write
 from twisted.trial.unittest import SynchronousTestCase
 
+from fastpoetry.apart.poems import DEFAULT_POETRY_PATH
 from fastpoetry.command.instance import findPoem, findProxy
-from fastpoetry.poem import DEFAULT_POETRY_PATH, PoemError
+from fastpoetry.poem import PoemError
 
 ROOT = Path(__file__).resolve().parent.parent
 

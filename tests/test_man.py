@@ -19,7 +19,7 @@ from messages import LEFT, LOADED, SENT, SUMMARY
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from fastpoetry.poem import DEFAULT_POETRY_PATH
+from fastpoetry.apart.poems import DEFAULT_POETRY_PATH
 from fastpoetry.systemd.records import fields
 from fastpoetry.tap import Options
 

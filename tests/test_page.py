@@ -60,7 +60,7 @@ class PageCase(SynchronousTestCase):
 
     def connect(self, port: FakePort | None = None) -> tuple[Any, FakeTransport]:
         """@return: a connection and its transport."""
-        protocol = self.factory.buildProtocol(ADDRESS)
+        protocol: Any = self.factory.buildProtocol(ADDRESS)
         transport: Any = FakeTransport(ADDRESS)
         transport.server = port
         protocol.makeConnection(transport)

@@ -19,9 +19,10 @@ from twisted.application.service import IService, MultiService
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from fastpoetry.apart.poems import MAX_POEM_BYTES
 from fastpoetry.command.instance import PROXY_FOLDER
 from fastpoetry.command.options import CommandOptions
-from fastpoetry.poem import MAX_POEM_BYTES, Poem
+from fastpoetry.poem import Poem
 from fastpoetry.proxy.cache import Keeper
 from fastpoetry.proxy.freshness import Freshness
 from fastpoetry.proxy.service import PoetryProxyService

@@ -27,8 +27,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from fastpoetry import tap
+from fastpoetry.apart.poems import DEFAULT_POETRY_PATH
 from fastpoetry.command import assembly
-from fastpoetry.poem import DEFAULT_POETRY_PATH, Anthology, PoemAt, PoemNamed
+from fastpoetry.poem import Anthology, PoemAt, PoemNamed
 from fastpoetry.service import PoetryService
 from fastpoetry.tap import Options, findPoetryPath, makeService
 

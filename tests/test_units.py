@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from system.roots import CLONE
 
+from fastpoetry.apart.poems import MAX_POEM_BYTES
 from fastpoetry.delivery.limits import Limits
-from fastpoetry.poem import MAX_POEM_BYTES
 
 UNITS = CLONE / "packaging/systemd"
 

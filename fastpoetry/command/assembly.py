@@ -139,11 +139,7 @@ def _makeBlock(
 
 
 def _findEndpoints(block: Block, preflight: Preflight, reactor: Any) -> list[IStreamServerEndpoint]:
-    """
-    Make the endpoints where a block listens.
-
-    @raise SystemExit: if a description is invalid, or its endpoint cannot listen.
-    """
+    """Make the endpoints where a block listens. Refuse those that cannot listen."""
     if block.listen:
         return [_parseEndpoint(each, preflight, reactor) for each in block.listen]
     port, interface = block.address
@@ -168,11 +164,7 @@ def checkEndpoints(endpoints: Mapping[str, IStreamServerEndpoint]) -> None:
 
 
 def _check(asked: str, endpoint: IStreamServerEndpoint, preflight: Preflight) -> None:
-    """
-    Check that an endpoint can listen.
-
-    @raise SystemExit: if it cannot.
-    """
+    """Refuse an endpoint that cannot listen."""
     try:
         preflight.check(endpoint)
     except (OSError, TypeError, UnicodeError) as why:  # an invalid host raises the last two
@@ -182,11 +174,7 @@ def _check(asked: str, endpoint: IStreamServerEndpoint, preflight: Preflight) ->
 
 
 def _parseEndpoint(description: str, preflight: Preflight, reactor: Any) -> IStreamServerEndpoint:
-    """
-    Make the endpoint of a description, which may begin with C{haproxy:}.
-
-    @raise SystemExit: if the description is invalid, or its endpoint cannot listen.
-    """
+    """Make the endpoint of a description, which may begin with C{haproxy:}, or refuse it."""
     asked = f"--listen {description}"
     # Twisted's haproxy: connects the protocol before the header; see PatientWrapper.
     inner = description.removeprefix(_HEADERS)
@@ -202,12 +190,7 @@ def _parseEndpoint(description: str, preflight: Preflight, reactor: Any) -> IStr
 def _makeMetrics(
     description: str, policy: Policy, preflight: Preflight, reactor: Any, clock: IReactorTime
 ) -> tuple[Any, IService]:
-    """
-    Make the meter that collects the metrics, and the service that serves them.
-
-    @raise SystemExit: if the description is invalid, its endpoint cannot listen, or there is no
-        prometheus_client.
-    """
+    """Make the meter that collects the metrics, and the service that serves them, or refuse."""
     asked = f"--metrics {description}"
     try:
         from fastpoetry.command.metrics import Meter, makeMetricsService  # rarely used
@@ -223,10 +206,8 @@ def _makeMetrics(
 
 def _understand(asked: str, make: Callable[[], _Made]) -> _Made:
     """
-    Make an endpoint, or a service with one, from a description.
-
-    @param asked: the option and the description, for the refusal.
-    @raise SystemExit: if the description is invalid, or systemd passed no descriptor for it.
+    Make an endpoint, or a service with one, from a description. Refuse an invalid description, and
+    one for which systemd passed no descriptor.
     """
     try:
         return make()

@@ -32,7 +32,6 @@ class HandOverService(Service):
     """
     Takes readers over at the start, and hands readers over at a stop.
 
-    @ivar policy: has the readers.
     @ivar reactor: sends to the readers; provides C{IReactorFDSet}.
     @ivar takenOver: how many readers were taken over from the process before this one.
     """
@@ -47,10 +46,7 @@ class HandOverService(Service):
         reactor: Any,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
-        """
-        @param store: the descriptor store of the unit.
-        @param environ: from systemd, with C{NOTIFY_SOCKET}. Without that there is no store.
-        """
+        """@param environ: from systemd. Without C{NOTIFY_SOCKET} there is no store."""
         self._store = store
         self._environ = environ
         self.policy = policy
@@ -73,11 +69,7 @@ class HandOverService(Service):
         return f"; took over {countOf(count, 'reader')}" if count else ""
 
     def handOver(self, readers: Mapping[Reader, Progress]) -> bool:
-        """
-        Put readers into the store. If the store refuses, go on sending to them.
-
-        @return: whether the store took them.
-        """
+        """Put readers into the store, and return whether it took them. If not, go on sending."""
         for reader in readers:
             self.reactor.removeWriter(reader)
         try:

@@ -32,8 +32,7 @@ class IdleService(service.Service):
         end: Callable[[], object],
     ) -> None:
         """
-        @param mostSeconds: how long the program may be idle.
-        @param countSeconds: returns for how many seconds it has been idle.
+        @param countSeconds: returns for how many seconds the program has been idle.
         @param end: ends the program; called once.
         """
         self._clock = clock

@@ -40,7 +40,7 @@ def findProxy(name: str, folder: str = PROXY_FOLDER) -> None:
     """
     Find the file of a proxy.
 
-    @raise PoemError: if there is no file with that name.
+    @raise PoemError: if it is missing.
     """
     if not os.path.lexists(f"{folder}/{name}.env"):
         entries = os.listdir(folder) if os.path.isdir(folder) else []

@@ -66,7 +66,6 @@ class Meter:
         seconds: Callable[[], float] = time.monotonic,
     ) -> None:
         """
-        @param policy: has the readers, and the ledger with the counts.
         @param now: the time of day, in seconds since the epoch.
         @param seconds: a monotonic clock.
         """
@@ -82,17 +81,12 @@ class Meter:
 
         @param name: its label. Sources with the same name are combined: all their reloads, and the
             time of the oldest poem.
-        @param source: has a poem, and can reload.
         """
         self._names[source] = name
         self._reloads.setdefault(name, _Reloads())
 
     def reload(self, source: Source) -> Deferred[None]:
-        """
-        Reload a source, and measure the time.
-
-        @return: the Deferred of the source.
-        """
+        """Reload a source, and measure the time. Return the Deferred of the source."""
         reloads, begun = self._reloads[self._names[source]], self._seconds()
 
         def end(outcome: Any) -> Any:
@@ -159,11 +153,7 @@ class Exposition:
         self._texts: dict[str, tuple[bytes, bytes]] = {}
 
     def render(self, accept: bytes) -> tuple[bytes, bytes]:
-        """
-        Return the content type and the text.
-
-        @param accept: the formats that the client accepts, from HTTP's C{Accept:}.
-        """
+        """Return the content type and the text, for the value of C{Accept:}."""
         # prometheus_client's own choice raises an error for a version that it cannot parse.
         wanted = _OPEN_METRICS if _OPEN_METRICS.encode() in accept.lower() else ""
         second = int(self._seconds())

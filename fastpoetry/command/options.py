@@ -31,7 +31,7 @@ def refuse(why: object) -> NoReturn:
     End the program with one line for the person at the terminal.
 
     @param why: converted to one line, even if it has several.
-    @raise SystemExit: always, with that line; Python prints it and exits with status 1.
+    @raise SystemExit: with that line; Python prints it and exits with status 1.
     """
     raise SystemExit(refusalLine(f"fastpoetry: {why}"))
 
@@ -64,11 +64,7 @@ class Block:
 
 
 def parseSeconds(option: str, value: str) -> float:
-    """
-    Parse a time in seconds above 0.
-
-    @raise SystemExit: if it is not one.
-    """
+    """Parse a time in seconds. Refuse any but a number above 0."""
     try:
         seconds = float(value)
     except ValueError:
@@ -79,11 +75,7 @@ def parseSeconds(option: str, value: str) -> float:
 
 
 def parseCount(least: int) -> Callable[[str, str], int]:
-    """
-    Make a parser of whole numbers.
-
-    @param least: the smallest number that it accepts.
-    """
+    """Make a parser of whole numbers that refuses those below the least."""
 
     def parse(option: str, value: str) -> int:
         # int() refuses some very long numbers. Nine digits are enough.
@@ -236,20 +228,12 @@ class CommandOptions(usage.Options):
         super().opt_version()
 
     def parseArgs(self, *args: str) -> None:
-        """
-        Refuse an argument that belongs to no option.
-
-        @raise SystemExit: if there is one.
-        """
+        """Refuse an argument that belongs to no option."""
         if args:
             refuse(f"{args[0]}: belongs to no option; what to serve comes after {self.opens}")
 
     def setOnce(self, option: str, key: str, value: object) -> None:
-        """
-        Set an option that may be given once.
-
-        @raise SystemExit: if it is set already.
-        """
+        """Set an option. Refuse a second value."""
         if key in self:
             refuse(f"{option} {value}: given already, as {self[key]}")
         self[key] = value
@@ -261,11 +245,7 @@ class CommandOptions(usage.Options):
         self.blocks[-1].asked, self.blocks[-1].what = asked, what
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
-        """
-        Parse, and report errors in our format. This is the first code of ours that twistd runs.
-
-        @raise SystemExit: if an option is wrong.
-        """
+        """Parse, and refuse wrong options. This is the first code of ours that twistd runs."""
         if getattr(self, "parent", None) is not None:
             ignoreHangup()
         try:
@@ -275,11 +255,7 @@ class CommandOptions(usage.Options):
             refuse(f"{why}; {twistd} {self.command} --help says what there is")
 
     def postOptions(self) -> None:
-        """
-        Check the options together.
-
-        @raise SystemExit: if options conflict, or one is missing.
-        """
+        """Refuse options that conflict, and a command line with nothing to serve."""
         if not self.blocks[0].asked:
             refuse(f"nothing to serve: say what with {self.opens}")
         for number, block in enumerate(self.blocks):

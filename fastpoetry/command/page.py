@@ -54,16 +54,13 @@ class PageFactory(Factory):
         """
         @param path: of the page: C{/metrics}.
         @param render: called for each answer with the page.
-        @param clock: times connections and pauses.
         """
+        self.protocol: Any = _PageProtocol
+        self.clock = clock
         self._path = path
         self._render = render
-        self._clock = clock
         self._connections: list[_PageProtocol] = []
         self._pausedAt: dict[Any, float] = {}
-
-    def buildProtocol(self, addr: object) -> Protocol:
-        return _PageProtocol(self, self._clock)
 
     def add(self, connection: _PageProtocol) -> None:
         """Add a connection, and close the oldest if there are too many."""
@@ -72,9 +69,9 @@ class PageFactory(Factory):
         self._connections.append(connection)
         port = getattr(connection.transport, "server", None)
         if port is not None and port not in self._pausedAt:
-            self._pausedAt[port] = self._clock.seconds()
+            self._pausedAt[port] = self.clock.seconds()
             port.stopReading()
-            self._clock.callLater(_PAUSE_SECONDS, self._resume, port)
+            self.clock.callLater(_PAUSE_SECONDS, self._resume, port)
 
     def remove(self, connection: _PageProtocol) -> None:
         """Forget a connection. A second call has no effect."""
@@ -84,21 +81,17 @@ class PageFactory(Factory):
     def _resume(self, port: Any) -> None:
         """Accept as many connections as the pause was long for, unless the port is closed."""
         if port.connected and not port.disconnecting:
-            seconds = self._clock.seconds() - self._pausedAt[port]
+            seconds = self.clock.seconds() - self._pausedAt[port]
             port.numberAccepts = min(int(seconds * _MOST_PER_SECOND), _MOST_CONNECTIONS)
             try:
                 port.startReading()
             except (OSError, MemoryError):
-                self._clock.callLater(_PAUSE_SECONDS, self._resume, port)
+                self.clock.callLater(_PAUSE_SECONDS, self._resume, port)
                 return
         del self._pausedAt[port]
 
     def respond(self, head: bytes) -> bytes:
-        """
-        Return the whole answer to a request.
-
-        @param head: the request without its body.
-        """
+        """Return the whole answer to a request, from the request's head."""
         request, *fields = _LINE.split(head)
         match = _REQUEST.fullmatch(request)
         if match is None:
@@ -118,17 +111,14 @@ class PageFactory(Factory):
 class _PageProtocol(Protocol):
     """A connection, from its request to the end of the answer."""
 
+    factory: PageFactory
     transport: Any
     _received = b""
     _isAnswered = False
 
-    def __init__(self, owner: PageFactory, clock: IReactorTime) -> None:
-        self._owner = owner
-        self._clock = clock
-
     def connectionMade(self) -> None:
-        self._deadline = self._clock.callLater(_MOST_SECONDS, self.abort)
-        self._owner.add(self)
+        self._deadline = self.factory.clock.callLater(_MOST_SECONDS, self.abort)
+        self.factory.add(self)
 
     def dataReceived(self, data: bytes) -> None:
         """Answer when the head of the request is complete. Bytes after it are ignored."""
@@ -142,7 +132,7 @@ class _PageProtocol(Protocol):
         if end is None or end.start() > _MOST_BYTES:
             self.transport.write(_answer(b"1.1", b"431 Request Header Fields Too Large"))
         else:
-            self.transport.write(self._owner.respond(self._received[: end.start()]))
+            self.transport.write(self.factory.respond(self._received[: end.start()]))
         self.transport.loseConnection()
 
     def abort(self) -> None:
@@ -152,7 +142,7 @@ class _PageProtocol(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._deadline.active():
             self._deadline.cancel()
-        self._owner.remove(self)
+        self.factory.remove(self)
 
 
 def _answer(version: bytes, status: bytes, header: bytes = b"", text: bytes = b"") -> bytes:

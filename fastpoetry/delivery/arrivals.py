@@ -52,11 +52,7 @@ class Arrivals:
         self._silentSince[arrival] = self._clock.seconds()
 
     def enqueue(self, arrival: Arrival, enter: Callable[[], object]) -> None:
-        """
-        Queue a connection that has identified its client.
-
-        @param enter: takes a reader's place, see L{takeNext}.
-        """
+        """Queue a connection that has identified its client, see L{Policy.admit}."""
         self._silentSince.pop(arrival, None)
         self._queue[arrival] = enter
 

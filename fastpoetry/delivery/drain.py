@@ -37,9 +37,6 @@ class Drain:
         cutShort: Callable[[], object],
     ) -> None:
         """
-        Start the timers.
-
-        @param mostSeconds: how long the drain may take.
         @param look: closes readers that have their poem; called repeatedly.
         @param cutShort: resets the readers that are left at the end.
         """

@@ -251,11 +251,7 @@ class BorrowedPort:
         self.startReading()
 
     def stopListening(self) -> Deferred[None]:
-        """
-        Stop accepting. The connections go on; see L{Policy.drain}.
-
-        @return: fires when the socket is returned.
-        """
+        """Stop accepting, and return the socket. The connections go on; see L{Policy.drain}."""
         self._isListening = False
         self._gate.remove(self)
         self._gate.open()  # this cancels its timer
@@ -385,11 +381,7 @@ class FastPort(BorrowedPort):
         self._waiting: Deferred[Poem] | None = None
 
     def stopListening(self) -> Deferred[None]:
-        """
-        Stop accepting. Clients that wait for a poem stay in the backlog.
-
-        @return: fires when the socket is returned.
-        """
+        """Stop accepting. Clients that wait for a poem stay in the backlog."""
         if self._waiting is not None:
             self._waiting.cancel()
         return super().stopListening()

@@ -16,10 +16,7 @@ class Gate:
     """Ports that are open or closed together."""
 
     def __init__(self, clock: IReactorTime, tell: Callable[[str], object]) -> None:
-        """
-        @param clock: times the reopening.
-        @param tell: called with the cause if a port cannot accept again.
-        """
+        """@param tell: called with the cause if a port cannot accept again."""
         self._clock = clock
         self._tell = tell
         self._ports: list[Pausable] = []

@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 
 from twisted.internet.interfaces import IReactorFDSet
 
+from fastpoetry.apart.poems import MAX_POEM_BYTES
 from fastpoetry.delivery.addresses import Address
 from fastpoetry.delivery.fastport import Home, SocketReader
 from fastpoetry.delivery.policy import Policy
 from fastpoetry.delivery.readers import Progress
 from fastpoetry.delivery.sockets import RESET_ON_CLOSE, countSent, setLinger
-from fastpoetry.poem import MAX_POEM_BYTES, Poem
+from fastpoetry.poem import Poem
 
 VERSION = 1
 """The version of the format. Readers described in another version are reset."""
@@ -81,7 +82,6 @@ def restore(numbers: Iterable[int], policy: Policy, reactor: IReactorFDSet) -> R
         from L{describe}, the others have the poems; sockets are the connections. They come from
         outside, so anything else is possible.
     @param policy: the new rules for the readers, with a clock that both processes share.
-    @param reactor: sends to the readers from now on.
     """
     home, now = Home(policy, reactor), policy.clock.seconds()
     files: list[int] = []
@@ -155,7 +155,6 @@ def _readFile(number: int) -> bytes:
     Read all of an open file, whatever its position is.
 
     @raise HandOverError: if it is longer than a poem may be.
-    @raise OSError: if it cannot be read.
     """
     if os.fstat(number).st_size > MAX_POEM_BYTES:
         raise HandOverError("a file of the state is too long")

@@ -131,11 +131,7 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         self.setTimeout(min(LINGER_SECONDS, self.policy.limits.drainSeconds))
 
     def readConnectionLost(self) -> None:
-        """
-        Note that the client has closed its side, through the balancer.
-
-        A connection without any header was the balancer's health check.
-        """
+        """Note that the client has closed its side. Without any header it was a health check."""
         if self._hasBegun:
             IHalfCloseableProtocol(self.wrappedProtocol).readConnectionLost()
         elif self._parser is None and not self._beginning:

@@ -33,12 +33,9 @@ class Policy:
     """
     All readers of the process, and the rules for them.
 
-    @ivar limits: the numbers of the rules.
-    @ivar ledger: counts every connection.
     @ivar mostDescriptor: descriptors from this number up are reserved. The kernel gives out the
         lowest free one (open(2)), so a new number tells how many are in use in the whole process.
     @ivar gate: pauses the ports while there is no room.
-    @ivar clock: times the deadlines.
     @ivar handOver: hands readers in mid-poem over to the next process, or C{None}.
     """
 
@@ -134,11 +131,7 @@ class Policy:
             self.ledger.sent(readers)
 
     def begin(self, reader: Reader, now: float) -> None:
-        """
-        Add a new reader whose poem did not go out at once and is under way.
-
-        @param now: the clock's seconds.
-        """
+        """Add a new reader whose poem did not go out at once, at the clock's seconds."""
         self.resume(reader, Progress(now, now))
 
     def resume(self, reader: Reader, progress: Progress) -> None:

@@ -65,11 +65,7 @@ class Reader(Protocol):
     mayHandOver: bool
 
     def closeAfterClient(self) -> bool:
-        """
-        Close a connection if its client has closed its side. The system has its whole poem.
-
-        @return: whether it is closed.
-        """
+        """Close a connection if its client has closed its side. Return whether it is closed."""
 
     def countTaken(self) -> int:
         """Return how many bytes of the poem the client has by now."""

@@ -18,8 +18,9 @@ from twisted.python.failure import Failure
 
 from fastpoetry.apart.copies import Found, readCopy, writeCopy
 from fastpoetry.apart.job import Job, callApart
+from fastpoetry.apart.poems import MAX_POEM_BYTES
 from fastpoetry.apart.worker import WorkError
-from fastpoetry.poem import MAX_POEM_BYTES, Poem
+from fastpoetry.poem import Poem
 
 _MOMENT_SECONDS = 1.0
 """How long a stop waits for a copy that is being written."""
@@ -30,7 +31,6 @@ class Copy:
     """
     A poem from an upstream.
 
-    @ivar poem: the whole poem.
     @ivar fetchedAt: when its last byte came, in seconds since 1970.
     """
 
@@ -51,7 +51,7 @@ class Keeper:
         self, folder: str, upstream: str, reactor: Any, mostBytes: int = MAX_POEM_BYTES
     ) -> None:
         """
-        @param upstream: the description of the upstream. Each upstream has its own file.
+        @param upstream: its description. Each upstream has its own file.
         @param reactor: see L{Job}.
         @param mostBytes: how large a poem may be.
         """
@@ -65,11 +65,7 @@ class Keeper:
         self._finished: list[Deferred[None]] = []
 
     def load(self) -> Deferred[Copy | None]:
-        """
-        Read the copy.
-
-        @return: fires with the copy, or with C{None} if it is missing or unusable.
-        """
+        """@return: fires with the copy, or with C{None} if it is missing or unusable."""
         reading = partial(readCopy, self.path, self._mostBytes)
         return callApart(self._reactor, reading, self.path).addCallbacks(self._make, self._fail)
 
@@ -88,11 +84,7 @@ class Keeper:
         return finished.addTimeout(_MOMENT_SECONDS, self._reactor, onTimeoutCancel=lambda *_: None)
 
     def tell(self, why: object) -> None:
-        """
-        Log that the next start will have no copy. Readers are served without one.
-
-        Each cause is logged once, until a copy is written.
-        """
+        """Log, once until a copy is written, why the next start will have no copy."""
         cause, told = str(why), self._told
         self._told = cause
         if cause == told:

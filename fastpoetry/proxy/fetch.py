@@ -32,7 +32,6 @@ async def fetch(
     """
     Fetch the poem at an endpoint.
 
-    @param freshness: the limits.
     @return: the poem, and its SHA-256 in hexadecimal.
     @raise UpstreamError: if the poem is not whole. Other errors come from the endpoint; L{explain}
         explains them all.

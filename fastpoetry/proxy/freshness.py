@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastpoetry.poem import MAX_POEM_BYTES
+from fastpoetry.apart.poems import MAX_POEM_BYTES
 
 
 @dataclass(frozen=True)

@@ -55,10 +55,8 @@ class PoetryProxyService(service.Service):
     ) -> None:
         """
         @param upstream: the upstream's name for records.
-        @param endpoint: connects to the upstream.
         @param reactor: provides C{IReactorFromThreads}, and C{IReactorTime} with a monotonic clock.
         @param expectedDigest: the SHA-256 that the poem must have, in hexadecimal, if it is known.
-        @param keeper: keeps a copy for the next start.
         @param wallSeconds: the time of day, in seconds since 1970, for the copy and L{freshAt}.
         """
         self._upstream = upstream
@@ -127,11 +125,7 @@ class PoetryProxyService(service.Service):
         self._update()
 
     def stopService(self) -> Deferred[None] | None:
-        """
-        Stop fetching.
-
-        @return: fires when the copy is written, or after a moment.
-        """
+        """Stop fetching. Wait for a copy that is being written, but only a moment."""
         super().stopService()
         self._isDue = False
         if self._fetch is not None:

@@ -122,10 +122,7 @@ class Resolver:
     """
 
     def __init__(self, reactor: Any, getaddrinfo: Callable[..., Any] = getaddrinfo) -> None:
-        """
-        @param reactor: provides C{IReactorFromThreads}.
-        @param getaddrinfo: looks a name up.
-        """
+        """@param reactor: provides C{IReactorFromThreads}."""
         self._reactor = reactor
         self._getaddrinfo = getaddrinfo
         self._waiters: dict[tuple[str, int], list[Deferred[list[_Address]]]] = {}
@@ -138,10 +135,7 @@ class Resolver:
         addressTypes: Any = None,
         transportSemantics: str = "TCP",
     ) -> IHostResolution:
-        """
-        @see: C{IHostnameResolver}
-        @raise ThreadError: if no thread can be started.
-        """
+        """@raise ThreadError: if no thread can be started."""
         found = self._find(hostName, portNumber)
         lookup = _Lookup(hostName)
         resolutionReceiver.resolutionBegan(lookup)
