@@ -14,9 +14,10 @@ import runpy
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet import main as reactors
 from twisted.internet.protocol import DatagramProtocol
@@ -62,37 +63,28 @@ class Attempts:
         self._listening: list[tuple[Any, object]] = []
         self._failures: list[tuple[Any, Failure]] = []
 
-    def begin(self, name: str, arguments: Mapping[str, Any]) -> tuple[Any, object]:
+    @contextmanager
+    def noting(self, name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
         """
+        Note where the program tries to listen, and whether it succeeds. A success cancels earlier
+        failures of the same factory or protocol at other addresses.
+
         @param name: the reactor's method.
         @param arguments: the arguments of the call.
-        @return: the factory or protocol, and the port or path.
         """
         (address, user), interface = [*arguments.values()][:2], arguments.get("interface")
         host = f"[{interface}]" if interface and ":" in interface else interface
         self.asked.append(f"{name.removeprefix('listen')} {f'{host}:' if host else ''}{address!r}")
-        return getattr(user, "wrappedFactory", user), address  # TLS makes a new wrapper each time
-
-    def succeed(self, user: Any, address: object) -> None:
-        """
-        Note that the program listens, perhaps after failures at other addresses.
-
-        @param user: the factory or protocol.
-        @param address: the port or path.
-        """
+        user = getattr(user, "wrappedFactory", user)  # TLS makes a new wrapper each time
+        try:
+            yield
+        except Exception:
+            # A failure at 0.0.0.0 does not count if the program listens on the same port of "::".
+            if not any(each is user and where == address for each, where in self._listening):
+                self._failures.append((user, Failure()))
+            raise
         self._listening.append((user, address))
         self._failures = [each for each in self._failures if each[0] is not user]
-
-    def fail(self, user: Any, address: object) -> None:
-        """
-        Note that the program cannot listen. A failure at C{0.0.0.0} does not count if the program
-        listens on the same port of C{::}.
-
-        @param user: the factory or protocol.
-        @param address: the port or path.
-        """
-        if not any(each is user and where == address for each, where in self._listening):
-            self._failures.append((user, Failure()))
 
     def check(self) -> None:
         """@raise Exception: the error of a factory or protocol that listens nowhere."""
@@ -150,22 +142,10 @@ class AdoptedPorts:
         def listenOrAdopt(*args: Any, **kwargs: Any) -> Any:
             bound = signature(listen).bind(*args, **kwargs)
             bound.apply_defaults()
-
-            def attempt() -> Any:
-                found = self._find(_METHODS[name], bound.arguments)
-                return self._adopt(found, bound.arguments) if found else listen(*args, **kwargs)
-
-            attempts = self._attempts
-            if attempts is None:
-                return attempt()
-            asked = attempts.begin(name, bound.arguments)
-            try:
-                port = attempt()
-            except Exception:
-                attempts.fail(*asked)
-                raise
-            attempts.succeed(*asked)
-            return port
+            asked = bound.arguments
+            with self._attempts.noting(name, asked) if self._attempts else nullcontext():
+                found = self._find(_METHODS[name], asked)
+                return self._adopt(found, asked) if found else listen(*args, **kwargs)
 
         return listenOrAdopt
 
@@ -193,7 +173,12 @@ class AdoptedPorts:
 
 
 class _Transport:
-    """The transport of one protocol, over one or more sockets."""
+    """
+    Stands between one protocol and its sockets: the transport of the protocol, and the protocol of
+    each socket's own port.
+    """
+
+    _port: Any = None  # until all sockets listen
 
     def __init__(self, datagrams: AdoptedDatagrams, protocol: Any, maxPacketSize: int) -> None:
         """
@@ -204,12 +189,27 @@ class _Transport:
         @param maxPacketSize: the most bytes in a datagram.
         """
         self._protocol = protocol
-        self._branches: list[_Branch] = []
-        self._port = datagrams.listen(self._makeBranch, maxPacketSize)
+        self._openSockets = 0
+        self._port = datagrams.listen(lambda: cast(DatagramProtocol, self), maxPacketSize)
         protocol.makeConnection(self)
 
-    def _makeBranch(self) -> _Branch:
-        return _Branch(self._protocol, self._branches)
+    def makeConnection(self, port: object) -> None:
+        """Called by the port of a socket when it opens."""
+        self._openSockets += 1
+
+    def doStop(self) -> None:
+        """Called by the port of a socket when it closes. After the last the protocol stops."""
+        self._openSockets -= 1
+        if not self._openSockets and self._protocol.transport is not None:
+            self._protocol.doStop()
+
+    def datagramReceived(self, datagram: bytes, addr: Any) -> None:
+        """Pass a datagram from one of the sockets on."""
+        self._protocol.datagramReceived(datagram, addr)
+
+    def connectionRefused(self) -> None:
+        """Pass the refusal of a datagram on."""
+        self._protocol.connectionRefused()
 
     def write(self, datagram: bytes, addr: Any = None) -> Any:
         """
@@ -236,43 +236,6 @@ class _Transport:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._port, name)
-
-
-class _Branch(DatagramProtocol):
-    """Passes events from one socket to the protocol."""
-
-    noisy = False
-
-    def __init__(self, protocol: Any, branches: list[_Branch]) -> None:
-        """
-        @param protocol: receives the events.
-        @param branches: the connected branches of the protocol. This one adds and removes itself.
-        """
-        self._protocol = protocol
-        self._branches = branches
-
-    def datagramReceived(self, datagram: bytes, addr: Any) -> None:
-        """
-        Pass the datagram on.
-
-        @param datagram: the bytes.
-        @param addr: the sender's address.
-        """
-        self._protocol.datagramReceived(datagram, addr)
-
-    def connectionRefused(self) -> None:
-        """Pass the refusal on."""
-        self._protocol.connectionRefused()
-
-    def startProtocol(self) -> None:
-        """Add this branch: its socket is open."""
-        self._branches.append(self)
-
-    def stopProtocol(self) -> None:
-        """Remove this branch: its socket is closed. After the last branch the protocol stops."""
-        self._branches.remove(self)
-        if not self._branches and self._protocol.transport is not None:
-            self._protocol.doStop()
 
 
 def _askedAddresses(address: Any, interface: str | None) -> set[_Address]:
