@@ -79,24 +79,14 @@ class _UNIXPort(unix.Port):
         self.startReading()
 
     def connectionLost(self, reason: Failure) -> None:
-        """
-        Close the socket.
-
-        @param reason: why.
-        """
+        """Close the socket, as a TCP port does."""
         _tcp.Port.connectionLost(self, reason)
 
 
 class _UNIXDatagramPort(_unix.DatagramPort):  # type: ignore[misc]
-    """A UNIX datagram port on a passed socket. Twisted cannot adopt one (#6594)."""
+    """A UNIX datagram port on a duplicate of a passed socket. Twisted cannot adopt one (#6594)."""
 
     def __init__(self, reactor: Any, number: int, protocol: Any, maxPacketSize: int) -> None:
-        """
-        @param reactor: provides C{IReactorFDSet}.
-        @param number: the socket. The port uses a duplicate.
-        @param protocol: receives the datagrams.
-        @param maxPacketSize: the most bytes in a datagram.
-        """
         self._adopted = socket.socket(fileno=os.dup(number))
         path = self._adopted.getsockname()
         super().__init__(path, protocol, maxPacketSize=maxPacketSize, reactor=reactor)
@@ -211,9 +201,7 @@ class AdoptedPort:
 
     @property
     def factory(self) -> Any:
-        """
-        The factory of protocols. A program may replace it, for instance to change a certificate.
-        """
+        """The factory. A program may replace it, for instance to change a certificate."""
         return self.__getattr__("factory")
 
     @factory.setter
@@ -263,6 +251,10 @@ class AdoptedEndpoint(_Claimant):
         @return: fires with the L{AdoptedPort}; fails with an L{AdoptError} if one of the sockets
             has another user now.
         """
+        return execute(self.listenNow, protocolFactory)
+
+    def listenNow(self, protocolFactory: IProtocolFactory) -> AdoptedPort:
+        """Do as L{listen} does, but return the port, or raise the error."""
 
         def adopt(descriptor: Descriptor) -> Any:
             number, family = descriptor.number, descriptor.family
@@ -275,7 +267,8 @@ class AdoptedEndpoint(_Claimant):
             return port
 
         port = AdoptedPort(self._claim, adopt)
-        return execute(port.startListening).addCallback(lambda _: port)
+        port.startListening()
+        return port
 
 
 class AdoptedDatagrams(_Claimant):
