@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from functools import cache
 from typing import NamedTuple
 
-from fastpoetry.systemd.stderr import oneLine, refusalLine
+from fastpoetry.systemd.stderr import escaped, refusalLine
 
 __all__ = ["AdoptError", "Descriptor", "Inherited", "inherited", "refusal"]
 
@@ -32,12 +32,12 @@ _FAMILIES = {
     socket.AF_INET6: "[{0[0]}]:{0[1]}",
 }
 
-_FILES: tuple[tuple[Callable[[int], bool], str], ...] = (
-    (stat.S_ISFIFO, "is a FIFO"),
-    (stat.S_ISCHR, "is a special file"),
-    (stat.S_ISBLK, "is a special file"),
-    (stat.S_ISDIR, "is a folder"),
-)
+_FILES = {
+    stat.S_IFIFO: "is a FIFO",
+    stat.S_IFCHR: "is a special file",
+    stat.S_IFBLK: "is a special file",
+    stat.S_IFDIR: "is a folder",
+}
 
 _WANTED = {
     socket.SOCK_STREAM: "only listening stream sockets can be adopted",
@@ -56,7 +56,7 @@ class AdoptError(Exception):
 
     def __init__(self, line: str) -> None:
         """@param line: the refusal. It stays one line even if the names in it hold line breaks."""
-        super().__init__(oneLine(line))
+        super().__init__(escaped(line))
 
 
 class _AdoptExit(AdoptError, SystemExit):
@@ -103,8 +103,8 @@ class Descriptor(NamedTuple):
         """
         mode = os.fstat(number).st_mode
         if not stat.S_ISSOCK(mode):
-            natures = [nature for isSo, nature in _FILES if isSo(mode)]
-            return cls(number, name, None, None, False, (natures or ["is a file"])[0])
+            nature = _FILES.get(stat.S_IFMT(mode), "is a file")
+            return cls(number, name, None, None, False, nature)
         with socket.socket(fileno=os.dup(number)) as found:
             family, kind, address = found.family, found.type, found.getsockname()
             listens = bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
@@ -175,31 +175,19 @@ class Inherited:
         """
         passed = {**initial, **environ}
         told = {key: passed[key] for key in _VARIABLES if key in passed}
-        self.isNothing = told.get("LISTEN_FDS", "0") == "0"
         environ.update(told)
+        names: Mapping[int, str] = {}
+        self._trouble = _findTrouble(told)
         try:
             names = listenFds()
-            self._trouble = self._findTrouble(told)
         except (OSError, SystemError):  # SystemError: a name that is not UTF-8
-            names = {}
             self._trouble = f"count, names and open descriptors do not agree: {_show(told)}"
         finally:
             for key in told:
                 del environ[key]
-        self.isNothing = self.isNothing and not names
+        self.isNothing = not names and self._trouble == _NOTHING
         self.descriptors = tuple(Descriptor.examine(*item) for item in names.items())
         self._given: set[Descriptor] = set()
-
-    def _findTrouble(self, told: Mapping[str, str]) -> str:
-        """@return: the likely reason if no descriptor was passed."""
-        ours = str(os.getpid())
-        if self.isNothing:
-            return _NOTHING
-        if "LISTEN_PID" not in told:
-            return f"{_show(told)} without LISTEN_PID, which names the process"
-        if told["LISTEN_PID"] != ours:
-            return f"{_show(told)} is for another process, this is {ours}"
-        return _NOTHING
 
     @property
     def free(self) -> tuple[Descriptor, ...]:
@@ -267,6 +255,16 @@ class Inherited:
             if each in self._given:
                 raise refusal(f"{_ask(each.name)}: given out already; passed: {each}")
         self._given.update(descriptors)
+
+
+def _findTrouble(told: Mapping[str, str]) -> str:
+    """@return: the likely reason if no descriptor was passed."""
+    pid, ours = told.get("LISTEN_PID"), str(os.getpid())
+    if told.get("LISTEN_FDS", "0") == "0" or pid == ours:
+        return _NOTHING
+    if pid is None:
+        return f"{_show(told)} without LISTEN_PID, which names the process"
+    return f"{_show(told)} is for another process, this is {ours}"
 
 
 def _ask(name: str | None) -> str:

@@ -7,7 +7,7 @@ import sys
 from typing import TextIO
 
 
-def oneLine(text: str) -> str:
+def escaped(text: str) -> str:
     """@return: a text as one line, with escapes for line breaks and unprintable characters."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
@@ -19,7 +19,7 @@ def refusalLine(text: str) -> str:
         begins with the priority C{err}, sd-daemon(3).
     """
     isInJournal = isJournalStream(sys.stderr, os.environ.get("JOURNAL_STREAM", ""))
-    return ("<3>" if isInJournal else "") + oneLine(text)
+    return ("<3>" if isInJournal else "") + escaped(text)
 
 
 def isJournalStream(file: TextIO | None, told: str) -> bool:
