@@ -13,7 +13,7 @@ import fcntl
 import os
 import socket
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Protocol
 
@@ -131,15 +131,7 @@ class Store:
         poll: bool = True,
         seconds: float = _MOST_SECONDS,
     ) -> None:
-        """
-        Do as L{put} does, and block until it is done.
-
-        @param descriptors: the descriptors by name.
-        @param poll: whether systemd drops connections that their peers close meanwhile.
-        @param seconds: how long systemd may take.
-        @raise StoreError: the store is missing or too small.
-        @raise ValueError: a name is not valid.
-        """
+        """Do as L{put} does, but block until it is done, and raise the error."""
         driveNow(self._putting(descriptors, poll), seconds)
 
     def remove(self, *names: str, seconds: float = _MOST_SECONDS) -> Deferred[None]:
@@ -154,25 +146,14 @@ class Store:
         return drive(self._removing(names), seconds, self._reactor, self._clock)
 
     def removeNow(self, *names: str, seconds: float = _MOST_SECONDS) -> None:
-        """
-        Do as L{remove} does, and block until it is done.
-
-        @param names: the names.
-        @param seconds: how long systemd may take.
-        @raise StoreError: the store is missing.
-        @raise ValueError: a name is not valid.
-        """
+        """Do as L{remove} does, but block until it is done, and raise the error."""
         driveNow(self._removing(names), seconds)
 
     def _putting(self, descriptors: Mapping[str, Iterable[int | HasFileno]], poll: bool) -> Steps:
         messages: list[Message] = []
         for name, each in descriptors.items():
-            numbers = [one if isinstance(one, int) else one.fileno() for one in each]
             text = f"FDSTORE=1\nFDNAME={_checked(name)}" + ("" if poll else "\nFDPOLL=0")
-            messages += [
-                (text, numbers[first : first + MOST_DESCRIPTORS])
-                for first in range(0, len(numbers), MOST_DESCRIPTORS)
-            ]
+            messages += [(text, numbers) for numbers in _portions(each)]
         return self._store(messages)
 
     def _removing(self, names: Sequence[str]) -> Steps:
@@ -216,6 +197,13 @@ def _checked(name: str) -> str:
     if not (name.isascii() and name.isprintable() and ":" not in name and 0 < len(name) < 256):
         raise ValueError(f"{name!r} cannot name a descriptor: ASCII without colons, up to 255")
     return name
+
+
+def _portions(descriptors: Iterable[int | HasFileno]) -> Iterator[list[int]]:
+    """@return: the descriptors' numbers, as many at a time as one message takes."""
+    numbers = [each if isinstance(each, int) else each.fileno() for each in descriptors]
+    for first in range(0, len(numbers), MOST_DESCRIPTORS):
+        yield numbers[first : first + MOST_DESCRIPTORS]
 
 
 def makeMemory(data: bytes) -> int:
@@ -268,13 +256,11 @@ def pack(descriptors: Iterable[int | HasFileno]) -> int:
     @return: a socket that holds them.
     @raise OSError: they are too many.
     """
-    numbers = [each if isinstance(each, int) else each.fileno() for each in descriptors]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs, ours:
         ours.setblocking(False)
-        for first in range(0, len(numbers), MOST_DESCRIPTORS):
-            some = numbers[first : first + MOST_DESCRIPTORS]
-            socket.send_fds(ours, [b"%d" % len(some)], some)
+        for numbers in _portions(descriptors):
+            socket.send_fds(ours, [b"%d" % len(numbers)], numbers)
         return theirs.detach()
 
 
