@@ -22,7 +22,11 @@ for name in (
 ):
     os.environ.pop(name, None)
 
-# A shell makes a background command ignore Ctrl-C, and its children would inherit that.
+# nohup(1) and shells make a command ignore signals, and its children would inherit that. The
+# children of a process that handles a signal do not.
+for number in (signal.SIGHUP, signal.SIGQUIT):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
