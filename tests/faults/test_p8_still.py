@@ -200,6 +200,7 @@ class PoemTests(MachineCase):
         (record,) = server.waitFor(KEPT)
         self.assertIn("poem.txt", record["cause"])
         wait(lambda: not children(server), "its end")
+        self.mend("hurry")
         server.send(signal.SIGHUP)
         server.waitFor(LOADED, 2)
         self.assertGets(new)
@@ -423,6 +424,7 @@ class CopyTests(MachineCase, ProxyCase):
         self.fault("disk")
         server = self.start()
         self.assertFetches(self.address, POEM)
+        wait(lambda: children(server), "a process that saves")
         stuck = children(server)
         self.assertEnds(server)
         self.replaceDisk("other")
@@ -530,6 +532,17 @@ class CopyTests(MachineCase, ProxyCase):
 
 
 def children(server: Server) -> list[int]:
-    """A server's child processes that are not reaped."""
+    """
+    A server's child processes that run their own program and are not reaped. Until a child runs it,
+    the server stands still (vfork(2)), so a test must not stop the child before.
+    """
     path = Path(f"/proc/{server.pid}/task/{server.pid}/children")
-    return [int(each) for each in path.read_text().split()]
+    own = commandLine(server.pid)
+    return [each for each in map(int, path.read_text().split()) if commandLine(each) != own]
+
+
+def commandLine(process: int) -> str:
+    """The command line of a process, see proc_pid_cmdline(5); empty if the process has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{process}/cmdline").read_text()
+    return ""

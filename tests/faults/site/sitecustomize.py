@@ -17,6 +17,9 @@ from typing import Any
 
 _FOLDER = os.environ["SITE_FOLDER"]
 
+_HURRIED = {"LONG_SECONDS": 0.5, "MOST_SECONDS": 2.0}
+"""The limits of work apart with the fault C{hurry}."""
+
 
 def _read(name: str) -> str:
     try:
@@ -97,6 +100,14 @@ if _read("lowat"):
 if _read("hurry"):
     from fastpoetry.apart import job
 
-    vars(job).update(LONG_SECONDS=0.5, MOST_SECONDS=2.0)
+    _job = vars(job)
+    _process, _patient = _job["Process"], {each: _job[each] for each in _HURRIED}
+
+    def _startInAHurry(*args: Any) -> Any:
+        """Set the limits of the work that begins."""
+        _job.update(_HURRIED if _read("hurry") else _patient)
+        return _process(*args)
+
+    _job["Process"] = _startInAHurry
 if _read("python"):
     sys.executable = _read("python")
