@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
@@ -39,7 +40,7 @@ from faults.server import (
     run,
     wait,
 )
-from messages import BACK, FAILED, FETCHED, NO_COPY, SENT
+from messages import BACK, FAILED, FETCHED, NO_COPY, SENT, SERVING
 
 POEM = makeText(3003)
 NEW = makeText(3003, 1)
@@ -219,7 +220,7 @@ class ProxyCase(FaultCase):
 
     def origin(self, poems: dict[str, bytes]) -> dict[str, Address]:
         """
-        Start a real server.
+        Start a real server, and wait until it serves.
 
         @param poems: the poems it serves, by name.
         @return: its addresses, by name.
@@ -230,6 +231,7 @@ class ProxyCase(FaultCase):
             self.write(text, name)
         server = Server(super().arguments(), self.listeners, self.folder / "origin", {})
         self.addCleanup(server.close)
+        server.waitFor(SERVING, len(poems))
         self.listeners = listeners
         return addresses
 
@@ -525,9 +527,13 @@ class ChainTests(ProxyCase):
             ]
             server = Server(arguments, {name: self.listeners[name]}, self.folder / name, {})
             self.addCleanup(server.close)
+            server.waitFor(SERVING)
         self.assertAll("isExact", run(fetchMany(50, address, POEM)))
-        self.assertEqual(len(readRecords(self.folder / "origin", SENT)), 1)
-        self.assertEqual(len(readRecords(self.folder / "middle", SENT)), 1)
+        for name in ("origin", "middle"):
+            # A program logs a poem after it has sent it.
+            find = partial(readRecords, self.folder / name, SENT)
+            wait(find, "a fetch")
+            self.assertEqual(len(find()), 1)
 
     def test_loop(self) -> None:
         """
