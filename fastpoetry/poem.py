@@ -98,7 +98,6 @@ class PoemAt(Selection):
 
     @property
     def reading(self) -> partial[Found]:
-        """Reads the file."""
         return partial(readAt, self.path)
 
 
@@ -119,7 +118,6 @@ class PoemNamed(Selection):
 
     @property
     def reading(self) -> partial[Found]:
-        """Looks the name up and reads its file."""
         return partial(readNamed, self.name, self.folders)
 
 
@@ -138,5 +136,4 @@ class Anthology(Selection):
 
     @property
     def reading(self) -> partial[Found]:
-        """Lists the folders and reads their poems, except those that cannot be read."""
         return partial(readAnthology, self.folders)

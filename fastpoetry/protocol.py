@@ -51,9 +51,6 @@ class PoetryProtocol(Protocol, TimeoutMixin):
 
     To change plain ports of C{twistd fastpoetry}, edit L{fastpoetry.delivery.fastport} instead.
     Whatever the client writes is ignored. A client that closes its side first still gets the poem.
-
-    @ivar poem: the client's poem, set when sending begins.
-    @ivar address: the client's address.
     """
 
     factory: PoetryFactory
@@ -237,11 +234,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
 
 
 class PoetryFactory(ServerFactory):
-    """
-    Makes a L{PoetryProtocol} for each connection.
-
-    @ivar source: provides the poem for each reader.
-    """
+    """Makes a L{PoetryProtocol} for each connection."""
 
     protocol: Any = PoetryProtocol
     noisy = False

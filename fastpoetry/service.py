@@ -26,11 +26,7 @@ _MOST_NAMED = 10
 
 
 class PoetryService(service.Service):
-    """
-    A source of poems from files.
-
-    @ivar freshAt: when the poems were read, in seconds since the epoch.
-    """
+    """A source of poems from files."""
 
     freshAt: float | None = None
 
@@ -76,7 +72,6 @@ class PoetryService(service.Service):
 
     @property
     def description(self) -> str:
-        """The poems, for a person: C{ecstasy (3003 bytes)}."""
         if len(self._poems) == 1:
             served = f"{self._poems[0].name} ({len(self._poems[0].text)} bytes)"
         else:

@@ -35,7 +35,7 @@ def readCopy(path: str, mostBytes: int) -> Found | None:
     Read a copy. Return C{None} if there is no copy.
 
     @param mostBytes: how large a poem may be.
-    @raise CopyError: if the copy is damaged or cannot be read.
+    @raise CopyError: if the copy is too large or damaged, or cannot be read.
     """
     try:
         with open(path, "rb", opener=_open) as file:

@@ -171,11 +171,7 @@ def _has(folder: str, name: str) -> bool:
 
 
 def _findFiles(folders: list[str]) -> dict[str, str]:
-    """
-    Return the stem of each file with the suffix of poems, with the first folder that has it.
-
-    @raise PoemError: if a folder that exists cannot be listed.
-    """
+    """Return the stem of each file with the suffix of poems, with the first folder that has it."""
     found: dict[str, str] = {}
     for folder in folders:
         try:
@@ -217,10 +213,8 @@ def _readPoem(name: str, path: str, origin: str, inner: str = "") -> Text:
     """
     Read one regular file, whole.
 
-    @param path: the file to open.
     @param origin: the path that people know it by.
     @param inner: the end of the path, in which links are refused.
-    @raise PoemError: if the file cannot be served.
     """
     try:
         descriptor = _openBeneath(path, inner)
@@ -287,11 +281,7 @@ def _readOpen(descriptor: int) -> bytes:
 
 
 def _waitForTick(descriptor: int) -> os.stat_result:
-    """
-    Wait until the last change of a file is so long ago that the next change gets another time.
-
-    @raise PoemError: if the file changes again and again.
-    """
+    """Wait until the last change of a file is so long ago that the next gets another time."""
     for _ in range(_MOST_TICKS):
         status = os.fstat(descriptor)
         # A time in the future comes from another clock, and differs from that of the next change.
@@ -319,7 +309,6 @@ def findFault(status: os.stat_result, what: str, mostBytes: int) -> str:
     Return why an open file cannot be used; an empty string if it can.
 
     @param what: the expected kind, for the message: C{poem}, C{copy}.
-    @param mostBytes: how large it may be.
     """
     for isKind, kind in _KINDS:
         if isKind(status.st_mode):

@@ -30,9 +30,9 @@ from fastpoetry.delivery.policy import Policy
 from fastpoetry.delivery.readers import Reader, Source
 from fastpoetry.delivery.sockets import (
     END_ON_CLOSE,
-    FAMILIES,
     MOST_UNSENT_BYTES,
     RESET_ON_CLOSE,
+    TCP,
     countUnacknowledged,
     countWaiting,
     findAddress,
@@ -76,8 +76,6 @@ class SocketReader(socket.SocketType):
     byte, a close may be an end. The first visit sets this option for clients that have not closed.
     Most have closed by then, and need no such call.
 
-    @ivar poem: the reader's poem.
-    @ivar address: the client's address.
     @ivar home: the objects that serve it.
     @ivar sentBytes: how much of the poem the system has.
     """
@@ -104,7 +102,7 @@ class SocketReader(socket.SocketType):
             if len(self.poem.text) > MOST_UNSENT_BYTES:
                 limitUnsent(self)
                 # On a UNIX socket there is no reset, so a part of the poem would look whole.
-                if not FAMILIES[self.family].hasReset and self._turnAwayIfTooMany():
+                if self.family not in TCP and self._turnAwayIfTooMany():
                     return False
             if self._send():
                 return True
@@ -200,9 +198,7 @@ class SocketReader(socket.SocketType):
     def _send(self) -> bool:
         """
         Pass the system as much of the rest as it takes, without a copy. After the last byte, shut
-        our side down.
-
-        @return: whether the system has everything.
+        our side down. Return whether the system has everything.
         """
         text = self.poem.text
         rest = memoryview(text)[self.sentBytes :] if self.sentBytes else text

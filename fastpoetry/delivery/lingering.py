@@ -59,11 +59,7 @@ class Lingering:
         return len(self._readers) + self._soon.waiting
 
     def addServed(self, readers: list[Reader], now: float) -> None:
-        """
-        Let readers linger whose whole poems went to the system at once.
-
-        @param now: the clock's seconds, at most a moment old.
-        """
+        """Let readers linger whose whole poems went to the system at once."""
         self._soon.add(readers, now)
 
     def add(self, reader: Reader, progress: Progress) -> None:
@@ -79,9 +75,8 @@ class Lingering:
 
     def closeAll(self, leaveToSystem: bool = False) -> None:
         """
-        Close the readers that have everything, to make room for others.
-
-        @param leaveToSystem: also close those to which the system goes on sending.
+        Close the readers that have everything. With C{leaveToSystem}, close also those to which the
+        system goes on sending.
         """
         self._soon.visitAll()
         for reader in list(self._readers):
@@ -113,11 +108,7 @@ class Lingering:
     def _visit(
         self, reader: Reader, lingerSeconds: float = LINGER_SECONDS, leaveToSystem: bool = False
     ) -> bool:
-        """
-        Measure a reader's progress, and close the reader if it is done or missed a deadline.
-
-        @return: whether to visit it again.
-        """
+        """Close a reader that is done or missed a deadline. Return whether to visit it again."""
         progress = self._readers.get(reader)
         if progress is None:
             return False
@@ -141,10 +132,8 @@ class Lingering:
 
     def _countCrowd(self, reader: Reader) -> str:
         """
-        Count a reader that does not take its poem against the quota of its source.
-
-        The reader of a small poem was not counted before, since the poem went to the system at
-        once.
+        Count a reader that does not take its poem against the quota of its source. A small poem
+        went to the system at once, so its reader was not counted before.
 
         @return: why to reset the reader, if its source has too many; otherwise an empty string.
         """

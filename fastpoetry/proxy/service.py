@@ -86,7 +86,6 @@ class PoetryProxyService(service.Service):
 
     @property
     def description(self) -> str:
-        """The upstream and its poem, for a person."""
         if self._outage is not None:
             return f"{self._upstream}. {self._outage.describe()}"
         if self._poem is None:
@@ -95,7 +94,6 @@ class PoetryProxyService(service.Service):
 
     @property
     def freshAt(self) -> float | None:
-        """When the poem was fetched, in seconds since the epoch."""
         if self._poem is None:
             return None
         age: float = self._reactor.seconds() - self._fetchedAt
@@ -103,9 +101,7 @@ class PoetryProxyService(service.Service):
 
     def whenPoem(self) -> Deferred[Poem]:
         """
-        Wait for a usable poem.
-
-        @return: fires with the poem, or fails with C{TimeoutError} after C{totalSeconds}.
+        @return: fires with a usable poem, or fails with C{TimeoutError} after C{totalSeconds}.
             Cancelling it leaves other waiters and the fetch alone.
         """
         poem = self.poem
@@ -168,9 +164,8 @@ class PoetryProxyService(service.Service):
 
     def _update(self) -> None:
         """
-        Derive which poem is served, and whether a fetch is due.
-
-        A timer calls this again when time alone changes the result.
+        Derive which poem is served, and whether a fetch is due. A timer calls this again when time
+        alone changes the result.
         """
         now = self._reactor.seconds()
         freshness, fetchedAt = self._freshness, self._fetchedAt
@@ -198,7 +193,6 @@ class PoetryProxyService(service.Service):
             self._beginFetch()
 
     def _give(self, poem: Poem) -> None:
-        """Give a poem to all waiters."""
         while self._waiters:  # a waiter that fires may cancel another
             self._waiters.pop(0).callback(poem)
 
