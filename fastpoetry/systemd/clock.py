@@ -71,10 +71,6 @@ class MonotonicClock:
         """
         Have the reactor make a call after so many seconds. If the call raises, the error is logged.
 
-        @param delay: seconds, not negative.
-        @param callable: the function to call.
-        @param args: its arguments.
-        @param kw: its keyword arguments.
         @raise ValueError: the delay is negative or NaN.
         """
         if not delay >= 0:
@@ -212,7 +208,7 @@ class _Timer(FileDescriptor):
             self._number = -1
 
     def fileno(self) -> int:
-        """@return: the descriptor; -1 if it is closed."""
+        """@return: -1 if the timer is closed."""
         return self._number
 
     def doRead(self) -> None:

@@ -56,7 +56,6 @@ def callAtReactorsEnd(end: Callable[[], None]) -> bool:
     Call a function when the program's reactor has stopped. C{twistd} and C{twist} then send
     themselves the signal that stopped the reactor, and end without running C{atexit}.
 
-    @param end: called with no argument.
     @return: whether a reactor is installed.
     """
     reactor = findReactor()
@@ -70,8 +69,6 @@ def callBeforeDaemon(call: Callable[[], object]) -> None:
     """
     Call a function before each fork that happens before the program's reactor runs. C{twistd}
     becomes a daemon by such a fork, and its parent process ends by C{os._exit}.
-
-    @param call: called with no argument.
     """
 
     def before() -> None:

@@ -137,12 +137,7 @@ class JournalObserver:
         self.send(self._fields(event), event.get("log_time"))
 
     def log(self, entry: logging.LogRecord, text: str) -> None:
-        """
-        Send an entry of Python's C{logging}.
-
-        @param entry: the entry.
-        @param text: the entry as text.
-        """
+        """Send an entry of Python's C{logging}, with its text."""
         record = loggedFields(entry, text, self._identifier, self._facility)
         self.send(record, entry.created)
 
@@ -150,7 +145,6 @@ class JournalObserver:
         """
         Send a record, unless its C{MESSAGE} is empty.
 
-        @param record: the record.
         @param when: when it was logged, in seconds since the epoch; C{None} for now.
         """
         if not self._isEndKnown:
@@ -393,8 +387,6 @@ def observer(environ: Mapping[str, str] = os.environ, path: str = SOCKET) -> Jou
     The records have the name in C{SYSLOG_IDENTIFIER}, by default the program's, and the facility in
     C{SYSLOG_FACILITY}, by default that of daemons.
 
-    @param environ: the environment.
-    @param path: the journal's socket.
     @return: an observer that survives a fork, and at the end of the program waits up to a second
         for its backlog. Its fallback is C{sys.__stderr__}, because twistd sends output on
         C{sys.stderr} to the log.

@@ -35,11 +35,7 @@ class Loops:
         return loop
 
     def stop(self, loop: LoopingCall) -> None:
-        """
-        Stop repeating a call.
-
-        @param loop: returned by L{start}.
-        """
+        """Stop repeating a call, for which L{start} returned this loop."""
         self._loops.remove(loop)
         loop.stop()
 

@@ -109,11 +109,7 @@ class NotifyService(Service):
         self._reloads.handleHangup(self._handlers)  # early, because SIGHUP kills by default
 
     def setServiceParent(self, parent: Any) -> None:
-        """
-        Join a program, and watch how its services start.
-
-        @param parent: a service of the program, which starts it.
-        """
+        """Join a program, and watch how its services start."""
         super().setServiceParent(parent)
         self._starts.addProgram(self)
 

@@ -177,13 +177,7 @@ class _Transport:
     _port: Any = None  # until all sockets listen
 
     def __init__(self, datagrams: AdoptedDatagrams, protocol: Any, maxPacketSize: int) -> None:
-        """
-        Receive datagrams.
-
-        @param datagrams: the sockets.
-        @param protocol: receives the datagrams of all sockets.
-        @param maxPacketSize: the most bytes in a datagram.
-        """
+        """Have the protocol receive the datagrams of all sockets."""
         self._protocol = protocol
         self._openSockets = 0
         self._port = datagrams.listen(lambda: cast(DatagramProtocol, self), maxPacketSize)

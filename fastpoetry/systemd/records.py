@@ -100,14 +100,8 @@ def fields(event: LogEvent, identifier: str, facility: str = DAEMON) -> Record:
     text = eventAsText(event, includeTraceback=False, includeTimestamp=False, includeSystem=False)
     if isinstance(failure, Failure) and ("log_failure" in event or event.get("isError")):
         text = _withFailure(text, failure)
-    record = {
-        "MESSAGE": _encoded(text.strip("\n")),
-        "PRIORITY": _PRIORITIES[level],
-        "SYSLOG_IDENTIFIER": _encoded(identifier),
-        "SYSLOG_FACILITY": _encoded(facility),
-        "LOG_NAMESPACE": _encoded(event.get("log_namespace", "-")),
-        "LOG_LEVEL": level.encode(),
-    }
+    record = _begin(text, level, identifier, facility)
+    record["LOG_NAMESPACE"] = _encoded(event.get("log_namespace", "-"))
     if isinstance(failure, Failure):
         if failure.frames:
             function, file, number, *_ = failure.frames[-1]
@@ -134,15 +128,9 @@ def loggedFields(
     extra = {key: value for key, value in vars(entry).items() if key not in _LOGGING_KEYS}
     found = (name for lowest, name in _LOGGING_LEVELS if entry.levelno >= lowest)
     level = _asked(extra) or next(found, "debug")
-    record = {
-        "MESSAGE": _encoded(text.strip("\n")),
-        "PRIORITY": _PRIORITIES[level],
-        "SYSLOG_IDENTIFIER": _encoded(identifier),
-        "SYSLOG_FACILITY": _encoded(facility),
-        "LOG_NAMESPACE": _encoded(entry.name),
-        "LOG_LEVEL": level.encode(),
-        "THREAD_NAME": _encoded(entry.threadName),
-    }
+    record = _begin(text, level, identifier, facility)
+    record["LOG_NAMESPACE"] = _encoded(entry.name)
+    record["THREAD_NAME"] = _encoded(entry.threadName)
     _addPlace(record, entry.pathname, entry.lineno, entry.funcName)
     if entry.exc_info and entry.exc_info[1] is not None:
         _addException(record, entry.exc_info[1])
@@ -169,7 +157,6 @@ def line(record: Record, when: float) -> bytes:
     Format a record as text. All lines after the first are indented, so that no value looks like
     another record.
 
-    @param record: the record.
     @param when: when it was logged, in seconds since the epoch.
     """
     text = record["MESSAGE"].replace(b"\n", b"\n    ")
@@ -193,6 +180,16 @@ def shownTime(when: float) -> bytes:
     except (OverflowError, OSError, TypeError, ValueError):
         found = datetime.now(UTC)
     return found.astimezone().isoformat(timespec="microseconds").encode()
+
+
+def _begin(text: str, level: str, identifier: str, facility: str) -> dict[str, bytes]:
+    return {
+        "MESSAGE": _encoded(text.strip("\n")),
+        "PRIORITY": _PRIORITIES[level],
+        "SYSLOG_IDENTIFIER": _encoded(identifier),
+        "SYSLOG_FACILITY": _encoded(facility),
+        "LOG_LEVEL": level.encode(),
+    }
 
 
 def _level(event: LogEvent) -> str:

@@ -76,21 +76,12 @@ class Reloads:
         self._waiters: list[Deferred[str]] = []
 
     def handleHangup(self, handlers: Handlers) -> None:
-        """
-        Reload at SIGHUP, if the program has a reload.
-
-        @param handlers: the program's signal handlers.
-        """
+        """Reload at SIGHUP, if the program has a reload."""
         if self._hook is not None:
             handlers.set(SIGHUP, self._hangUp)
 
     def listen(self, loops: Loops, environ: Mapping[str, str]) -> None:
-        """
-        Open the port for C{systemctl reload}, if systemd has set C{INVOCATION_ID}.
-
-        @param loops: wakes the port.
-        @param environ: where systemd leaves C{INVOCATION_ID}.
-        """
+        """Open the port for C{systemctl reload}, if systemd has set C{INVOCATION_ID}."""
         if "INVOCATION_ID" not in environ:
             return
         try:
@@ -218,7 +209,6 @@ class ReloadPort(FileDescriptor):
         self._socket.close()
 
     def fileno(self) -> int:
-        """@return: the descriptor."""
         return self._socket.fileno()
 
     def doRead(self) -> None:

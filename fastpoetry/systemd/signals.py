@@ -26,10 +26,7 @@ def ignoreHangup() -> None:
 
 
 def isStopping(reactor: Any) -> bool:
-    """
-    @param reactor: any reactor.
-    @return: whether the reactor was told to stop. It stops at the end of its turn.
-    """
+    """@return: whether the reactor was told to stop. It stops at the end of its turn."""
     return getattr(reactor, "_stopped", False) is True
 
 
@@ -52,7 +49,6 @@ class Handlers:
         """
         Handle a signal. In any thread but the first this only logs a record.
 
-        @param number: the signal.
         @param handler: called with the signal's number and a stack frame.
         """
         before = getsignal(number) or SIG_DFL

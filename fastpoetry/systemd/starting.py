@@ -84,11 +84,7 @@ class StartWatch:
         self._awaited: set[Deferred[Any]] = set()
 
     def addProgram(self, service: Any) -> None:
-        """
-        Watch all services of a program, including those added later.
-
-        @param service: any service of the program.
-        """
+        """Watch all services of this service's program, including those added later."""
         self._addTree(_findRoot(service))
 
     def finish(self) -> None:
@@ -194,12 +190,7 @@ def _checkPort(port: Any, endpoint: object) -> None:
 
 
 def failStart(failure: Failure, reactor: Any) -> None:
-    """
-    End the program because its start has failed.
-
-    @param failure: the cause, for a record.
-    @param reactor: the running reactor.
-    """
+    """End the running program, because its start has failed, and log the cause."""
     _log.failure(
         "the start failed, so the program ends",
         findCause(failure),

@@ -37,7 +37,6 @@ def driveNow(steps: Steps, seconds: float) -> None:
     """
     Take all steps, and block until they end.
 
-    @param steps: the steps.
     @param seconds: the time limit. At the limit a C{TimeoutError} is raised in the steps.
     """
     deadline = monotonic() + seconds
@@ -51,7 +50,6 @@ def drive(steps: Steps, seconds: float, reactor: Any, clock: Any) -> Deferred[No
     """
     Take all steps while the reactor runs.
 
-    @param steps: the steps.
     @param seconds: the time limit. At the limit a C{TimeoutError} is raised in the steps.
     @param reactor: provides C{IReactorFDSet}.
     @param clock: provides C{IReactorTime}.
@@ -89,7 +87,6 @@ class _Event(FileDescriptor):
         self.stopWriting()
 
     def fileno(self) -> int:
-        """@return: the descriptor."""
         return self._number
 
     def doRead(self) -> None:
