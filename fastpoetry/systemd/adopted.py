@@ -108,7 +108,7 @@ class _Claim:
         self._ports = 0
 
     def addPort(self) -> None:
-        """@raise AdoptError: the sockets were returned, and one has another user now."""
+        """@raise AdoptError: if the sockets were returned, and one has another user now."""
         if not self._isHeld:
             self._owner.reclaim(self.descriptors)
             self._isHeld = True
@@ -149,7 +149,7 @@ class AdoptedPort:
         """
         Listen on every socket, or on none if one fails. A port that listens already goes on.
 
-        @raise AdoptError: the port had stopped, and one of its sockets has another user now.
+        @raise AdoptError: if the port had stopped, and one of its sockets has another user now.
         """
         if self._isStarted:
             return
@@ -189,7 +189,7 @@ class AdoptedPort:
     def getHost(self) -> IAddress:
         """
         @return: the address of the first socket.
-        @raise RuntimeError: the port does not listen.
+        @raise RuntimeError: if the port does not listen.
         """
         if not self.ports:
             raise RuntimeError(
@@ -283,7 +283,7 @@ class AdoptedDatagrams(_Claimant):
         @param makeProtocol: makes a protocol for each socket, which answers through that socket.
         @param maxPacketSize: the most bytes in a datagram.
         @return: a port that can be stopped, and then started again.
-        @raise AdoptError: one of the sockets has another user now.
+        @raise AdoptError: if one of the sockets has another user now.
         """
 
         def adopt(descriptor: Descriptor) -> Any:
@@ -310,7 +310,7 @@ def adoptConnection(reactor: Any, number: int, factory: IProtocolFactory) -> Any
     @param number: the connection. This descriptor is closed; the transport has a duplicate.
     @param factory: makes the protocol.
     @return: the transport, or C{None} if the factory makes no protocol.
-    @raise OSError: the descriptor is not a connection, or its client is gone.
+    @raise OSError: if the descriptor is not a connection, or its client is gone.
     """
     with socket.socket(fileno=number) as passed:
         passed.getpeername()
@@ -358,7 +358,7 @@ class AdoptedParser:
         @param args: empty, or one empty string if the description ends in a colon.
         @param kwargs: C{name} and C{else}, both optional.
         @return: an endpoint with its sockets, or the other endpoint.
-        @raise AdoptError: the sockets cannot be adopted, or the description has other arguments.
+        @raise AdoptError: if the sockets cannot be adopted, or the description has other arguments.
         """
         if any(args) or kwargs.keys() - {"name", "else"}:
             given = ":".join(("adopted", *args, *map("=".join, kwargs.items())))

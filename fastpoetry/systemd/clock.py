@@ -71,7 +71,7 @@ class MonotonicClock:
         """
         Have the reactor make a call after so many seconds. If the call raises, the error is logged.
 
-        @raise ValueError: the delay is negative or NaN.
+        @raise ValueError: if the delay is negative or NaN.
         """
         if not delay >= 0:
             raise ValueError(f"{delay!r} is not a delay")
@@ -182,8 +182,8 @@ class _Timer(FileDescriptor):
         """
         @param due: called when the time has come.
         @param lost: called when the reactor drops the timer.
-        @raise OSError: no descriptor is left, or a sandbox forbids the call.
-        @raise ImportError: this Python is older than 3.13, and has no ctypes.
+        @raise OSError: if no descriptor is left, or a sandbox forbids the call.
+        @raise ImportError: if this Python is older than 3.13, and has no ctypes.
         """
         super().__init__(reactor)
         self._due = due

@@ -76,7 +76,7 @@ class Options(usage.Options):
         """
         Check that a command or a file was given.
 
-        @raise SystemExit: neither was given, or both were.
+        @raise SystemExit: if neither was given, or both were.
         """
         if (self.subCommand is None) == (self["python"] is None):
             twistd = os.path.basename(sys.argv[0])  # Debian calls it twistd3
@@ -133,7 +133,7 @@ def _loadApplication(options: Options) -> tuple[Any, str]:
     Load a file as C{twistd --python} does. twistd then uses the application's user and group.
 
     @return: the application's service, and its name.
-    @raise SystemExit: the file, or a file that it reads, cannot be read.
+    @raise SystemExit: if the file, or a file that it reads, cannot be read.
     """
     try:
         application = loadApplication(options["python"], "python")

@@ -204,7 +204,7 @@ class Inherited:
         @param name: their name; C{None} for all that are free.
         @param kind: C{SOCK_STREAM} for listening sockets, or C{SOCK_DGRAM}.
         @return: one or more sockets. Other descriptors of that name stay free.
-        @raise AdoptError: no socket fits; or no name was given, and Twisted cannot use one of the
+        @raise AdoptError: if no socket fits; or, without a name, if Twisted cannot use one of the
             free descriptors, such as a FIFO. With such a descriptor, claim sockets by name.
         """
         named = [each for each in self.descriptors if name in (None, each.name)]
@@ -249,7 +249,7 @@ class Inherited:
         Give out again descriptors that were released.
 
         @param descriptors: the descriptors.
-        @raise AdoptError: one of them has another user now.
+        @raise AdoptError: if one of them has another user now.
         """
         for each in descriptors:
             if each in self._given:
@@ -281,7 +281,7 @@ def inherited() -> Inherited:
     """
     @return: the descriptors passed to this process. The first call reads them. It must come before
         any fork, such as twistd's: a child has the descriptors, but C{LISTEN_PID} names its parent.
-    @raise AdoptError: descriptors were passed, and systemd-python is missing.
+    @raise AdoptError: if descriptors were passed, and systemd-python is missing.
     """
     try:
         with open("/proc/self/environ", "rb") as file:

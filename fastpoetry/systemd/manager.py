@@ -155,8 +155,8 @@ class Manager:
 
     def _send(self, wire: socket, message: str, numbers: Sequence[int] = ()) -> None:
         """
-        @raise BlockingIOError: systemd's queue is full.
-        @raise OSError: the address takes no message.
+        @raise BlockingIOError: if systemd's queue is full.
+        @raise OSError: if the address takes no message.
         """
         if not self._told:
             raise OSError(errno.EDESTADDRREQ, "the variable is not set")

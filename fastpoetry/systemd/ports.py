@@ -283,7 +283,7 @@ def adoptPorts(reactor: Any, passed: Inherited | None = None) -> AdoptedPorts:
         sets them.
     @param passed: the sockets; without it, L{inherited}.
     @return: checks and reports the use of the sockets, and can restore the reactor's methods.
-    @raise AdoptError: the passed descriptors cannot be read.
+    @raise AdoptError: if the passed descriptors cannot be read.
     """
     return AdoptedPorts(reactor, inherited() if passed is None else passed)
 
@@ -294,7 +294,7 @@ def main(arguments: Sequence[str]) -> None:
     installs.
 
     @param arguments: C{-m MODULE} or the path of a script, then the arguments of that program.
-    @raise SystemExit: no program was named.
+    @raise SystemExit: if no program was named.
     """
     isModule = arguments[:1] == ["-m"]
     program = arguments[isModule:][:1]

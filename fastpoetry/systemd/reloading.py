@@ -187,7 +187,7 @@ class ReloadPort(FileDescriptor):
         @param reload: starts a reload. The Deferred fires with the cause of a failure, or an empty
             text.
         @param environ: where systemd leaves C{INVOCATION_ID}.
-        @raise OSError: the port cannot listen.
+        @raise OSError: if the port cannot listen.
         """
         super().__init__(reactor)
         self._reload = reload

@@ -99,7 +99,7 @@ class Store:
         @param name: the name they were stored under.
         @return: the descriptors of that name that were not taken yet, in no order; empty at a first
             start. Their meaning is not checked.
-        @raise AdoptError: the passed descriptors cannot be read.
+        @raise AdoptError: if the passed descriptors cannot be read.
         """
         return self._passed().take(name)
 
@@ -120,7 +120,7 @@ class Store:
         @param seconds: how long systemd may take.
         @return: fires when all are stored; fails with L{StoreError} if the store is missing or too
             small. systemd does not say which it kept, so remove the names after a failure.
-        @raise ValueError: a name is not valid.
+        @raise ValueError: if a name is not valid.
         """
         return drive(self._putting(descriptors, poll), seconds, self._reactor, self._clock)
 
@@ -141,7 +141,7 @@ class Store:
         @param names: the names. A name without descriptors is not an error.
         @param seconds: how long systemd may take.
         @return: fires when they are removed; fails with L{StoreError} if the store is missing.
-        @raise ValueError: a name is not valid.
+        @raise ValueError: if a name is not valid.
         """
         return drive(self._removing(names), seconds, self._reactor, self._clock)
 
@@ -192,7 +192,7 @@ class Store:
 def _checked(name: str) -> str:
     """
     @return: the name.
-    @raise ValueError: the name is not valid: systemd would drop the message.
+    @raise ValueError: if the name is not valid: systemd would drop the message.
     """
     if not (name.isascii() and name.isprintable() and ":" not in name and 0 < len(name) < 256):
         raise ValueError(f"{name!r} cannot name a descriptor: ASCII without colons, up to 255")
@@ -230,8 +230,8 @@ def readMemory(number: int, most: int) -> bytes:
 
     @param number: the memfd, or another regular file.
     @param most: the most bytes that it may have.
-    @raise ValueError: it has more.
-    @raise OSError: it cannot be read.
+    @raise ValueError: if it has more.
+    @raise OSError: if it cannot be read.
     """
     parts, offset = [], 0
     while part := os.pread(number, most + 1 - offset, offset):
@@ -254,7 +254,7 @@ def pack(descriptors: Iterable[int | HasFileno]) -> int:
     @param descriptors: at most as many as this process may open (RLIMIT_NOFILE). They stay open
         here.
     @return: a socket that holds them.
-    @raise OSError: they are too many.
+    @raise OSError: if they are too many.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs, ours:
