@@ -52,7 +52,7 @@ def test_contents(package: Path) -> None:
     make beside it. The package of modules has no unit.
     """
     library = listContents(findPackage(package, "python3-fastpoetry"))
-    assert not [file for file in library if "systemd/system" in file]
+    assert not [file for file in library if "/lib/systemd/system" in file]
     files = library | listContents(findPackage(package))
     python = "/lib/python3/dist-packages"
     for folder, pattern, inside in (
@@ -66,6 +66,7 @@ def test_contents(package: Path) -> None:
         ("packaging/systemd", "*.preset", "/lib/systemd/system-preset"),
         ("packaging/examples", "**/*.*", "/usr/share/doc/fastpoetry/examples"),
         ("packaging/haproxy", "*", "/usr/share/doc/fastpoetry/examples/haproxy"),
+        ("docs/examples", "**/*", "/usr/share/doc/python3-fastpoetry/examples"),
         ("poetry", "*.txt", "/usr/share/fastpoetry/poetry"),
     ):
         for path in filter(Path.is_file, (CLONE / folder).glob(pattern)):
@@ -80,7 +81,7 @@ def test_contents(package: Path) -> None:
     ):
         assert one in files
     assert f"{python}/fastpoetry/tap.py" in library
-    twisted = {file for file in files if "/twisted/" in file and not file.endswith("/")}
+    twisted = {file for file in files if f"{python}/twisted/" in file and not file.endswith("/")}
     assert twisted == {f"{python}/twisted/plugins/fastpoetry_plugin.py"}
 
 

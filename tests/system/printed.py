@@ -1,8 +1,7 @@
 """
-Pages that print files and commands, followed as they are printed.
+Pages that print commands, followed as they are printed, with the examples that they link to.
 
-A file is printed below a line C{# /PATH}, as by C{systemctl cat}. A command for root is in a
-C{console} block after C{# }, with its output below.
+A command for root is in a C{console} block after C{# }, with its output below.
 """
 
 from __future__ import annotations
@@ -11,7 +10,11 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from system.conftest import CLONE, SOURCE
 from system.machine import Machine
+
+EXAMPLES = CLONE / "docs/examples"
+"""Folders that are laid out like a machine's root."""
 
 
 class Step(NamedTuple):
@@ -32,12 +35,20 @@ def readSections(page: Path) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def readFiles(text: str) -> dict[str, str]:
-    """The files in a text, by path."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
-    shown = "".join(block for block in blocks if re.match(r"# /\S+\n", block))
-    found = re.findall(r"^# (/\S+)\n(.*?)\n*(?=^# /|\Z)", shown, re.M | re.S)
-    return {path: f"{content}\n" for path, content in found}
+def readExamples(text: str) -> list[str]:
+    """The folders in L{EXAMPLES} that a text links to."""
+    return re.findall(r"\]\(examples/([\w-]+)\)", text)
+
+
+def readFiles(text: str) -> list[str]:
+    """The files in those folders, by their paths in a machine."""
+    folders = [EXAMPLES / name for name in readExamples(text)]
+    return [
+        f"/{file.relative_to(folder)}"
+        for folder in folders
+        for file in folder.rglob("*")
+        if file.is_file()
+    ]
 
 
 def readSteps(text: str) -> list[Step]:
@@ -47,12 +58,10 @@ def readSteps(text: str) -> list[Step]:
     return [Step(*step) for step in steps]
 
 
-def writeFiles(machine: Machine, text: str) -> None:
-    """Write the files in a text, and have systemd read the units."""
-    for path, content in readFiles(text).items():
-        file = machine.path(path)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(content)
+def copyExamples(machine: Machine, text: str) -> None:
+    """Copy those folders to the machine's root, and have systemd read the units."""
+    folders = [f"{SOURCE}/docs/examples/{name}/." for name in readExamples(text)]
+    machine.run("cp", "--recursive", *folders, "/")
     machine.systemctl("daemon-reload")
 
 

@@ -1,5 +1,6 @@
 """
-Tests for C{docs/twisted-under-systemd.md}: its files and commands, as printed, on a booted system.
+Tests for C{docs/twisted-under-systemd.md}: its commands as printed, with its examples, on a booted
+system.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import pytest
 
 from system.conftest import CLONE, Layers, startMachine
 from system.machine import Machine, waitFor
-from system.printed import follow, readFiles, readSteps, writeFiles
+from system.printed import EXAMPLES, copyExamples, follow, readSteps
 
 TEXT = (CLONE / "docs/twisted-under-systemd.md").read_text("utf-8")
 
@@ -46,7 +47,7 @@ def guided(release: str, libraryRoot: Layers) -> Iterator[Machine]:
 @pytest.fixture
 def machine(guided: Machine) -> Iterator[Machine]:
     """That system with the guide's files, without a running service of the guide."""
-    writeFiles(guided, TEXT)
+    copyExamples(guided, TEXT)
     yield guided
     guided.run("sh", "-c", _TIDY)
 
@@ -64,7 +65,8 @@ def test_guide(machine: Machine) -> None:
 
 def test_sixLines(machine: Machine) -> None:
     """The smallest unit has six lines, and can also be started by hand."""
-    assert len(readFiles(TEXT)["/etc/systemd/system/web.service"].splitlines()) == 6
+    unit = EXAMPLES / "web/etc/systemd/system/web.service"
+    assert len(unit.read_text().splitlines()) == 6
     machine.systemctl("start", "web.service")
     listing = get(machine, "http://127.0.0.1:8080/")
     assert "systemd" in listing

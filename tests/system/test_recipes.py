@@ -1,6 +1,6 @@
 """
-Tests for C{docs/recipes.md}: its files and commands, as printed, with other programs on a booted
-system.
+Tests for C{docs/recipes.md}: its commands as printed, with its examples and other programs, on a
+booted system.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 
 from system.conftest import CLONE, Layers, startMachine
 from system.machine import Machine
-from system.printed import follow, readFiles, readSections, readSteps, writeFiles
+from system.printed import copyExamples, follow, readFiles, readSections, readSteps
 
 PAGE = CLONE / "docs/recipes.md"
 GUIDE = CLONE / "docs/twisted-under-systemd.md"
@@ -107,8 +107,8 @@ def install(folder: Path, *arguments: str) -> Path:
 def test_recipe(equipped: Machine, title: str) -> None:
     """A user who follows a recipe sees its output."""
     text = RECIPES[title]
-    writeFiles(equipped, text)
-    files = [*readFiles(text)]
+    copyExamples(equipped, text)
+    files = readFiles(text)
     names = [Path(each).name for each in files if each.endswith((".socket", ".service"))]
     units = [each.replace("@.", "@*.") for each in names]
     try:
