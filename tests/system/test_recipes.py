@@ -6,12 +6,13 @@ booted system.
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from fnmatch import fnmatch
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ import pytest
 from system.conftest import CLONE, Layers, startMachine
 from system.machine import Machine
 from system.printed import copyExamples, follow, readFiles, readSections, readSteps
+from system.roots import findCache, findRoot
 
 PAGE = CLONE / "docs/recipes.md"
 GUIDE = CLONE / "docs/twisted-under-systemd.md"
@@ -36,6 +38,7 @@ journalctl --quiet --rotate --vacuum-files=1
 
 
 _PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
+_BUILDBOTS = {"bookworm": "3.7.0", "trixie": "4.2.1"}
 
 _VENVS = {
     "venv": {"scrapyd": "scrapyd", "Synapse": "matrix-synapse"},
@@ -43,7 +46,8 @@ _VENVS = {
 }
 """For each virtual environment of the page: a program's name in the table, and its name for pip."""
 
-_MAKE_VENVS = """
+_MAKE_VENVS = r"""
+ln -s /opt/wheels/pip /opt/pip
 for venv in venv cowrie; do
     python3 -m venv --without-pip /opt/$venv
     cd /opt/$venv/lib/python3*/site-packages
@@ -57,50 +61,55 @@ done
 
 
 @pytest.fixture(scope="module")
-def equipped(release: str, libraryRoot: Layers, fromPip: Path, wheels: Path) -> Iterator[Machine]:
+def equipped(release: str, libraryRoot: Layers, wheels: Path) -> Iterator[Machine]:
     """A booted system with the package, Debian's programs, and those from pip."""
     shown = {wheels: "/opt/wheels"}
     with closing(startMachine(libraryRoot, f"{release}-equipped", binds=shown)) as machine:
-        shutil.copytree(fromPip, machine.path("/opt/pip"))
-        machine.path("/opt/pip").chmod(0o755)
         machine.run("bash", "-ec", _MAKE_VENVS)
         yield machine
 
 
 @pytest.fixture(scope="module")
-def fromPip(release: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The packages that the page installs with pip beside Debian's Twisted, for a release."""
-    buildbot = {"bookworm": "3.7.0", "trixie": "4.2.1"}[release]
-    page = re.sub(r"==\$\(.*\)", f"=={buildbot}", PAGE.read_text("utf-8"))
-    wanted = " ".join(re.findall(r"pip install --no-deps --target=/opt/pip\s+([^`]+)", page))
-    return install(tmp_path_factory.mktemp("pip"), "--no-deps", *wanted.split())
-
-
-@pytest.fixture(scope="module")
-def wheels(release: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheels(release: str) -> Path:
     """
-    The packages that the page installs with pip into virtual environments, in the table's versions,
-    for a release.
+    What the page installs with pip, in the table's versions: a folder for C{/opt/pip} and one for
+    each virtual environment. The cache keeps them, like the roots.
     """
-    folder = tmp_path_factory.mktemp("wheels")
-    folder.chmod(0o755)
-    chosen = (f"--python-version={_PYTHONS[release]}", "--only-binary=:all:")
+    page = re.sub(r"==\$\(.*\)", f"=={_BUILDBOTS[release]}", PAGE.read_text("utf-8"))
+    loose = " ".join(re.findall(r"pip install --no-deps --target=/opt/pip\s+([^`]+)", page))
     versions = dict(re.findall(r"^\| (\w+) \| of pip, (\S+) ", GUIDE.read_text("utf-8"), re.M))
+    chosen = [f"--python-version={_PYTHONS[release]}", "--only-binary=:all:"]
+    wanted = {"pip": ["--no-deps", *loose.split()]}
     for venv, programs in _VENVS.items():
-        wanted = [f"{package}=={versions[name]}" for name, package in programs.items()]
-        (folder / venv).mkdir()
-        install(folder / venv, *chosen, *wanted)
+        pinned = [f"{package}=={versions[name]}" for name, package in programs.items()]
+        wanted[venv] = [*chosen, *pinned]
+    folder = findCache(f"{release}-wheels-{sha256(repr(wanted).encode()).hexdigest()[:8]}")
+    if not folder.is_dir():
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            for name, arguments in wanted.items():
+                install(Path(scratch, "wheels", name), *arguments)
+            compileIn(release, Path(scratch, "wheels"))
+            Path(scratch, "wheels").rename(folder)
     return folder
 
 
-def install(folder: Path, *arguments: str) -> Path:
-    """Install a package into a folder with pip, or skip the test if that is not possible."""
-    folder.chmod(0o755)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", f"--target={folder}", *arguments]
+def install(folder: Path, *arguments: str) -> None:
+    """Install packages into a folder with pip, or skip the test if that is not possible."""
+    options = ("--quiet", "--no-compile", f"--target={folder}")
+    command = [sys.executable, "-m", "pip", "install", *options, *arguments]
     ran = subprocess.run(command, capture_output=True, text=True)
     if ran.returncode:
         pytest.skip(ran.stderr)
-    return folder
+
+
+def compileIn(release: str, wheels: Path) -> None:
+    """Compile the modules with the release's Python. Otherwise each start of a program would."""
+    machine = startMachine(
+        findRoot(release, "full"), "wheels", boot=False, shared={wheels: "/opt/wheels"}
+    )
+    with closing(machine):
+        # The status counts modules for other Pythons, such as templates.
+        machine.run("python3", "-m", "compileall", "-qq", "/opt/wheels", check=False, seconds=300)
 
 
 @pytest.mark.parametrize("title", RECIPES)
