@@ -28,13 +28,7 @@ from twisted.python import log
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from fastpoetry.systemd.descriptors import (
-    AdoptError,
-    Descriptor,
-    Inherited,
-    inherited,
-    refusal,
-)
+from fastpoetry.systemd.descriptors import AdoptError, Descriptor, Inherited, inherited, refusal
 
 __all__ = [
     "AdoptError",
@@ -223,10 +217,7 @@ class _Claimant:
     """
 
     def __init__(
-        self,
-        reactor: Any,
-        descriptors: tuple[Descriptor, ...],
-        owner: Inherited | None = None,
+        self, reactor: Any, descriptors: tuple[Descriptor, ...], owner: Inherited | None = None
     ) -> None:
         """
         @param reactor: provides C{IReactorSocket} and C{IReactorFDSet}.

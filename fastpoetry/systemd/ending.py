@@ -11,17 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from signal import (
-    SIG_DFL,
-    SIGABRT,
-    SIGHUP,
-    SIGINT,
-    SIGQUIT,
-    SIGTERM,
-    SIGXCPU,
-    getsignal,
-    signal,
-)
+from signal import SIG_DFL, SIGABRT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXCPU, getsignal, signal
 from types import FrameType
 from typing import Any
 

@@ -29,12 +29,7 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel
 from twisted.python.reflect import safe_str
 from zope.interface import implementer
 
-from fastpoetry.systemd.ending import (
-    callAtEnd,
-    callAtReactorsEnd,
-    callBeforeDaemon,
-    findReactor,
-)
+from fastpoetry.systemd.ending import callAtEnd, callAtReactorsEnd, callBeforeDaemon, findReactor
 from fastpoetry.systemd.records import (
     DAEMON,
     Record,

@@ -23,13 +23,7 @@ from twisted.python.failure import Failure
 from fastpoetry.systemd.clock import MonotonicClock
 from fastpoetry.systemd.heartbeat import Heartbeat, watchdogSeconds
 from fastpoetry.systemd.loops import Loops
-from fastpoetry.systemd.manager import (
-    Manager,
-    ManagerError,
-    hideFromChildren,
-    oneLine,
-    withHidden,
-)
+from fastpoetry.systemd.manager import Manager, ManagerError, hideFromChildren, oneLine, withHidden
 from fastpoetry.systemd.reloading import Hook, ReloadError, Reloads
 from fastpoetry.systemd.signals import Handlers, isStopping
 from fastpoetry.systemd.starting import NotReady, StartingService, StartWatch, failStart

@@ -21,13 +21,7 @@ from twisted.internet.defer import Deferred
 
 from fastpoetry.systemd.clock import MonotonicClock
 from fastpoetry.systemd.descriptors import Descriptor, Inherited, inherited
-from fastpoetry.systemd.manager import (
-    MOST_DESCRIPTORS,
-    Manager,
-    ManagerError,
-    Message,
-    withHidden,
-)
+from fastpoetry.systemd.manager import MOST_DESCRIPTORS, Manager, ManagerError, Message, withHidden
 from fastpoetry.systemd.steps import Steps, drive, driveNow, isReady
 
 __all__ = ["Store", "StoreError", "makeMemory", "pack", "readMemory", "unpack"]
