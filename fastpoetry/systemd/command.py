@@ -13,7 +13,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from inspect import signature
 from typing import Any, cast
@@ -29,6 +29,7 @@ from twisted.application.service import (
 from twisted.plugin import getPlugins
 from twisted.python import usage
 
+from fastpoetry.systemd.deferreds import asDeferred
 from fastpoetry.systemd.notify import NotifyService, StartingService
 from fastpoetry.systemd.ports import AdoptedPorts, adoptPorts
 from fastpoetry.systemd.starting import walk
@@ -155,9 +156,7 @@ def _finishStart(ports: AdoptedPorts) -> None:
 
 async def _reloadAll(reloads: list[Callable[[], Any]]) -> None:
     for reload in reloads:
-        ending = reload()
-        if isinstance(ending, Awaitable):
-            await ending
+        await asDeferred(reload())
 
 
 def _findMethods(service: Any, name: str) -> Iterator[Callable[[], Any]]:

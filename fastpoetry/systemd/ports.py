@@ -98,12 +98,7 @@ class AdoptedPorts:
     _log = Logger()
 
     def __init__(self, reactor: Any, passed: Inherited) -> None:
-        """
-        Replace the reactor's listen methods.
-
-        @param reactor: provides C{IReactorTCP} or another interface with listen methods.
-        @param passed: the sockets.
-        """
+        """Replace the reactor's listen methods, see L{adoptPorts}."""
         self._reactor = reactor
         self._passed = passed
         self._attempts: Attempts | None = Attempts()

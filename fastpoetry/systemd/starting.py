@@ -78,7 +78,7 @@ class StartWatch:
 
     def __init__(self) -> None:
         self._services: dict[int, Any] = {}
-        self._begun: dict[int, Any] = {}
+        self._begun: set[int] = set()
         self._undo: list[Callable[[], None]] = []
         self._returned: dict[Deferred[Any], Deferred[Any]] = {}
         self._awaited: set[Deferred[Any]] = set()
@@ -137,7 +137,7 @@ class StartWatch:
     def _start(self, service: Any, start: Callable[[], Any]) -> Any:
         if id(service) in self._begun and service.running:
             return None  # a MultiService starts a service twice if it is added during the start
-        self._begun[id(service)] = service
+        self._begun.add(id(service))
         returned = start()
         if isinstance(returned, Awaitable):
             returned = toDeferred(returned)
