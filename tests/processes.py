@@ -181,7 +181,6 @@ class Workplace:
         environ = {
             "LANG": "C.UTF-8",
             "PATH": os.environ.get("PATH", os.defpath),
-            "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONPATH": str(ROOT),
             _MARK: self._mark,
         }

@@ -288,7 +288,6 @@ def environment(listeners: dict[str, socket.socket], **others: str) -> dict[str,
     return {
         "PATH": os.environ.get("PATH", os.defpath),
         "PYTHONPATH": f"{ROOT}:{_HERE}",
-        "PYTHONDONTWRITEBYTECODE": "1",
         "LISTEN_FDNAMES": ":".join(listeners),
         **others,
     }
