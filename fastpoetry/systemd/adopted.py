@@ -242,10 +242,6 @@ class AdoptedEndpoint(_Claimant):
         @return: fires with the L{AdoptedPort}; fails with an L{AdoptError} if one of the sockets
             has another user now.
         """
-        return execute(self.listenNow, protocolFactory)
-
-    def listenNow(self, protocolFactory: IProtocolFactory) -> AdoptedPort:
-        """Do as L{listen} does, but return the port, or raise the error."""
 
         def adopt(descriptor: Descriptor) -> Any:
             number, family = descriptor.number, descriptor.family
@@ -258,8 +254,7 @@ class AdoptedEndpoint(_Claimant):
             return port
 
         port = AdoptedPort(self._claim, adopt)
-        port.startListening()
-        return port
+        return execute(port.startListening).addCallback(lambda _: port)
 
 
 class AdoptedDatagrams(_Claimant):

@@ -159,8 +159,12 @@ class AdoptedPorts:
         if "protocol" in asked:
             datagrams = AdoptedDatagrams(self._reactor, found, self._passed)
             return _Transport(datagrams, asked["protocol"], asked["maxPacketSize"])
+        ports: list[Any] = []
         endpoint = AdoptedEndpoint(self._reactor, found, self._passed)
-        return endpoint.listenNow(asked["factory"])
+        endpoint.listen(asked["factory"]).addBoth(ports.append)
+        if isinstance(ports[0], Failure):
+            ports[0].raiseException()
+        return ports[0]
 
 
 class _Transport:
