@@ -81,7 +81,7 @@ KINDS = {
             *("magic-wormhole-transit-relay", "python3-magic-wormhole-mailbox-server"),
             *("python3-autobahn", "python3-eliot", "python3-structlog", "python3-txsni"),
             *("python3-daphne", "python3-django", "python3-foolscap", "python3-scrapy"),
-            *("graphite-carbon", "nginx-light"),
+            *("graphite-carbon", "nginx-light", "libpam-systemd", "dbus-user-session"),
         ),
         disabled=("haproxy", "prometheus", "carbon-cache", "nginx"),
     ),
