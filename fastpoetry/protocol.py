@@ -199,7 +199,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         unacknowledged = 0
         if self._socket is not None:
             unacknowledged = countUnacknowledged(self._socket) + len(self._lowest.dataBuffer)
-        return self._sentBytes - min(self._sentBytes, unacknowledged)
+        return max(0, self._sentBytes - unacknowledged)
 
     def isSent(self) -> bool:
         """Whether the system has all of the poem; C{False} with TLS, where this is unknown."""

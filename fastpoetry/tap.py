@@ -16,8 +16,6 @@ from fastpoetry.command.options import Block, CommandOptions, refuse
 from fastpoetry.poem import Anthology, PoemAt, PoemNamed, Selection
 from fastpoetry.service import PoetryService
 
-_ANTHOLOGY = "--anthology"
-
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -42,7 +40,7 @@ class Options(CommandOptions):
 
     def opt_anthology(self) -> None:
         """Serve every poem along --poetry-path: each reader gets a random one."""
-        self.openBlock(_ANTHOLOGY, None)
+        self.openBlock("--anthology", None)
 
     def opt_poetry_path(self, value: str) -> None:
         """
@@ -107,7 +105,7 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
 
 def _select(block: Block, folders: list[str]) -> Selection:
     """Make the selection of poems that a block serves."""
-    if block.asked == _ANTHOLOGY:
+    if block.what is None:
         return Anthology(folders)
     if "/" in block.what:
         return PoemAt(os.path.abspath(block.what))

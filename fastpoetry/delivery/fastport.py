@@ -173,7 +173,7 @@ class SocketReader(socket.SocketType):
 
     def countTaken(self) -> int:
         # FIN takes a sequence number too. It is not a byte of the poem.
-        return self.sentBytes - min(self.sentBytes, countUnacknowledged(self))
+        return max(0, self.sentBytes - countUnacknowledged(self))
 
     def isSent(self) -> bool:
         """Whether the system has all of the poem. It sends the rest even after our exit."""
