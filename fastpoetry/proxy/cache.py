@@ -12,7 +12,7 @@ from functools import partial
 from hashlib import sha256
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -60,9 +60,8 @@ class Keeper:
         self._reactor = reactor
         self._mostBytes = mostBytes
         self._next: Copy | None = None
-        self._isSaving = False
+        self._saving = DeferredLock()
         self._told = ""
-        self._finished: list[Deferred[None]] = []
 
     def load(self) -> Deferred[Copy | None]:
         """@return: fires with the copy, or with C{None} if it is missing or unusable."""
@@ -72,15 +71,12 @@ class Keeper:
     def save(self, copy: Copy) -> None:
         """Replace the copy. A copy that waits to be written gives way to a later one."""
         self._next = copy
-        if not self._isSaving:
-            self._saveNext()
+        if not self._saving.locked:
+            self._saving.run(lambda: Deferred.fromCoroutine(self._saveAll()))
 
     def finish(self) -> Deferred[None]:
         """@return: fires when the copy in progress is written, or after a moment."""
-        if not self._isSaving:
-            return succeed(None)
-        finished: Deferred[None] = Deferred(self._finished.remove)
-        self._finished.append(finished)
+        finished = self._saving.run(lambda: None)
         return finished.addTimeout(_MOMENT_SECONDS, self._reactor, onTimeoutCancel=lambda *_: None)
 
     def tell(self, why: object) -> None:
@@ -102,24 +98,18 @@ class Keeper:
         text, fetchedAt, digest = found
         return Copy(Poem(self._upstream, text, self.path, digest), fetchedAt)
 
-    def _saveNext(self) -> None:
-        """Write the latest copy in a separate process, unless it is written already."""
-        copy, self._next = self._next, None
-        self._isSaving = copy is not None
-        if copy is None:
-            while self._finished:
-                self._finished.pop().callback(None)
-            return
-        work = partial(writeCopy, self.path, copy.poem.text, copy.fetchedAt, os.getpid())
-        try:
-            job = Job(self._reactor, work, self.path)
-        except WorkError as why:
-            self.tell(why)
-            self._saveNext()
-            return
-        job.done.addCallbacks(self._succeed, self._fail)
-        # Wait for the end of the process: while it is blocked, no second one starts.
-        job.ended.addCallback(lambda _: self._saveNext())
+    async def _saveAll(self) -> None:
+        """Write the latest copy in a separate process, until no later one waits."""
+        while self._next is not None:
+            copy, self._next = self._next, None
+            work = partial(writeCopy, self.path, copy.poem.text, copy.fetchedAt, os.getpid())
+            try:
+                job = Job(self._reactor, work, self.path)
+            except WorkError as why:
+                self.tell(why)
+            else:
+                job.done.addCallbacks(self._succeed, self._fail)
+                await job.ended  # while the process is blocked, no second one starts
 
     def _succeed(self, _: None) -> None:
         self._told = ""
