@@ -8,6 +8,7 @@ Knows neither files nor the origin of poems.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -247,24 +248,24 @@ class PoetryFactory(ServerFactory):
             of the program then waits for the readers of this factory.
         """
         self.source = source
-        self._policy = policy
-        self._hasOwn = policy is None
+        self._ownPolicy: Policy | None = None
+        if policy is not None:
+            self.policy = policy
 
-    @property
+    @cached_property
     def policy(self) -> Policy:
         """The policy for all its readers."""
-        if self._policy is None:
-            from twisted.internet import reactor as installed
+        from twisted.internet import reactor as installed
 
-            from fastpoetry.systemd.clock import MonotonicClock
+        from fastpoetry.systemd.clock import MonotonicClock
 
-            reactor: Any = installed
-            self._policy = Policy(Limits(), MonotonicClock(reactor))
-            # On a port of Twisted's, only this makes the end of the program wait for readers.
-            reactor.addSystemEventTrigger("before", "shutdown", self._policy.drain)
-        return self._policy
+        reactor: Any = installed
+        self._ownPolicy = Policy(Limits(), MonotonicClock(reactor))
+        # On a port of Twisted's, only this makes the end of the program wait for readers.
+        reactor.addSystemEventTrigger("before", "shutdown", self._ownPolicy.drain)
+        return self._ownPolicy
 
     def stopFactory(self) -> None:
         """Drain the readers of this factory's own policy, and cancel its timers."""
-        if self._hasOwn and self._policy is not None:
-            self._policy.drain()
+        if self._ownPolicy is not None:
+            self._ownPolicy.drain()
