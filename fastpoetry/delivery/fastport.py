@@ -30,9 +30,9 @@ from fastpoetry.delivery.policy import Policy
 from fastpoetry.delivery.readers import Reader, Source
 from fastpoetry.delivery.sockets import (
     END_ON_CLOSE,
+    FAMILIES,
     MOST_UNSENT_BYTES,
     RESET_ON_CLOSE,
-    TCP,
     countUnacknowledged,
     countWaiting,
     findAddress,
@@ -102,7 +102,7 @@ class SocketReader(socket.SocketType):
             if len(self.poem.text) > MOST_UNSENT_BYTES:
                 limitUnsent(self)
                 # On a UNIX socket there is no reset, so a part of the poem would look whole.
-                if self.family not in TCP and self._turnAwayIfTooMany():
+                if not FAMILIES[self.family].hasReset and self._turnAwayIfTooMany():
                     return False
             if self._send():
                 return True

@@ -59,7 +59,11 @@ class Lingering:
         return len(self._readers) + self._soon.waiting
 
     def addServed(self, readers: list[Reader], now: float) -> None:
-        """Let readers linger whose whole poems went to the system at once."""
+        """
+        Let readers linger whose whole poems went to the system at once.
+
+        @param now: the clock's seconds, at most a moment old.
+        """
         self._soon.add(readers, now)
 
     def add(self, reader: Reader, progress: Progress) -> None:

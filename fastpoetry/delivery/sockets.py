@@ -10,11 +10,12 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from fcntl import ioctl
 from functools import cache, wraps
 from termios import TIOCOUTQ
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
@@ -47,12 +48,36 @@ _UNACKED = 24
 _REFUSED = (errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.ENOSYS)
 """The errors by which a kernel or a sandbox refuses an option."""
 
-TCP = (socket.AF_INET, socket.AF_INET6)
+
+class Family(NamedTuple):
+    """
+    The features of an address family's sockets.
+
+    @ivar hasReset: whether a close can be a reset (C{SO_LINGER}). Otherwise every close looks like
+        an end.
+    @ivar hasQueue: whether the system counts bytes that the peer has not acknowledged
+        (C{TIOCOUTQ}) and limits unsent bytes (C{TCP_NOTSENT_LOWAT}). Otherwise written bytes cannot
+        be lost, and C{net.core.wmem_default} limits them.
+    @ivar hasInfo: whether the system tells the state of a connection (C{TCP_INFO}).
+    @ivar hasHosts: whether addresses tell clients apart. Otherwise their users do
+        (C{SO_PEERCRED}).
+    """
+
+    hasReset: bool
+    hasQueue: bool
+    hasInfo: bool
+    hasHosts: bool
+
+
+_TCP = Family(hasReset=True, hasQueue=True, hasInfo=True, hasHosts=True)
+_LOCAL = Family(hasReset=False, hasQueue=False, hasInfo=False, hasHosts=False)
+
+FAMILIES: Mapping[int, Family] = defaultdict(
+    lambda: _LOCAL, {socket.AF_INET: _TCP, socket.AF_INET6: _TCP, socket.AF_UNIX: _LOCAL}
+)
 """
-The families of TCP sockets. All others are local. A local socket has no reset, so each close looks
-like an end. It loses no written byte, so the system counts none as unacknowledged (C{TIOCOUTQ}). It
-has no C{TCP_INFO}. C{net.core.wmem_default} limits its unsent bytes. Its clients have no addresses;
-their users tell them apart (C{SO_PEERCRED}).
+The supported families. An adopted listening socket of another family is refused. A descriptor store
+may hold any socket, so each family has an entry.
 """
 
 _log = Logger()
@@ -65,7 +90,7 @@ def isOver(connection: socket.SocketType) -> bool:
     A close then loses no bytes and sends no reset, even with C{SO_LINGER} (__tcp_close in
     net/ipv4/tcp.c).
     """
-    if connection.family not in TCP:
+    if not FAMILIES[connection.family].hasInfo:
         return False
     try:
         return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _TCP_CLOSE
@@ -94,10 +119,11 @@ def countWaiting(listening: socket.SocketType) -> int:
 
 def countUnacknowledged(connection: socket.SocketType) -> int:
     """
-    Return how many bytes the system holds that the peer has not acknowledged. FIN counts as one. On
-    a local socket it is 0.
+    Return how many bytes the system holds that the peer has not acknowledged. FIN counts as one.
+
+    It is 0 for a UNIX socket, which loses no written byte.
     """
-    if connection.family not in TCP:
+    if not FAMILIES[connection.family].hasQueue:
         return 0
     try:
         answer = ioctl(connection.fileno(), TIOCOUTQ, b"\0\0\0\0")
@@ -109,10 +135,12 @@ def countUnacknowledged(connection: socket.SocketType) -> int:
 
 def countSent(connection: socket.SocketType) -> int | None:
     """
-    Return how many bytes were ever written to a connection that is not shut down; C{None} for a
-    local socket. The kernel counts them (tcpi_bytes_acked in linux/tcp.h).
+    Return how many bytes were ever written to a connection that is not shut down.
+
+    The kernel counts them (tcpi_bytes_acked in linux/tcp.h). For a UNIX socket the result is
+    C{None}.
     """
-    if connection.family not in TCP:
+    if not FAMILIES[connection.family].hasInfo:
         return None
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
     acknowledged: int = struct.unpack_from("Q", info, _BYTES_ACKED)[0]
@@ -120,8 +148,12 @@ def countSent(connection: socket.SocketType) -> int | None:
 
 
 def findAddress(connection: socket.SocketType, address: Address) -> Address:
-    """Return what identifies a client: its address from accept(2) or, if it is local, its user."""
-    if connection.family in TCP:
+    """
+    Return what identifies a client: its address or, on a UNIX socket, its user.
+
+    @param address: from accept(2).
+    """
+    if FAMILIES[connection.family].hasHosts:
         return address
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     user: int = struct.unpack_from("I", credentials, 4)[0]
@@ -129,8 +161,12 @@ def findAddress(connection: socket.SocketType, address: Address) -> Address:
 
 
 def limitUnsent(connection: socket.SocketType) -> None:
-    """Limit the memory of a large poem that its reader does not take, unless the system refuses."""
-    if connection.family not in TCP:
+    """
+    Limit the memory of a large poem that its reader does not take.
+
+    If the system refuses the option, poems are served without the limit.
+    """
+    if not FAMILIES[connection.family].hasQueue:
         return
     try:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MOST_UNSENT_BYTES)
@@ -143,9 +179,11 @@ def limitUnsent(connection: socket.SocketType) -> None:
 def setLinger(connection: socket.SocketType, linger: bytes) -> None:
     """
     Set whether a close is a reset or an end. Connections inherit it from a listening socket
-    (inet_csk_clone_lock). If the system refuses the option, poems are served without it.
+    (inet_csk_clone_lock).
+
+    A UNIX socket has no reset. If the system refuses the option, poems are served without it.
     """
-    if connection.family not in TCP:
+    if not FAMILIES[connection.family].hasReset:
         return
     try:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
