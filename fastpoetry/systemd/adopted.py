@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from twisted.internet import tcp, udp, unix
-from twisted.internet.defer import Deferred, DeferredList, execute, maybeDeferred
+from twisted.internet.defer import Deferred, execute, gatherResults, maybeDeferred
 from twisted.internet.interfaces import (
     IAddress,
     IListeningPort,
@@ -167,18 +167,14 @@ class AdoptedPort:
         """
         ports, self.ports = self.ports, ()
         isStarted, self._isStarted = self._isStarted, False
-        stopped = DeferredList(
-            [maybeDeferred(port.stopListening) for port in ports],
-            fireOnOneErrback=True,
-            consumeErrors=True,
-        )
+        stopping = [maybeDeferred(port.stopListening) for port in ports]
 
         def giveBack(result: Any) -> Any:
             if isStarted:
                 self._claim.removePort()
             return result if isinstance(result, Failure) else None
 
-        return stopped.addBoth(giveBack)
+        return gatherResults(stopping, consumeErrors=True).addBoth(giveBack)
 
     def getHost(self) -> IAddress:
         """
