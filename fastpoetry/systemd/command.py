@@ -58,13 +58,9 @@ class Options(usage.Options):
     def subCommands(self) -> Iterator[tuple[str, None, Callable[[], Any], str]]:
         """The commands of twistd without this one. Listing them imports no command."""
         self.makers = {each.tapname: each for each in getPlugins(IServiceMaker)}
-        for name in sorted(self.makers.keys() - {_NAME}):
-            yield (
-                name,
-                None,
-                partial(_makeOptions, self.makers[name]),
-                self.makers[name].description,
-            )
+        for name, maker in sorted(self.makers.items()):
+            if name != _NAME:
+                yield name, None, partial(_makeOptions, maker), maker.description
 
     def __missing__(self, key: str) -> Any:
         """Look up an option of twistd itself, for a command that asks its parent."""
