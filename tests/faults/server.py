@@ -375,8 +375,16 @@ class Server:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def descriptors(self) -> int:
-        """The number of its open descriptors."""
+        """The number of its open descriptors. A clock's timer comes and goes."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def sockets(self) -> int:
+        """The number of its sockets."""
+        count = 0
+        for each in Path(f"/proc/{self.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # a timer has gone
+                count += os.readlink(each).startswith("socket:")
+        return count
 
     def close(self) -> None:
         """Kill the process if it still runs."""
@@ -528,6 +536,16 @@ class FaultCase(SynchronousTestCase):
                 clients.append(connect(address, **how))
                 self.addCleanup(clients[-1].close)
         return clients
+
+    def waitUntilAccepted(self, name: str = "poem") -> None:
+        """Wait until a server has accepted every client of a TCP socket."""
+
+        def isEmpty() -> bool:
+            # tcpi_unacked of a listening socket counts the clients in its backlog.
+            information = self.listeners[name].getsockopt(socket.SOL_TCP, socket.TCP_INFO, 28)
+            return information[24:28] == bytes(4)
+
+        wait(isEmpty, "the clients of the backlog")
 
     def assertAll(self, quality: str, replies: Iterable[Reply]) -> None:
         """Assert that every reply is C{isExact}, or C{isHonest}, and show the others."""

@@ -86,10 +86,10 @@ class KillTests(FaultCase):
         server = self.serve()
         clients = self.hold(20, address, receiveBuffer=KIBI)
         server.waitFor(SENT, 20)
-        before = server.descriptors()
+        before = server.sockets()
         # Later readers are handled later.
         self.assertAll("isExact", [run(fetch(address, poem))])
-        wait(lambda: server.descriptors() <= before, "the last reader is looked after")
+        wait(lambda: server.sockets() <= before, "the last reader is looked after")
         server.end(signal.SIGKILL)
         self.assertEqual([readAll(each) for each in clients], [(len(poem), "end")] * 20)
 
