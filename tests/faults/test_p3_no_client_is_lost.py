@@ -40,7 +40,7 @@ expects.
 _STOP_SECONDS = 0.6
 """The average time that a stop may take; on a busy machine single stops take longer."""
 
-_ENDS = 20
+_ENDS = 12
 
 
 class StopTests(FaultCase):
@@ -174,7 +174,7 @@ class UnderLoadTests(FaultCase):
 
     def test_reloads(self) -> None:
         """
-        In 40 reloads under load with two alternating poems, one process serves all, and each reply
+        In 20 reloads under load with two alternating poems, one process serves all, and each reply
         is wholly one poem or the other.
         """
         address, poems = self.listen(), [makeText(MEBI, seed) for seed in (1, 2)]
@@ -187,7 +187,7 @@ class UnderLoadTests(FaultCase):
             stop = asyncio.Event()
             clients = asyncio.create_task(fetchSteadily(replies, stop, 8, address, *poems))
             await fetch(address, *poems)
-            for number in range(1, 41):
+            for number in range(1, 21):
                 self.write(poems[number % 2])
                 server.send(signal.SIGHUP)
                 await asyncio.to_thread(server.waitFor, LOADED, number + 1)
@@ -198,7 +198,7 @@ class UnderLoadTests(FaultCase):
         self.assertAll("isExact", replies)
         self.assertIsNone(server.process.poll())
         digests = [each["digest"] for each in server.records(LOADED)]
-        self.assertEqual(digests[-40:], digests[1:3] * 20)
+        self.assertEqual(digests[-20:], digests[1:3] * 10)
 
     def test_reloadsAllAtOnce(self) -> None:
         """SIGHUPs faster than poems can be read end with the newest poem served."""
