@@ -100,11 +100,12 @@ def restore(numbers: Iterable[int], policy: Policy, reactor: IReactorFDSet) -> R
     for number in files:
         os.close(number)
     for number in connections:
+        reader = SocketReader(fileno=number)
         try:
-            reader, progress = _restoreReader(number, told.pop(_identify(number), None), poems, now)
+            progress = _restoreReader(reader, told.pop(_identify(number), None), poems, now)
         except (HandOverError, OSError) as why:
             faults.append(str(why))
-            _reset(number)
+            _reset(reader)
         else:
             reader.home = home
             readers[reader] = progress
@@ -164,10 +165,10 @@ def _readFile(number: int) -> bytes:
 
 
 def _restoreReader(
-    number: int, told: list[Any] | None, poems: list[Poem | None], now: float
-) -> tuple[SocketReader, Progress]:
+    reader: SocketReader, told: list[Any] | None, poems: list[Poem | None], now: float
+) -> Progress:
     """
-    Restore one reader.
+    Restore one reader, and return its progress.
 
     @param told: the state of the reader; C{None} if it is missing.
     @raise HandOverError: if the state is missing or impossible.
@@ -186,15 +187,12 @@ def _restoreReader(
         raise HandOverError("the text of a poem is missing or damaged")
     if not isOrdered or type(sentBytes) is not int or sentBytes >= len(poem.text):
         raise HandOverError("the state of a connection is impossible")
-    with socket.socket(fileno=os.dup(number)) as found:
-        found.getpeername()
-        count = countSent(found)
-        if found.type != socket.SOCK_STREAM or count not in (None, sentBytes):
-            raise HandOverError(f"{count} bytes were sent to a connection, not {sentBytes}")
-        family = found.family
-    reader = SocketReader(family, socket.SOCK_STREAM, 0, number)
+    reader.getpeername()
+    count = countSent(reader)
+    if reader.type != socket.SOCK_STREAM or count not in (None, sentBytes):
+        raise HandOverError(f"{count} bytes were sent to a connection, not {sentBytes}")
     reader.poem, reader.address, reader.sentBytes = poem, _asAddress(address), sentBytes
-    return reader, progress
+    return progress
 
 
 def _asAddress(address: Any) -> Address:
@@ -205,7 +203,8 @@ def _asAddress(address: Any) -> Address:
     return address if type(address) is int and address >= 0 else ""
 
 
-def _reset(number: int) -> None:
+def _reset(reader: SocketReader) -> None:
     """Reset a connection: a plain close would look like the end of a poem."""
-    with socket.socket(fileno=number) as connection, suppress(OSError):
-        setLinger(connection, RESET_ON_CLOSE)
+    with suppress(OSError):
+        setLinger(reader, RESET_ON_CLOSE)
+    reader.close()

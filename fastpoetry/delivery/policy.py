@@ -131,7 +131,11 @@ class Policy:
             self.ledger.sent(readers)
 
     def begin(self, reader: Reader, now: float) -> None:
-        """Add a new reader whose poem did not go out at once, at the clock's seconds."""
+        """
+        Add a new reader whose poem did not go out at once and is under way.
+
+        @param now: the clock's seconds.
+        """
         self.resume(reader, Progress(now, now))
 
     def resume(self, reader: Reader, progress: Progress) -> None:
