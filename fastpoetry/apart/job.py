@@ -107,11 +107,7 @@ class Job(Generic[_T]):
 
 
 def callApart(reactor: Any, work: partial[_T], where: str) -> Deferred[_T]:
-    """
-    Do the work of a L{Job}, in this process if no other can be started.
-
-    @return: see L{Job.done}.
-    """
+    """Do the work of a L{Job}, or do it in this process if no other can be started."""
 
     def doHere(failure: Failure) -> _T:
         failure.trap(NoProcessError)

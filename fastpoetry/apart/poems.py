@@ -131,9 +131,7 @@ def findFolder(name: str, folders: list[str]) -> str:
 
 
 def _isName(text: str) -> bool:
-    """
-    Whether a text is a valid name. It has no dot and no slash, so it cannot lead out of its folder.
-    """
+    """Whether a text is a valid name: without dot and slash, it cannot lead out of its folder."""
     isPlain = text.isascii() and text.replace("_", "a").replace("-", "a").isalnum()
     return isPlain and len(text) <= _MOST_LETTERS and not text.startswith("-")
 

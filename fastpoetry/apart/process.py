@@ -89,11 +89,7 @@ class Process(Generic[_T]):
         return f"{self.where}: process {self._popen.pid} has waited for it for {seconds:g} s"
 
     def wait(self) -> _T:
-        """
-        Wait for the end of the process, without a limit, and take its result.
-
-        @raise WorkError: see L{take}.
-        """
+        """Wait for the end of the process, without a limit, and L{take} its result."""
         end = poll()
         end.register(self._end, POLLIN)
         if not end.poll(LONG_SECONDS * 1000):

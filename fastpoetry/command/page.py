@@ -51,10 +51,7 @@ class PageFactory(Factory):
     noisy = False
 
     def __init__(self, path: bytes, render: Render, clock: IReactorTime) -> None:
-        """
-        @param path: of the page: C{/metrics}.
-        @param render: called for each answer with the page.
-        """
+        """@param path: of the page: C{/metrics}."""
         self.protocol: Any = _PageProtocol
         self.clock = clock
         self._path = path

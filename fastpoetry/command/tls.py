@@ -15,11 +15,7 @@ _PLAIN = ("adopted", "systemd", "tcp", "tcp6", "unix")
 
 
 def isPlain(description: str) -> bool:
-    """
-    Whether an endpoint certainly has no TLS.
-
-    @param description: of a server or client endpoint, for Twisted's parser.
-    """
+    """Whether a server or client endpoint, described for Twisted's parser, certainly has no TLS."""
     kind, _, rest = description.partition(":")
     return isPlain(rest) if kind == "haproxy" else kind in _PLAIN
 

@@ -132,11 +132,7 @@ class SocketReader(socket.SocketType):
             self.home.policy.giveUp(self, _UNSERVED)
 
     def doWrite(self) -> Failure | None:
-        """
-        Send more. The socket has room again.
-
-        @return: the failure for which the reactor ends the connection, if there is one.
-        """
+        """Send more. Return the failure for which the reactor ends the connection, if any."""
         try:
             if self._send():
                 setLinger(self, END_ON_CLOSE)
@@ -276,10 +272,7 @@ class BorrowedPort:
         return "poetry"
 
     def connectionLost(self, reason: Failure) -> None:
-        """
-        Called at shutdown, or after an unexpected error in L{doRead}. If the port still listens,
-        try again after a moment.
-        """
+        """After an unexpected error in L{doRead}, try again soon if the port still listens."""
         if self._isListening:
             self._pauseAlone("accepting failed")
 

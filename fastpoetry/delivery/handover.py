@@ -152,11 +152,7 @@ def _readPoem(
 
 
 def _readFile(number: int) -> bytes:
-    """
-    Read all of an open file, whatever its position is.
-
-    @raise HandOverError: if it is longer than a poem may be.
-    """
+    """Read all of an open file, whatever its position is. Refuse one longer than a poem may be."""
     if os.fstat(number).st_size > MAX_POEM_BYTES:
         raise HandOverError("a file of the state is too long")
     with os.fdopen(os.dup(number), "rb") as file:

@@ -19,10 +19,7 @@ from fastpoetry.delivery.readers import Progress, Reader
 from fastpoetry.delivery.visits import LATER_SECONDS, Round
 
 LINGER_SECONDS = 2.0
-"""
-How long a client that has every byte may take to close its side: as in Apache's httpd
-(MAX_SECS_TO_LINGER).
-"""
+"""How long a client that has every byte may take to close: as Apache's MAX_SECS_TO_LINGER."""
 
 _SOON_SECONDS = 0.1
 """

@@ -79,11 +79,7 @@ def _escape(address: re.Match[str]) -> str:
 
 
 def _parseTCP(words: list[str], reactor: Any) -> HostnameEndpoint:
-    """
-    Make the endpoint of a host and a port, given by position or by name.
-
-    @raise ValueError: if one is missing or invalid.
-    """
+    """Make the endpoint of a host and a port, given by position or by name."""
     given = {}
     names = ["host", "port"]
     for word in filter(None, words):
