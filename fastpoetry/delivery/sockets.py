@@ -118,11 +118,7 @@ def countWaiting(listening: socket.SocketType) -> int:
 
 
 def countUnacknowledged(connection: socket.SocketType) -> int:
-    """
-    Return how many bytes the system holds that the peer has not acknowledged. FIN counts as one.
-
-    It is 0 for a UNIX socket, which loses no written byte.
-    """
+    """Return how many bytes the peer has not acknowledged. FIN counts as one."""
     if not FAMILIES[connection.family].hasQueue:
         return 0
     try:
@@ -161,11 +157,7 @@ def findAddress(connection: socket.SocketType, address: Address) -> Address:
 
 
 def limitUnsent(connection: socket.SocketType) -> None:
-    """
-    Limit the memory of a large poem that its reader does not take.
-
-    If the system refuses the option, poems are served without the limit.
-    """
+    """Limit the memory of a large poem that its reader does not take, unless the system refuses."""
     if not FAMILIES[connection.family].hasQueue:
         return
     try:
@@ -179,9 +171,7 @@ def limitUnsent(connection: socket.SocketType) -> None:
 def setLinger(connection: socket.SocketType, linger: bytes) -> None:
     """
     Set whether a close is a reset or an end. Connections inherit it from a listening socket
-    (inet_csk_clone_lock).
-
-    A UNIX socket has no reset. If the system refuses the option, poems are served without it.
+    (inet_csk_clone_lock). If the system refuses the option, poems are served without it.
     """
     if not FAMILIES[connection.family].hasReset:
         return
