@@ -8,6 +8,7 @@ each carries a mark in its environment, which identifies those that outlive thei
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -70,11 +71,15 @@ def waitUntil(condition: Callable[[], _T], what: str) -> _T:
 
 
 def findFreePort() -> int:
-    """A free TCP port of localhost."""
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        port: int = trial.getsockname()[1]
-        return port
+    """
+    A free TCP port of localhost. The kernel gives no such port to other sockets by itself (ip(7),
+    C{ip_local_port_range}), so it is still free when a process binds it.
+    """
+    while True:
+        port = random.randrange(20_000, 32_768)
+        with socket.socket() as trial, suppress(OSError):
+            trial.bind(("127.0.0.1", port))
+            return port
 
 
 def fetch(address: Address) -> bytes:

@@ -22,6 +22,7 @@ from fakes import (
     countDescriptors,
     tree,
 )
+from processes import findFreePort
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
@@ -344,12 +345,6 @@ class RefusalTests(AssemblyCase):
         self.assertEqual(countDescriptors(), before)
         return str(why.removeprefix("fastpoetry: "))
 
-    def freePort(self) -> int:
-        """@return: a free TCP port."""
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-            port: int = listening.getsockname()[1]
-        return port
-
     def test_port(self) -> None:
         """A port in use is refused."""
         with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -368,7 +363,7 @@ class RefusalTests(AssemblyCase):
 
     def test_twoBlocks(self) -> None:
         """Two blocks or endpoints cannot have the same port."""
-        port = self.freePort()
+        port = findFreePort()
         for own in (
             ["--port", str(port), "--iface", "127.0.0.1"],
             ["--listen", f"tcp:{port}:interface=127.0.0.1"],
@@ -379,7 +374,7 @@ class RefusalTests(AssemblyCase):
     def test_notHeld(self) -> None:
         """After the check the port is free again for the service."""
         before = countDescriptors()
-        self.make("--ode", "a", "--port", str(self.freePort()), "--iface", "127.0.0.1")
+        self.make("--ode", "a", "--port", str(findFreePort()), "--iface", "127.0.0.1")
         self.assertEqual(countDescriptors(), before)
 
     def test_interface(self) -> None:

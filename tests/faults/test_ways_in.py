@@ -22,6 +22,7 @@ from typing import Any
 from unittest import SkipTest
 
 from messages import FULL, GAVE_UP, IDLE, LOADED, REFUSED_OPTION, SERVING, TURNED_AWAY
+from processes import findFreePort
 
 from .server import (
     KIBI,
@@ -449,11 +450,10 @@ class TLSTests(EveryWay, WayCase):
 
     def listen(self, name: str = "poem", family: int = socket.AF_INET) -> Address:
         """Find a free port: TLS makes its own socket."""
-        with socket.create_server(("127.0.0.1", 0)) as trial:
-            address: Address = trial.getsockname()
+        port = findFreePort()
         keys = f"privateKey={self.key}:certKey={self.certificate}"
-        self.where = f"--listen=ssl:{address[1]}:interface=127.0.0.1:{keys}"
-        return address
+        self.where = f"--listen=ssl:{port}:interface=127.0.0.1:{keys}"
+        return ("127.0.0.1", port)
 
     def arguments(self, *options: str, endpoint: str = "adopted") -> list[str]:
         """A command line that serves the poem on that port."""
