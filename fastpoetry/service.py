@@ -17,7 +17,7 @@ from twisted.application import service
 from twisted.internet.defer import Deferred, DeferredLock, execute
 from twisted.logger import Logger
 
-from fastpoetry.apart.job import callApart
+from fastpoetry.apart.process import callApart
 from fastpoetry.apart.worker import WorkError
 from fastpoetry.poem import Loaded, Poem, PoemAt, PoemError, Selection
 

@@ -43,10 +43,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from fastpoetry.apart import job, process, threads
-from fastpoetry.apart.job import Job
+from fastpoetry.apart import process, threads
 from fastpoetry.apart.poems import Found
-from fastpoetry.apart.process import Process
+from fastpoetry.apart.process import Job, Process
 from fastpoetry.delivery.addresses import Address
 from fastpoetry.delivery.limits import Limits
 from fastpoetry.delivery.policy import Policy
@@ -116,6 +115,8 @@ class FakeProcess(Process[Any]):
         """Do the work."""
         return self._work()
 
+    wait = take
+
 
 class Threads:
     """
@@ -130,8 +131,7 @@ class Threads:
         @param reactor: waits for the processes.
         """
         case.patch(threads, "Thread", self._makeThread)
-        case.patch(process, "Process", mock.Mock(side_effect=process.NoProcessError))
-        case.patch(job, "Process", self._start)
+        case.patch(process, "Process", self._start)
         case.patch(os, "getppid", os.getpid)
         self.why: Exception | None = None
         self._reactor = reactor

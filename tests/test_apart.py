@@ -1,4 +1,4 @@
-"""Tests for L{fastpoetry.apart.process} and L{fastpoetry.apart.job}, with real processes."""
+"""Tests for L{fastpoetry.apart.process}, with real processes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from fastpoetry.apart import process as processModule
-from fastpoetry.apart.job import Job, callApart
 from fastpoetry.apart.poems import readAt
-from fastpoetry.apart.process import NoProcessError, Process, startApart
+from fastpoetry.apart.process import Job, NoProcessError, Process, callApart, startApart
 from fastpoetry.apart.worker import WorkError
 
 _getpid = partial(os.getpid)

@@ -17,8 +17,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from fastpoetry.apart.copies import Found, readCopy, writeCopy
-from fastpoetry.apart.job import Job, callApart
 from fastpoetry.apart.poems import MAX_POEM_BYTES
+from fastpoetry.apart.process import Job, callApart
 from fastpoetry.apart.worker import WorkError
 from fastpoetry.poem import Poem
 

@@ -98,16 +98,16 @@ subprocess.Popen.__init__ = _runIfThereAre  # type: ignore[method-assign, assign
 if _read("lowat"):
     socket.TCP_NOTSENT_LOWAT = 9999  # type: ignore[misc]
 if _read("hurry"):
-    from fastpoetry.apart import job
+    from fastpoetry.apart import process
 
-    _job = vars(job)
-    _process, _patient = _job["Process"], {each: _job[each] for each in _HURRIED}
+    _module = vars(process)
+    _process, _patient = _module["Process"], {each: _module[each] for each in _HURRIED}
 
     def _startInAHurry(*args: Any) -> Any:
         """Set the limits of the work that begins."""
-        _job.update(_HURRIED if _read("hurry") else _patient)
+        _module.update(_HURRIED if _read("hurry") else _patient)
         return _process(*args)
 
-    _job["Process"] = _startInAHurry
+    _module["Process"] = _startInAHurry
 if _read("python"):
     sys.executable = _read("python")
