@@ -182,10 +182,8 @@ class AdoptedPort:
         @raise RuntimeError: if the port does not listen.
         """
         if not self.ports:
-            raise RuntimeError(
-                "a port that does not listen has no address: "
-                + ", ".join(map(str, self._claim.descriptors))
-            )
+            sockets = ", ".join(map(str, self._claim.descriptors))
+            raise RuntimeError(f"a port that does not listen has no address: {sockets}")
         address: IAddress = self.ports[0].getHost()
         return address
 

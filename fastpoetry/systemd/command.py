@@ -77,12 +77,11 @@ class Options(usage.Options):
         """
         if (self.subCommand is None) == (self["python"] is None):
             twistd = os.path.basename(sys.argv[0])  # Debian calls it twistd3
-            raise SystemExit(
-                refusalLine(
-                    f"systemd: which command? {twistd} systemd COMMAND [options of that command], "
-                    f"or {twistd} systemd --python=FILE; {twistd} systemd --help has all"
-                )
+            why = (
+                f"systemd: which command? {twistd} systemd COMMAND [options of that command], "
+                f"or {twistd} systemd --python=FILE; {twistd} systemd --help has all"
             )
+            raise SystemExit(refusalLine(why))
 
 
 def _makeOptions(maker: Any) -> Any:

@@ -120,8 +120,6 @@ def loggedFields(
 
     @param entry: any entry. It is not changed.
     @param text: the entry as text, with its traceback.
-    @param identifier: the program's name in the journal.
-    @param facility: the kind of program, as a syslog number.
     @return: the fields. C{CODE_*} is the place of the call. Keys of C{extra} become fields as an
         event's keys do.
     """
@@ -196,8 +194,7 @@ def _level(event: LogEvent) -> str:
     """
     @return: the name of an event's level: C{error} for C{log.err}, which Twisted calls critical.
     """
-    asked = _asked(event)
-    if asked is not None:
+    if asked := _asked(event):
         return asked
     if event.get("log_namespace") == "log_legacy" and event.get("isError"):
         return "error"

@@ -24,7 +24,7 @@ Steps = Generator[tuple[int, int], None, None]
 def isReady(number: int, seconds: float, event: int = select.POLLIN) -> bool:
     """
     @param number: a descriptor.
-    @param seconds: how long to wait for the event.
+    @param seconds: how long to wait.
     @param event: an event of poll(2).
     @return: whether the event has come, or the other end is closed.
     """
