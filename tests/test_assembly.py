@@ -282,8 +282,9 @@ class NotifyTests(AssemblyCase):
 
     def test_reloadRaises(self) -> None:
         """A source that raises does not fail the others; the reload waits for them."""
+        reload = Ode.reload
+        self.patch(Ode, "reload", lambda ode: 1 // 0 if ode is self.odes[0] else reload(ode))
         notify = self.notify("--ode", "a", "--port", "1", "--ode", "b", "--port", "2")
-        self.patch(self.odes[0], "reload", lambda: 1 // 0)
         reloaded = notify.reload()
         self.assertNoResult(reloaded)
         self.odes[1].reloading[0].callback(None)

@@ -132,8 +132,7 @@ class MeterTests(MetricsCase):
         """The example's alerts use existing metrics."""
         ecstasy = Reloading()
         ecstasy.freshAt = NOW
-        self.meter.add("poem ecstasy", ecstasy)
-        self.meter.reload(ecstasy)
+        self.meter.add("poem ecstasy", ecstasy)()
         ecstasy.reloading[0].callback(None)
         asked = set(re.findall(r"\bfastpoetry_\w+", RULES.read_text()))
         self.assertGreater(len(asked), 4)
@@ -142,9 +141,9 @@ class MeterTests(MetricsCase):
     def test_reloads(self) -> None:
         """The reloads of each source are counted by their outcome, and the last one is timed."""
         ecstasy, science = Reloading(), Reloading()
-        self.meter.add("ecstasy", ecstasy)
+        reload = self.meter.add("ecstasy", ecstasy)
         self.meter.add("science", science)
-        first, second = (self.meter.reload(ecstasy) for _ in range(2))
+        first, second = (reload() for _ in range(2))
         self.clock.advance(2.5)
         ecstasy.reloading[0].callback(None)
         self.successResultOf(first)
@@ -168,8 +167,7 @@ class MeterTests(MetricsCase):
         sources = [Reloading(), Reloading()]
         for age, source in enumerate(sources):
             source.freshAt = NOW - age
-            self.meter.add("ecstasy", source)
-            self.meter.reload(source)
+            self.meter.add("ecstasy", source)()
             source.reloading[0].callback(None)
         self.assertEqual(
             self.about("fastpoetry_poem_timestamp"),

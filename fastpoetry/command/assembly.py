@@ -64,7 +64,6 @@ def assemble(
     root = MultiService()
     sources: list[Source] = []
     listeners: list[PoetryListener] = []
-    meter: Any = None
     with Preflight() as preflight:
         for block in options.blocks:
             source = makeSource(block)
@@ -73,11 +72,12 @@ def assemble(
             parts = _makeBlock(source, endpoints, policy, reactor)
             parts.setServiceParent(root)
             listeners += [each for each in parts if isinstance(each, PoetryListener)]
+        reloads = [source.reload for source in sources]
         if "metrics" in options:
             meter, metrics = _makeMetrics(options["metrics"], policy, preflight, reactor, clock)
             metrics.setServiceParent(root)
-            for block, source in zip(options.blocks, sources, strict=True):
-                meter.add(block.asked.lstrip("-"), source)
+            named = zip(options.blocks, sources, strict=True)
+            reloads = [meter.add(block.asked.lstrip("-"), source) for block, source in named]
     if "exitIdleSeconds" in options:
         seconds = options["exitIdleSeconds"]
         idle = IdleService(clock, seconds, lambda: policy.idleSeconds, reactor.stop)
@@ -92,13 +92,8 @@ def assemble(
         readers = countOf(policy.readers, "reader")
         return f"Serving {served}: {sent} sent, {readers}{handOver.description}"
 
-    def reloadSource(source: Source) -> Deferred[None]:
-        reloaded: Deferred[None] = source.reload() if meter is None else meter.reload(source)
-        return reloaded
-
     def reload() -> Deferred[None]:
-        reloads = [maybeDeferred(reloadSource, source) for source in sources]
-        return Deferred.fromCoroutine(_awaitAll(reloads))
+        return Deferred.fromCoroutine(_reloadAll(reloads))
 
     def isAlive() -> bool:
         # The watchdog asks by the same clock, so the clock's timers run if this is called.
@@ -110,14 +105,15 @@ def assemble(
     return root
 
 
-async def _awaitAll(reloads: list[Deferred[None]]) -> None:
+async def _reloadAll(reloads: list[Callable[[], Deferred[None]]]) -> None:
     """
-    Wait for all reloads, even if one fails.
+    Reload all sources, even if one fails.
 
     @raise ReloadError: if sources failed and logged their causes.
     @raise Exception: if a source failed with an unexpected error, which is not in the log yet.
     """
-    ended: list[tuple[bool, Any]] = await DeferredList(reloads, consumeErrors=True)
+    begun = [maybeDeferred(reload) for reload in reloads]
+    ended: list[tuple[bool, Any]] = await DeferredList(begun, consumeErrors=True)
     failures = [why for isWell, why in ended if not isWell]
     for failure in failures:
         if not failure.check(PoemError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -18,7 +18,6 @@ from twisted.application import strports
 from twisted.application.internet import StreamServerEndpointService
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.python.failure import Failure
 
 from fastpoetry.command.page import PageFactory
 from fastpoetry.delivery.ledger import Counts
@@ -42,14 +41,15 @@ _COUNTS = {
 
 
 @dataclass
-class _Reloads:
+class _Group:
     """
-    The reloads of a source.
+    The sources with one name, and their reloads.
 
     @ivar endedAt: when the last one ended, in seconds since the epoch.
     @ivar seconds: how long the last one took.
     """
 
+    sources: list[Source] = field(default_factory=list)
     done: int = 0
     failed: int = 0
     endedAt: float | None = None
@@ -72,32 +72,30 @@ class Meter:
         self._policy = policy
         self._now = now
         self._seconds = seconds
-        self._names: dict[Source, str] = {}
-        self._reloads: dict[str, _Reloads] = {}
+        self._groups: dict[str, _Group] = {}
 
-    def add(self, name: str, source: Source) -> None:
+    def add(self, name: str, source: Source) -> Callable[[], Deferred[None]]:
         """
         Add the metrics of a source.
 
         @param name: its label. Sources with the same name are combined: all their reloads, and the
             time of the oldest poem.
+        @return: reloads the source, and measures that.
         """
-        self._names[source] = name
-        self._reloads.setdefault(name, _Reloads())
+        group = self._groups.setdefault(name, _Group())
+        group.sources.append(source)
+        return lambda: Deferred.fromCoroutine(self._reload(source, group))
 
-    def reload(self, source: Source) -> Deferred[None]:
-        """Reload a source, and measure the time. Return the Deferred of the source."""
-        reloads, begun = self._reloads[self._names[source]], self._seconds()
-
-        def end(outcome: Any) -> Any:
-            if isinstance(outcome, Failure):
-                reloads.failed += 1
-            else:
-                reloads.done += 1
-            reloads.endedAt, reloads.seconds = self._now(), self._seconds() - begun
-            return outcome
-
-        return source.reload().addBoth(end)
+    async def _reload(self, source: Source, group: _Group) -> None:
+        begun = self._seconds()
+        try:
+            await source.reload()
+            group.done += 1
+        except Exception:
+            group.failed += 1
+            raise
+        finally:
+            group.endedAt, group.seconds = self._now(), self._seconds() - begun
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics, as a collector of prometheus_client does."""
@@ -129,16 +127,15 @@ class Meter:
             "How long the last reload took.",
             labels=["source"],
         )
-        for name, reloads in self._reloads.items():
-            sources = [source for source, called in self._names.items() if called == name]
-            times = [source.freshAt for source in sources if source.freshAt is not None]
-            if times:
+        for name, group in self._groups.items():
+            found = [source.freshAt for source in group.sources]
+            if times := [each for each in found if each is not None]:
                 fresh.add_metric([name], min(times))
-            counts.add_metric([name, "done"], reloads.done)
-            counts.add_metric([name, "failed"], reloads.failed)
-            if reloads.endedAt is not None:
-                ended.add_metric([name], reloads.endedAt)
-                took.add_metric([name], reloads.seconds)
+            counts.add_metric([name, "done"], group.done)
+            counts.add_metric([name, "failed"], group.failed)
+            if group.endedAt is not None:
+                ended.add_metric([name], group.endedAt)
+                took.add_metric([name], group.seconds)
         yield from (fresh, counts, ended, took)
 
 
