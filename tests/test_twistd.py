@@ -353,25 +353,43 @@ class ReloadTests(TwistdTestCase):
 class RefusalTestCase(TwistdTestCase):
     """A test case for refused starts."""
 
-    def assertRefused(self, *arguments: str, says: str, before: tuple[str, ...] = ()) -> None:
+    def assertRefused(
+        self,
+        *arguments: str,
+        says: str,
+        before: tuple[str, ...] = (),
+        options: tuple[str, ...] = (),
+    ) -> None:
         """
-        Assert that the command ends with exit status 1 and one line on stderr, in the foreground
-        and as a daemon. Assert that no process, log or pid file is left.
+        Assert that the command ends with exit status 1 and one line on stderr, and leaves no
+        process, log or pid file.
 
         @param says: a text in the line.
         @param before: a command that runs twistd.
+        @param options: of twistd, which is a daemon by default.
         """
         files = sorted(self.folder.rglob("*"))
-        command = (*before, *findTwistd())
-        # One after the other: each tries the ports of the blocks before the refused one.
-        for options in (("-n", "--pidfile=own.pid"), ()):
-            status, output, errors = self.place.run(*command, *options, "fastpoetry", *arguments)
-            self.assertEqual((status, output), (1, ""), errors)
-            self.assertRegex(errors, r"\Afastpoetry: .+\n\Z")
-            self.assertTrue(errors[:-1].isprintable(), errors)
-            self.assertIn(says, errors)
+        command = (*before, *findTwistd(), *options, "fastpoetry", *arguments)
+        status, output, errors = self.place.run(*command)
+        self.assertEqual((status, output), (1, ""), errors)
+        self.assertRegex(errors, r"\Afastpoetry: .+\n\Z")
+        self.assertTrue(errors[:-1].isprintable(), errors)
+        self.assertIn(says, errors)
         self.assertEqual(self.place.findProcesses(), [])
         self.assertEqual(sorted(self.folder.rglob("*")), files)
+
+
+class ForegroundTests(RefusalTestCase):
+    """Tests for refusals in the foreground; all others are of a daemon."""
+
+    def test_foreground(self) -> None:
+        """An option, a poem and an endpoint are refused in the same way."""
+        for arguments, says in (
+            (("--pome", "ecstasy"), "option --pome not recognized"),
+            (("--poem", "ecstacy"), "no poem ecstacy in "),
+            (("--anthology", "--listen", "tpc:1"), "Unknown endpoint type"),
+        ):
+            self.assertRefused(*arguments, says=says, options=("-n", "--pidfile=own.pid"))
 
 
 class PoemRefusalTests(RefusalTestCase):
