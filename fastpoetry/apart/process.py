@@ -22,7 +22,7 @@ from signal import SIG_BLOCK, SIG_SETMASK, SIGINT, SIGTERM, pthread_sigmask
 from subprocess import Popen
 from typing import Any, BinaryIO, Generic, TypeVar
 
-from twisted.internet.defer import Deferred, execute, fail
+from twisted.internet.defer import Deferred, execute
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -237,15 +237,13 @@ class Job(Generic[_T]):
 def callApart(reactor: Any, work: partial[_T], where: str) -> Deferred[_T]:
     """Do the work of a L{Job}, or do it in this process if no other can be started."""
 
-    def doHere(failure: Failure) -> _T:
-        failure.trap(NoProcessError)
-        return work()
+    async def call() -> _T:
+        try:
+            return await Job(reactor, work, where).done
+        except NoProcessError:
+            return work()
 
-    try:
-        done = Job(reactor, work, where).done
-    except WorkError:
-        done = fail()
-    return done.addErrback(doHere)
+    return Deferred.fromCoroutine(call())
 
 
 def _makeFile() -> BinaryIO:

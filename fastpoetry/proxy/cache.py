@@ -77,16 +77,15 @@ class Keeper:
 
     def tell(self, why: object) -> None:
         """Log, once until a copy is written, why the next start will have no copy."""
-        cause, told = str(why), self._told
+        cause, told = str(why) or repr(why), self._told
         self._told = cause
-        if cause == told:
-            return
-        self._log.warn(
-            "the copy on disk cannot be used: {cause}",
-            cause=cause,
-            upstream=self._upstream,
-            message_id="d9116cf49f434364ae55c197ff41359b",
-        )
+        if cause != told:
+            self._log.warn(
+                "the copy on disk cannot be used: {cause}",
+                cause=cause,
+                upstream=self._upstream,
+                message_id="d9116cf49f434364ae55c197ff41359b",
+            )
 
     def _make(self, found: Found | None) -> Copy | None:
         if found is None:
@@ -111,4 +110,4 @@ class Keeper:
         self._told = ""
 
     def _fail(self, failure: Failure) -> None:
-        self.tell(failure.getErrorMessage() or repr(failure.value))
+        self.tell(failure.value)
