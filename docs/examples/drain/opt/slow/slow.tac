@@ -52,7 +52,7 @@ class Slow(Resource):
     isLeaf = True
 
     def render_GET(self, request):
-        deferLater(reactor, 2, request.write, b"at last\n").addCallback(lambda _: request.finish())
+        deferLater(reactor, 1, request.write, b"at last\n").addCallback(lambda _: request.finish())
         return NOT_DONE_YET
 
 
