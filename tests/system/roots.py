@@ -13,9 +13,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from fcntl import LOCK_EX, flock
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -123,13 +124,30 @@ def findRoot(release: str, kind: str) -> list[Path]:
     """
     base, packages, disabled = KINDS[kind]
     below = findRoot(release, base) if base else []
-    known = sha256(repr((below, packages, disabled)).encode()).hexdigest()[:8]
-    layer = findCache(f"{release}-{kind}-{known}")
+    make = partial(_addLayer, release, kind, below) if below else partial(_bootstrap, release)
+    return [makeOnce(release, kind, (below, packages, disabled), make), *below]
+
+
+def makeOnce(release: str, kind: str, source: object, make: Callable[[Path], None]) -> Path:
+    """
+    A folder in the cache for a release, made now if there is none yet. Other processes see it only
+    when it is complete.
+
+    @param source: what the folder is made from. With another one, it is another folder.
+    @param make: takes the path of the new folder. It must not make another one of that release.
+    """
+    known = sha256(repr(source).encode()).hexdigest()[:8]
+    folder = findCache(f"{release}-{kind}-{known}")
     with open(findCache(f"{release}-lock"), "w") as lock:
         flock(lock, LOCK_EX)
-        if not layer.is_dir():
-            _make(release, kind, below, layer)
-    return [layer, *below]
+        if not folder.is_dir():
+            scratch = Path(tempfile.mkdtemp(prefix=f"{release}-", dir=folder.parent))
+            try:
+                make(scratch / "new")
+                (scratch / "new").rename(folder)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    return folder
 
 
 def findCache(name: str) -> Path:
@@ -144,19 +162,6 @@ def findArchives(release: str) -> Path:
     archives = findCache(f"{release}-archives")
     (archives / _ARCHIVES).mkdir(parents=True, exist_ok=True)
     return archives
-
-
-def _make(release: str, kind: str, below: list[Path], layer: Path) -> None:
-    """Make a layer, which other processes see only when it is complete."""
-    scratch = Path(tempfile.mkdtemp(prefix=f"{release}-", dir=layer.parent))
-    try:
-        if below:
-            _addLayer(release, kind, below, scratch / "layer")
-        else:
-            _bootstrap(release, scratch / "layer")
-        (scratch / "layer").rename(layer)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _bootstrap(release: str, root: Path) -> None:

@@ -8,11 +8,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from fnmatch import fnmatch
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -20,7 +18,7 @@ import pytest
 from system.conftest import CLONE, Layers, startMachine
 from system.machine import Machine
 from system.printed import copyExamples, follow, readFiles, readSections, readSteps
-from system.roots import findCache, findRoot
+from system.roots import findRoot, makeOnce
 
 PAGE = CLONE / "docs/recipes.md"
 GUIDE = CLONE / "docs/twisted-under-systemd.md"
@@ -35,7 +33,6 @@ rm -rf {files}
 systemctl daemon-reload
 journalctl --quiet --rotate --vacuum-files=1
 """
-
 
 _PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
 _BUILDBOTS = {"bookworm": "3.7.0", "trixie": "4.2.1"}
@@ -72,43 +69,39 @@ def equipped(release: str, libraryRoot: Layers, wheels: Path) -> Iterator[Machin
 @pytest.fixture(scope="module")
 def wheels(release: str) -> Path:
     """
-    What the page installs with pip, in the table's versions: a folder for C{/opt/pip} and one for
-    each virtual environment. The cache keeps them, like the roots.
+    What the page installs with pip: a folder for C{/opt/pip} and one for each virtual environment.
+    The cache keeps them, like the roots.
     """
+    arguments = readArguments(release)
+    root = findRoot(release, "full")
+    return makeOnce(release, "wheels", arguments, lambda folder: install(arguments, root, folder))
+
+
+def readArguments(release: str) -> dict[str, list[str]]:
+    """pip's arguments for each of those folders, with the versions of the table."""
     page = re.sub(r"==\$\(.*\)", f"=={_BUILDBOTS[release]}", PAGE.read_text("utf-8"))
-    loose = " ".join(re.findall(r"pip install --no-deps --target=/opt/pip\s+([^`]+)", page))
+    beside = " ".join(re.findall(r"pip install --no-deps --target=/opt/pip\s+([^`]+)", page))
+    arguments = {"pip": ["--no-deps", *beside.split()]}
     versions = dict(re.findall(r"^\| (\w+) \| of pip, (\S+) ", GUIDE.read_text("utf-8"), re.M))
-    chosen = [f"--python-version={_PYTHONS[release]}", "--only-binary=:all:"]
-    wanted = {"pip": ["--no-deps", *loose.split()]}
+    chosen = (f"--python-version={_PYTHONS[release]}", "--only-binary=:all:")
     for venv, programs in _VENVS.items():
         pinned = [f"{package}=={versions[name]}" for name, package in programs.items()]
-        wanted[venv] = [*chosen, *pinned]
-    folder = findCache(f"{release}-wheels-{sha256(repr(wanted).encode()).hexdigest()[:8]}")
-    if not folder.is_dir():
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            for name, arguments in wanted.items():
-                install(Path(scratch, "wheels", name), *arguments)
-            compileIn(release, Path(scratch, "wheels"))
-            Path(scratch, "wheels").rename(folder)
-    return folder
+        arguments[venv] = [*chosen, *pinned]
+    return arguments
 
 
-def install(folder: Path, *arguments: str) -> None:
-    """Install packages into a folder with pip, or skip the test if that is not possible."""
-    options = ("--quiet", "--no-compile", f"--target={folder}")
-    command = [sys.executable, "-m", "pip", "install", *options, *arguments]
-    ran = subprocess.run(command, capture_output=True, text=True)
-    if ran.returncode:
-        pytest.skip(ran.stderr)
-
-
-def compileIn(release: str, wheels: Path) -> None:
-    """Compile the modules with the release's Python. Otherwise each start of a program would."""
-    machine = startMachine(
-        findRoot(release, "full"), "wheels", boot=False, shared={wheels: "/opt/wheels"}
-    )
+def install(arguments: dict[str, list[str]], root: Layers, folder: Path) -> None:
+    """Run pip for each folder in a new one, or skip the test if that is not possible."""
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-compile")
+    for name, wanted in arguments.items():
+        command = [*pip, f"--target={folder / name}", *wanted]
+        ran = subprocess.run(command, capture_output=True, text=True)
+        if ran.returncode:
+            pytest.skip(ran.stderr)
+    machine = startMachine(root, "wheels", boot=False, shared={folder: "/opt/wheels"})
     with closing(machine):
-        # The status counts modules for other Pythons, such as templates.
+        # With the release's Python, or each start of a program would compile its modules. The
+        # status counts files for other Pythons, such as templates.
         machine.run("python3", "-m", "compileall", "-qq", "/opt/wheels", check=False, seconds=300)
 
 
