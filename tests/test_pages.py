@@ -25,7 +25,8 @@ class ExampleTests(SynchronousTestCase):
         for page in PAGES:
             for path, line in shownLines(page.read_text("utf-8")):
                 (example,) = EXAMPLES.glob(f"*{path}")
-                self.assertIn(line, ["", *example.read_text("utf-8").splitlines()], path)
+                lines = [each.strip() for each in example.read_text("utf-8").splitlines()]
+                self.assertIn(line.strip(), ["", *lines], path)
 
     def test_linked(self) -> None:
         """A page links to each folder, and a booted test therefore copies it."""
