@@ -186,7 +186,7 @@ class ParserTests(Passing, SynchronousTestCase):
             self.parse("b")
         self.assertEqual(
             str(caught.exception),
-            r"adopted:b: takes name=NAME, else=ENDPOINT (a colon as \:), or nothing",
+            r"adopted:b: takes name=NAME, else=ENDPOINT (\: for a colon), or nothing",
         )
 
     def test_otherArgument(self) -> None:
@@ -196,7 +196,7 @@ class ParserTests(Passing, SynchronousTestCase):
         self.assertEqual(
             str(caught.exception),
             r"adopted:name=b:backlog=5\n: "
-            r"takes name=NAME, else=ENDPOINT (a colon as \:), or nothing",
+            r"takes name=NAME, else=ENDPOINT (\: for a colon), or nothing",
         )
 
 

@@ -504,7 +504,7 @@ class AliveTests(NotifyCase):
     def test_no(self) -> None:
         """A program whose check returns false is not alive; repeated answers make one record."""
         self.assertEqual(
-            self.pings(True, False, False, False), (["WATCHDOG=1"], ["its check denies it"])
+            self.pings(True, False, False, False), (["WATCHDOG=1"], ["its check returned false"])
         )
 
     def test_raises(self) -> None:
@@ -515,7 +515,7 @@ class AliveTests(NotifyCase):
     def test_again(self) -> None:
         """A program that was alive in between makes another record."""
         heard, causes = self.pings(False, True, False)
-        self.assertEqual((heard, causes), (["WATCHDOG=1"], ["its check denies it"] * 2))
+        self.assertEqual((heard, causes), (["WATCHDOG=1"], ["its check returned false"] * 2))
 
     def test_trouble(self) -> None:
         """

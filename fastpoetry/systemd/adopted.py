@@ -61,7 +61,7 @@ class _UNIXPort(unix.Port):
     _shouldShutdown = False
 
     def startListening(self: Any) -> None:
-        """Do as C{unix.Port.startListening} does, except for mode and backlog, and log the same."""
+        """Do and log what C{unix.Port.startListening} does, but keep the mode and the backlog."""
         _tcp._reservedFD.reserve()
         self.socket, self._preexistingSocket = self._preexistingSocket, None
         self.fileno = self.socket.fileno
@@ -78,7 +78,10 @@ class _UNIXPort(unix.Port):
 
 
 class _UNIXDatagramPort(_unix.DatagramPort):  # type: ignore[misc]
-    """A UNIX datagram port on a duplicate of a passed socket. Twisted cannot adopt one (#6594)."""
+    """
+    A UNIX datagram port on a duplicate of a passed socket. Twisted's own port cannot adopt a socket
+    (Twisted #6594).
+    """
 
     def __init__(self, reactor: Any, number: int, protocol: Any, maxPacketSize: int) -> None:
         self._adopted = socket.socket(fileno=os.dup(number))
@@ -121,7 +124,7 @@ class AdoptedPort:
     """
     One listening port over one or more adopted sockets.
 
-    All other attributes are those of the port of the first socket.
+    Attributes that this class lacks are those of the first socket's port.
 
     @ivar ports: while it listens, the C{IListeningPort} of each socket.
     """
@@ -141,7 +144,7 @@ class AdoptedPort:
 
     def startListening(self) -> None:
         """
-        Listen on every socket, or on none if one fails. A port that listens already goes on.
+        Listen on every socket, or on none if one fails. If the port already listens, do nothing.
 
         @raise AdoptError: if the port had stopped, and one of its sockets has another user now.
         """
@@ -151,8 +154,8 @@ class AdoptedPort:
         self._isStarted = True
         try:
             for descriptor in self._claim.descriptors:
-                # Neither systemd nor Twisted sets this. Without it, an accept(2) would hang the
-                # reactor if the client has left.
+                # Neither systemd nor Twisted makes the socket non-blocking. If a client has left,
+                # accept(2) on a blocking socket hangs the reactor.
                 os.set_blocking(descriptor.number, False)
                 self.ports += (self._adopt(descriptor),)
         except Exception:
@@ -300,8 +303,8 @@ def adoptConnection(reactor: Any, number: int, factory: IProtocolFactory) -> Any
 
 def detachConnection(transport: Any) -> int:
     """
-    Take a connection away from Twisted. Twisted closes a connection by shutting it down for all
-    processes.
+    Take a connection away from Twisted, to keep it open. When Twisted closes a connection, it shuts
+    the connection down for all processes that hold it.
 
     Data that the transport has not sent yet is lost. Its protocol receives no more data. The
     protocol's C{connectionLost} is called when the transport is closed, at the latest when the
@@ -342,7 +345,7 @@ class AdoptedParser:
         """
         if any(args) or kwargs.keys() - {"name", "else"}:
             given = ":".join(("adopted", *args, *map("=".join, kwargs.items())))
-            raise refusal(rf"{given}: takes name=NAME, else=ENDPOINT (a colon as \:), or nothing")
+            raise refusal(rf"{given}: takes name=NAME, else=ENDPOINT (\: for a colon), or nothing")
         found = inherited()
         if found.isNothing and "else" in kwargs:
             # Imported late: the import removes variables from the environment.

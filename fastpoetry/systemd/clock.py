@@ -2,8 +2,8 @@
 Timers that ignore steps of the wall clock, for any reactor.
 
 C{reactor.seconds()} is the wall clock (Twisted #2424). After a step back, all timers of a reactor
-wait for the length of the step. After a step forward, all are due at once. The reactor's own clock
-stays unchanged for code that needs the time of day.
+are late by the length of the step. After a step forward, all are due at once. The reactor's own
+clock stays unchanged for code that needs the time of day.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ _LONGEST = 1e9
 _CONNECTS = ("connectTCP", "connectSSL", "connectUNIX")
 
 _STALE = 50
-"""Entries of cancelled or moved calls that the heap may hold beyond one for each pending call."""
+"""
+Entries of cancelled or moved calls that stay in the heap: one for each pending call, and this many
+more.
+"""
 
 
 @implementer(IReactorTime)
@@ -44,7 +47,7 @@ class MonotonicClock:
     While a call is pending, the clock holds one descriptor, a timerfd_create(2), which the reactor
     watches. Without pending calls it holds no descriptor and no timer. If no descriptor is
     available, or the reactor cannot watch it, the reactor's own clock wakes this one each second
-    until a timer works. Like a reactor's C{callLater}, it is not for use in threads.
+    until a timer works. Use the clock only in the reactor's thread.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -99,8 +102,8 @@ class MonotonicClock:
 
     def _run(self) -> None:
         """
-        Make all calls that are due. One that becomes due meanwhile waits for the next turn of the
-        reactor.
+        Make all calls that are due. A call that becomes due meanwhile waits for the next turn of
+        the reactor.
         """
         self._armed = None
         last = (self.seconds(), next(self._counter))
@@ -192,9 +195,10 @@ class _Timer(FileDescriptor):
         self._isDue = False
 
     def set(self, seconds: float) -> None:
-        """Set the timer to so many seconds from now. An earlier time no longer counts."""
-        # An expired timer stays readable, because it is never read. So calls that are due at once,
-        # as at each turn of a busy reactor, cost no system call, which is slow in virtual machines.
+        """Set the timer to so many seconds from now, in place of the time that was set before."""
+        # An expired timer stays readable, because it is never read. So a call that is due at once
+        # costs no system call. A busy reactor has such calls in each turn, and system calls are
+        # slow in virtual machines.
         if seconds > 0 or not self._isDue:
             self._isDue = False
             _set(self._number, max(1, round(seconds * 1e9)))
@@ -208,7 +212,7 @@ class _Timer(FileDescriptor):
             self._number = -1
 
     def fileno(self) -> int:
-        """@return: -1 if the timer is closed."""
+        """@return: the descriptor; -1 if the timer is closed."""
         return self._number
 
     def doRead(self) -> None:
@@ -248,8 +252,8 @@ else:
 
     @cache
     def _libc() -> Any:
-        # Imported late: it takes 1 to 2 ms, unless Twisted's TLS has imported it. It makes no
-        # callbacks here, which MemoryDenyWriteExecute= would forbid.
+        # Imported late: the import takes 1 to 2 ms, unless Twisted's TLS has made it before.
+        # MemoryDenyWriteExecute= forbids only the callbacks of ctypes, which this module lacks.
         from ctypes import CDLL
 
         return CDLL(None, use_errno=True)
@@ -285,6 +289,6 @@ class MonotonicReactor:
 
     def __getattr__(self, name: str) -> Any:
         if name in _CONNECTS:
-            # The reactor's own method, with this object as its reactor.
+            # Twisted's method, called with this object as the reactor of the connection.
             return MethodType(getattr(type(self._reactor), name), self)
         return getattr(self._reactor, name)

@@ -41,7 +41,7 @@ _NAME = "systemd"
 
 
 class Options(usage.Options):
-    """The other command with its options, or the file."""
+    """The command to run with its options, or the file to run."""
 
     synopsis = "[--adopt] {COMMAND [options of that command] | --python=FILE}"
     longdesc = (
@@ -71,7 +71,7 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         """
-        Check that a command or a file was given.
+        Check that either a command or a file was given.
 
         @raise SystemExit: if neither was given, or both were.
         """
@@ -79,13 +79,13 @@ class Options(usage.Options):
             twistd = os.path.basename(sys.argv[0])  # Debian calls it twistd3
             why = (
                 f"systemd: which command? {twistd} systemd COMMAND [options of that command], "
-                f"or {twistd} systemd --python=FILE; {twistd} systemd --help has all"
+                f"or {twistd} systemd --python=FILE; {twistd} systemd --help lists all commands"
             )
             raise SystemExit(refusalLine(why))
 
 
 def _makeOptions(maker: Any) -> Any:
-    return maker.options()  # may import the command: called for the chosen one only
+    return maker.options()  # imports the command in some cases: called only if it is chosen
 
 
 def makeService(options: Options) -> MultiService:

@@ -11,7 +11,8 @@ from twisted.python.failure import Failure
 
 def asDeferred(awaited: Any) -> Deferred[Any]:
     """
-    @param awaited: a Deferred, a coroutine, or any other value. A Deferred keeps its result.
+    @param awaited: a Deferred, a coroutine, or any other value. Callbacks that are added to a
+        Deferred later still get its result.
     @return: a Deferred with the same result.
     """
     if isinstance(awaited, Awaitable):
@@ -35,8 +36,8 @@ def toDeferred(awaited: Awaitable[Any]) -> Deferred[Any]:
 
 def watch(other: Deferred[Any], keepsFailure: bool = False) -> Deferred[Any]:
     """
-    @param other: keeps its result.
-    @param keepsFailure: whether it also keeps a failure.
+    @param other: the Deferred. Callbacks that are added to it later still get its result.
+    @param keepsFailure: whether errbacks that are added later also get its failure.
     @return: a Deferred with the same result. Cancelling it cancels the other.
     """
     watching: Deferred[Any] = Deferred(lambda _: other.cancel())

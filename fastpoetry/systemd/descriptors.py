@@ -156,7 +156,7 @@ class Inherited:
     The descriptors passed to this process. Each has one user at a time, until it is released.
 
     @ivar descriptors: all of them, in the order in which they were passed.
-    @ivar isNothing: whether no descriptor was passed, not even to another process.
+    @ivar isNothing: whether the environment names no passed descriptor, for this process or others.
     """
 
     def __init__(
@@ -198,8 +198,8 @@ class Inherited:
         self, name: str | None = None, kind: int = socket.SOCK_STREAM
     ) -> tuple[Descriptor, ...]:
         """
-        Give out sockets that clients can reach, each to one user. Two users of a socket would get
-        its clients by chance.
+        Give out sockets that clients can reach, each to one user. If a socket had two users, each
+        would get some of its clients by chance.
 
         @param name: their name; C{None} for all that are free.
         @param kind: C{SOCK_STREAM} for listening sockets, or C{SOCK_DGRAM}.
@@ -238,7 +238,7 @@ class Inherited:
 
     def release(self, descriptors: Iterable[Descriptor]) -> None:
         """
-        Take back descriptors that were given out, for other users.
+        Take descriptors back, so that other users can get them.
 
         @param descriptors: the descriptors. They must still be open.
         """
@@ -299,8 +299,8 @@ def _listenFds() -> Mapping[int, str]:
         from systemd.daemon import listen_fds_with_names
     except ImportError as why:
         raise refusal(
-            f"adopted: systemd-python is missing (Debian: python3-systemd), which reads passed "
-            f"descriptors: {why}"
+            f"adopted: systemd-python reads passed descriptors, and is missing "
+            f"(Debian: python3-systemd): {why}"
         ) from None
     names: Mapping[int, str] = listen_fds_with_names()
     return names

@@ -1,7 +1,7 @@
 """
-Functions to call before a program ends, however it ends.
+Calls of a function before a program ends: at its exit, at a signal, or after its reactor.
 
-SIGKILL, C{os._exit} and a fault in C end a program without these calls.
+SIGKILL, C{os._exit} and a fault in C end a program without such a call.
 """
 
 from __future__ import annotations

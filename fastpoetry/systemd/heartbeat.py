@@ -90,7 +90,7 @@ class Heartbeat:
 
     def extend(self) -> LoopingCall | None:
         """
-        Ask for more time repeatedly, until the limit.
+        Ask for more time repeatedly, until C{extendSeconds} have passed.
 
         @return: the loop that asks; C{None} outside systemd.
         """
@@ -115,7 +115,7 @@ class Heartbeat:
 
     def _isAlive(self) -> bool:
         """@return: the program's answer. The first negative answer of a series is logged."""
-        cause = "its check denies it"
+        cause = "its check returned false"
         try:
             if self._alive is None or self._alive():
                 return True

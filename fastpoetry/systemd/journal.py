@@ -48,8 +48,8 @@ SOCKET = "/run/systemd/journal/socket"
 
 BACKLOG_BYTES = 1024 * 1024
 """
-The size of the backlog while journald stands still. It holds some thousands of records, fewer than
-the 10,000 in 30 s that journald then accepts from a service by default.
+The size of the backlog while journald stands still. It holds some thousands of records. When
+journald runs again, it accepts more from a service by default: 10,000 in 30 s.
 """
 
 _END_SECONDS = 1.0
@@ -63,10 +63,10 @@ class _Waiting(NamedTuple):
     """
     A record in the backlog.
 
-    @ivar data: for the journal.
-    @ivar text: for the fallback.
-    @ivar lost: how many records are lost with this one. A report of lost records stands for all of
-        them.
+    @ivar data: the record for the journal.
+    @ivar text: the record for the fallback.
+    @ivar lost: how many records are lost if this one is. A report of lost records counts as the
+        number that it reports.
     """
 
     data: bytes
@@ -354,8 +354,8 @@ class JournalHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """
-        Send an entry as one record. The handler's formatter makes its text with the traceback; its
-        C{extra} becomes fields.
+        Send an entry as one record. The handler's formatter makes the text, with the traceback. The
+        entry's C{extra} becomes fields.
 
         @param record: the entry. If it cannot be formatted, its raw message and arguments are sent.
             If it is not a valid entry of C{logging}, C{handleError} reports it.
@@ -379,9 +379,9 @@ def observer(environ: Mapping[str, str] = os.environ, path: str = SOCKET) -> Jou
     """
     Make the observer for C{twistd --logger=fastpoetry.systemd.journal.observer}.
 
-    The records have the name in C{SYSLOG_IDENTIFIER}, by default the program's, and the facility in
-    C{SYSLOG_FACILITY}, by default that of daemons.
-
+    @param environ: sets the name in the records with C{SYSLOG_IDENTIFIER}, by default the program's
+        name, and their facility with C{SYSLOG_FACILITY}, by default that of daemons.
+    @param path: the journal's socket.
     @return: an observer that survives a fork, and at the end of the program waits up to a second
         for its backlog. Its fallback is C{sys.__stderr__}, because twistd sends output on
         C{sys.stderr} to the log.

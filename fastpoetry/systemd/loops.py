@@ -35,7 +35,7 @@ class Loops:
         return loop
 
     def stop(self, loop: LoopingCall) -> None:
-        """Stop repeating a call, for which L{start} returned this loop."""
+        """Stop a loop that L{start} returned."""
         self._loops.remove(loop)
         loop.stop()
 
@@ -49,6 +49,6 @@ class Loops:
             f()
         except Exception:
             self._log.failure(
-                "a repeated call failed, and is repeated",
+                "a repeated call failed, and will be made again",
                 message_id="1bf984d3b85f4946946c8f0e93e34f32",
             )

@@ -180,7 +180,7 @@ class Manager:
 
 def hideFromChildren(environ: Mapping[str, str]) -> None:
     """
-    Remove the variables for this process only from the environment that children inherit.
+    Remove variables that are meant for this process from the environment that children inherit.
 
     @param environ: changed only if it is C{os.environ}.
     """

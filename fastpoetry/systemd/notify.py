@@ -47,8 +47,8 @@ class NotifyService(Service):
     stop.
 
     READY waits for C{ready}, for each C{StreamServerEndpointService} and L{StartingService} of the
-    program, and for the results of all C{startService} methods. If one fails, the program logs a
-    record and ends with exit status 1.
+    program, and for the results of all C{startService} methods. If one of these fails, the program
+    logs a record and ends with exit status 1.
     """
 
     _log = Logger()

@@ -120,7 +120,7 @@ class AdoptedPorts:
         """
         Log a record of each passed socket that the program has not listened on.
 
-        The start of the program has ended: later attempts to listen are not noted.
+        Call this once the program has started: later attempts to listen are not noted.
         """
         attempts, self._attempts = self._attempts, None
         for each in self._passed.free:
@@ -169,8 +169,8 @@ class AdoptedPorts:
 
 class _Transport:
     """
-    Stands between one protocol and its sockets: the transport of the protocol, and the protocol of
-    each socket's own port.
+    Stands between one protocol and its sockets. It is the transport of that protocol, and the
+    protocol of each socket's own port.
     """
 
     _port: Any = None  # until all sockets listen
@@ -187,17 +187,17 @@ class _Transport:
         self._openSockets += 1
 
     def doStop(self) -> None:
-        """Called by the port of a socket when it closes. After the last the protocol stops."""
+        """Called by the port of a socket when it closes. After the last port the protocol stops."""
         self._openSockets -= 1
         if not self._openSockets and self._protocol.transport is not None:
             self._protocol.doStop()
 
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
-        """Pass a datagram from one of the sockets on."""
+        """Pass on a datagram from one of the sockets."""
         self._protocol.datagramReceived(datagram, addr)
 
     def connectionRefused(self) -> None:
-        """Pass the refusal of a datagram on."""
+        """Pass on the refusal of a datagram."""
         self._protocol.connectionRefused()
 
     def write(self, datagram: bytes, addr: Any = None) -> Any:
@@ -231,7 +231,7 @@ def _askedAddresses(address: Any, interface: str | None) -> set[_Address]:
     """
     @param address: a path, or a port.
     @param interface: the address to listen on; C{None} with a path.
-    @return: the bound addresses that serve the request; empty if a name has no address.
+    @return: the bound addresses that serve the request; empty if the interface is not found.
     """
     if interface is None:
         return {(_realPath(address),)}

@@ -88,7 +88,7 @@ DAEMON = "3"
 
 def fields(event: LogEvent, identifier: str, facility: str = DAEMON) -> Record:
     """
-    Map an event to the fields of one record. Keys of the event never replace the other fields.
+    Map an event to the fields of one record. The event's keys never replace fields set here.
 
     @param event: any event of Twisted's newer or older log. It is not changed.
     @param identifier: the program's name in the journal.
@@ -210,7 +210,7 @@ def _asked(event: Mapping[str, object]) -> str | None:
 def _withFailure(text: str, failure: Failure) -> str:
     """
     @return: the text, then the failure's causes, traceback, notes and group. Twisted itself formats
-        only the traceback. If the text ends in it already, it is not repeated.
+        only the traceback. If the text already ends in the traceback, that is not repeated.
     """
     try:
         traceback = failure.getTraceback()
@@ -230,7 +230,8 @@ def _withFailure(text: str, failure: Failure) -> str:
 
 def _before(error: BaseException, seen: set[int]) -> str:
     """
-    @return: the causes of an exception, oldest first. Their size leaves room for the exception.
+    @return: the causes of an exception, oldest first. The oldest are left out if they would leave
+        no room for the exception.
     """
     told: list[str] = []
     while sum(map(len, told)) < VALUE_BYTES // 4:
@@ -332,8 +333,8 @@ def _encoded(value: object) -> bytes:
 
 def _json(value: object) -> str | None:
     """
-    @return: a list or a mapping as JSON, with other values in it as text. C{None} for other types,
-        and if JSON cannot encode it, because of a cycle or of keys that are not text.
+    @return: a list or a mapping as JSON. A value in it that JSON lacks becomes text. C{None} for
+        other types, and if JSON cannot encode it, because of a cycle or of keys that are not text.
     """
     if not isinstance(value, (list, tuple, Mapping)) or hasattr(value, "_fields"):
         return None

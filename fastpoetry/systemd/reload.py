@@ -1,5 +1,5 @@
 """
-A reload for C{systemctl reload} that fails if the program's reload fails.
+The command behind C{systemctl reload}. It fails if the program's reload fails.
 
 C{ExecReload=/usr/bin/python3 -m fastpoetry.systemd.reload} asks the main process of the unit to
 reload, as SIGHUP would, and waits for the result. L{fastpoetry.systemd.reloading} answers. This

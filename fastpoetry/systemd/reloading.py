@@ -32,9 +32,9 @@ Hook = Callable[[], Awaitable[object] | None]
 
 class ReloadError(Exception):
     """
-    A reload that failed and has logged why.
+    A reload has failed and has logged the cause itself. No other record is logged.
 
-    Its one line is the answer to the request. No other record is logged.
+    The message, one line, is the answer to the request.
     """
 
 
@@ -64,7 +64,7 @@ class Reloads:
         """
         @param hook: reloads the program.
         @param limitSeconds: after this time a reload is cancelled and has failed.
-        @param announce: makes a context manager around each reload.
+        @param announce: returns a context manager, in which one reload runs.
         @param reactor: provides C{IReactorFDSet} and C{IReactorFromThreads}.
         @param clock: provides C{IReactorTime}.
         """

@@ -1,7 +1,7 @@
 """
 Signal handlers that are set while a service runs, and restored afterwards.
 
-This module does not know what a signal does.
+This module does not know what its callers' handlers do.
 """
 
 from __future__ import annotations

@@ -39,15 +39,15 @@ class StartingService(MultiService):
     started: Deferred[Any] | None = None
 
     def __init__(self) -> None:
-        super().__init__()  # is not annotated
+        super().__init__()  # Twisted's method has no annotations
 
     def startService(self) -> None:
         """Start all services."""
         Service.startService(self)
-        # Set first: if the reactor runs already, a service may use it while it starts.
+        # Set first: if the reactor runs already, a service that starts may use C{started}.
         self.started = Deferred()
-        # A copy: addService starts a service that another one adds. An exception here ends the
-        # program, as in a MultiService.
+        # A copy: a service that starts may add another one, which addService starts. An exception
+        # here ends the program, as in a MultiService.
         starting = [asDeferred(service.startService()) for service in list(self)]
         gatherResults(starting, consumeErrors=True).chainDeferred(self.started)
 
@@ -84,7 +84,7 @@ class StartWatch:
         self._awaited: set[Deferred[Any]] = set()
 
     def addProgram(self, service: Any) -> None:
-        """Watch all services of this service's program, including those added later."""
+        """Watch the program of a service: all its services, also those added later."""
         self._addTree(_findRoot(service))
 
     def finish(self) -> None:
@@ -173,7 +173,7 @@ def walk(service: Any) -> Iterator[Any]:
 
 
 def _findWaiting(root: Any) -> Iterator[tuple[Deferred[Any] | None, object]]:
-    """@return: what services wait for, each with the endpoint if it waits for a port."""
+    """@return: the Deferreds that services wait for, each with its endpoint if it is for a port."""
     # Not imported here, which saves 0.3 MiB. Before its import no such service can exist.
     internet: Any = sys.modules.get("twisted.application.internet")
     for service in walk(root):

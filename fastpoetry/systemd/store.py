@@ -54,11 +54,11 @@ class Store:
     The store of this process's unit.
 
     systemd sends no answer, and silently drops descriptors that do not fit. So a pipe's end is sent
-    last. If the store kept it, it kept all descriptors before it. C{FileDescriptorStoreMax=} must
-    be one more than the number of descriptors to store.
+    last. If the store kept the pipe's end, it kept all descriptors before. So
+    C{FileDescriptorStoreMax=} must be one more than the number of descriptors to store.
 
-    @ivar size: how many descriptors the store may hold. systemd tells it from version 254 on;
-        otherwise, and without a store, it is C{None}.
+    @ivar size: how many descriptors the store may hold; C{None} without a store, and with systemd
+        before version 254, which does not report it.
     """
 
     def __init__(
@@ -109,7 +109,8 @@ class Store:
         hundred, make one descriptor of them with L{pack}.
 
         @param descriptors: the descriptors by name: ASCII without colons, as FDNAME of
-            sd_notify(3). Several may share a name. Descriptors stored under it before stay.
+            sd_notify(3). Several may share a name. Descriptors that the store already has under
+            that name stay.
         @param poll: whether systemd drops connections that their peers close meanwhile.
         @param seconds: how long systemd may take.
         @return: fires when all are stored; fails with L{StoreError} if the store is missing or too
@@ -157,7 +158,7 @@ class Store:
         if not messages:
             return
         ours, theirs = os.pipe2(os.O_CLOEXEC)
-        probe = f"{_PROBE}-{ours}"  # systemd removes all of a name, also another put's
+        probe = f"{_PROBE}-{ours}"  # of this put only: systemd removes all of a name
         try:
             try:
                 yield from self._tell([*messages, (f"FDSTORE=1\nFDNAME={probe}", [theirs])])
@@ -189,7 +190,9 @@ def _checked(name: str) -> str:
     @raise ValueError: if the name is not valid: systemd would drop the message.
     """
     if not (name.isascii() and name.isprintable() and ":" not in name and 0 < len(name) < 256):
-        raise ValueError(f"{name!r} cannot name a descriptor: ASCII without colons, up to 255")
+        raise ValueError(
+            f"{name!r} is not a descriptor's name: 1 to 255 ASCII characters, no colon"
+        )
     return name
 
 
@@ -260,11 +263,11 @@ def pack(descriptors: Iterable[int | HasFileno]) -> int:
 
 def unpack(number: int) -> list[int]:
     """
-    Take all descriptors out of one that L{pack} made. It is empty afterwards.
+    Take all descriptors out of a socket that L{pack} made. The socket is empty afterwards.
 
     @param number: the packed descriptor. Any other descriptor is treated as empty.
-    @return: the descriptors in their order, closed on exec. If this process has too many open, some
-        are missing at the end; these are closed.
+    @return: the descriptors in their order, closed on exec. If this process has too many open, the
+        last ones are closed and not returned.
     """
     found: list[int] = []
     try:
