@@ -88,7 +88,8 @@ KINDS = {
     ),
 }
 
-_ARCHIVES = "var/cache/apt/archives"
+_DOWNLOADS = ("var/cache/apt/archives", "var/lib/apt/lists")
+"""Where apt keeps what it has downloaded."""
 
 _TOOLS = ("systemd-nspawn", "mmdebstrap", "nsenter", "unshare")
 
@@ -157,11 +158,12 @@ def findCache(name: str) -> Path:
     return cache / name
 
 
-def findArchives(release: str) -> Path:
-    """A layer with the packages downloaded for the roots of a release."""
-    archives = findCache(f"{release}-archives")
-    (archives / _ARCHIVES).mkdir(parents=True, exist_ok=True)
-    return archives
+def findDownloads(release: str) -> Path:
+    """A layer with the packages and the lists that were downloaded for the roots of a release."""
+    layer = findCache(f"{release}-downloads")
+    for folder in _DOWNLOADS:
+        (layer / folder).mkdir(parents=True, exist_ok=True)
+    return layer
 
 
 def _bootstrap(release: str, root: Path) -> None:
@@ -179,9 +181,7 @@ def _bootstrap(release: str, root: Path) -> None:
 
 def _addLayer(release: str, kind: str, below: list[Path], layer: Path) -> None:
     """Install the packages of a kind on the root that it extends, and keep the changes."""
-    lists = findCache(f"{release}-lists")
-    lists.mkdir(exist_ok=True)
-    shared = {findArchives(release) / _ARCHIVES: f"/{_ARCHIVES}", lists: "/var/lib/apt/lists"}
+    shared = {findDownloads(release) / folder: f"/{folder}" for folder in _DOWNLOADS}
     machine = Machine(below, f"root-{release}", shared=shared, boot=False, network=True)
     machine.start()
     with closing(machine):
