@@ -1,7 +1,8 @@
 """
 Readers of a large poem that check every byte, run inside a machine by the system's Python.
 
-Each kind reads in its own way until a line comes on stdin; then all read on as fast as they can.
+Once each has a byte, it reads in its own way until a line comes on stdin; then all read on as fast
+as they can.
 The results are printed as JSON: each reader's kind, its number of bytes, whether these are a poem
 or the beginning of one, and how the connection ended.
 """
@@ -16,7 +17,12 @@ from pathlib import Path
 
 
 async def read(
-    kind: str, host: str, port: int, texts: list[bytes], hurry: asyncio.Event
+    kind: str,
+    host: str,
+    port: int,
+    texts: list[bytes],
+    begun: asyncio.Barrier,
+    hurry: asyncio.Event,
 ) -> list[object]:
     """
     Read one poem.
@@ -31,21 +37,21 @@ async def read(
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
     loop = asyncio.get_running_loop()
     await loop.sock_connect(client, host if "/" in host else (host, port))
+    piece = await loop.sock_recv(client, 1)
+    await begun.wait()
     got, candidates, end = 0, texts, "end"
-    while True:
+    while piece:
+        candidates = [each for each in candidates if each[got : got + len(piece)] == piece]
+        got += len(piece)
+        if not candidates:
+            end = "other bytes"
+            break
         if not hurry.is_set():
             await (asyncio.sleep(0.1) if kind == "slow" else hurry.wait())
         try:
             piece = await loop.sock_recv(client, 1 << 20 if hurry.is_set() else 10_000)
         except ConnectionError:
             end = "reset"
-            break
-        if not piece:
-            break
-        candidates = [each for each in candidates if each[got : got + len(piece)] == piece]
-        got += len(piece)
-        if not candidates:
-            end = "other bytes"
             break
     client.close()
     isWhole = any(len(each) == got for each in candidates)
@@ -68,12 +74,16 @@ async def main(host: str, port: str, kinds: str, *poems: str) -> None:
 
     loop.add_reader(0, go)
     texts = [Path(each).read_bytes() for each in poems]
-    readers = [
-        asyncio.create_task(read(kind, host, int(port), texts, hurry))
+    wanted = [
+        kind
         for kind, count in (each.split("=") for each in kinds.split(","))
         for _ in range(int(count))
     ]
-    await asyncio.sleep(1)
+    begun = asyncio.Barrier(len(wanted) + 1)
+    readers = [
+        asyncio.create_task(read(kind, host, int(port), texts, begun, hurry)) for kind in wanted
+    ]
+    await begun.wait()
     print("reading", flush=True)
     print(json.dumps(await asyncio.gather(*readers)), flush=True)
 

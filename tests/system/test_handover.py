@@ -29,7 +29,7 @@ SOCKET = "/run/fastpoetry/science.sock"
 ALL_KINDS = "slow=50,stopped=50,tiny=1"
 
 
-def text(number: int, size: int = 16 << 20) -> bytes:
+def text(number: int, size: int = 8 << 20) -> bytes:
     """@return: a poem that differs from every other in each of its lines."""
     lines = b"".join(b"%03d %07d, a line that is told apart\n" % (number, n) for n in range(30_000))
     return (lines * (size // len(lines) + 1))[:size]
@@ -84,7 +84,7 @@ def holding(machine: Machine, kinds: str, *poems: str, host: str = "127.0.0.1") 
 
 @pytest.fixture
 def server(machine: Machine) -> Machine:
-    """A machine that serves a poem of 16 MiB."""
+    """A machine that serves a poem of 8 MiB."""
     machine.path(POEM).write_bytes(text(0))
     machine.path(OPTIONS).write_text("OPTIONS=--stall-timeout=300 --min-rate=0\n")
     machine.systemctl("start", SERVICE)
