@@ -31,7 +31,6 @@ from faults.server import (
     FaultCase,
     Reply,
     Server,
-    connect,
     fetch,
     fetchMany,
     makeText,
@@ -305,7 +304,7 @@ class ColdTests(ProxyCase):
         """A proxy with waiting clients is not idle: it resets them before it exits."""
         address = self.proxy(self.upstream(isSilent).endpoint)
         server = self.serve("--exit-idle-time=0.3", "--total-timeout=1")
-        self.assertEqual(readAll(connect(address)), (0, "reset"))
+        self.assertEqual(readAll(*self.hold(1, address)), (0, "reset"))
         self.assertEqual(server.wait(), 0)
 
     def test_restart(self) -> None:
@@ -486,7 +485,7 @@ class CacheTests(ProxyCase):
         ):
             copy.write_bytes(content)
             server = self.start("--total-timeout=0.5")
-            self.assertEqual(readAll(connect(self.address)), (0, "reset"))
+            self.assertEqual(readAll(*self.hold(1, self.address)), (0, "reset"))
             (record,) = server.waitFor(NO_COPY, count)[count - 1 :]
             self.assertEqual(record["cause"], f"{copy}: is damaged, and will be replaced")
             server.end()
@@ -621,7 +620,7 @@ class TLSTests(ProxyCase):
     def test_cut(self) -> None:
         """A poem without the end of TLS, as a third party may cut it off, is not whole."""
         upstream = self.upstream(self.sends(POEM[:1500], lambda wrapped: None))
-        self.assertEqual(readAll(connect(self.proxyOf(upstream))), (0, "reset"))
+        self.assertEqual(readAll(*self.hold(1, self.proxyOf(upstream))), (0, "reset"))
         (record,) = self.server.waitFor(FAILED)
         self.assertEqual(record["cause"], "upstream broke off after 1500 bytes")
 

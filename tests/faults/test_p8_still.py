@@ -29,7 +29,6 @@ from .server import (
     ROOT,
     FaultCase,
     Server,
-    connect,
     fetch,
     makeText,
     readAll,
@@ -315,7 +314,7 @@ class ProxyTests(MachineCase, ProxyCase):
         self.fault("resolver")
         address = self.proxy("tcp:host=silent.example:port=1")
         server = self.serve("--connect-timeout=0.2", "--total-timeout=2")
-        self.assertEqual(readAll(connect(address)), (0, "reset"))
+        self.assertEqual(readAll(*self.hold(1, address)), (0, "reset"))
         (record,) = server.records(FAILED)
         self.assertEqual(record["cause"], "upstream took too long")
         self.assertLessEqual(self.threads(server), 3)

@@ -206,9 +206,7 @@ class EveryWay:
         stalled = self.open(receiveBuffer=KIBI)
         self.assertTrue(stalled.recv(1))
         self.fault("epoll")
-        for _ in range(5):
-            with contextlib.suppress(ConnectionResetError):
-                self.addCleanup(connect(self.address).close)
+        self.hold(5, self.address)
         wait(server.tracebacks, "failures")
         server.waitFor(GAVE_UP)
         self.mend("epoll")
@@ -475,7 +473,7 @@ class TLSTests(EveryWay, WayCase):
         handshake and after.
         """
         server = self.startCold()
-        clients = [self.open(), connect(self.address)]
+        clients = [self.open(), *self.hold(1, self.address)]
         server.end(signal.SIGKILL)
         self.assertEqual([readAll(client) for client in clients], [(0, "reset")] * 2)
 
