@@ -57,7 +57,7 @@ def package(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactor
     """The folder with what C{make deb} makes."""
     built: Path | None = pytestconfig.getoption("--package")
     if built is not None and built.is_dir():
-        return built
+        return built.resolve()
     obstacle = findBuildObstacle()
     if obstacle is not None:
         pytest.skip(obstacle)

@@ -65,30 +65,29 @@ Layers = list[Path]
 
 
 @pytest.fixture(scope="session")
-def libraryRoot(release: str, package: Path, tmp_path_factory: pytest.TempPathFactory) -> Layers:
+def libraryRoot(release: str, package: Path) -> Layers:
     """A root with everything that any test needs, and the package of the modules."""
-    layer = tmp_path_factory.mktemp(release) / "library"
+    layer = package.parent / f"{release}-library"
     return install(findRoot(release, "full"), layer, findPackage(package, "python3-fastpoetry"))
 
 
 @pytest.fixture(scope="session")
-def packageRoot(
-    libraryRoot: Layers, package: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Layers:
+def packageRoot(release: str, libraryRoot: Layers, package: Path) -> Layers:
     """The same root with the units too."""
-    return install(libraryRoot, tmp_path_factory.mktemp("units") / "units", findPackage(package))
+    return install(libraryRoot, package.parent / f"{release}-units", findPackage(package))
 
 
 def install(root: Layers, layer: Path, file: Path) -> Layers:
     """
-    Install a package once, for all machines that start from the result.
+    Install a package, for all machines that start from the result.
 
-    @param layer: the folder for the added files.
+    @param layer: the folder for the added files. If it is there, an earlier process has made it.
     """
-    with closing(startMachine(root, "install", boot=False)) as machine:
-        writeHosts(machine)
-        installPackage(machine, file)
-        machine.keep(layer)
+    if not layer.is_dir():
+        with closing(startMachine(root, "install", boot=False)) as machine:
+            writeHosts(machine)
+            installPackage(machine, file)
+            machine.keep(layer)
     return [layer, *root]
 
 

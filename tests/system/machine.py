@@ -182,11 +182,14 @@ class Machine:
         """
         Copy the changes since the start.
 
-        @param folder: made now; a layer that other machines can start from.
+        @param folder: made now, as a whole; a layer that other machines can start from.
         """
         assert self._container is not None
         written = f"/proc/{self._container.pid}/root{self._folder}/memory/upper"
-        subprocess.run(["cp", "--archive", written, str(folder)], check=True)
+        part = folder.with_name(f"{folder.name}.part")
+        command = ("cp", "--archive", "--no-target-directory", written, part)
+        subprocess.run(command, check=True)
+        part.rename(folder)
 
     def close(self) -> None:
         """Halt the machine and remove its files."""

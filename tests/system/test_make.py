@@ -50,7 +50,9 @@ def fresh(release: str) -> Iterator[Machine]:
             shutil.copy(pip, machine.path(str(pip)))
         apt = "".join(f"{line}\n" for line in readAptSettings())
         machine.path("/etc/apt/apt.conf.d/99host").write_text(apt)
-        ours = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "dropin.cache")
+        ours = shutil.ignore_patterns(
+            ".git", ".venv", "build", "__pycache__", ".*_cache", "dropin.cache"
+        )
         shutil.copytree(CLONE, machine.path(HOME), ignore=ours, symlinks=True)
         yield machine
 
