@@ -122,7 +122,7 @@ class SourceTests(FaultCase):
         address, poem = self.listen(), self.write(makeText(16 * KIBI))
         self.serve("--max-readers=100", "--max-readers-per-source=20")
         greedy = self.hold(500, address, receiveBuffer=KIBI)
-        replies = run(fetchMany(20, address, poem, source="127.0.0.2"), seconds=10)
+        replies = run(fetchMany(20, address, poem, source="127.0.0.2"), seconds=25)
         self.assertAll("isExact", replies)
         rest = run(readAllAtOnce(greedy))
         self.assertTrue(all(end == "reset" for count, end in rest if count < len(poem)))

@@ -202,7 +202,7 @@ class EveryWay:
         While the reactor can watch no more descriptors no client is served; afterwards all are, and
         deadlines hold.
         """
-        server, _, poem = self.start(8 * MEBI, "--stall-timeout=1")
+        server, _, poem = self.start(8 * MEBI, "--stall-timeout=2")
         stalled = self.open(receiveBuffer=KIBI)
         self.assertTrue(stalled.recv(1))
         self.fault("epoll")
@@ -418,9 +418,8 @@ class HeaderTests(EveryWay, WayCase):
 
     def test_whoNeverSaysWhoItIs(self) -> None:
         """Connections that send no header are ended by the stall timeout."""
-        server, address, poem = self.start(3003, "--stall-timeout=0.5")
+        server, address, _ = self.start(3003, "--stall-timeout=0.5")
         sockets = server.sockets()
-        self.assertAll("isExact", run(fetchMany(5, address, poem, write=HEADER)))
         clients = self.hold(100, address)
         self.assertEqual({readAll(client) for client in clients}, {(0, "reset")})
         wait(lambda: server.sockets() == sockets, "the close")
@@ -504,7 +503,7 @@ class TLSTests(EveryWay, WayCase):
         Readers that are half-way through when the server is told to stop get the rest; readers that
         take no bytes are cut off at the drain timeout, and can tell.
         """
-        server, _, poem = self.start(8 * MEBI, "--drain-timeout=1")
+        server, _, poem = self.start(4 * MEBI, "--drain-timeout=3")
         reader, stopped = self.open(), self.open(receiveBuffer=KIBI)
         count = len(reader.recv(1000))
         self.assertTrue(stopped.recv(1))
@@ -518,7 +517,7 @@ class TLSTests(EveryWay, WayCase):
 
     def test_whoNeverShakesHands(self) -> None:
         """Connections whose clients send or take no bytes are ended by the stall timeout."""
-        server, address, poem = self.start(MEBI, "--stall-timeout=0.5")
+        server, address, poem = self.start(MEBI, "--stall-timeout=2")
         sockets = server.sockets()
         with self.open() as client:
             self.assertEqual(readAll(client), (len(poem), "end"))
