@@ -43,13 +43,14 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from fastpoetry.apart import process, threads
+from fastpoetry.apart import process
 from fastpoetry.apart.poems import Found
 from fastpoetry.apart.process import Job, Process
 from fastpoetry.delivery.addresses import Address
 from fastpoetry.delivery.limits import Limits
 from fastpoetry.delivery.policy import Policy
 from fastpoetry.poem import Poem, Selection
+from fastpoetry.proxy import upstream
 
 _Case = TypeVar("_Case", bound=SynchronousTestCase)
 
@@ -130,7 +131,7 @@ class Threads:
         @param case: the test that has no real ones.
         @param reactor: waits for the processes.
         """
-        case.patch(threads, "Thread", self._makeThread)
+        case.patch(upstream, "Thread", self._makeThread)
         case.patch(process, "Process", self._start)
         case.patch(os, "getppid", os.getpid)
         self.why: Exception | None = None

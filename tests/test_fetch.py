@@ -16,8 +16,8 @@ from twisted.internet.error import (
 )
 from twisted.logger import capturedLogs
 
-from fastpoetry.apart.threads import ThreadError
 from fastpoetry.poem import Poem
+from fastpoetry.proxy.upstream import ThreadError
 
 
 class TimeTests(ProxyCase):

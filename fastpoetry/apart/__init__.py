@@ -1,1 +1,1 @@
-"""Work that may hang, done in separate processes and threads."""
+"""Work that may hang, done in separate processes."""

@@ -17,7 +17,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
 
-from fastpoetry.apart.threads import ThreadError
+from fastpoetry.apart.worker import WorkError
 from fastpoetry.poem import PoemError
 from fastpoetry.proxy.freshness import Freshness
 
@@ -56,7 +56,7 @@ def tookTooLong(_result: object, _seconds: float) -> NoReturn:
 def explain(failure: Failure) -> str:
     """Return what is wrong with an upstream, in a few words."""
     why = failure.value
-    if isinstance(why, (UpstreamError, ThreadError)):
+    if isinstance(why, WorkError):
         return str(why)
     if isinstance(why, error.ConnectionRefusedError):
         return "upstream refused"

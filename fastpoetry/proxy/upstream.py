@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable
 from functools import partial
 from socket import AF_INET6, SOCK_STREAM, getaddrinfo
-from typing import Any
+from threading import Thread
+from typing import Any, TypeVar
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -22,9 +23,12 @@ from twisted.internet.interfaces import (
     IResolutionReceiver,
     IStreamClientEndpoint,
 )
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from fastpoetry.apart.threads import callAside
+from fastpoetry.apart.worker import WorkError
+
+_T = TypeVar("_T")
 
 _Address = IPv4Address | IPv6Address
 
@@ -98,6 +102,10 @@ def _parseTCP(words: list[str], reactor: Any) -> HostnameEndpoint:
     return HostnameEndpoint(reactor, host, int(port), timeout=_UNLIMITED, bindAddress=source)
 
 
+class ThreadError(WorkError):
+    """A thread that cannot be started for now: one line."""
+
+
 @implementer(IHostResolution)
 class _Lookup:
     """A lookup of a name, which cannot be cancelled."""
@@ -114,7 +122,8 @@ class Resolver:
     """
     Looks names up in daemon threads, with one thread at a time for each name.
 
-    In a thread of the reactor's pool, a dead resolver would delay a stop without a limit.
+    getaddrinfo(3) blocks. The reactor's pool has ten threads, and a stop waits for all of them. On
+    a dead resolver that would be without a limit. Daemon threads end with the process.
     """
 
     def __init__(self, reactor: Any, getaddrinfo: Callable[..., Any] = getaddrinfo) -> None:
@@ -173,3 +182,28 @@ def _makeAddresses(found: list[Any]) -> list[_Address]:
         IPv6Address("TCP", *where) if family == AF_INET6 else IPv4Address("TCP", *where)
         for family, _, _, _, where in found
     ]
+
+
+def callAside(reactor: Any, work: Callable[[], _T]) -> Deferred[_T]:
+    """
+    Do work in a new thread.
+
+    @param reactor: provides C{IReactorFromThreads}.
+    @return: fires in the reactor's thread with the result. If it is cancelled, the work goes on.
+    @raise ThreadError: if the limit of threads is reached (C{TasksMax=} in systemd's units).
+    """
+    done: Deferred[_T] = Deferred()
+
+    def run() -> None:
+        try:
+            result: _T | Failure = work()
+        except BaseException:
+            result = Failure()
+        # callback() accepts a Failure too, and treats it as one.
+        reactor.callFromThread(done.callback, result)
+
+    try:
+        Thread(target=run, daemon=True).start()
+    except RuntimeError as why:
+        raise ThreadError(f"no thread can be started: {why}") from None
+    return done
