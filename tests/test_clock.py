@@ -52,8 +52,8 @@ reactor: Any = _reactor
 ROOT = Path(__file__).resolve().parent.parent
 DEBIAN_PYTHON = "/usr/bin/python3"
 
-# time.time() is off by so many seconds, which change while Twisted runs: it must be patched before
-# Twisted is imported.
+# Steps the wall clock: changes by how many seconds time.time() is off, while Twisted runs. This
+# function must be patched before Twisted is imported.
 STEPPED = """
 import json, os, sys, time
 offset, real = 0.0, time.time
@@ -122,7 +122,7 @@ def python(program: str, executable: str = sys.executable, **variables: str) -> 
     @param executable: the Python; another Python has its own modules.
     @param variables: of its environment.
     @return: its output.
-    @raise AssertionError: it fails, or writes to stderr.
+    @raise AssertionError: if it fails, or writes to stderr.
     """
     own = filter(None, sys.path) if executable == sys.executable else ()
     path = os.pathsep.join([str(ROOT), *own])
@@ -168,7 +168,7 @@ class Kernel:
         self.now += seconds
         for reader in list(self.memory.readers):
             due = self.set.get(reader.fileno())
-            if due is not None and due <= self.now:  # and stays so until it is set
+            if due is not None and due <= self.now:  # stays readable until it is set again
                 reader.doRead()
 
 
@@ -200,7 +200,7 @@ class CallTests(SynchronousTestCase):
         verifyObject(IReadDescriptor, reader)
 
     def test_order(self) -> None:
-        """Calls are made when due, in order; calls of the same time in the order they were made."""
+        """Calls are made when due; calls of one time in the order in which they were scheduled."""
         for seconds, name in ((2, "c"), (1, "a"), (1, "b"), (3, "d")):
             self.later(seconds, name)
         seen = []
@@ -216,7 +216,7 @@ class CallTests(SynchronousTestCase):
         self.assertEqual(self.called, [((1,), {"f": 2})])
 
     def test_atOnce(self) -> None:
-        """A call with no delay waits for the reactor, also when another call asks for it."""
+        """A call without delay waits for the reactor's next turn, also if another call makes it."""
         self.clock.callLater(0, self.later, 0, "inner")
         self.assertEqual(self.called, [])
         self.kernel.pass_(0.001)
@@ -343,7 +343,7 @@ class CallTests(SynchronousTestCase):
         self.assertEqual(self.called, [True])
 
     def test_cancelled(self) -> None:
-        """Cancelled calls do not accumulate, since a deadline for each of many readers is usual."""
+        """Cancelled calls do not accumulate: a server cancels a deadline for each reader."""
         for _ in range(100):
             self.later(1)
         most = 0
@@ -352,7 +352,7 @@ class CallTests(SynchronousTestCase):
                 self.later(2).cancel()
                 most = max(most, len(self.clock._heap))
         self.assertLess(most, 300)
-        self.assertLess(clean.call_count, 200)  # since each looks at all calls
+        self.assertLess(clean.call_count, 200)  # each run looks at all calls
         self.kernel.pass_(1)
         self.assertEqual((self.called, self.isClean()), ([None] * 100, True))
 
@@ -485,7 +485,7 @@ class StepTests(SynchronousTestCase):
         return names
 
     def check(self, name: str, executable: str = sys.executable) -> None:
-        """@raise AssertionError: a timer stood still, or fired at the wrong time."""
+        """@raise AssertionError: if a timer stood still, or fired at the wrong time."""
         self.assertEqual(self.fired(name, BACK, executable), ["clock"] * 3)
         self.assertEqual(self.fired(name, FORWARD, executable), ["wall"])
 
@@ -512,7 +512,7 @@ class StepTests(SynchronousTestCase):
         self.check("gi", executable)
 
     def test_asyncio(self) -> None:
-        """With asyncio, whose own timers are not moved either, timers go on."""
+        """With asyncio, whose own timers ignore steps too, timers go on."""
         program = BACK.replace("reactor.callLater(0.01, wall)", "")
         self.assertEqual(self.fired("asyncio", program), ["clock"] * 3)
 

@@ -172,7 +172,7 @@ class ClaimTests(Passing, SynchronousTestCase):
         self.assertEqual([each.family for each in given], families)
 
     def test_severalNames(self) -> None:
-        """Two names take two claims."""
+        """Sockets of two names are given out by two claims."""
         found = inherit((self.listening(), "a"), (self.listening(), "b"))
         given = [found.claim("b"), found.claim("a")]
         self.assertEqual([[each.name for each in claim] for claim in given], [["b"], ["a"]])

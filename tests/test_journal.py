@@ -215,7 +215,7 @@ class JournalObserverTests(SynchronousTestCase):
 
     def test_journalGoesAndComes(self) -> None:
         """
-        When the journal goes away, records are written as text; when it is back, it gets them.
+        Without the journal, records are written as text; once it is back, it gets records again.
         """
         reader, writer = self.pipe()
         observer = journal.JournalObserver("test", self.path, writer)
@@ -318,7 +318,7 @@ class JournalObserverTests(SynchronousTestCase):
         self.assertEqual(reader.readline(), "<3>a\\nb\n")
 
     def test_otherStream(self) -> None:
-        """If standard error was that stream and has been replaced, records carry the time."""
+        """If standard error is no longer the stream to the journal, records carry the time."""
         for stream in ("1:1", "nonsense", ""):
             reader, writer = self.pipe()
             observer = journal.JournalObserver("test", self.path, writer, stream=stream)
@@ -414,8 +414,8 @@ class JournalHandlerTests(SynchronousTestCase):
 
     def test_levels(self) -> None:
         """
-        A numeric level has the priority of the named level that it has reached, or the given
-        priority.
+        A numeric level has the priority of the highest named level that it reaches, unless the
+        entry gives a priority.
         """
         numbers = {5: 7, 10: 7, 15: 7, 20: 6, 25: 5, 30: 4, 35: 4, 40: 3, 50: 2, 99: 2}
         for number, priority in numbers.items():

@@ -513,7 +513,7 @@ class AliveTests(NotifyCase):
         self.assertEqual((heard, causes), (["WATCHDOG=1"], ["LookupError: no port"]))
 
     def test_again(self) -> None:
-        """A program that was alive in between makes another record."""
+        """A program that becomes alive, and then is not again, makes a second record."""
         heard, causes = self.pings(False, True, False)
         self.assertEqual((heard, causes), (["WATCHDOG=1"], ["its check returned false"] * 2))
 

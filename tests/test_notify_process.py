@@ -145,7 +145,7 @@ class ProcessTests(Programs):
 
     def test_failedStart(self) -> None:
         """
-        A failed start ends the program with status 1, after everything that an ending program does.
+        A failed start ends the program with status 1, after C{atexit} calls and a flush of stdout.
         """
         done = self.start(["-c", FAILING])
         self.assertEqual((done.returncode, done.stdout.split()), (1, ["tidied", "flushed"]))

@@ -177,7 +177,7 @@ class ReadyTests(NotifyCase):
         self.assertEqual(len(self.flushLoggedErrors(LookupError)), 1)
 
     def test_nested(self) -> None:
-        """READY waits for such a parent at any depth of the program."""
+        """READY waits for a parent that returns a Deferred, at any depth of the program."""
         slow: Deferred[None] = Deferred()
         inner, middle = StartingService(), MultiService()
         Slow(slow).setServiceParent(inner)
@@ -207,8 +207,8 @@ class ReadyTests(NotifyCase):
 
     def test_addedLater(self) -> None:
         """
-        A service added to such a parent after the start is started once, also if its start is a
-        coroutine.
+        A service added to a L{StartingService} after its start is started once, also if it starts
+        in a coroutine.
         """
         starts: list[str] = []
 
@@ -225,7 +225,7 @@ class ReadyTests(NotifyCase):
         self.assertEqual((starts, parent.running), (["privileged", "started"], 1))
 
     def test_addedBefore(self) -> None:
-        """A service added before the start is not started yet."""
+        """A service added to a L{StartingService} before its start does not start yet."""
         started = Slow(None)
         started.setServiceParent(StartingService())
         self.assertFalse(started.running)
@@ -268,7 +268,7 @@ class ReadyTests(NotifyCase):
         self.assertEqual(len(self.flushLoggedErrors(LookupError)), 1)
 
     def test_putAbove(self) -> None:
-        """READY waits for services placed above the parent, if twistd starts them."""
+        """READY waits for services of a higher parent too, if twistd starts that parent."""
         slow: Deferred[None] = Deferred()
         root, parent = MultiService(), MultiService()
         NotifyService(
@@ -383,7 +383,7 @@ class ReadyTests(NotifyCase):
         self.assertEqual(self.systemd.heard(), ["READY=1"])
 
     def test_extended(self) -> None:
-        """A slow start extends its timeout as long as it may."""
+        """A slow start extends its timeout, for ten minutes at most."""
         ready: Deferred[None] = Deferred()
         self.begin(ready=ready)
         self.reactor.pump([1] * 4)

@@ -96,7 +96,7 @@ class PortsCase(Binding, TestCase):
         return port
 
     def isFree(self, *passed: Any) -> bool:
-        """@return: for passed sockets, whether they are unused."""
+        """@return: whether the program uses none of these passed sockets."""
         numbers = {each.fileno() for each in passed}
         return numbers <= {each.number for each in self.inherited.free}
 
@@ -277,7 +277,7 @@ class StreamTests(PortsCase):
         self.assertFalse(self.isFree(passed))
 
     def test_restore(self) -> None:
-        """Afterwards the reactor has its own methods again."""
+        """Once restored, the reactor has its own methods again."""
         before = self.reactor.listenTCP
         passed = self.listening()
         self.adopt(passed).restore()
@@ -394,7 +394,7 @@ class StartTests(PortsCase):
         self.assertEqual(self.unasked(ports), [(where, asked)])
 
     def test_nothingAsked(self) -> None:
-        """A program that does not listen at all has a record; a stored file is not a socket."""
+        """A program that does not listen makes a record of its socket, and of no stored file."""
         with open(os.devnull) as file:
             ports = self.adopt(self.listening(), file)
             self.assertEqual([asked for _, asked in self.unasked(ports)], ["nothing"])
@@ -518,7 +518,7 @@ class ProcessTests(Binding, SynchronousTestCase):
         )
 
     def greeting(self) -> bytes:
-        """@return: the bytes that a client receives, whenever the program accepts it."""
+        """@return: the bytes that a client receives, once the program accepts the client."""
         return fetch(socket.AF_INET, self.passed.getsockname())
 
     def finish(self, process: Any) -> str:

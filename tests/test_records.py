@@ -339,8 +339,8 @@ class FieldsTests(SynchronousTestCase):
 
     def test_hostileObjects(self) -> None:
         """
-        A value without text is recorded as such, and an event that cannot be formatted makes a
-        record too.
+        If a value has no text because its C{__str__} raises, the record names the exception. An
+        event that cannot be formatted makes a record too.
         """
         for error in (RuntimeError, RecursionError, SystemExit, KeyboardInterrupt):
             found = mapped(log_format="a {thing}", thing=Nameless(error))
@@ -402,7 +402,7 @@ class FieldsTests(SynchronousTestCase):
     @settings(deadline=None)
     @given(st.text())
     def test_line(self, text: str) -> None:
-        """As text, a record is one line, and its further lines are indented."""
+        """As text, a record begins with its time and level, and its further lines are indented."""
         record = records.fields({"log_format": "{text}", "text": f"a{text}"}, "test")
         first, *rest = records.line(record, 0).decode().splitlines()
         self.assertRegex(first, rf"^{TIME} \[info\] a")

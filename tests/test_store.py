@@ -101,7 +101,7 @@ class NowTests(Passing, SynchronousTestCase):
     """Tests for the calls that wait for systemd."""
 
     def setUp(self) -> None:
-        gc.collect()  # or sockets that earlier tests left open close during this test
+        gc.collect()  # otherwise sockets of earlier tests would close during this test
         self.before = set(os.listdir("/proc/self/fd"))
 
     def store(self, most: int = 10, **variables: str) -> Store:
@@ -164,7 +164,7 @@ class NowTests(Passing, SynchronousTestCase):
         self.assertEqual([*sizes, Store(environ={}).size], [None, None, None, 7, None])
 
     def test_remove(self) -> None:
-        """Removed names are no longer in the store, even if they never were; the others stay."""
+        """Descriptors of removed names leave the store; others stay. Any name can be removed."""
         store = self.store()
         store.putNow({"a": [self.memory("")] * 2, "b": [self.memory("")]})
         store.removeNow("a", "c")
@@ -263,7 +263,9 @@ class ReactorTests(Passing, TestCase):
         clock.advance(5)
         for each in waiting:
             self.failureResultOf(each, StoreError)
-        self.assertEqual(len(os.listdir("/proc/self/fd")), len(before) + 1)  # systemd's own name
+        self.assertEqual(
+            len(os.listdir("/proc/self/fd")), len(before) + 1
+        )  # the socket of the test's systemd
         self.assertEqual(clock.getDelayedCalls(), [])
 
     def test_cancelled(self) -> None:
@@ -368,7 +370,7 @@ class PackTests(SynchronousTestCase):
         self.assertEqual(theirs.recv(1), b"")
 
     def test_tooMany(self) -> None:
-        """More descriptors than the kernel queues are refused, and nothing waits for room."""
+        """More descriptors than the kernel queues are refused, and the call does not wait."""
         self.assertRaises(OSError, pack, self.memories(1) * 200_000)
 
     def test_gap(self) -> None:

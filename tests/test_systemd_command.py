@@ -87,7 +87,7 @@ class CommandTests(SynchronousTestCase):
         return seen[0]
 
     def test_plugin(self) -> None:
-        """The command C{systemd} is that of the drop-in."""
+        """The plugin of twistd that is named C{systemd} has our options and makes our service."""
         maker = import_module("twisted.plugins.fastpoetry_plugin").systemd
         verifyObject(IServiceMaker, maker)
         self.assertEqual(maker.tapname, "systemd")
@@ -100,7 +100,7 @@ class CommandTests(SynchronousTestCase):
         self.assertEqual(options.subOptions, {"port": 18, "loud": 1})
 
     def test_parent(self) -> None:
-        """twistd answers when the other command asks its parent options."""
+        """The other command can look up twistd's options in its parent options."""
         options: Any = self.parse("other")
         self.assertRaises(KeyError, lambda: options.subOptions.parent["logfile"])
         options.parent = {"logfile": "-"}

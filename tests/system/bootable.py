@@ -3,9 +3,9 @@ Finds out which releases of Debian can be booted here, once for all tests of a r
 
 python -m system.bootable RELEASE ...
 
-Prints their names on one line, and on standard error a line for each one left out. In CI, where no
-person would read that line, the command fails instead; there it leaves out only Debian's next
-release, if no mirror has it.
+Prints their names on one line, and on standard error a line for each release that is left out. In
+CI no person would read that line, so the command fails instead. Only Debian's next release is also
+left out in CI, if no mirror has it.
 """
 
 from __future__ import annotations

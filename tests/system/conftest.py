@@ -73,7 +73,7 @@ def libraryRoot(release: str, package: Path) -> Layers:
 
 @pytest.fixture(scope="session")
 def packageRoot(release: str, libraryRoot: Layers, package: Path) -> Layers:
-    """The same root with the units too."""
+    """The root of L{libraryRoot}, with the units too."""
     return install(libraryRoot, package.parent / f"{release}-units", findPackage(package))
 
 
@@ -101,8 +101,8 @@ def debian(release: str, packageRoot: Layers) -> Iterator[Machine]:
 @pytest.fixture
 def machine(debian: Machine) -> Iterator[Machine]:
     """
-    That system as it was after the installation: no service runs, and the administrator has no
-    poem.
+    The booted system as it was after the installation: no service runs, and the administrator has
+    no poem.
     """
     yield debian
     debian.run("sh", "-c", _TIDY)
@@ -125,8 +125,8 @@ def startMachine(
     """
     Start a machine that sees the clone.
 
-    @param binds: what else to show there of this machine.
-    @param settings: more for L{Machine}.
+    @param binds: other paths of the host to show in the machine, and their paths there.
+    @param settings: other arguments of L{Machine}.
     """
     shown = {CLONE: SOURCE, **(binds or {})}
     machine = Machine(root, f"fastpoetry-{name}", binds=shown, **settings)

@@ -27,8 +27,8 @@ async def read(
     """
     Read one poem.
 
-    @param kind: C{slow} reads 100 kB/s; C{stopped} reads nothing; C{tiny} reads nothing with a tiny
-        buffer.
+    @param kind: C{slow} reads 100 kB/s; C{stopped} reads nothing; C{tiny} reads nothing, and has
+        a tiny buffer.
     """
     client = socket.socket(socket.AF_UNIX if "/" in host else socket.AF_INET)
     client.setblocking(False)
@@ -63,7 +63,7 @@ async def main(host: str, port: str, kinds: str, *poems: str) -> None:
     Run all readers.
 
     @param kinds: the number of each kind: C{slow=50,stopped=50,tiny=1}.
-    @param poems: files with the texts that each may get.
+    @param poems: files with the texts that a reader may get.
     """
     hurry = asyncio.Event()
     loop = asyncio.get_running_loop()

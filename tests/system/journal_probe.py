@@ -1,6 +1,6 @@
 """
-A program for a booted system whose records show how the journal observer works with a real
-journald.
+A program that makes records on a booted system. They show how the journal observer works with a
+real journald.
 
 Run C{python3 journal_probe.py PROBE RUN} as root, with this package importable and on a system that
 is only for tests: some probes stop journald. Every record has the field C{RUN}, so that
@@ -106,7 +106,8 @@ def standstill(run: str) -> Seen:
 
 def stuckExit(run: str) -> Seen:
     """
-    End while journald hangs, which takes no longer than the last wait. Wake journald afterwards.
+    End while journald hangs: the end takes no longer than the observer's last wait for journald.
+    Wake journald afterwards.
     """
     os.kill(_journald(), signal.SIGSTOP)
     return steady(run, 0.5, 4000)
@@ -114,8 +115,8 @@ def stuckExit(run: str) -> Seen:
 
 def gone(run: str) -> Seen:
     """
-    Log three records: C{STEP} 1 and 3 to the journal, between them 2 to standard error, because
-    journald and its socket are gone.
+    Log three records. C{STEP} 1 and 3 go to the journal. C{STEP} 2 goes to standard error, because
+    journald and its socket are gone then.
     """
     _log.info("step {step}", run=run, step=1)
     units = ["systemd-journald.socket", "systemd-journald-dev-log.socket", "systemd-journald"]

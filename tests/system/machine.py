@@ -1,8 +1,9 @@
 """
 A Debian in a container, for as long as a test needs it.
 
-Starts the container, runs commands in it, reads its journal and removes it. Does not make the root
-that it starts from (L{system.roots} does), and does not write to it.
+This module starts the container, runs commands in it, reads its journal and removes it. It does not
+make the root from which a container starts (L{system.roots} does), and does not write to the root.
+The host is the machine that runs the tests.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ _ENVIRONMENT = {
     "SYSTEMD_PAGER": "",
     "TERM": "dumb",
 }
-"""The environment of a command in the machine: without this machine's own settings."""
+"""The environment of a command in the machine: without settings of the host."""
 
-# Every change goes to an overlay in memory, mounted where no other process sees it: it outlasts a
-# reboot and is gone with the machine's last process. systemd-nspawn exits with 133 when the machine
-# reboots, to be run again.
+# Every change goes to an overlay in memory, mounted where no other process sees it. The overlay
+# outlasts a reboot, and is gone with the machine's last process. When the machine reboots,
+# systemd-nspawn exits with 133 and must be run again.
 _START = """
 set -e
 [ -z "$1" ] || echo $$ >"$1/cgroup.procs"
@@ -75,11 +76,11 @@ class Machine:
     ) -> None:
         """
         @param layers: folders that make up a whole Debian, the uppermost first.
-        @param binds: read-only paths of this machine to show there, and where.
-        @param shared: the same for writable paths.
+        @param binds: paths of the host to show read-only in the machine, and their paths there.
+        @param shared: the same for paths that are writable.
         @param environment: variables for commands in the machine.
-        @param boot: whether its first process is its systemd; otherwise it is an idle one.
-        @param network: share this machine's network, instead of a loopback of its own.
+        @param boot: whether its first process is its systemd; otherwise an idle process.
+        @param network: share the host's network, instead of a loopback of its own.
         """
         self.name = name
         self._layers = ":".join(map(str, layers))
@@ -161,7 +162,7 @@ class Machine:
         return self._container is not None and self._container.poll() is None
 
     def _findLeader(self) -> int:
-        """The process ID of the machine's first process out here; 0 if there is none yet."""
+        """The host's process ID of the machine's first process; 0 before there is one."""
         assert self._container is not None
         for nspawn in _findChildren(self._container.pid):
             for child in _findChildren(nspawn):
@@ -204,7 +205,7 @@ class Machine:
         """Power the machine off, or kill it if that fails."""
         assert self._container is not None
         for number in (_POWEROFF, signal.SIGKILL) if self._boots else (signal.SIGKILL,):
-            # Before there is a first process, there is only its container.
+            # Before the machine has a first process, kill systemd-nspawn.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._leader or self._container.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -213,19 +214,19 @@ class Machine:
 
     @property
     def leader(self) -> int:
-        """The process ID of its first process out here."""
+        """The host's process ID of the machine's first process."""
         return self._leader
 
     def path(self, inside: str) -> Path:
         """
-        A file of the machine, as a path out here.
+        A file of the machine, as a path on the host.
 
-        @param inside: absolute, without an absolute symbolic link in it.
+        @param inside: the absolute path in the machine. It leads over no absolute symbolic link.
         """
         return Path(f"/proc/{self._leader}/root{inside}")
 
     def command(self, *command: str) -> list[str]:
-        """The command out here that runs a command in the machine, as root."""
+        """The command of the host that runs a command in the machine, as root."""
         settings = (f"{name}={value}" for name, value in self._environment.items())
         enter = ("nsenter", f"--target={self._leader}", "--all")
         return [*enter, "env", "--chdir=/", "-i", *settings, *command]
@@ -238,7 +239,7 @@ class Machine:
 
         @param check: raise if its exit status is not 0.
         @param seconds: its timeout.
-        @raise MachineError: with all its output.
+        @raise MachineError: if the check fails, with all output.
         """
         ran = subprocess.run(
             self.command(*command),
@@ -280,7 +281,7 @@ class Machine:
 
         @param matches: options and matches of journalctl. With C{--grep} its exit status is 1 if
             no record matches.
-        @raise MachineError: if it complains.
+        @raise MachineError: if journalctl writes to standard error.
         """
         # Waits until journald has read all messages so far.
         self.run("journalctl", "--sync")
@@ -318,7 +319,7 @@ def waitFor(seek: Callable[[], _T], what: str, seconds: float = 20.0) -> _T:
         if time.monotonic() > deadline:
             raise MachineError(f"waited {seconds:g} s for {what}; found {found!r}")
         time.sleep(pause)
-        # Each look into a machine starts processes there, which could use up a small machine.
+        # Each call may start processes in a machine. Too many calls would keep a small host busy.
         pause = min(2 * pause, _LONGEST_POLL_SECONDS)
 
 
@@ -331,7 +332,7 @@ def _findChildren(process: int) -> list[int]:
 
 
 def _isFirst(process: int) -> bool:
-    """Whether a process is the first of a machine, and not one that is still starting it."""
+    """Whether a process is the first of a machine, and not one that starts the machine."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
     except OSError:
@@ -342,9 +343,9 @@ def _isFirst(process: int) -> bool:
 
 def _makeCgroup(name: str) -> Path | None:
     """
-    Make a control group for one machine, if systemd out here would not.
+    Make a control group for one machine, if the host has no systemd that does so.
 
-    Two machines in one group would each take the other's processes for those of its own units.
+    If two machines shared a group, each systemd would take the other's processes for its own.
     """
     if Path("/run/systemd/system").is_dir():
         return None

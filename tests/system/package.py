@@ -38,8 +38,8 @@ def buildPackage(folder: Path, **environment: str) -> Path:
     @return: the folder of the packages.
     @raise MachineError: if the build fails, with the last output.
     """
-    # Uncommitted changes as a commit that belongs to no branch; empty without changes. The package
-    # has the time of its commit, so a commit is needed whose time stays.
+    # The uncommitted changes, as a commit that belongs to no branch; empty without changes. The
+    # package's time is that of the commit, so each run must give the commit the same time.
     git = ["git", "-C", str(CLONE)]
     date = _run([*git, "log", "-1", "--format=%cI"], environment).strip()
     changes = _run([*git, "stash", "create"], {**environment, "GIT_COMMITTER_DATE": date})

@@ -1,5 +1,5 @@
 """
-Pages that print commands, followed as they are printed, with the examples that they link to.
+Pages that print commands, and the examples that they link to. Tests run both as they are printed.
 
 A command for root is in a C{console} block after C{# }, with its output below.
 """
@@ -41,7 +41,7 @@ def readExamples(text: str) -> list[str]:
 
 
 def readFiles(text: str) -> list[str]:
-    """The files in those folders, by their paths in a machine."""
+    """The files of the examples that a text links to, by their paths in a machine."""
     folders = [EXAMPLES / name for name in readExamples(text)]
     return [
         f"/{file.relative_to(folder)}"
@@ -59,7 +59,7 @@ def readSteps(text: str) -> list[Step]:
 
 
 def copyExamples(machine: Machine, text: str) -> None:
-    """Copy those folders to the machine's root, and have systemd read the units."""
+    """Copy a text's examples to the machine's root, and have systemd read the units."""
     folders = [f"{SOURCE}/docs/examples/{name}/." for name in readExamples(text)]
     machine.run("cp", "--recursive", *folders, "/")
     machine.systemctl("daemon-reload")

@@ -1,7 +1,7 @@
 """
 Readers inside a machine, which fetch a poem repeatedly while a test does something to its servers.
 
-They are the clients of the tests of faults, which check every byte and the end.
+They are the clients of L{faults}, which check every byte and how the connection ends.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from system.conftest import SOURCE
 from system.machine import Machine
 
-# Ends when the last writer of its input has closed it.
+# Ends at the end of its input: when the last process that writes to it has closed it.
 _FETCH = """
 import asyncio, dataclasses, json, sys
 from pathlib import Path

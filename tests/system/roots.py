@@ -28,7 +28,7 @@ CLONE = Path(__file__).resolve().parent.parent.parent
 _BUILD_SECONDS = 1800.0
 
 _NO_INDEX = ("-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=")
-"""Makes apt keep no index of its lists, which is larger than many a layer."""
+"""Makes apt keep no index of its lists, which is larger than many layers."""
 
 
 class Kind(NamedTuple):
@@ -47,7 +47,7 @@ class Kind(NamedTuple):
 
 def _readBuildDepends() -> list[str]:
     """The names of the package's build dependencies."""
-    # Where the package is built, the folder is where dpkg wants it.
+    # In the clone, the folder is packaging/debian; where dpkg builds the package, it is debian.
     (control,) = (
         each.read_text()
         for each in (*CLONE.glob("packaging/debian/control"), *CLONE.glob("debian/control"))
@@ -72,7 +72,7 @@ KINDS = {
             *("python3-twisted", "python3-systemd"),
         ),
     ),
-    # What all other tests and the pages of docs/ assume, and programs of others.
+    # What all other tests and the pages of docs/ need, and other projects' programs.
     "full": Kind(
         "package",
         (

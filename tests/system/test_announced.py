@@ -79,7 +79,8 @@ def test_failure(machine: Machine, break_: str, mend: str) -> None:
 @pytest.mark.parametrize("instance", ["fastpoetry@typo", "fastpoetry-proxy@typo"])
 def test_mistyped(machine: Machine, instance: str) -> None:
     """
-    An instance whose socket has failed is announced once, under the name that shows the cause.
+    An instance whose socket has failed is announced once. The announcement names the socket, whose
+    records show the cause.
     """
     journal = Journal(machine)
     assert machine.run("systemctl", "start", instance, check=False).returncode != 0
@@ -89,7 +90,7 @@ def test_mistyped(machine: Machine, instance: str) -> None:
 
 
 def test_forged(machine: Machine) -> None:
-    """A record of the same form is not shown there if a user other than root made it."""
+    """A record of the same form is not shown if a user other than root made it."""
     machine.run("runuser", "-unobody", "--", "sh", "-c", FORGE)
     assert machine.journal("--boot", "--grep=^forged$")
     shown = machine.run("journalctl", "-u", "fastpoetry", "--grep=^forged$", check=False)

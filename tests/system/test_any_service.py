@@ -46,7 +46,7 @@ def guided(release: str, libraryRoot: Layers) -> Iterator[Machine]:
 
 @pytest.fixture
 def machine(guided: Machine) -> Iterator[Machine]:
-    """That system with the guide's files, without a running service of the guide."""
+    """The booted system with the guide's files; no service of the guide runs."""
     copyExamples(guided, TEXT)
     yield guided
     guided.run("sh", "-c", _TIDY)
@@ -75,7 +75,7 @@ def test_sixLines(machine: Machine) -> None:
 
 
 def test_quiet(machine: Machine) -> None:
-    """Once started, neither service logs a complaint."""
+    """Once started, neither of the guide's services logs a complaint."""
     machine.run("sh", "-c", "PYTHONPATH=/opt/signpost twistd3 --help")
     machine.systemctl("start", "web.service", "signpost.service")
     get(machine, "http://127.0.0.1:8080/", "http://127.0.0.1:8081/wiki")

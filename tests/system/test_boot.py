@@ -19,8 +19,8 @@ from system.test_serving import ECSTASY, read
 @pytest.fixture(scope="module")
 def rebooted(release: str, packageRoot: Layers) -> Iterator[Machine]:
     """
-    A machine after a boot. One enabled poem has its metrics, another one's file is gone, and
-    readers of a third poem were handed over before.
+    A machine after a boot. One enabled poem has metrics. The file of another enabled poem is gone.
+    Readers of a third poem were handed over before the boot.
     """
     with closing(startMachine(packageRoot, f"{release}-rebooted")) as machine:
         machine.path("/etc/fastpoetry/poetry/mine.txt").write_text("mine\n")
@@ -37,7 +37,7 @@ def rebooted(release: str, packageRoot: Layers) -> Iterator[Machine]:
 
 
 def test_gone(rebooted: Machine) -> None:
-    """An enabled poem whose file is gone has failed with its cause; no other unit of ours has."""
+    """An enabled poem whose file is gone has failed with a cause; no other unit of ours failed."""
     assert listLeft(rebooted) == {
         "fastpoetry@mine.socket",
         "fastpoetry@ecstasy.socket",

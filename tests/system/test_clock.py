@@ -1,5 +1,5 @@
 """
-Tests for a wall clock that is stepped under the package's unit and its whole sandbox.
+Tests for steps of the wall clock while the package's unit runs in its whole sandbox.
 
 Only the clock of the one process is faked, by a module that Python imports first: the machine's own
 clock is shared with everything that runs beside these tests.
@@ -46,7 +46,7 @@ def stepped(machine: Machine) -> Machine:
 
 
 def setClock(machine: Machine, seconds: float) -> None:
-    """Set the service's clock to that distance from the true time."""
+    """Set the service's clock to so many seconds from the true time."""
     path = machine.path(f"{FOLDER}/offset")
     if not path.exists():
         path.write_bytes(bytes(8))

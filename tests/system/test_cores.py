@@ -66,7 +66,7 @@ def test_together(cores: Machine) -> None:
 
 
 def test_oneAtATime(cores: Machine) -> None:
-    """Restarting them one after the other loses no client."""
+    """Restarting the processes one after the other loses no client."""
     cores.systemctl("start", f"{SERVICES[0]}.service")
     waitFor(lambda: seeStates(cores) == {"active"}, "all of them")
     with reading(cores, 10000, POEM) as replies:

@@ -98,14 +98,14 @@ def starts(machine: Machine, message: str = TOOK_OVER) -> list[dict[str, str]]:
 
 @contextmanager
 def handingOver(machine: Machine, *counts: int) -> Iterator[None]:
-    """Assert that each start that takes readers over takes so many."""
+    """Assert how many readers are taken over, by each start that takes over any."""
     before = len(starts(machine))
     yield
     assert tuple(int(each["READERS"]) for each in starts(machine)[before:]) == counts
 
 
 def copies(machine: Machine, *poems: bytes) -> list[str]:
-    """Put the poems where readers compare with them."""
+    """Put the poems into files, with which readers compare what they get."""
     paths = [f"/root/poem{number}.txt" for number in range(len(poems))]
     for path, poem in zip(paths, poems, strict=True):
         machine.path(path).write_bytes(poem)

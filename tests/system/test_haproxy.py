@@ -117,7 +117,7 @@ def seeServers(machine: Machine, backend: str = "poetry") -> dict[str, tuple[str
 
 
 def awaitServers(machine: Machine, status: str, *names: str) -> None:
-    """Wait until haproxy has that view of those servers."""
+    """Wait until haproxy sees these servers in this status."""
     waitFor(lambda: {seeServers(machine)[name][0] for name in names} == {status}, status)
 
 
@@ -204,7 +204,7 @@ def test_malformed(quiet: Machine) -> None:
 
 
 def test_check(quiet: Machine) -> None:
-    """A check makes no record, whether it only connects and leaves or is haproxy's own."""
+    """A check makes no record, neither haproxy's own nor one that only connects and leaves."""
     quiet.run("sleep", "2")  # a status may be a second old
     since = fromNowOn(quiet)
     before = countSent(quiet)

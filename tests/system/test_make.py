@@ -28,8 +28,8 @@ _SETUP_SECONDS = 300.0
 
 @pytest.fixture(scope="module")
 def fresh(release: str) -> Iterator[Machine]:
-    """A machine on which a user has just cloned the repository, with the network of this one."""
-    # Except where Debian's own authorities are: installing those would replace this machine's.
+    """A machine on which a user has just cloned the repository, with the host's network."""
+    # A file of its own for the host's authorities: Debian's are installed into the usual one.
     bundle = "/etc/host-authorities.pem"
     settings = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
     settings.update(PIP_CERT=bundle, SSL_CERT_FILE=bundle)
@@ -260,7 +260,7 @@ def test_deb(fresh: Machine, package: Path) -> None:
 def _listFiles(contents: str) -> set[str]:
     """
     The files in a package's listing, independent of the release's place for units. Files that
-    Python's packagers add beside a module are theirs.
+    Python's packaging tools add beside a module are left out.
     """
     files = (line.split()[5] for line in contents.splitlines() if not line.endswith("/"))
     return {file.replace("./usr/lib/", "./lib/") for file in files if "-info/" not in file}

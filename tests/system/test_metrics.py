@@ -20,7 +20,7 @@ ASKS = "Accept: application/openmetrics-text; version=1.0.0"
 
 @pytest.fixture(scope="module")
 def metered(release: str, packageRoot: Layers) -> Iterator[Machine]:
-    """A machine with Debian's Prometheus, not running."""
+    """A machine with Debian's Prometheus, which does not run."""
     with closing(startMachine(packageRoot, f"{release}-metered")) as machine:
         yield machine
 
@@ -37,12 +37,12 @@ def setUp(machine: Machine) -> None:
 
 
 def get(machine: Machine, *options: str) -> str:
-    """The response."""
+    """curl's output for a request of the metrics."""
     return machine.run("curl", "-sS", *options, "http://127.0.0.1:9100/metrics").stdout
 
 
 def readSamples(machine: Machine) -> dict[str, float]:
-    """The response, as names and values."""
+    """The metrics, as names and values."""
     lines = [each.rpartition(" ") for each in get(machine).splitlines() if each[0] != "#"]
     return {name: float(value) for name, _, value in lines}
 
@@ -104,7 +104,7 @@ def test_prometheus(metered: Machine) -> None:
 
 
 def test_reload(metered: Machine) -> None:
-    """A reload is counted, and makes the poem fresh."""
+    """A reload is counted, and the poem has the time of the reload."""
     setUp(metered)
     name = 'fastpoetry_poem_timestamp_seconds{source="poem ecstasy"}'
     before = readSamples(metered)
@@ -131,8 +131,8 @@ def test_notAsked(metered: Machine) -> None:
 
 def test_running(metered: Machine) -> None:
     """
-    Systemd starts no socket while its service runs. Its message names the command that starts the
-    socket, which is also the one to run after an edit.
+    While its service runs, a socket cannot be started. The refusal names the command that starts
+    the socket. The same command is to be run after an edit.
     """
     setUp(metered)
     metered.systemctl("disable", "--now", SOCKET)

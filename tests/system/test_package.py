@@ -57,7 +57,7 @@ Description: poetry server that is native to systemd
  As it was.
 """
 
-# A user who types the README's commands is where `make deb` ran, and has sudo.
+# The user who types the README's commands has sudo, and is in the folder where `make deb` ran.
 _SHELL = """
 set -e
 cd /root
@@ -70,7 +70,7 @@ shift $(($# - 1))
 cp /root/written "$1"
 """
 
-# As root only the tests that an ordinary user cannot run.
+# Root runs only the tests that an ordinary user cannot run.
 _BUILD = f"""
     runuser --login builder --command '
         dpkg-source --extract /tmp/fastpoetry_*.dsc source && cd source &&
@@ -106,7 +106,7 @@ def bare(release: str) -> Iterator[Machine]:
 
 @pytest.fixture
 def fresh(bare: Machine) -> Iterator[Machine]:
-    """That system without the package, as if it had never been there."""
+    """The booted system without the package, as if it had never been installed."""
     bare.run("dpkg", "--purge", "fastpoetry", "python3-fastpoetry")
     yield bare
     tidy(bare)
@@ -114,7 +114,7 @@ def fresh(bare: Machine) -> Iterator[Machine]:
 
 @pytest.fixture
 def installed(bare: Machine, package: Path) -> Iterator[Machine]:
-    """That system with the package, without a running unit of ours."""
+    """The booted system with the package; no unit of ours runs."""
     if not isInstalled(bare):
         installPackage(bare, package)
     yield bare
@@ -141,7 +141,7 @@ def newer(package: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def single(package: Path, tmp_path: Path) -> Path:
-    """The packages' content as the one package before 1.1.0."""
+    """The content of both packages in one package, as before 1.1.0."""
     tree = tmp_path / "single"
     run("dpkg-deb", "--raw-extract", findPackage(package, "python3-fastpoetry"), tree)
     run("dpkg-deb", "--extract", findPackage(package), tree)
@@ -296,7 +296,7 @@ def test_firstBoot(release: str, package: Path) -> None:
     with closing(startMachine(findRoot(release, "package"), f"{release}-image")) as image:
         installPackage(image, package)
         image.path("/etc/machine-id").write_text("uninitialized\n")
-        # This shows that presets were applied: Debian's own file enables it.
+        # Debian's presets enable this unit again, which shows that presets were applied.
         image.systemctl("disable", "getty@tty1.service")
         # It would ask questions, and no user is there to answer.
         image.systemctl("mask", "systemd-firstboot.service")
@@ -330,7 +330,7 @@ def test_help(installed: Machine) -> None:
 
 
 def test_autopkgtest(installed: Machine, package: Path) -> None:
-    """The package's own tests pass, as autopkgtest runs them: the first as nobody."""
+    """The package's own tests pass, as autopkgtest runs them: the first as the user nobody."""
     tree = installed.path("/tmp/tree")
     shutil.copytree(package.parent / "deb/fastpoetry", tree, dirs_exist_ok=True)
     # This machine is the isolated container that one of the tests asks for.
@@ -353,8 +353,8 @@ def test_upgrade(installed: Machine, newer: Path) -> None:
 def test_upgradeFromOne(fresh: Machine, single: Path, package: Path) -> None:
     """
     An upgrade from the single package of earlier versions restarts the running services too. The
-    modules move to another package: a service that starts between the two finds none, and its
-    readers wait in the socket.
+    modules move to another package: a service that starts in between finds no modules, and
+    its readers wait in the socket.
     """
     installPackage(fresh, single)
     startEverything(fresh)

@@ -304,7 +304,7 @@ def silent(machine: Machine) -> Iterator[None]:
 
 
 def test_silentResolver(machine: Machine, setEdge: Set, silent: None) -> None:
-    """A resolver that does not answer does not delay a stop: systemd does not need to kill."""
+    """A silent resolver does not delay a stop: systemd does not need to kill the proxy."""
     setEdge(UPSTREAM="tcp:host=poems.example:port=10000", OPTIONS="--connect-timeout=0.5")
     machine.systemctl("start", EDGE)
     reader = subprocess.Popen(machine.command("nc", "-d", "-U", SOCKET), stdin=subprocess.DEVNULL)

@@ -101,7 +101,7 @@ def install(arguments: dict[str, list[str]], root: Layers, folder: Path) -> None
     machine = startMachine(root, "wheels", boot=False, shared={folder: "/opt/wheels"})
     with closing(machine):
         # With the release's Python, or each start of a program would compile its modules. The
-        # status counts files for other Pythons, such as templates.
+        # exit status is ignored: it also tells of files for other Pythons, such as templates.
         machine.run("python3", "-m", "compileall", "-qq", "/opt/wheels", check=False, seconds=300)
 
 
@@ -129,7 +129,7 @@ def test_recipe(equipped: Machine, title: str) -> None:
 
 
 def isOf(units: list[str], record: dict[str, str]) -> bool:
-    """Whether a record is from a process of one of those units, by patterns of their names."""
+    """Whether a record is from a unit whose name matches one of the patterns."""
     return any(fnmatch(record.get("_SYSTEMD_UNIT", ""), each) for each in units)
 
 

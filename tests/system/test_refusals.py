@@ -108,8 +108,8 @@ def test_otherPath(machine: Machine) -> None:
 def test_cannotRun(machine: Machine, pauseSeconds: float, break_: str, mend: str) -> None:
     """
     Three services fail visibly: one cannot be executed, one ends before it is ready, and one
-    refuses its poem. They are retried only now and then while a client waits. The socket stays, and
-    the client is served once the fault is fixed.
+    refuses its poem. While a client waits, each is retried after a pause. The socket stays, and the
+    client is served once the fault is fixed.
     """
     service, socket = "fastpoetry@ecstasy.service", "fastpoetry@ecstasy.socket"
     machine.systemctl("start", socket)
@@ -280,7 +280,7 @@ def listErrors(machine: Machine, unit: str) -> list[str]:
 def test_changedAddress(machine: Machine) -> None:
     """
     A service that gets no descriptor, because its active socket's address was changed, says that
-    the socket must be restarted; then it serves.
+    the socket must be restarted. After that restart it serves.
     """
     machine.systemctl("start", "fastpoetry@alla_sera")
     folder = machine.path("/run/systemd/system/fastpoetry@alla_sera.socket.d")

@@ -2,8 +2,9 @@
 Tests for restarts as readers see them: how long each waits for its poem.
 
 No reader waits much longer than Python and Twisted take to start. That time depends on the machine
-and its load, so it is measured beside the restarts: a wait of a few starts is a busy machine; a
-wait of many starts is a pause, or a forgotten reader.
+and its load, so it is measured beside the restarts. A reader that waits
+for a few starts shows that the machine is busy. A reader that waits for many starts was forgotten,
+or waited for a pause.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ _START = (
 _RESTARTS = 20
 _STARTS = 4
 """
-The number of starts that a reader may wait for: one and a drain on a quiet machine, and more under
-load, which does not slow everything down equally.
+How long a reader may wait, in starts of twistd. On a quiet machine a reader waits for one start and
+a drain. Load slows some parts down more than others, so under load a reader may wait longer.
 """
 
 

@@ -156,8 +156,8 @@ def test_journalFields(machine: Machine) -> None:
 
 def test_journalSelection(machine: Machine) -> None:
     """
-    C{-u fastpoetry} shows the quote service, C{-u 'fastpoetry@*'} every instance, C{-t fastpoetry}
-    all of them; the explanation of the start record says so.
+    C{journalctl -u fastpoetry} shows the quote service, C{-u 'fastpoetry@*'} every instance, and
+    C{-t fastpoetry} all of them. The explanation of the start record says so.
     """
     quote, instance = "fastpoetry.service", "fastpoetry@ecstasy.service"
     machine.systemctl("start", quote, instance)
@@ -202,7 +202,7 @@ def test_stop(machine: Machine) -> None:
 
 
 def test_stopInTime(machine: Machine) -> None:
-    """A reader that has stopped is reset at the drain timeout, and the service exits cleanly."""
+    """A stopped reader is reset at the drain timeout, and the service exits cleanly."""
     addOptions(machine, "--drain-timeout=1")
     machine.path("/etc/fastpoetry/poetry/ecstasy.txt").write_bytes(b"a line\n" * (1 << 21))
     machine.systemctl("start", "fastpoetry@ecstasy")

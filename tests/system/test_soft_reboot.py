@@ -22,8 +22,8 @@ def isThrough(machine: Machine) -> bool:
     try:
         return machine.run(*show, check=False, seconds=5).stdout == THROUGH
     except subprocess.TimeoutExpired:
-        # systemd stops every process before it ends all. nsenter stops with its child, and stays
-        # stopped.
+        # systemd sends SIGSTOP to all processes before it ends them. nsenter stops with its child,
+        # and stays stopped.
         return False
 
 

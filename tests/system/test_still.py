@@ -17,7 +17,7 @@ _STUCK = Path(__file__).resolve().parent.parent / "faults/stuck.py"
 
 def test_stop(machine: Machine, tmp_path: Path) -> None:
     """
-    While a reload waits for the disk readers are served. A stop succeeds, and so does a start with
+    While a reload waits for the disk, readers are served. A stop succeeds, and so does a start with
     another poem, even though SIGKILL does not end the process that waits.
     """
     poem = tmp_path / "still.txt"

@@ -41,8 +41,8 @@ SystemCallFilter=@system-service
 SystemCallErrorNumber=EPERM
 """
 
-# Prints the descriptors it finds, stores those for the next process, and waits for its end. Its
-# connections lead from itself to itself.
+# Prints the descriptors it finds, stores descriptors for the next process, and waits for its end.
+# Both ends of each of its connections are its own.
 _PROGRAM = """
 import json, os, signal, socket
 from fastpoetry.systemd.adopted import inherited
@@ -81,7 +81,7 @@ signal.pause()
 
 
 class Keep:
-    """The unit."""
+    """The unit that runs the program."""
 
     def __init__(self, machine: Machine, most: int) -> None:
         self.machine = machine
@@ -118,7 +118,7 @@ class Keep:
 
 @pytest.fixture
 def keep(machine: Machine, request: pytest.FixtureRequest) -> Any:
-    """The unit with the store size in the mark, or a large one."""
+    """The unit, whose store has the size that the test asks for, or a sufficient one."""
     made = Keep(machine, getattr(request, "param", 6))
     yield made
     made.close()

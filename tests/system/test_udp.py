@@ -24,7 +24,7 @@ PrivateNetwork=yes
 
 
 def test_bothKinds(machine: Machine) -> None:
-    """A datagram starts the service and is answered; so does a connection."""
+    """A datagram or a connection starts the service, and is answered."""
     units = machine.path("/run/systemd/system")
     units.joinpath("fastpoetry-udp.socket").write_text(_SOCKET)
     units.joinpath("fastpoetry-udp.service").write_text(_SERVICE)
