@@ -52,8 +52,8 @@ reactor: Any = _reactor
 ROOT = Path(__file__).resolve().parent.parent
 DEBIAN_PYTHON = "/usr/bin/python3"
 
-# Steps the wall clock: changes by how many seconds time.time() is off, while Twisted runs. This
-# function must be patched before Twisted is imported.
+# step() moves the wall clock by so many seconds while Twisted runs. time.time() must be patched
+# before Twisted is imported.
 STEPPED = """
 import json, os, sys, time
 offset, real = 0.0, time.time
@@ -216,7 +216,7 @@ class CallTests(SynchronousTestCase):
         self.assertEqual(self.called, [((1,), {"f": 2})])
 
     def test_atOnce(self) -> None:
-        """A call without delay waits for the reactor's next turn, also if another call makes it."""
+        """A call without delay waits for the next turn, even if another call schedules it."""
         self.clock.callLater(0, self.later, 0, "inner")
         self.assertEqual(self.called, [])
         self.kernel.pass_(0.001)

@@ -513,7 +513,7 @@ class AliveTests(NotifyCase):
         self.assertEqual((heard, causes), (["WATCHDOG=1"], ["LookupError: no port"]))
 
     def test_again(self) -> None:
-        """A program that becomes alive, and then is not again, makes a second record."""
+        """A program that was alive again since the last record makes another one."""
         heard, causes = self.pings(False, True, False)
         self.assertEqual((heard, causes), (["WATCHDOG=1"], ["its check returned false"] * 2))
 

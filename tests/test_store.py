@@ -263,9 +263,7 @@ class ReactorTests(Passing, TestCase):
         clock.advance(5)
         for each in waiting:
             self.failureResultOf(each, StoreError)
-        self.assertEqual(
-            len(os.listdir("/proc/self/fd")), len(before) + 1
-        )  # the socket of the test's systemd
+        self.assertEqual(len(os.listdir("/proc/self/fd")), len(before) + 1)  # one is the fake's
         self.assertEqual(clock.getDelayedCalls(), [])
 
     def test_cancelled(self) -> None:

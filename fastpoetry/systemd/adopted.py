@@ -105,7 +105,11 @@ class _Claim:
         self._ports = 0
 
     def addPort(self) -> None:
-        """@raise AdoptError: if the sockets were returned, and one has another user now."""
+        """
+        Claim the sockets again if they were returned.
+
+        @raise AdoptError: if one of them has another user now.
+        """
         if not self._isHeld:
             self._owner.reclaim(self.descriptors)
             self._isHeld = True

@@ -34,8 +34,7 @@ _CONNECTS = ("connectTCP", "connectSSL", "connectUNIX")
 
 _STALE = 50
 """
-Entries of cancelled or moved calls that stay in the heap: one for each pending call, and this many
-more.
+The heap may keep this many entries of cancelled or moved calls, and one more for each pending call.
 """
 
 
@@ -253,7 +252,7 @@ else:
     @cache
     def _libc() -> Any:
         # Imported late: the import takes 1 to 2 ms, unless Twisted's TLS has made it before.
-        # MemoryDenyWriteExecute= forbids only the callbacks of ctypes, which this module lacks.
+        # MemoryDenyWriteExecute= forbids only callbacks of ctypes. This module uses no callbacks.
         from ctypes import CDLL
 
         return CDLL(None, use_errno=True)

@@ -85,7 +85,7 @@ class Options(usage.Options):
 
 
 def _makeOptions(maker: Any) -> Any:
-    return maker.options()  # imports the command in some cases: called only if it is chosen
+    return maker.options()  # may import the command, so call this for the chosen one only
 
 
 def makeService(options: Options) -> MultiService:

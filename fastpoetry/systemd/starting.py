@@ -72,7 +72,7 @@ class StartWatch:
     """
     Watches what the services of a program return from C{startService}.
 
-    C{MultiService} drops those Deferreds. So from L{addProgram} to L{finish} the methods
+    C{MultiService} drops a returned Deferred. So from L{addProgram} to L{finish} the methods
     C{startService} and C{addService} of each service are replaced by ours, which call the original.
     """
 
@@ -129,7 +129,7 @@ class StartWatch:
         undo = partial(delattr, service, name)
         if name in getattr(service, "__dict__", {}):
             undo = partial(setattr, service, name, getattr(service, name))
-        # Services with slots, or with attributes declared in advance, cannot be watched.
+        # Services whose attributes cannot be set, such as those with slots, cannot be watched.
         with suppress(AttributeError):
             setattr(service, name, replacement)
             self._undo.append(undo)

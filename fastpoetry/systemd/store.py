@@ -158,7 +158,7 @@ class Store:
         if not messages:
             return
         ours, theirs = os.pipe2(os.O_CLOEXEC)
-        probe = f"{_PROBE}-{ours}"  # of this put only: systemd removes all of a name
+        probe = f"{_PROBE}-{ours}"  # a name of this put only: systemd removes by name
         try:
             try:
                 yield from self._tell([*messages, (f"FDSTORE=1\nFDNAME={probe}", [theirs])])

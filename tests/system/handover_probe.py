@@ -1,10 +1,9 @@
 """
 Readers of a large poem that check every byte, run inside a machine by the system's Python.
 
-Once each has a byte, it reads in its own way until a line comes on stdin; then all read on as fast
-as they can.
-The results are printed as JSON: each reader's kind, its number of bytes, whether these are a poem
-or the beginning of one, and how the connection ended.
+Once all readers have a byte, each reads in its own way until a line comes on stdin. Then all read
+on as fast as they can. The results are printed as JSON: each reader's kind, its number of bytes,
+whether these are a poem or the beginning of one, and how the connection ended.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ async def read(
     """
     Read one poem.
 
-    @param kind: C{slow} reads 100 kB/s; C{stopped} reads nothing; C{tiny} reads nothing, and has
-        a tiny buffer.
+    @param kind: C{slow} reads 100 kB/s; C{stopped} reads no more; C{tiny} reads no more, and has a
+        tiny buffer.
     """
     client = socket.socket(socket.AF_UNIX if "/" in host else socket.AF_INET)
     client.setblocking(False)

@@ -221,7 +221,7 @@ class Machine:
         """
         A file of the machine, as a path on the host.
 
-        @param inside: the absolute path in the machine. It leads over no absolute symbolic link.
+        @param inside: the absolute path in the machine. Symbolic links in it must be relative.
         """
         return Path(f"/proc/{self._leader}/root{inside}")
 

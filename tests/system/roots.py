@@ -134,8 +134,9 @@ def makeOnce(release: str, kind: str, source: object, make: Callable[[Path], Non
     A folder in the cache for a release, made now if there is none yet. Other processes see it only
     when it is complete.
 
-    @param source: what the folder is made from. With another one, it is another folder.
-    @param make: takes the path of the new folder. It must not make another one of that release.
+    @param source: what the folder is made from. Each source has a folder of its own.
+    @param make: makes the folder at a path. It must not call L{makeOnce} for that release: the call
+        would wait for itself.
     """
     known = sha256(repr(source).encode()).hexdigest()[:8]
     folder = findCache(f"{release}-{kind}-{known}")

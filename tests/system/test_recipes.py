@@ -78,7 +78,7 @@ def wheels(release: str) -> Path:
 
 
 def readArguments(release: str) -> dict[str, list[str]]:
-    """pip's arguments for each of those folders, with the versions of the table."""
+    """pip's arguments for each folder of L{wheels}, with the versions of the table."""
     page = re.sub(r"==\$\(.*\)", f"=={_BUILDBOTS[release]}", PAGE.read_text("utf-8"))
     beside = " ".join(re.findall(r"pip install --no-deps --target=/opt/pip\s+([^`]+)", page))
     arguments = {"pip": ["--no-deps", *beside.split()]}
@@ -91,7 +91,7 @@ def readArguments(release: str) -> dict[str, list[str]]:
 
 
 def install(arguments: dict[str, list[str]], root: Layers, folder: Path) -> None:
-    """Run pip for each folder in a new one, or skip the test if that is not possible."""
+    """Run pip for each folder, below a new one, or skip the test if pip fails."""
     pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-compile")
     for name, wanted in arguments.items():
         command = [*pip, f"--target={folder / name}", *wanted]

@@ -2,9 +2,9 @@
 Tests for restarts as readers see them: how long each waits for its poem.
 
 No reader waits much longer than Python and Twisted take to start. That time depends on the machine
-and its load, so it is measured beside the restarts. A reader that waits
-for a few starts shows that the machine is busy. A reader that waits for many starts was forgotten,
-or waited for a pause.
+and its load, so it is measured beside the restarts. A reader that waits for a few
+starts shows that the machine is busy. A reader that waits for many starts was forgotten, or waited
+for a pause.
 """
 
 from __future__ import annotations
