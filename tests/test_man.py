@@ -363,6 +363,11 @@ class FormTests(SynchronousTestCase):
         """groff formats them without a warning."""
         self.assertEqual(self.say("groff", "-t", "-man", "-ww", "-z"), "")
 
+    @skipUnless(shutil.which("groff"), "groff is not installed")
+    def test_hyphens(self) -> None:
+        """No path, option or unit is broken with a hyphen at the end of a line."""
+        self.assertNotIn("\u2010\n", self.say("groff", "-t", "-man", "-Tutf8"))
+
     @skipUnless(shutil.which("mandoc"), "mandoc is not installed")
     def test_mandoc(self) -> None:
         """mandoc prints no message."""
