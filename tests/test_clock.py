@@ -431,7 +431,7 @@ class CallTests(SynchronousTestCase):
 
 
 class RealTests(TestCase):
-    """Tests in the reactor of these tests, which must be clean after each."""
+    """Tests with trial's own reactor, which must be clean after each test."""
 
     def test_called(self) -> Deferred[None]:
         """A call is made after its delay at the earliest, and by the kernel's timer alone."""

@@ -355,8 +355,8 @@ class JournalObserverTests(SynchronousTestCase):
 
     def test_noThreadAtTheEnd(self) -> None:
         """
-        If no thread can start until the end, records are sent to the journal and the rest is
-        written to standard error. No record is lost, and the program does not wait.
+        If no thread can start until the end, the journal gets the records that it takes, and
+        standard error gets the others. No record is lost, and the program does not wait.
         """
         journald = self.journald()
         self.patch(sys, "modules", {**sys.modules, "twisted.internet.reactor": None})

@@ -103,8 +103,8 @@ class ReadyTests(NotifyCase):
 
     def test_functionLast(self) -> None:
         """
-        A function that READY waits for is called when all services have started, so that it can see
-        failures.
+        A function that READY waits for is called when all services have started, so that it can
+        check how they started.
         """
         slow: Deferred[None] = Deferred()
         calls: list[int] = []

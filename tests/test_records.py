@@ -134,7 +134,7 @@ class FieldsTests(SynchronousTestCase):
         self.assertEqual(int(found["CODE_LINE"]), code.co_firstlineno + 3)
 
     def test_noFailure(self) -> None:
-        """An object in a failure's place that is not a failure has no place in the code."""
+        """An object that is no failure, and a failure never raised, add no C{CODE_FILE}."""
         for pretender in (None, "failure", Failure(ValueError("never raised"))):
             found = mapped(log_format="x", log_failure=pretender)
             self.assertNotIn("CODE_FILE", found)
