@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tomllib
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,8 +16,10 @@ from unittest import SkipTest
 from zipfile import ZipFile
 
 from fakes import makeFolder
-from processes import fetch, waitUntil
+from processes import fetchFrom
 from twisted.trial.unittest import SynchronousTestCase
+
+import twisted
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -91,7 +92,7 @@ class PipTests(SynchronousTestCase):
         folder = Path(makeFolder(self))
         run(sys.executable, "-m", "venv", "--without-pip", folder)
         [site] = folder.glob("lib/python*/site-packages")
-        (site / "beneath.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        (site / "beneath.pth").write_text(f"{Path(twisted.__file__).parents[1]}\n")
         install = (sys.executable, "-m", "pip", "--python", folder, "install", "--quiet")
         done = run(*install, "--no-deps", "--no-index", what)
         self.assertEqual(done.returncode, 0, done.stderr)
@@ -116,11 +117,10 @@ class PipTests(SynchronousTestCase):
         command = [folder / "bin/python", "-c", twistd, "--nodaemon", "--pidfile="]
         command += ["fastpoetry", "--poem", "ecstasy", "--listen", f"unix:{path}"]
         with subprocess.Popen(
-            list(map(str, command)), cwd=folder, stdout=subprocess.DEVNULL
+            list(map(str, command)), cwd=folder, stdout=subprocess.DEVNULL, text=True
         ) as server:
             try:
-                waitUntil(path.exists, "the server to listen")
-                poem = fetch(str(path))
+                poem = fetchFrom(server, str(path))
             finally:
                 server.terminate()
         self.assertEqual(poem, (ROOT / "poetry/ecstasy.txt").read_bytes())
