@@ -36,8 +36,11 @@ from .server import (
     wait,
 )
 
-STEPS = (-86_400, 86_400)
-"""How far a clock is set, in seconds: by NTP at boot, or in a virtual machine after a pause."""
+STEPS = (86_400, -86_400)
+"""
+How far a clock is set, in seconds: by NTP at boot, or in a virtual machine after a pause. A step
+back is the last: with a clock that it stops, time would stand still for the rest of the test.
+"""
 
 _FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878
 """As in fsfreeze(8)."""
