@@ -1,5 +1,5 @@
 # `make help` lists the targets. On Debian a target first installs the packages that it needs, as root or
-# with sudo. On other systems the missing program reports an error.
+# with sudo. On other systems the error names the missing program.
 
 SHELL = /bin/sh
 .DELETE_ON_ERROR:
@@ -31,7 +31,7 @@ help:
 	@echo 'make run      serve poetry/ecstasy.txt on 127.0.0.1:10000, in the foreground'
 	@echo 'make test     all tests; as root on Debian also on booted systems (TESTS=path for some)'
 	@echo 'make lives    random events until the server breaks a promise (SEED=number for one run)'
-	@echo 'make mutants  small faults in a copy of the code that no test notices (SAMPLE=150 SEED=27)'
+	@echo 'make mutants  list faults, put into a copy of the code, that no test notices (SAMPLE=150 SEED=27)'
 	@echo 'make check    lint, types and sentences'
 	@echo 'make bench    measure poems a second and CPU time, and compare other servers'
 	@echo 'make docs     API documentation, in build/api'
@@ -102,7 +102,7 @@ endif
 SHARDS = modules faults $(if $(SYSTEMS),packages) $(SYSTEMS)
 modules = tests/test_*.py tests/lives
 faults = tests/faults
-# About half of the work for a release, on other machines than the rest.
+# About half of the work for a release, in containers of their own.
 PACKAGING = tests/system/test_make.py tests/system/test_package.py
 packages = $(PACKAGING) $(SYSTEMS:%=--system=%)
 

@@ -54,7 +54,7 @@ def test_name(machine: Machine, name: str) -> None:
         assert "no poem ecstacy in /etc/fastpoetry/poetry:/usr/share/fastpoetry/poetry; " in status
         assert "did you mean ecstasy?" in status
         shown = machine.run("journalctl", "-xe", "--boot").stdout
-        assert f"Subject: Nothing is there for {service} to serve" in shown
+        assert f"Subject: No poem or upstream exists for {service}" in shown
     waitFor(lambda: listLeft(machine) == {socket}, "the last trace of it to go")
     assert socket in machine.systemctl("--failed", "--plain", "--no-legend")
     assert not machine.path(f"/run/fastpoetry/{name}.sock").exists()
