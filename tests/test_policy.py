@@ -197,7 +197,7 @@ class FullTests(PolicyCase):
         with capturedLogs() as events:
             self.assertEqual(self.countRoom(), 0)
             self.assertEqual(self.countRoom(), 0)
-        self.assertEqual((self.port.reading, self.port.turns), (False, 1))
+        self.assertFalse(self.port.reading)
         self.assertEqual(
             records(events),
             [
@@ -211,6 +211,14 @@ class FullTests(PolicyCase):
                 }
             ],
         )
+
+    def test_readsAgain(self) -> None:
+        """A port that got its poem while there is no room is paused like the others."""
+        self.fill()
+        self.policy.pauseIfFull()
+        self.port.startReading()
+        self.policy.pauseIfFull()
+        self.assertFalse(self.port.reading)
 
     def test_resumes(self) -> None:
         """When a reader leaves, the ports accept again at once."""

@@ -185,6 +185,7 @@ class Policy:
         @param cause: for the administrator, in a record at most every ten seconds.
         """
         if self.gate.isClosed:
+            self.gate.close()  # a port that has waited for a poem, or has failed, reads again
             return
         before = self.readers
         self._lingering.closeAll()
