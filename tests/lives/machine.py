@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import cycle, islice
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from messages import GAVE_UP, LEFT, SENT, TURNED_AWAY
+from messages import GAVE_UP, GAVE_UP_NEAR_THE_END, LEFT, SENT, TURNED_AWAY
 
 from fastpoetry.delivery.sockets import countWaiting
 from lives.kernel import Faults
@@ -27,16 +28,29 @@ HEADERS = {
 _SLACK_SECONDS = 3.0
 """Deadlines are checked once a second; a reader that has everything may linger for two."""
 
+_MOST_ERRORS = 5
+"""Each kind of failure is as likely as any other, with so many errors or repetitions."""
+
+_NETWORK_WAYS = [way for way in WAYS if way != "unix"]
+
+_MOST_DEADLINES = 200
+"""A life has fewer clients, and each of them leaves at a deadline."""
+
 EVENTS: Counter[str] = Counter()
 """The number of times that each event has happened, in all lives."""
 
 _ways = st.sampled_from(WAYS)
+_networkWays = st.sampled_from(_NETWORK_WAYS)
 _sources = st.sampled_from(SOURCES)
 _sizes = st.sampled_from(sorted(SIZES))
 _index = st.integers(0, 30)
 _times = st.sampled_from([0.001, 0.05, 0.12, 0.3, 1.0, 2.5, 6.0, 14.0, 45.0, 86_400.0])
 _faults = st.sampled_from(
-    [(kind, number) for kind, numbers in Faults.KINDS.items() for number in numbers]
+    [
+        (kind, number)
+        for kind, numbers in Faults.KINDS.items()
+        for number in islice(cycle(numbers), _MOST_ERRORS)
+    ]
 )
 
 
@@ -122,6 +136,28 @@ class Life(RuleBasedStateMachine):
             client.leave(withReset=withReset)
             self.world.settle()
 
+    @rule(index=_index)
+    def vanish(self, index: int) -> None:
+        """A client takes no further packet, and acknowledges none."""
+        client = self._pick(index)
+        if client is not None and client.isTCP:
+            self._happen("vanish")
+            client.vanish()
+
+    @rule(way=_networkWays, source=_sources)
+    def vanishAtOnce(self, way: str, source: str) -> None:
+        """A client vanishes before the server sends it anything."""
+        self._happen(f"vanish at once {way}")
+        self._lose(way, source)
+
+    def _lose(self, way: str, source: str) -> Client:
+        client = self.world.arrive(way, source)
+        if way == "header":
+            client.write(HEADERS["whole"])
+        client.vanish()
+        self.world.settle()
+        return client
+
     @rule(seconds=_times)
     def wait(self, seconds: float) -> None:
         """Time passes."""
@@ -192,7 +228,9 @@ class Life(RuleBasedStateMachine):
         self.world.poetry.goOn()
         self.world.stop(process, meanwhile)
         checkCounts(process)
-        assert not process.clock.getDelayedCalls(), "a process that has stopped has timers"
+        now = self.world.time.now  # a call that is due may be late after a fault
+        timers = [call for call in process.clock.getDelayedCalls() if call.getTime() > now]
+        assert not timers, f"a process that has stopped has timers: {timers}"
 
     def _serve(self, clients: list[Client], turns: int, waits: int = 0) -> None:
         """
@@ -208,7 +246,8 @@ class Life(RuleBasedStateMachine):
             self._meanwhile(0.3)
         for client in clients:
             # A proxy in an outage has no poem in time, and asks its upstream again later.
-            if self.world.upstream and client.outcome == "reset" and not client.seen:
+            isTurnedAway = client.outcome == "reset" or not client.isTCP
+            if self.world.upstream and isTurnedAway and not client.seen:
                 continue
             assert client.outcome == "end", f"a new client got {client.outcome}"
             assert client.isWhole(self.world.poetry.versions), "a new client got a short poem"
@@ -223,9 +262,9 @@ class Life(RuleBasedStateMachine):
 
     # The machine.
 
-    @rule(faults=st.lists(_faults, min_size=1, max_size=2), times=st.integers(1, 3))
+    @rule(faults=st.lists(_faults, min_size=1, max_size=3), times=st.integers(1, 3))
     def fail(self, faults: list[tuple[str, int]], times: int) -> None:
-        """The next system calls of one or two kinds fail."""
+        """The next system calls of up to three kinds fail."""
         self.world.wasFaulty = True
         for fault in faults:
             self._happen(f"fail {fault[0]}")
@@ -239,6 +278,15 @@ class Life(RuleBasedStateMachine):
             self._happen("descriptors " + ("run short" if isShort else "return"))
             process.policy.mostDescriptor = 0 if isShort else 2**31
             self.world.settle()
+
+    @rule(stops=st.booleans())
+    def journal(self, stops: bool) -> None:
+        """The journal stops reading, or reads on: each record has come, or was counted as lost."""
+        self._happen("the journal " + ("stops" if stops else "reads on"))
+        if stops:
+            self.world.journal.stop()
+        else:
+            self.world.journal.goOn()
 
     # Promises.
 
@@ -334,23 +382,33 @@ class Life(RuleBasedStateMachine):
         world.faults.clear()
         world.poetry.isBroken = False
         world.poetry.goOn()
+        world.journal.goOn()
         for process in world.processes:
             process.policy.mostDescriptor = 2**31
         if not world.processes:
             world.start()
         world.readAll([client for _, client in world.clients])
         self.promisesHold()
-        for _ in range(4):
-            self._meanwhile(LIMITS.stallSeconds)
-            self.promisesHold()
+        self._waitForDeadlines()
+        self._loseTheLast()
         for process in world.processes:
-            isEmpty = not process.policy.readers
-            assert not (isEmpty and process.policy._quota._counts), "a source has lost its place"
+            assert not process.policy._quota._counts, "a source has lost its place"
         self._serveTheLast()
         if self.isKilled:
             self._killAll()
         else:
             self._stopAll()
+
+    def _waitForDeadlines(self) -> None:
+        """Wait until no client is left. The promises let none stay for ever."""
+        for _ in range(_MOST_DEADLINES):
+            self._meanwhile(LIMITS.stallSeconds)
+            self.promisesHold()
+            readers = sum(process.policy.readers for process in self.world.processes)
+            waiting = sum(countWaiting(self.world.sockets[way]) for way in _NETWORK_WAYS)
+            if not (readers or waiting):
+                return
+        raise AssertionError(f"{readers} readers and {waiting} other clients are left")
 
     def _serveTheLast(self) -> None:
         """New clients get the whole poem, also a client that wrote first and reads late (P1)."""
@@ -361,6 +419,20 @@ class Life(RuleBasedStateMachine):
         world.settle()
         self._serve(last, turns=20)
         self._serve([late], turns=20, waits=10)
+
+    def _loseTheLast(self) -> None:
+        """A client that has vanished is reset at the deadline, with a record (P4)."""
+        lost = [self._lose(way, CALM) for way in ("fast", "standard", "header")]
+        told = self._countGivenUp()
+        self._waitForDeadlines()
+        assert self._countGivenUp() > told, "no record tells of the clients that vanished"
+        for client in lost:
+            client.comeBack(self.world.time.now)
+            assert client.outcome == "reset", "the system still sends to a client that has vanished"
+
+    def _countGivenUp(self) -> int:
+        kinds = GAVE_UP, GAVE_UP_NEAR_THE_END, TURNED_AWAY
+        return sum(process.records[kind] for process in self.world.processes for kind in kinds)
 
     def _meanwhile(self, seconds: float) -> None:
         """Let time pass, while the rest of the world does its part."""
@@ -395,8 +467,14 @@ class Life(RuleBasedStateMachine):
             assert isWaiting or isWhole, f"a client got {client.outcome} after a stop"
 
     def _killAll(self) -> None:
-        """A killed process resets its clients in mid-poem; the backlog waits for the next (P2)."""
+        """
+        A killed process resets its clients in mid-poem, also after another one on its sockets has
+        stopped. The backlog waits for the next (P2).
+        """
         world = self.world
+        if len(world.processes) < 2:
+            world.start()
+        self._end(world.processes[-1])
         self._announce("long")
         last = [world.arrive(way, CALM) for way in ("fast", "standard")]
         world.settle()

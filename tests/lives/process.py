@@ -26,7 +26,9 @@ from fastpoetry.protocol import PoetryFactory, PoetryProtocol
 from fastpoetry.systemd.adopted import AdoptedEndpoint
 from fastpoetry.systemd.clock import MonotonicClock
 from fastpoetry.systemd.descriptors import Descriptor
+from fastpoetry.systemd.journal import JournalObserver
 from fastpoetry.systemd.store import StoreError
+from lives.journal import Journal
 from lives.kernel import Faults, Time, Turns
 
 LIMITS = Limits(
@@ -198,7 +200,9 @@ class Process:
         self.reactor.close()
 
 
-_OPAQUE = (type, ModuleType, FunctionType, FrameType, str, bytes, int, float, mock.Mock)
+_PLAIN = (type, ModuleType, FunctionType, FrameType, str, bytes, int, float, mock.Mock)
+_SHARED = (Journal, JournalObserver)
+"""Objects of all lives."""
 
 
 def _findSockets(*roots: object) -> Iterator[socket.SocketType]:
@@ -207,7 +211,7 @@ def _findSockets(*roots: object) -> Iterator[socket.SocketType]:
     waiting: list[Any] = list(roots)
     while waiting:
         each = waiting.pop()
-        if id(each) in seen or isinstance(each, _OPAQUE):
+        if id(each) in seen or isinstance(each, (*_PLAIN, *_SHARED)):
             continue
         seen.add(id(each))
         if isinstance(each, socket.SocketType) and each.fileno() >= 0:

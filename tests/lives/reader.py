@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import socket
 import struct
 from contextlib import suppress
+from select import select
 from typing import Any
 
 from fastpoetry.poem import Poem
@@ -14,6 +16,11 @@ _PIECE_BYTES = 65536
 _ESTABLISHED = b"\1"
 _RESET = struct.pack("ii", 1, 0)
 
+_SO_ATTACH_FILTER = 26
+_SO_DETACH_FILTER = 27
+_DROP_ALL = struct.pack("HBBI", 6, 0, 0, 0)
+"""A filter for a socket that returns the length 0 (linux/filter.h, socket(7))."""
+
 
 class Client:
     """
@@ -22,7 +29,8 @@ class Client:
     @ivar source: its address; C{None} on a UNIX socket.
     @ivar isTCP: whether its connection can be reset.
     @ivar seen: the bytes that it has read.
-    @ivar outcome: C{end} or C{reset}; C{None} while it is connected; C{left} if it ended itself.
+    @ivar outcome: C{end} or C{reset}; C{None} while it is connected; C{left} if it ended itself;
+        C{vanished} if it takes no packet any more.
     @ivar movedAt: when it last read bytes, or connected, in seconds.
     """
 
@@ -45,6 +53,7 @@ class Client:
             self._socket.bind((source, 0))
         with suppress(BlockingIOError):
             self._socket.connect(address)
+        select([], [self._socket], [], 1.0)  # a busy system connects late
 
     def write(self, data: bytes) -> None:
         """Write as much as the system accepts. A client that cannot write has been reset."""
@@ -81,6 +90,27 @@ class Client:
         else:
             self._end("end")
         return True
+
+    def vanish(self) -> None:
+        """
+        Take no further packet, and acknowledge none, as a machine that has lost its network.
+
+        Loopback itself acknowledges what a client does not read.
+        """
+        program = ctypes.create_string_buffer(_DROP_ALL)
+        option = struct.pack("HP", 1, ctypes.addressof(program))
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, option)
+        self.outcome = "vanished"
+
+    def comeBack(self, now: float) -> None:
+        """
+        Take packets again, and close this side. The server's system answers with a reset, unless it
+        still has the connection.
+        """
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+        self.outcome = None
+        self.finish()
+        self.read(now)
 
     def leave(self, *, withReset: bool) -> None:
         """Close the connection."""

@@ -25,6 +25,7 @@ from fastpoetry.delivery.policy import Policy
 from fastpoetry.delivery.quota import Quota
 from fastpoetry.delivery.sockets import END_ON_CLOSE, isOver, setLinger
 from fastpoetry.systemd import clock
+from fastpoetry.systemd.journal import JournalObserver
 from lives.machine import Life
 
 _MOST_LIVES = 1_000
@@ -124,6 +125,25 @@ def _notReadAgain() -> list[_Patch]:
     return [(Gate, "open", open_)]
 
 
+def _sentIsTaken() -> list[_Patch]:
+    return [(SocketReader, "countTaken", lambda reader: reader.sentBytes)]
+
+
+def _loggingWaits() -> list[_Patch]:
+    def trySend(journal: JournalObserver, data: bytes) -> bool:
+        journal._socket.sendto(data, journal._path)
+        return True
+
+    return [(JournalObserver, "_trySend", trySend)]
+
+
+def _lostNotCounted() -> list[_Patch]:
+    def tellDropped(journal: Any) -> None:
+        journal._dropped = 0
+
+    return [(JournalObserver, "_tellDropped", tellDropped)]
+
+
 @pytest.mark.parametrize(
     "putBack",
     [
@@ -135,6 +155,9 @@ def _notReadAgain() -> list[_Patch]:
         pytest.param(_sentTwice, id="bytes sent twice after a hand-over"),
         pytest.param(_inputNotRead, id="closeAfterClient without draining input"),
         pytest.param(_notReadAgain, id="port not read again after EMFILE"),
+        pytest.param(_sentIsTaken, id="sent bytes count as acknowledged"),
+        pytest.param(_loggingWaits, id="logging waits for a journal that does not read"),
+        pytest.param(_lostNotCounted, id="lost records not reported"),
     ],
 )
 def test_known(putBack: Callable[[], list[_Patch]]) -> None:
@@ -146,7 +169,7 @@ def test_known(putBack: Callable[[], list[_Patch]]) -> None:
             else:
                 stack.enter_context(mock.patch.object(where, name, replacement))
         with pytest.raises((AssertionError, OSError, ExceptionGroup)):
-            run_state_machine_as_test(seed(1)(Life), settings=_UNTIL_FOUND)
+            run_state_machine_as_test(seed(5)(Life), settings=_UNTIL_FOUND)
 
 
 _UNTIL_FOUND = settings(

@@ -27,6 +27,7 @@ from fastpoetry.proxy.freshness import Freshness
 from fastpoetry.proxy.service import PoetryProxyService
 from fastpoetry.service import PoetryService
 from fastpoetry.systemd.clock import MonotonicReactor
+from lives.journal import openJournal
 from lives.kernel import Faults, Time, controlled
 from lives.process import LIMITS, WAYS, Process, Store
 from lives.reader import Client
@@ -197,6 +198,7 @@ class World:
     @ivar wasFaulty: whether a fault was planned, after which a traceback may be logged.
     @ivar resumedAt: when the machine was last resumed, in seconds. Deadlines start anew then.
     @ivar failures: tracebacks in the log.
+    @ivar journal: takes the records of all processes.
     """
 
     def __init__(self, size: str, isProxy: bool = False) -> None:
@@ -205,6 +207,7 @@ class World:
         @param isProxy: whether the poem comes from an upstream, and not from a file.
         """
         tcp._reservedFD.reserve()  # Twisted has one for the whole program
+        self.journal = openJournal()
         self._descriptors = _listDescriptors()
         self.time = Time()
         self.faults = Faults()
@@ -245,8 +248,10 @@ class World:
     def _observe(self, event: LogEvent) -> None:
         if "log_failure" in event:
             self.failures.append(event)
-        if self._current is not None and "message_id" in event:
-            self._current.records[event["message_id"]] += 1
+        if "message_id" in event:
+            self.journal.log(event)
+            if self._current is not None:
+                self._current.records[event["message_id"]] += 1
 
     def perform(self, process: Process, do: Callable[[], _T]) -> _T:
         """Do something in one process, and count the connections it accepts and its records."""
@@ -343,8 +348,9 @@ class World:
         self.processes = []
         self.store.clear()
         for _, client in self.clients:
-            if client.outcome is None:
+            if client.outcome in (None, "vanished"):
                 client.leave(withReset=True)
+        self.journal.reset()
         self._stack.close()
         left = _listDescriptors() - self._descriptors
         if left or self.failures:
