@@ -136,7 +136,7 @@ def test_fileGone(machine: Machine, setEdge: Set) -> None:
     assert machine.show(EDGE, "NRestarts") == "0"
 
 
-def test_noCacheFolder(machine: Machine, setEdge: Set) -> None:
+def test_noCacheFolder(machine: Machine, setEdge: Set, pauseSeconds: float) -> None:
     """
     A proxy whose folder for copies is not usable fails visibly, is not retried by itself, and keeps
     its socket; once the folder is fixed, it runs.

@@ -140,7 +140,7 @@ def test_journalFields(machine: Machine) -> None:
     """A poem sent is one record, with its facts in fields of their own."""
     machine.systemctl("start", "fastpoetry@ecstasy")
     machine.fetch(*ECSTASY)
-    (record,) = readRun(machine, "--grep=sending")
+    (record,) = waitFor(lambda: readRun(machine, "--grep=sending"), "the record")
     assert record["MESSAGE"] == f"sending 2735 bytes of poetry to {record['PEER']}"
     assert record["PEER"].startswith("127.0.0.1:")
     wanted = {
