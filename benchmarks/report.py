@@ -69,11 +69,11 @@ the tutorial's {start[tutorial][residentMiB]:.1f} MiB |
         """
 | step | carries | measured by |
 |---|---|---|
-| one core | {card[fastpoetry][poemsPerSecond]:,.0f} poems of 3 kB a second, all its work counted \
+| one core | {card[fastpoetry][poemsPerSecond]:,.0f} poems of 3 kB a second, kernel work included \
 | `run.py card` |
 | many cores | {cores[fastpoetry, 2][poemsPerSecond]:,.0f} from two processes, \
 {cores[nginx, 2][poemsPerSecond]:,.0f} from nginx's two workers | `run.py cores` |
-| many machines | a clean stop costs no reader, a kill some readers \
+| many machines | a clean stop loses no reader, a kill loses some \
 | the tests of haproxy, see below |
 | the edge | {proxy[proxy][poemsPerSecond]:,.0f} from a copy; the origin itself \
 {proxy[fastpoetry][poemsPerSecond]:,.0f}, nginx as a proxy \
