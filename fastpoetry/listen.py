@@ -26,8 +26,8 @@ class PoetryListener(service.Service):
     """
     Serves poetry on one endpoint while it runs. A stop waits until the readers have their poems.
 
-    It replaces Twisted's C{TCPServer}, whose stop does not wait for readers. Without a free
-    descriptor, C{TCPServer} accepts connections and closes them. It also has no fast port.
+    It replaces Twisted's C{TCPServer}, which has no fast port. A stop of C{TCPServer} does not wait
+    for readers. Without a free descriptor, C{TCPServer} accepts connections and closes them.
     """
 
     _log = Logger()
@@ -45,8 +45,8 @@ class PoetryListener(service.Service):
     @property
     def addresses(self) -> tuple[IAddress, ...]:
         """
-        The addresses where it listens, from the kernel: also those of sockets that systemd passed,
-        and the real port in place of port 0.
+        The addresses where it listens, as the kernel reports them. They include the sockets that
+        systemd passed, and the real port in place of port 0.
         """
         return tuple(port.getHost() for port in self._ports)
 
@@ -78,7 +78,11 @@ class PoetryListener(service.Service):
             self.privilegedStartService()
 
     def stopService(self) -> Deferred[None]:
-        """Stop accepting, and drain the readers, see L{Policy.drain}."""
+        """
+        Stop accepting, and drain the readers.
+
+        @return: fires when the drain has ended, see L{Policy.drain}.
+        """
         super().stopService()
         if self._listening is not None:
             self._listening.cancel()
@@ -102,10 +106,10 @@ class PoetryListener(service.Service):
 
     def _borrow(self, port: Any) -> Any:
         """
-        Replace a port of Twisted's by a borrowed one: a fast one, if no layer is in between.
+        Replace a port of Twisted's by a fast one, or by a borrowed one that makes transports.
 
-        TLS and PROXY headers wrap our factory in their own. A protocol that replaces
-        L{PoetryProtocol} is used, too. These connections need transports.
+        Connections need transports if TLS or PROXY headers wrap our factory in another one, or if
+        the factory makes another protocol than L{PoetryProtocol}.
         """
         if not isinstance(port, tcp.Port):
             return port

@@ -55,7 +55,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
     """
 
     factory: PoetryFactory
-    transport: Any  # a TCP or UNIX transport, or its wrapper: no interface has all that is used
+    transport: Any  # TCP, UNIX, or a wrapper; no interface declares all the methods used here
     callLater: Any  # of TimeoutMixin; the policy's clock replaces the reactor
 
     poem: Poem
@@ -70,7 +70,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
 
     @orReset
     def connectionMade(self) -> None:
-        """Send after the TLS handshake, once there is room for a reader, and a poem."""
+        """Send a poem after the TLS handshake, once there is a poem and room for a reader."""
         self.callLater = self._policy.clock.callLater
         self._lowest = lowestTransport(self.transport)
         self._socket = resetWhenLost(self._lowest)
@@ -112,7 +112,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
 
     @orReset
     def _enter(self) -> None:
-        """Take a place, and begin when there is a poem, unless the source has too many readers."""
+        """Take a place, and begin when there is a poem, unless the client's source has too many."""
         policy = self._policy
         if policy.isTooMany(self.address):
             self._isArriving = False
@@ -158,7 +158,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
 
     @orReset
     def resumeProducing(self) -> None:
-        """Write the next piece, or finish. The transport has sent the piece before."""
+        """Write the next piece, or finish. The transport has sent the previous piece."""
         piece = self.poem.text[self._sentBytes : self._sentBytes + _PIECE_BYTES]
         if piece:
             self._sentBytes += len(piece)
@@ -242,8 +242,8 @@ class PoetryFactory(ServerFactory):
 
     def __init__(self, source: Source, policy: Policy | None = None) -> None:
         """
-        @param source: for example a L{PoetryService}.
-        @param policy: shared with other factories of the process; its maker drains it. By default
+        @param source: provides the poem for each reader, as a L{PoetryService} does.
+        @param policy: shared with other factories of the process; the caller drains it. By default
             the factory makes its own at the first use, with the reactor installed by then. The end
             of the program then waits for the readers of this factory.
         """

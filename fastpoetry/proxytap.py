@@ -126,7 +126,8 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
     @param options: parsed.
     @param reactor: for tests; by default twistd's.
     @param clock: for tests; by default one that ignores steps of the wall clock.
-    @raise SystemExit: if an endpoint cannot listen, or the cache's folder is missing.
+    @raise SystemExit: if an upstream is invalid, an endpoint cannot listen, or the cache's folder
+        is missing.
     """
     from fastpoetry.command.assembly import assemble, findReactor  # imports Twisted's sockets
     from fastpoetry.proxy.upstream import Resolver, parseUpstream

@@ -26,7 +26,11 @@ _MOST_NAMED = 10
 
 
 class PoetryService(service.Service):
-    """A source of poems from files."""
+    """
+    A source of poems from files.
+
+    @ivar freshAt: when the poems were read, in seconds since the epoch.
+    """
 
     freshAt: float | None = None
 
@@ -83,8 +87,8 @@ class PoetryService(service.Service):
 
     def startService(self) -> None:
         """
-        Load the poems, and block meanwhile. The commands have had another process read them first
-        (L{fastpoetry.apart.process}).
+        Load the poems, and block meanwhile. The command therefore lets another process read them
+        first (L{fastpoetry.apart.process}).
 
         @raise PoemError: if there is no poem to serve.
         """

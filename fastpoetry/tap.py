@@ -35,7 +35,7 @@ class Options(CommandOptions):
     opens = "--poem or --anthology"
 
     def opt_poem(self, value: str) -> None:
-        """Serve a poem: a value with a slash is a path, any other a name along --poetry-path."""
+        """Serve a poem: a value with a slash is a path, any other is a name along --poetry-path."""
         self.openBlock(f"--poem {value}", value)
 
     def opt_anthology(self) -> None:
@@ -66,13 +66,13 @@ def findPoetryPath(deployment: str | None = None) -> str:
     """
     Return the poetry path that applies without --poetry-path.
 
-    @param deployment: a file in C{packaging/tac} of a clone: the poems of that clone come first.
+    @param deployment: a file in C{packaging/tac} of a clone, whose poems then come first.
     """
     if deployment is not None:
         poems = os.path.abspath(os.path.join(deployment, "../../../poetry"))
         return f"{poems}:{findPoetryPath()}"
     isClone = (_PACKAGE.parent / "pyproject.toml").exists()
-    poetry = (_PACKAGE.parent if isClone else _PACKAGE) / "poetry"  # a wheel has it inside
+    poetry = (_PACKAGE.parent if isClone else _PACKAGE) / "poetry"  # a wheel has it in the package
     return f"{DEFAULT_POETRY_PATH}:{poetry}" if poetry.is_dir() else DEFAULT_POETRY_PATH
 
 

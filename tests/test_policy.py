@@ -64,7 +64,7 @@ class ArrivalTests(PolicyCase):
         """
         first = [self.arrive(HERE) for _ in range(3)]
         late, other = self.arrive(HERE), self.arrive(THERE)
-        self.assertEqual(late.dismissed, "its source has 3 connections already that say nothing")
+        self.assertEqual(late.dismissed, "its source already has 3 connections that say nothing")
         self.assertEqual([each.dismissed for each in [*first, other]], [""] * 4)
         self.assertFalse(self.policy.isTooMany(HERE))
         self.policy.remove(first[0])
@@ -456,11 +456,11 @@ class CrowdTests(PolicyCase):
             [
                 {
                     "text": "gave up on 192.0.2.7:40000, which does not take the last 300 bytes: "
-                    "its source has 2 readers already that take nothing",
+                    "its source already has 2 readers that take nothing",
                     "level": "warn",
                     "peer": "192.0.2.7:40000",
                     "bytes": 300,
-                    "cause": "its source has 2 readers already that take nothing",
+                    "cause": "its source already has 2 readers that take nothing",
                     "message_id": GAVE_UP_NEAR_THE_END,
                 }
             ],

@@ -20,7 +20,7 @@ DEFAULT_POETRY_PATH = "/etc/fastpoetry/poetry:/usr/share/fastpoetry/poetry"
 """The folders with poems, searched in order: the administrator's before the package's."""
 
 MAX_POEM_BYTES = 64 * 1024 * 1024
-"""The size limit of a poem. It is in memory as a whole, and twice during a reload."""
+"""The size limit of a poem. A poem is in memory as a whole, and twice during a reload."""
 
 _SUFFIX = ".txt"
 
@@ -169,7 +169,7 @@ def _has(folder: str, name: str) -> bool:
 
 
 def _findFiles(folders: list[str]) -> dict[str, str]:
-    """Return the stem of each file with the suffix of poems, with the first folder that has it."""
+    """Return the stems of all files of poems, each with the first folder that has the file."""
     found: dict[str, str] = {}
     for folder in folders:
         try:
@@ -229,7 +229,7 @@ def _readPoem(name: str, path: str, origin: str, inner: str = "") -> Text:
 
 def examine(text: bytes) -> tuple[str, int | None]:
     """
-    Read every byte of a poem, which takes a quarter of a second for 64 MiB.
+    Examine every byte of a poem. This takes a quarter of a second for 64 MiB.
 
     @return: the SHA-256 in hexadecimal, and the offset of the first byte that is not UTF-8 or
         C{None}.
@@ -279,7 +279,7 @@ def _readOpen(descriptor: int) -> bytes:
 
 
 def _waitForTick(descriptor: int) -> os.stat_result:
-    """Wait until the last change of a file is so long ago that the next gets another time."""
+    """Wait until the next change of a file would get another time than the last change."""
     for _ in range(_MOST_TICKS):
         status = os.fstat(descriptor)
         # A time in the future comes from another clock, and differs from that of the next change.

@@ -1,9 +1,9 @@
 """
 A process for work that may hang, for example on a dead disk.
 
-A process that waits for such a disk survives even SIGKILL. So does a process with one thread that
-waits. So another program does the work (L{fastpoetry.apart.worker}). Python does not fork: the
-fork of a process with threads may deadlock.
+A process survives even SIGKILL while one of its threads waits for such a disk. Therefore another
+program does the work (L{fastpoetry.apart.worker}). Python does not fork: the fork of a process with
+threads may deadlock.
 
 A reactor watches a descriptor for the end of the process, so no thread waits for it.
 """
@@ -39,7 +39,7 @@ MOST_SECONDS = 60.0
 """When to give up. After 90 s systemd would end a reload, without a cause."""
 
 _MOST_STUCK = 5
-"""How many blocked processes one place may have. Each takes about 8 MiB."""
+"""How many blocked processes may wait for one path. Each takes about 8 MiB."""
 
 _FOLDER = os.path.abspath(os.path.join(__file__, "..", "..", ".."))
 """The folder that has the package."""
@@ -168,7 +168,7 @@ class Job(Generic[_T]):
 
     _log = Logger()
     _stuck: list[str] = []
-    """The places of processes that were given up and still run."""
+    """The paths of processes that were given up and still run."""
 
     def __init__(self, reactor: Any, work: partial[_T], where: str) -> None:
         """
@@ -176,7 +176,7 @@ class Job(Generic[_T]):
 
         @param reactor: provides C{IReactorFDSet}, and C{IReactorTime} with a monotonic clock.
         @raise NoProcessError: if no process can be started.
-        @raise WorkError: if the place has too many blocked processes.
+        @raise WorkError: if too many blocked processes wait for the path.
         """
         if self._stuck.count(where) >= _MOST_STUCK:
             raise WorkError(f"{where}: {_MOST_STUCK} processes wait for it already")
@@ -235,7 +235,11 @@ class Job(Generic[_T]):
 
 
 def callApart(reactor: Any, work: partial[_T], where: str) -> Deferred[_T]:
-    """Do the work of a L{Job}, or do it in this process if no other can be started."""
+    """
+    Do the work of a L{Job}, or do it in this process if no other can be started.
+
+    @return: see L{Job.done}.
+    """
 
     async def call() -> _T:
         try:

@@ -96,7 +96,7 @@ def assemble(
         return Deferred.fromCoroutine(_reloadAll(reloads))
 
     def isAlive() -> bool:
-        # The watchdog asks by the same clock, so the clock's timers run if this is called.
+        # The watchdog uses the same clock. If it calls this, the clock's timers run.
         return all(listener.isAlive for listener in listeners)
 
     NotifyService(

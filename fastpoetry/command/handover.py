@@ -25,7 +25,7 @@ _NAME = ".handover"
 """The name in the store. No C{FileDescriptorName=} of a poem begins with a dot."""
 
 _STORE_SECONDS = 2.0
-"""How long a stop waits for systemd to store them. Packed as one, they take milliseconds."""
+"""How long a stop waits for the store. Descriptors that are packed as one take milliseconds."""
 
 
 class HandOverService(Service):
@@ -99,8 +99,9 @@ class HandOverService(Service):
             self._store.putNow({_NAME: [packed]}, poll=False, seconds=_STORE_SECONDS)
 
     def _takeBack(self, readers: Collection[Any], why: Exception) -> None:
-        """Go on sending to readers. The store has at most some of them."""
-        # If this fails, the next process resets the readers that were sent more by then.
+        """Go on sending to readers that could not be stored."""
+        # If clearing fails, the store still describes them. The next process then resets each
+        # reader to which this process has sent more.
         self._clear()
         self._log.warn(
             "cannot hand over " + _formatCount(len(readers)) + ": {cause}",
@@ -113,7 +114,7 @@ class HandOverService(Service):
 
     def _takeOver(self, packed: list[int]) -> None:
         """Go on sending to the readers of the process before this one."""
-        # Clear the store before anything is sent. After a crash it would be out of date.
+        # Clear the store first: once more bytes are sent, its description is out of date.
         self._clear()
         numbers = [number for each in packed for number in unpack(each)]
         for each in packed:

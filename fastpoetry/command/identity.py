@@ -21,9 +21,9 @@ from fastpoetry.command.options import refuse
 def asServer(options: Options) -> Iterator[None]:
     """
     Take the user and group of twistd's --uid and --gid for a while, to check files as the server.
-    Refuse a user that does not exist; twistd would not start either.
 
     @param options: of a twistd command.
+    @raise SystemExit: if there is no such user; twistd would not start either.
     """
     twistd: Any = getattr(options, "parent", None) or {}
     uid, gid = twistd.get("uid"), twistd.get("gid")

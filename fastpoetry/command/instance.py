@@ -22,7 +22,7 @@ def findPoem(name: str, options: Sequence[str]) -> None:
     """
     Find the poem of a server.
 
-    @param options: more of its command line, which may set another poetry path.
+    @param options: the rest of its command line, which may set another poetry path.
     @raise PoemError: if there is no poem with that name.
     """
     path = DEFAULT_POETRY_PATH
@@ -72,8 +72,8 @@ def main(unit: str, name: str, *options: str) -> None:
             raise SystemExit(line) from None
         from systemd import journal
 
-        # journalctl and systemctl status show it with both units. They believe this field only
-        # from root (systemd.journal-fields(7)).
+        # journalctl and systemctl status then show the line for the service, too. They believe
+        # this field only from root (systemd.journal-fields(7)).
         of = f"{unit}@{name}.service"
         journal.send(
             line,

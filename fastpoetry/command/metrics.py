@@ -27,7 +27,7 @@ from fastpoetry.delivery.readers import Source
 _OPEN_METRICS = "application/openmetrics-text"
 
 _MOST_PER_SECOND = 10
-"""How often a second the text is made. A monitoring system asks once in some seconds."""
+"""How often the text is made in a second. A monitoring system asks once in some seconds."""
 
 _COUNTS = {
     "poems": ("poems", "Poems that were handed to the system whole."),
@@ -37,7 +37,7 @@ _COUNTS = {
     "turnedAway": ("turned_away", "Connections that were reset before their poem began."),
     "checks": ("checks", "Connections by which balancers checked that the server answers."),
 }
-"""The name and the help text of each of L{Counts}."""
+"""The metric's name and help text for each field of L{Counts}."""
 
 
 @dataclass
@@ -78,9 +78,9 @@ class Meter:
         """
         Add the metrics of a source.
 
-        @param name: its label. Sources with the same name are combined: all their reloads, and the
-            time of the oldest poem.
-        @return: reloads the source, and measures that.
+        @param name: its label. Sources with the same name share their metrics: all their reloads,
+            and the time of the oldest poem.
+        @return: does what L{Source.reload} does, and measures the reload.
         """
         group = self._groups.setdefault(name, _Group())
         group.sources.append(source)

@@ -1,8 +1,9 @@
 """
 The options that the twistd commands share.
 
-Parses and checks options; makes no service. Every refusal is one line on stderr and exit status 1.
-Twisted's own way (C{usage.UsageError}) prints the whole help and, before Twisted 24, exits with 0.
+Parses and checks options; makes no service. To refuse is to raise C{SystemExit}, see L{refuse}: one
+line on stderr and exit status 1. Twisted's own way (C{usage.UsageError}) prints the whole help and,
+before Twisted 24, exits with 0.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Block:
 
 
 def parseSeconds(option: str, value: str) -> float:
-    """Parse a time in seconds. Refuse any but a number above 0."""
+    """Parse a time in seconds. Refuse text that is not a number above 0."""
     try:
         seconds = float(value)
     except ValueError:
@@ -75,7 +76,7 @@ def parseSeconds(option: str, value: str) -> float:
 
 
 def parseCount(least: int) -> Callable[[str, str], int]:
-    """Make a parser of whole numbers that refuses those below the least."""
+    """Make a parser of whole numbers that refuses numbers below C{least}."""
 
     def parse(option: str, value: str) -> int:
         # int() refuses some very long numbers. Nine digits are enough.

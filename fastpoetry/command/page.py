@@ -76,7 +76,7 @@ class PageFactory(Factory):
             self._connections.remove(connection)
 
     def _resume(self, port: Any) -> None:
-        """Accept as many connections as the pause was long for, unless the port is closed."""
+        """Accept in proportion to the length of the pause, unless the port is closed."""
         if port.connected and not port.disconnecting:
             seconds = self.clock.seconds() - self._pausedAt[port]
             port.numberAccepts = min(int(seconds * _MOST_PER_SECOND), _MOST_CONNECTIONS)
@@ -88,7 +88,10 @@ class PageFactory(Factory):
         del self._pausedAt[port]
 
     def respond(self, head: bytes) -> bytes:
-        """Return the whole answer to a request, from the request's head."""
+        """Return the whole answer to a request.
+
+        @param head: the request without its body.
+        """
         request, *fields = _LINE.split(head)
         match = _REQUEST.fullmatch(request)
         if match is None:

@@ -76,6 +76,6 @@ def _checkPath(path: str) -> None:
             client.setblocking(False)
             client.connect(path)
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-        os.unlink(path)  # so not a file that another program has made since
+        os.unlink(path)  # only if it was there: another program may have made a file since
     with suppress(FileNotFoundError):
         os.unlink(f"{path}.lock")

@@ -15,7 +15,7 @@ _PLAIN = ("adopted", "systemd", "tcp", "tcp6", "unix")
 
 
 def isPlain(description: str) -> bool:
-    """Whether a server or client endpoint, described for Twisted's parser, certainly has no TLS."""
+    """Whether a description, of a server or client endpoint, certainly needs no TLS."""
     kind, _, rest = description.partition(":")
     return isPlain(rest) if kind == "haproxy" else kind in _PLAIN
 
@@ -35,7 +35,7 @@ def importTwisted(descriptions: Iterable[str]) -> None:
     # A module that is None cannot be imported (Python Language Reference, 5.3.1).
     sys.modules["OpenSSL"] = None  # type: ignore[assignment]
     try:
-        # These try to import it once, when they are imported, and catch the ImportError.
+        # While these are imported, they try to import OpenSSL, and catch the ImportError.
         import twisted.internet.endpoints
         import twisted.internet.posixbase  # noqa: F401
     finally:

@@ -1,7 +1,8 @@
 """
-Addresses of clients and listeners: their text in a record, their source, their check.
+Addresses of clients and listeners.
 
-Opens and queries no socket.
+Formats them for records, checks them, and derives the source whose clients share a quota. Opens and
+queries no socket.
 """
 
 from __future__ import annotations

@@ -19,14 +19,14 @@ _LEAST = 1_000
 """The limit of arrivals is at least this. Most become readers within a round trip."""
 
 _PATIENCE_SECONDS = 1.0
-"""How long a connection may stay silent while descriptors are short: some round trips."""
+"""How long a connection may stay silent while few descriptors are left: some round trips."""
 
 
 class Arrivals:
     """The connections that are not readers yet, the oldest first."""
 
     def __init__(self, clock: IReactorTime, limits: Limits) -> None:
-        """@param limits: those of readers, in total and per source. Arrivals have the same."""
+        """@param limits: of readers, in total and per source; they apply to arrivals, too."""
         self._clock = clock
         self._most = max(_LEAST, limits.maxReaders)
         self._mostPerSource = limits.maxReadersPerSource
@@ -44,7 +44,7 @@ class Arrivals:
         """Add a silent connection. If there are too many, dismiss the oldest silent one."""
         if self._quota.isFull(arrival.address):
             most = countOf(self._mostPerSource, "connection")
-            arrival.dismiss(f"its source has {most} already that say nothing")
+            arrival.dismiss(f"its source already has {most} that say nothing")
             return
         if len(self) >= self._most and self._silentSince:
             self._dismiss(next(iter(self._silentSince)))
@@ -71,7 +71,7 @@ class Arrivals:
         self._quota.remove(arrival)
 
     def giveWay(self) -> None:
-        """Dismiss the connections that have been silent for a while: descriptors are short."""
+        """Dismiss the connections that have been silent for a while: few descriptors are left."""
         latest = self._clock.seconds() - _PATIENCE_SECONDS
         for arrival, since in list(self._silentSince.items()):
             if since <= latest:

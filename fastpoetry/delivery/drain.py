@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 _POLL_SECONDS = 0.05
-"""Between two checks for readers that have their poem: some round trips."""
+"""The time between two checks for readers that have their poem: some round trips."""
 
 _GRACE_SECONDS = 0.1
 """

@@ -73,8 +73,8 @@ class SocketReader(socket.SocketType):
 
     Each connection inherits a reset on close from the listening socket. So if the process dies,
     even by kill -9, a reader sees a reset, not the end of its poem. Once the system has the last
-    byte, a close may be an end. The first visit sets this option for clients that have not closed.
-    Most have closed by then, and need no such call.
+    byte, the connection may close with an end. The first visit sets that option for each client
+    that is still connected. Most clients have closed by then, which saves the call.
 
     @ivar home: the objects that serve it.
     @ivar sentBytes: how much of the poem the system has.
@@ -146,9 +146,9 @@ class SocketReader(socket.SocketType):
         """
         Close the connection if the client has closed its side. Whatever it wrote is discarded.
 
-        Most connections are over at the first visit, so a close loses no bytes. Any other one
-        closes with an end from now on, since the system has all of the poem. Unread input would
-        make our close a reset, which could overtake the poem.
+        Most connections are over at the first visit, so a close loses no bytes. From now on any
+        other connection closes with an end, since the system has all of the poem. Unread input
+        would make our close a reset, which could overtake the poem.
         """
         if isOver(self):
             self.close()
@@ -213,15 +213,15 @@ class BorrowedPort:
     """
     A listening port that replaces one of Twisted's, and accepts only what the policy allows.
 
-    It borrows the socket of the other port. At the end it returns the socket, and the other port
-    closes it: systemd keeps an adopted socket; the file of a UNIX socket is removed.
+    It borrows the socket of the other port. At the end it gives the socket back, and the other port
+    closes it in its own way: systemd keeps an adopted socket, and a UNIX port removes its file.
     """
 
     _isListening = False
     _wasShort = False
 
     def __init__(self, port: tcp.Port, policy: Policy, reactor: IReactorFDSet) -> None:
-        """@param port: listening; a C{twisted.internet.unix.Port} is a subclass."""
+        """@param port: listening; for UNIX a C{twisted.internet.unix.Port}, which is a subclass."""
         self._port = port
         self._socket: socket.socket = port.socket
         self.fileno = self._socket.fileno  # called by the reactor at each turn
@@ -234,7 +234,7 @@ class BorrowedPort:
         Accept in place of the other port.
 
         From now on, each new connection inherits a reset on close. The socket keeps this option
-        even after a stop: another process that accepts from it would lose the reset.
+        even after a stop, since another process may accept from it and rely on the reset.
         """
         setLinger(self._socket, RESET_ON_CLOSE)
         self._isListening = True
@@ -243,7 +243,11 @@ class BorrowedPort:
         self.startReading()
 
     def stopListening(self) -> Deferred[None]:
-        """Stop accepting, and return the socket. The connections go on; see L{Policy.drain}."""
+        """
+        Stop accepting, and give the socket back. The connections go on, see L{Policy.drain}.
+
+        @return: fires when the other port has closed the socket.
+        """
         self._isListening = False
         self._gate.remove(self)
         self._gate.open()  # this cancels its timer
@@ -445,7 +449,7 @@ class FastPort(BorrowedPort):
             os.close(descriptor)
             raise
         reader.address = address
-        if self._hasOldBacklog:  # older than startListening, so it did not inherit the reset
+        if self._hasOldBacklog:  # from before startListening, so without the inherited reset
             setLinger(reader, RESET_ON_CLOSE)
         return reader
 
@@ -459,7 +463,7 @@ class FastPort(BorrowedPort):
             raise
 
     def _turnAway(self, reader: SocketReader) -> None:
-        reader.close()  # each connection is accepted with a reset for its close
+        reader.close()  # a reset, as each connection inherits it
         self.policy.ledger.turnedAway(reader.address, "there is no poem yet")
 
     def _waitForPoem(self) -> None:

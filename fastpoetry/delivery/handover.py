@@ -1,8 +1,8 @@
 """
 Readers in mid-poem that one process hands over to the next.
 
-Describes readers in bytes, and restores them from these; checks all input. Does not know how the
-sockets, texts and bytes get to the next process.
+Describes readers as bytes, and restores readers from such bytes. Checks all input. Does not know
+how the sockets, texts and bytes get to the next process.
 """
 
 from __future__ import annotations

@@ -52,8 +52,8 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
     """
     Connects its wrapped protocol only after the header.
 
-    Twisted's wrapper connects it at once. A protocol that speaks first would then send to the
-    balancer's address, before the client's address is known.
+    Twisted's wrapper connects it at once. A protocol that speaks first would then begin while only
+    the balancer's address is known.
     """
 
     address: Address = None
@@ -131,7 +131,7 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         self.setTimeout(min(LINGER_SECONDS, self.policy.limits.drainSeconds))
 
     def readConnectionLost(self) -> None:
-        """Note that the client has closed its side. Without any header it was a health check."""
+        """Note that the client has closed its side. If it sent no byte, this was a health check."""
         if self._hasBegun:
             IHalfCloseableProtocol(self.wrappedProtocol).readConnectionLost()
         elif self._parser is None and not self._beginning:

@@ -55,7 +55,11 @@ class Counts:
 
 
 class Ledger:
-    """The counts since the start, and their records."""
+    """
+    Counts connections, and logs them.
+
+    @ivar counts: of all connections since the start.
+    """
 
     _log = Logger()
 

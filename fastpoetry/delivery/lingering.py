@@ -133,7 +133,7 @@ class Lingering:
 
     def _countCrowd(self, reader: Reader) -> str:
         """
-        Count a reader that does not take its poem against the quota of its source. A small poem
+        Count a reader in the quota of its source, since it does not take its poem. A small poem
         went to the system at once, so its reader was not counted before.
 
         @return: why to reset the reader, if its source has too many; otherwise an empty string.
@@ -142,7 +142,7 @@ class Lingering:
             return ""
         if self._quota.isFull(reader.address):
             most = countOf(self._limits.maxReadersPerSource, "reader")
-            return f"its source has {most} already that take nothing"
+            return f"its source already has {most} that take nothing"
         self._quota.add(reader)
         return ""
 

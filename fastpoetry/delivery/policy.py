@@ -33,6 +33,7 @@ class Policy:
     """
     All readers of the process, and the rules for them.
 
+    @ivar ledger: counts every connection.
     @ivar mostDescriptor: descriptors from this number up are reserved. The kernel gives out the
         lowest free one (open(2)), so a new number tells how many are in use in the whole process.
     @ivar gate: pauses the ports while there is no room.
@@ -146,7 +147,7 @@ class Policy:
         self._deadlines.add([reader], self.clock.seconds())
 
     def finish(self, reader: Reader) -> None:
-        """Count a reader whose poem was under way, and let it linger. The system has it all now."""
+        """Count a reader, and let it linger: the system now has the rest of its poem, too."""
         self._quota.remove(reader)
         self._lingering.add(reader, self._sending.pop(reader))
         self.ledger.sent([reader])
@@ -191,7 +192,7 @@ class Policy:
         self._lingering.closeAll()
         if self.readers < before:
             return
-        if self.room:  # so descriptors are short
+        if self.room:  # so few descriptors are left
             self._arrivals.giveWay()
         self.gate.close()
         self.tellClosed(cause)
@@ -220,7 +221,7 @@ class Policy:
         return self._drain.wait()
 
     def _lookWhoCanGo(self) -> None:
-        """Close readers that have their poem. Once all others are portable, hand them over."""
+        """Close readers that have their poem. Once all the others can be handed over, do that."""
         isPastGrace = self._drain is not None and self._drain.isPastGrace
         self._lingering.closeAll(leaveToSystem=isPastGrace)
         areAllPortable = all(reader.mayHandOver for reader in self._sending)
@@ -268,7 +269,7 @@ class Policy:
         self.ledger.full(cause, self.readers)
 
     def _seeWhoIsLeft(self) -> None:
-        """Use the room that a reader has left. End the drain if it was the last."""
+        """Use the room of a reader that is gone. End the drain if no connection is left."""
         self.gate.open()
         self._admitQueued()
         if self._isEmpty:

@@ -39,8 +39,8 @@ class Source(Protocol):
         """
         Read or fetch the poem anew.
 
-        @return: fires when there is one. For each error that the source expects, it logs the cause
-            and fails with C{PoemError}.
+        @return: fires when the source has the new poem. If a source expects an error, it logs the
+            cause, and its Deferred fails with C{PoemError}.
         """
 
     def setServiceParent(self, parent: IService) -> object:
@@ -51,9 +51,9 @@ class Reader(Protocol):
     """
     A connection that gets a poem, from accepting it to closing it.
 
-    The policy decides when to close it and calls C{closeAfterClient}, C{end} or C{reset}. These do
-    not call the policy, which forgets the reader itself. If a connection closes for another
-    reason, for example because the client leaves, it calls L{Policy.remove}.
+    The policy decides when to close it, calls C{closeAfterClient}, C{end} or C{reset}, and forgets
+    the reader. If the connection closes for another reason, for example because the client leaves,
+    the reader calls L{Policy.remove}. In this package, "the system" is the kernel.
 
     @ivar poem: the reader's poem.
     @ivar address: the client's address.
@@ -65,7 +65,11 @@ class Reader(Protocol):
     mayHandOver: bool
 
     def closeAfterClient(self) -> bool:
-        """Close a connection if its client has closed its side. Return whether it is closed."""
+        """
+        Close a connection if its client has closed its side. The system has the whole poem.
+
+        @return: whether the connection is closed.
+        """
 
     def countTaken(self) -> int:
         """Return how many bytes of the poem the client has by now."""
@@ -115,7 +119,7 @@ class Arrival(Protocol):
         """Reset the connection, and count it. It gets no poem."""
 
     def drain(self) -> None:
-        """Prepare for the stop: no longer wait for a poem, and for a client only a moment more."""
+        """Prepare for the stop: wait no longer for a poem, and for the client only a moment."""
 
 
 class Pausable(Protocol):

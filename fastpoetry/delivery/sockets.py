@@ -28,12 +28,14 @@ MOST_UNSENT_BYTES = 128 * 1024
 How much of a poem waits unsent in the kernel for a reader that takes no bytes.
 
 It was measured to cost the machine 320 KiB at most, since packets to a client with a tiny receive
-buffer are mostly overhead. A larger poem follows as its reader takes it (TCP_NOTSENT_LOWAT,
-tcp(7)). Unlike a small SO_SNDBUF, this lets the window grow for a distant reader.
+buffer are mostly overhead. The rest of a larger poem follows as its reader takes it
+(TCP_NOTSENT_LOWAT, tcp(7)). Unlike a small SO_SNDBUF, this lets the window grow for a distant
+reader.
 """
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 END_ON_CLOSE = struct.pack("ii", 0, 0)
+"""Values of C{SO_LINGER} (socket(7)): a close is then a reset (RST) or an end (FIN)."""
 
 _BYTES_ACKED = 120
 """The offset of tcpi_bytes_acked in the kernel's C{TCP_INFO}, since Linux 4.1."""
@@ -76,8 +78,8 @@ FAMILIES: Mapping[int, Family] = defaultdict(
     lambda: _LOCAL, {socket.AF_INET: _TCP, socket.AF_INET6: _TCP, socket.AF_UNIX: _LOCAL}
 )
 """
-The supported families. An adopted listening socket of another family is refused. A descriptor store
-may hold any socket, so each family has an entry.
+The supported families. An adopted listening socket of another family is refused. A socket of
+another family from a descriptor store is treated as a UNIX socket.
 """
 
 _log = Logger()
@@ -102,8 +104,8 @@ def countWaiting(listening: socket.SocketType) -> int:
     """
     Return how many connections are in the backlog of a listening TCP socket.
 
-    This is tcp_get_info in net/ipv4/tcp.c. An accept with an empty backlog costs far more, since it
-    makes a socket first.
+    The kernel tells this cheaply (tcp_get_info in net/ipv4/tcp.c). An accept with an empty backlog
+    costs far more, since it makes a socket first.
 
     @return: 1 if the system does not tell, as with UNIX sockets; the caller then tries an accept.
     """
@@ -118,7 +120,11 @@ def countWaiting(listening: socket.SocketType) -> int:
 
 
 def countUnacknowledged(connection: socket.SocketType) -> int:
-    """Return how many bytes the peer has not acknowledged. FIN counts as one."""
+    """
+    Return how many bytes the peer has not acknowledged. FIN counts as one.
+
+    It is 0 for a UNIX socket, which loses no written byte.
+    """
     if not FAMILIES[connection.family].hasQueue:
         return 0
     try:
@@ -171,7 +177,10 @@ def limitUnsent(connection: socket.SocketType) -> None:
 def setLinger(connection: socket.SocketType, linger: bytes) -> None:
     """
     Set whether a close is a reset or an end. Connections inherit it from a listening socket
-    (inet_csk_clone_lock). If the system refuses the option, poems are served without it.
+    (inet_csk_clone_lock). A UNIX socket has no reset. If the system refuses the option, poems are
+    served without it.
+
+    @param linger: L{RESET_ON_CLOSE} or L{END_ON_CLOSE}.
     """
     if not FAMILIES[connection.family].hasReset:
         return
@@ -228,7 +237,7 @@ def lowestTransport(transport: Any) -> Any:
 
 @cache
 def _tellWithout(option: str, number: int) -> None:
-    """Log, once a process, the option that the kernel or a sandbox refuses."""
+    """Log the option that the kernel or a sandbox refuses, once in each process."""
     _log.warn(
         "poems are served without a socket option that the system refuses: {cause}",
         cause=f"{option}: {os.strerror(number)}",

@@ -76,7 +76,11 @@ class Keeper:
         return finished.addTimeout(_MOMENT_SECONDS, self._reactor, onTimeoutCancel=lambda *_: None)
 
     def tell(self, why: object) -> None:
-        """Log, once until a copy is written, why the next start will have no copy."""
+        """
+        Log why the next start will have no copy. Readers are served without one.
+
+        The same cause is logged once, until a copy is written.
+        """
         cause, told = str(why) or repr(why), self._told
         self._told = cause
         if cause != told:

@@ -39,7 +39,7 @@ class Outage:
         self._cause = ""
 
     def add(self, cause: str) -> None:
-        """Count a failed attempt, and time the next. The pauses grow, from at least a second."""
+        """Count a failed attempt, and schedule the next. The pauses grow from at least a second."""
         self._failedAt = now = self._clock.seconds()
         self._attempts += 1
         self._cause = cause

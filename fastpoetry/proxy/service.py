@@ -35,7 +35,7 @@ _LOAD_SECONDS = 1.0
 
 class PoetryProxyService(service.Service):
     """
-    Holds the poem of an upstream, and fetches it when a reader asks and it is not fresh.
+    Holds the poem of an upstream, and fetches it for a reader if the held poem is not fresh.
 
     There is one fetch at a time, however many readers wait for it. Only a whole poem replaces the
     old one.
@@ -94,6 +94,7 @@ class PoetryProxyService(service.Service):
 
     @property
     def freshAt(self) -> float | None:
+        """When the poem was fetched, in seconds since 1970."""
         if self._poem is None:
             return None
         age: float = self._reactor.seconds() - self._fetchedAt
@@ -197,7 +198,7 @@ class PoetryProxyService(service.Service):
             self._waiters.pop(0).callback(poem)
 
     def _beginFetch(self) -> None:
-        """Fetch, for all waiters of now and of later."""
+        """Fetch for all waiters, also for those that come before the fetch ends."""
         self._isDue = self._isDropped = False
         fetched: Deferred[Poem] = Deferred.fromCoroutine(self._fetchWhole())
         self._fetch = fetched.addTimeout(self._freshness.totalSeconds, self._reactor, tookTooLong)

@@ -122,8 +122,8 @@ class Resolver:
     """
     Looks names up in daemon threads, with one thread at a time for each name.
 
-    getaddrinfo(3) blocks. The reactor's pool has ten threads, and a stop waits for all of them. On
-    a dead resolver that would be without a limit. Daemon threads end with the process.
+    getaddrinfo(3) blocks. The reactor's pool has ten threads, and a stop waits for all of them: on
+    a dead resolver, without a limit. Daemon threads end with the process.
     """
 
     def __init__(self, reactor: Any, getaddrinfo: Callable[..., Any] = getaddrinfo) -> None:

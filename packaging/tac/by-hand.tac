@@ -1,7 +1,7 @@
 """
 One poem, assembled by hand: C{twistd --nodaemon --pidfile= --python by-hand.tac}.
 
-The other examples call C{makeService} instead. A source of poems and its listener form a block, a
+C{fastpoetry.tac} calls C{makeService} instead. A source of poems and its listener form a block, a
 C{MultiService}. C{NotifyService}, which reports to systemd and reloads at SIGHUP, starts last.
 Under plain Python this file serves nothing.
 """

@@ -35,7 +35,7 @@ poem = "ecstasy"
 listen = "tcp:10000:interface=127.0.0.1"
 addressForUDP = ("127.0.0.1", 10000)
 
-# RFC 865 recommends fewer than 512 characters; a last newline comes on top.
+# RFC 865 recommends fewer than 512 characters: here 511, and a last newline.
 mostBytes = 512
 
 # This limit and the loopback interface keep attackers from using this server to flood others.

@@ -36,8 +36,8 @@ class _Command(ServiceMaker):
 
         importTwisted(options.endpoints)
         service: IService = super().makeService(options)
-        # All objects of the start stay. A full collection would look at each of them and free
-        # none, in the time of a thousand poems (gc, Python Library Reference).
+        # All objects of the start stay. A full collection would look at each of them and free no
+        # memory. It would take the time of a thousand poems (gc, Python Library Reference).
         gc.freeze()
         return service
 
