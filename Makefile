@@ -83,7 +83,8 @@ endif
 TESTS =
 SYSTEMS = bookworm trixie
 LOGS = $(BUILDDIR)/tests
-PYTEST = $(VENV)/bin/python -m pytest $(PYTESTFLAGS) --package=$(LOGS)/package/dist
+PYTEST = $(VENV)/bin/python -m pytest $(PYTESTFLAGS)
+BUILT = --package=$(LOGS)/package/dist
 HELPER = cd tests && $(abspath $(VENV))/bin/python -m
 
 .PHONY: test
@@ -108,13 +109,13 @@ packages = $(PACKAGING) $(SYSTEMS:%=--system=%)
 
 .PHONY: $(SHARDS:%=test-%) test-alone
 $(SHARDS:%=test-%): test-%: $(LOGS)/package
-	@$(PYTEST) -m 'not alone' $(or $($*),tests/system --system=$* $(PACKAGING:%=--ignore=%)) \
+	@$(PYTEST) $(BUILT) -m 'not alone' $(or $($*),tests/system --system=$* $(PACKAGING:%=--ignore=%)) \
 		>$(LOGS)/$*.log 2>&1; echo "$*: $$(tail -n 1 $(LOGS)/$*.log)"
 $(SYSTEMS:%=test-%): test-%: $(LOGS)/root-%
 test-packages: $(SYSTEMS:%=$(LOGS)/root-%)
 
 test-alone: $(SHARDS:%=test-%)
-	@$(PYTEST) -m alone $(modules) $(faults) $(if $(SYSTEMS),tests/system $(SYSTEMS:%=--system=%)) \
+	@$(PYTEST) $(BUILT) -m alone $(modules) $(faults) $(if $(SYSTEMS),tests/system $(SYSTEMS:%=--system=%)) \
 		>$(LOGS)/alone.log 2>&1; echo "alone: $$(tail -n 1 $(LOGS)/alone.log)"
 
 $(LOGS)/package:
