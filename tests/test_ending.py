@@ -39,6 +39,13 @@ journal = observer({{}}, PATH)
 """
 """The beginning of each program. It logs its last records, and goes on when it is told to."""
 
+PATIENT = """
+from fastpoetry.systemd import journal as module
+module._END_SECONDS = 60.0
+module.JournalObserver.flush.__defaults__ = (60.0,)
+"""
+"""The end waits a second for the journal. A test that reads it may need more on a busy machine."""
+
 SERVICE = """
 from twisted.application.service import Application, Service
 globalLogPublisher.addObserver(journal)
@@ -107,7 +114,8 @@ class EndingTests(SynchronousTestCase):
         @param isStuck: whether the journal reads nothing until the program has ended.
         @return: its exit status and its stderr.
         """
-        program = BEGIN.replace("PATH", repr(self.path)) + program
+        begin = BEGIN if isStuck else BEGIN + PATIENT
+        program = begin.replace("PATH", repr(self.path)) + program
         if arguments:
             Path(self.folder, "app.tac").write_text(program)
             program = TWISTD
@@ -228,7 +236,7 @@ class EndingTests(SynchronousTestCase):
         """A program may go on after its reactor. Without a journal, its records are on stderr."""
         os.unlink(self.path)
         program = REACTOR.replace("END", "reactor.stop()")
-        later = "reactor.run()\njournal._endsAt -= 1\nLogger().info('later')\nos._exit(0)"
+        later = "reactor.run()\njournal._endsAt = 0\nLogger().info('later')\nos._exit(0)"
         _, errors = self.runProgram(program + later)
         self.assertTrue(errors.endswith("later\n"), errors)
 
