@@ -451,6 +451,10 @@ class CacheTests(ProxyCase):
         """Start the proxy with systemd's variable for the folder."""
         return self.serve(*options, environ={"CACHE_DIRECTORY": str(self.cache)})
 
+    def waitForCopy(self) -> None:
+        """Wait until a copy is written."""
+        wait(lambda: list(self.cache.glob("*.poem")), "the copy")
+
     def fill(self) -> Path:
         """
         Let a poem be fetched and copied, and stop the upstream.
@@ -459,7 +463,7 @@ class CacheTests(ProxyCase):
         """
         server = self.start()
         self.assertFetches(self.address, POEM)
-        wait(lambda: list(self.cache.glob("*.poem")), "the copy")
+        self.waitForCopy()
         server.end()
         self.source.close()
         (copy,) = self.cache.iterdir()
@@ -508,6 +512,7 @@ class CacheTests(ProxyCase):
         server = self.start("--exit-idle-time=0.5")
         self.assertFetches(self.address, POEM)
         self.assertEqual(server.wait(), 0)
+        self.waitForCopy()
         self.source.close()
         self.start("--exit-idle-time=30")
         self.assertFetches(self.address, POEM)
