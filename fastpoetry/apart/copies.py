@@ -17,7 +17,7 @@ from fastpoetry.apart.poems import OPEN_FLAGS, findFault
 from fastpoetry.apart.worker import WorkError
 
 Found = tuple[bytes, float, str]
-"""A poem, when it was fetched in seconds since 1970, and the SHA-256 of the poem."""
+"""A poem, the time when it was fetched (seconds since 1970), and its SHA-256."""
 
 _MOST_HEAD_BYTES = 100
 """The longest head of a copy: a digest, and the time."""

@@ -36,7 +36,7 @@ LONG_SECONDS = 10.0
 """When to report that work takes long. A disk that slept has started by then."""
 
 MOST_SECONDS = 60.0
-"""When to give up. After 90 s systemd would end a reload, without a cause."""
+"""When to give up. After 90 s systemd would end a reload, and log no cause."""
 
 _MOST_STUCK = 5
 """How many blocked processes may wait for one path. Each takes about 8 MiB."""

@@ -53,7 +53,7 @@ def findProxy(name: str, folder: str = PROXY_FOLDER) -> None:
 
 def main(unit: str, name: str, *options: str) -> None:
     """
-    Find what an instance serves. If it is missing, log the cause in the name of its service.
+    Find what an instance serves. If it is missing, log the cause under the name of its service.
 
     People start the service. systemd tells them only that a dependency failed.
 

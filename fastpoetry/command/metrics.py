@@ -103,9 +103,7 @@ class Meter:
         for each in fields(Counts):
             name, help_ = _COUNTS[each.name]
             yield CounterMetricFamily(f"fastpoetry_{name}", help_, getattr(counts, each.name))
-        yield GaugeMetricFamily(
-            "fastpoetry_readers", "Readers whose poems are under way.", self._policy.readers
-        )
+        yield GaugeMetricFamily("fastpoetry_readers", "Connected readers.", self._policy.readers)
         yield from self._collectSources()
 
     def _collectSources(self) -> Iterator[Metric]:

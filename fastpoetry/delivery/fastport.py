@@ -60,7 +60,7 @@ _discarded = bytearray(65536)
 
 
 class Home(NamedTuple):
-    """The objects that serve a reader. The reactor tells when its socket takes more."""
+    """The objects that serve a reader. The reactor tells when the reader's socket takes more."""
 
     policy: Policy
     reactor: IReactorFDSet

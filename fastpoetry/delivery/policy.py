@@ -147,7 +147,7 @@ class Policy:
         self._deadlines.add([reader], self.clock.seconds())
 
     def finish(self, reader: Reader) -> None:
-        """Count a reader, and let it linger: the system now has the rest of its poem, too."""
+        """Count a reader, and let it linger. The system now has the last byte of its poem."""
         self._quota.remove(reader)
         self._lingering.add(reader, self._sending.pop(reader))
         self.ledger.sent([reader])
@@ -186,7 +186,7 @@ class Policy:
         @param cause: for the administrator, in a record at most every ten seconds.
         """
         if self.gate.isClosed:
-            self.gate.close()  # a port that has waited for a poem, or has failed, reads again
+            self.gate.close()  # a port that waited for a poem, or failed, has begun to accept
             return
         before = self.readers
         self._lingering.closeAll()

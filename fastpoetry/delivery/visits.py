@@ -71,7 +71,7 @@ class Round:
             self._timer = None
 
     def _visitDue(self) -> None:
-        """Visit the readers that are due, and time the next visit."""
+        """Visit the readers that are due, and schedule the next visit."""
         self._timer = None
         self._ensureTimer()  # first: an error below must not leave the queue without a timer
         now = self._clock.seconds()
@@ -113,7 +113,7 @@ class Round:
             self._keep(kept, now)
 
     def _comeBack(self, now: float) -> None:
-        """Time the next visit, or cancel the timer if no reader waits."""
+        """Schedule the next visit, or cancel the timer if no reader waits."""
         if not self._queue:
             self.stop()
         elif self._timer is not None:
