@@ -1,7 +1,7 @@
 """
 Fakes of what surrounds a module: a reactor, threads, ports, endpoints, readers, clients.
 
-They make no decisions and never wait; beyond recording calls, they act when a test says so.
+They make no decisions and never wait. They record calls, and act when a test says so.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Threads:
 
     def __init__(self, case: SynchronousTestCase, reactor: Reactor | None = None) -> None:
         """
-        @param case: the test that has no real ones.
+        @param case: the test in which these replace the real ones.
         @param reactor: waits for the processes.
         """
         case.patch(upstream, "Thread", self._makeThread)
@@ -179,7 +179,7 @@ class Reactor(MemoryReactorClock):
     def suggestThreadPoolSize(self, size: int) -> None:
         """Ignore the suggestion."""
 
-    # The interface has that name for the function.
+    # The interface names the first parameter so.
     def callInThread(
         self,
         callable: Callable[..., object],
@@ -336,7 +336,7 @@ class FakeReader:
     @ivar closed: whether its client has closed its side.
     @ivar sent: whether the system has the whole poem.
     @ivar startedAt: when it came, in the clock's seconds.
-    @ivar asked: the times at which it was asked about either.
+    @ivar asked: the times at which C{taken} or C{closed} was asked for.
     @ivar did: the calls that ended it.
     """
 
@@ -380,7 +380,7 @@ class FakeReader:
 
 
 class Receipt(FakeReader):
-    """The counted facts of a reader."""
+    """A reader of a poem at an address, for a ledger that only counts it."""
 
     def __init__(self, poem: Poem, address: Address) -> None:
         super().__init__(Policy(Limits(), MemoryReactorClock()), address, poem)
@@ -418,7 +418,7 @@ class FakePort:
 
     @ivar socket: its socket, if a test has set one.
     @ivar reading: whether it accepts.
-    @ivar turns: the number of changes of that.
+    @ivar turns: how often C{reading} was changed.
     @ivar stopped: whether it was stopped.
     """
 
@@ -612,7 +612,7 @@ def countDescriptors() -> int:
 def awaited(
     test: Callable[[_Case], Coroutine[Deferred[Any], Any, None]],
 ) -> Callable[[_Case], Deferred[None]]:
-    """Run a test that is a coroutine to its end, which trial does not in Twisted 22.4."""
+    """Run a test that is a coroutine. The trial of Twisted 22.4 does not run it."""
 
     @wraps(test)
     def run(case: _Case) -> Deferred[None]:
@@ -642,7 +642,7 @@ def asNobody(folder: str | None = None, mode: int = 0) -> Iterator[None]:
     """
     Become a user without root's rights over permissions; if not root, stay.
 
-    @param folder: gets a mode meanwhile that closes it to its owner too.
+    @param folder: closed meanwhile, even to its owner.
     """
     isRoot = os.geteuid() == 0
     if folder is not None:

@@ -41,7 +41,7 @@ class LingerTests(PortCase):
         self.assertEqual(lingerOf(self.listen().fileno()), (1, 0))
 
     def test_stopped(self) -> None:
-        """A stopped port leaves that option set: another process may accept from the socket."""
+        """A stopped port leaves the linger option set: another process may use the socket."""
         plain = self.plainPort()
         port = self.listen(port=plain)
         with socket.socket(fileno=os.dup(plain.fileno())) as theirs:

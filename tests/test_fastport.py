@@ -269,8 +269,8 @@ class LongTests(PortCase):
 
     def test_measure(self) -> None:
         """
-        The progress of a stopped reader is what its system acknowledged, without what is in the
-        buffer.
+        The progress of a stopped reader counts the bytes that its system has acknowledged, not
+        those in the server's buffer.
         """
         self.listen(LONG)
         client = self.connect(receiveBufferBytes=4096)

@@ -1,4 +1,4 @@
-"""Tests for L{fastpoetry.delivery.handover}: a reader comes back as it was left, or not at all."""
+"""Tests for L{fastpoetry.delivery.handover}: a reader is restored exactly, or reset."""
 
 from __future__ import annotations
 

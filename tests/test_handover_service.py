@@ -170,7 +170,7 @@ class HandOverTests(HandOverCase):
         self.assertEqual(self.policy.ledger.counts, Counts(gaveUp=1))
 
     def test_full(self) -> None:
-        """If the store is full, no reader is left there, and readers are sent to as before."""
+        """If the store is full, it keeps no reader, and each reader goes on as before."""
         client = self.connect()
         self.store.isFull = True
         with capturedLogs() as events:
@@ -184,7 +184,7 @@ class HandOverTests(HandOverCase):
         self.assertEqual(self.reactor.fetch(client), LONG.text)
 
     def test_others(self) -> None:
-        """While one reader cannot be handed over, all readers are sent to as before."""
+        """While one reader cannot be handed over, all readers go on as before."""
         client = self.connect()
         other = FakeReader(self.policy, poem=LONG)
         self.policy.begin(other, self.policy.clock.seconds())

@@ -168,7 +168,7 @@ class StartTests(ListenerCase):
         self.assertIs(factory.wrappedFactory, self.factory)
 
     def test_several(self) -> None:
-        """Of a port made of several, each is served in its best way."""
+        """Each part of a port made of several is served in the best way for that part."""
         plain, other = self.plainPort(), FakePort()
         self.start(Several(plain, other))
         (fast,) = self.reactor.getReaders()

@@ -120,7 +120,7 @@ class MeterTests(MetricsCase):
         return {key: value for key, value in self.samples().items() if key.startswith(name)}
 
     def test_freshness(self) -> None:
-        """A metric has the time since which each source has its poem, if it has one."""
+        """A metric has the time at which each source got its poem, if the source has one."""
         source = FakeSource()
         source.freshAt = NOW - 5
         self.meter.add("poem ecstasy", source)

@@ -180,9 +180,7 @@ class BoundsTests(PageCase):
         self.assertEqual(connections[2][1].did, ["abortConnection"])
 
     def test_pause(self) -> None:
-        """
-        After a connection the port pauses, and then accepts as many as keep it at 500 a second.
-        """
+        """After a connection the port pauses, and then accepts 500 for each second of the pause."""
         port = FakePort()
         for seconds, number in ((0.011, 5), (0.021, 10), (60, 16)):
             self.connect(port)

@@ -164,7 +164,7 @@ class BadInputTests(FolderCase):
         self.assertIn("has 6 bytes", self.refusal(PoemAt(self.write("x", b"123456"))))
 
     def test_NUL(self) -> None:
-        """A path with a NUL, which no system has, is refused like any other."""
+        """A path with a NUL, which no file can have, is refused in one line, too."""
         self.refusal(PoemAt(f"{self.folder}/\0.txt"))
 
     def test_noDescriptorLeaks(self) -> None:
@@ -535,8 +535,8 @@ class AnthologyTests(FolderCase):
 
     def test_onlyPoems(self) -> None:
         """
-        A file that no poem's name could mean is not part of an anthology; if only its name is
-        invalid, it is reported.
+        Only files of poems are part of an anthology. A file with the suffix of poems but an
+        invalid name is reported.
         """
         self.write("x.txt")
         for entry in ("x", "x.txt~", ".x.txt", "x.y.txt", "x.TXT", "é.txt", "-.txt", ".txt", "\n"):

@@ -97,7 +97,7 @@ class ArrivalTests(PolicyCase):
         self.assertEqual(queued.dismissed, "")
 
     def test_descriptors(self) -> None:
-        """If descriptors are short, connections give way after a second of silence."""
+        """If few descriptors are left, connections give way after a second of silence."""
         first = self.arrive()
         self.clock.advance(1)
         second = self.arrive()

@@ -282,7 +282,7 @@ class PolicyTests(ProtocolCase):
         self.successResultOf(drained)
 
     def test_ownPolicy(self) -> None:
-        """A factory without a listener has the end of the program wait for its readers."""
+        """If a factory has no listener, the end of the program waits for its readers."""
         factory = PoetryFactory(self.source)
         with mock.patch.object(reactor, "addSystemEventTrigger") as add:
             policy = factory.policy
@@ -459,8 +459,8 @@ class HandshakeTests(ProtocolCase):
 
     def test_silent(self) -> None:
         """
-        A connection before its handshake is not a reader; an address has a limit of them, and more
-        are reset.
+        A connection before its handshake is not a reader. Each address has a limit of such
+        connections, and more are reset.
         """
         transports = [self.shake("192.0.2.7")[0] for _ in range(3)]
         other, _ = self.shake("192.0.2.8")
@@ -470,8 +470,8 @@ class HandshakeTests(ProtocolCase):
 
     def test_placesAreGivenBack(self) -> None:
         """
-        Each end of a connection before its handshake makes room for another of its address: a
-        reset, a time-out, a reader.
+        A connection that waited for its handshake makes room for another one of its address when
+        it is lost, times out or becomes a reader.
         """
         (_, first), (lower, _), _ = (self.shake("192.0.2.7") for _ in range(3))
         first.connectionLost(Failure(ConnectionDone()))

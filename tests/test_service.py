@@ -346,7 +346,7 @@ class ReloadTests(ServiceCase):
         self.assertEqual(self.service.poem, NEW)
 
     def test_description(self) -> None:
-        """The description says since which first failed reload the poem is old, and why."""
+        """The description says how long ago the first reload failed, and why the last one did."""
         self.failReload("/x.txt: is empty")
         self.reactor.advance(300)
         self.failReload("/x.txt: No such file or directory")

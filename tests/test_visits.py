@@ -59,7 +59,7 @@ class RoundTests(SynchronousTestCase):
         self.assertEqual((self.times(), self.round.waiting), ([1.0, 2.0, 3.0], 1))
 
     def test_noTimer(self) -> None:
-        """If a timer temporarily cannot be had, before a round or in it, no other visit is lost."""
+        """If a timer temporarily cannot be set, before a round or in it, no other visit is lost."""
         with mock.patch.object(self.clock, "callLater", side_effect=MemoryError):
             self.assertRaises(MemoryError, self.come)
         self.assertEqual(self.round.waiting, 0)

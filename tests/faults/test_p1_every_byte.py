@@ -11,20 +11,20 @@ class EveryByteTests(FaultCase):
     """Tests with clients that are odd, slow or rude, and read to the end."""
 
     def test_writingBeforeReading(self) -> None:
-        """1,000 clients that each write 64 KiB first get a poem of 3 kB exactly."""
+        """1,000 clients that each write 64 KiB first get every byte of a 3 kB poem."""
         address, poem = self.listen(), self.write(makeText(3003))
         self.serve()
         self.assertAll("isExact", run(fetchMany(1000, address, poem, write=bytes(64 * KIBI))))
 
     def test_writingBeforeReadingMuch(self) -> None:
-        """200 clients that each write 64 KiB first get a poem of 1 MiB exactly."""
+        """200 clients that each write 64 KiB first get every byte of a 1 MiB poem."""
         address, poem = self.listen(), self.write(makeText(MEBI))
         self.serve()
         self.assertAll("isExact", run(fetchMany(200, address, poem, write=bytes(64 * KIBI))))
 
     def test_writingBeforeReadingOnUNIX(self) -> None:
         """
-        200 clients of a UNIX socket that each write 64 KiB first get a poem of 1 MiB exactly.
+        200 clients of a UNIX socket that each write 64 KiB first get every byte of a 1 MiB poem.
         """
         address, poem = self.listen(family=socket.AF_UNIX), self.write(makeText(MEBI))
         self.serve()
@@ -38,14 +38,14 @@ class EveryByteTests(FaultCase):
         self.assertAll("isExact", run(fetchMany(100, address, poem, **how)))
 
     def test_halfClosingFirst(self) -> None:
-        """20 clients that close their side first get a poem of 16 MiB exactly."""
+        """20 clients that close their side first get every byte of a 16 MiB poem."""
         address, poem = self.listen(), self.write(makeText(16 * MEBI))
         self.serve()
         self.assertAll("isExact", run(fetchMany(20, address, poem, halfClose=True)))
 
     def test_halfClosingFirstOnUNIX(self) -> None:
         """
-        20 clients of a UNIX socket that close their side first get a poem of 16 MiB exactly.
+        20 clients of a UNIX socket that close their side first get every byte of a 16 MiB poem.
         """
         address, poem = self.listen(family=socket.AF_UNIX), self.write(makeText(16 * MEBI))
         self.serve()

@@ -90,7 +90,7 @@ class DescriptorTests(FaultCase):
         address, poem = self.listen(), self.write(makeText(3003))
         self.serve("--max-readers=1")
         clients = self.hold(100, address)
-        # If each stayed for two seconds, the last would wait for longer than it does.
+        # If each client stayed for two seconds, the last would wait for longer than it may.
         self.assertGreater(len(clients) * LINGER_SECONDS, HANG_SECONDS)
         self.assertEqual({readAll(each) for each in reversed(clients)}, {(len(poem), "end")})
 

@@ -139,7 +139,7 @@ class PoemTests(MachineCase):
     @skipUnless(os.geteuid() == 0 and os.path.exists("/dev/fuse"), "only root mounts, by FUSE")
     def test_stuck(self) -> None:
         """
-        On a real file system that does not answer, reloads and stops work as well, though even
+        On a real file system that does not answer, reloads and stops work too, though even
         SIGKILL does not end a reading process. A start that waits for it can be cancelled.
         """
         disk, shown = self.folder / "disk", self.folder / "shown.txt"

@@ -142,7 +142,7 @@ class EveryWay:
             self.assertTrue(stopped.recv(1))
             server.send(signal.SIGTERM)
             self.step(0)
-            # A message that is dropped drops the readers that it hands over, too.
+            # The readers that a message hands over close only when the message is dropped.
             wait(lambda: self.forget(manager) or server.process.poll() is not None, "the end")
             self.assertEqual(server.wait(), -signal.SIGTERM)
             self.assertEqual(readAll(stopped)[1], self.short)
@@ -365,7 +365,7 @@ class HeaderTests(EveryWay, WayCase):
         return clients
 
     def test_writingBeforeReading(self) -> None:
-        """200 clients that each write 64 KiB first get a poem of 1 MiB exactly."""
+        """200 clients that each write 64 KiB first get every byte of a 1 MiB poem."""
         _, address, poem = self.start(MEBI)
         write = HEADER + bytes(64 * KIBI)
         self.assertAll("isExact", run(fetchMany(200, address, poem, write=write)))
@@ -377,7 +377,7 @@ class HeaderTests(EveryWay, WayCase):
         self.assertAll("isExact", run(fetchMany(100, address, poem, **how)))
 
     def test_halfClosingFirst(self) -> None:
-        """Clients that close their side first get a poem of 16 MiB exactly."""
+        """Clients that close their side first get every byte of a 16 MiB poem."""
         _, address, poem = self.start(16 * MEBI)
         replies = run(fetchMany(20, address, poem, write=HEADER, halfClose=True))
         self.assertAll("isExact", replies)

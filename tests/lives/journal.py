@@ -115,7 +115,7 @@ def openJournal() -> Journal:
 
 @contextmanager
 def _limited() -> Iterator[None]:
-    """@raise _BlockedError: the context does not end."""
+    """@raise _BlockedError: a call in the context does not return in time."""
 
     def interrupt(*_: object) -> None:
         raise _BlockedError

@@ -448,8 +448,8 @@ class Life(RuleBasedStateMachine):
 
     def _stopAll(self) -> None:
         """
-        A restart hands over a reader in mid-poem. A stop leaves to the system a poem that the
-        system has, whatever the client wrote (P1).
+        A restart hands over a reader in mid-poem. After a stop, the system sends a poem that it
+        has, whatever the client wrote (P1).
         """
         self.world.store.isBroken = False
         for size, restarts in (("long", True), ("middle", False)):
@@ -468,8 +468,8 @@ class Life(RuleBasedStateMachine):
 
     def _killAll(self) -> None:
         """
-        A killed process resets its clients in mid-poem, also after another one on its sockets has
-        stopped. The backlog waits for the next (P2).
+        A killed process resets its clients in mid-poem, also after another process on its sockets
+        has stopped. Clients in the backlog wait for the next process (P2).
         """
         world = self.world
         if len(world.processes) < 2:
@@ -483,7 +483,7 @@ class Life(RuleBasedStateMachine):
         world.readAll(last)
         for client in last:
             isWaiting = not (client.outcome or client.seen)
-            # What a proxy had may be an older poem, which went to the system at once.
+            # A proxy may have an older, short poem, which went to the system at once.
             isWhole = client.isWhole(world.poetry.versions)
             assert client.outcome == "reset" or isWaiting or isWhole, (
                 f"a client of a killed process got {client.outcome}"
