@@ -85,12 +85,12 @@ class SourceTests(SynchronousTestCase):
         self.assertFalse(self.isSame(MAPPED, ("::ffff:192.0.2.8", 2, 0, 0)))
 
     def test_user(self) -> None:
-        """On a UNIX socket the source is a user, if the option asks for that."""
+        """An address that is the number of a user is one source."""
         self.assertTrue(self.isSame(1000, 1000))
         self.assertFalse(self.isSame(1000, 0))
 
     def test_UNIX(self) -> None:
-        """Without that option a UNIX client has no source."""
+        """The address of a UNIX client from accept(2) has no source."""
         self.assertEqual([sourceOf(each) for each in ("", None)], [None, None])
 
 

@@ -126,7 +126,7 @@ class ProcessTests(SynchronousTestCase):
                 self.assertNotIn(each, done.stdout.split())
 
     def test_none(self) -> None:
-        """If no process or file can be had, the error is one line and no descriptor stays open."""
+        """If no process or file can be made, the error is one line and no descriptor stays open."""
         before = countDescriptors()
         for where, name in ((os, "memfd_create"), (processModule, "Popen"), (os, "pidfd_open")):
             with mock.patch.object(where, name, side_effect=OSError(11, "none is left")):

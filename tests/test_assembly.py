@@ -405,7 +405,7 @@ class RefusalTests(AssemblyCase):
 
     @skipUnless(find_spec("prometheus_client"), "prometheus_client is not installed")
     def test_metrics(self) -> None:
-        """A metrics address that is invalid or cannot be had is refused."""
+        """A metrics address that is invalid or in use is refused."""
         with socket.create_server(("127.0.0.1", 0)) as listening:
             own = f"tcp:{listening.getsockname()[1]}:interface=127.0.0.1"
             refusal = self.refusal("--ode", "a", "--port", "0", "--metrics", own)

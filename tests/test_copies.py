@@ -102,7 +102,7 @@ class DamageTests(CopyCase):
         self.assertEqual(self.damage(), f"{self.path}: is damaged, and will be replaced")
 
     def test_truncated(self) -> None:
-        """A copy without its end, however long, is damaged."""
+        """A truncated copy, of any length, is damaged."""
         for size in range(len(self.whole)):
             self.put(self.whole[:size])
             self.assertIn("is damaged", self.damage())

@@ -86,8 +86,8 @@ class VisitTests(PolicyCase):
 
     def test_aFaultyOneOfThem(self) -> None:
         """
-        A reader served at once whose visit fails does not keep the others from their visits, and is
-        visited again.
+        If the visit to a reader that was served at once fails, the others are visited all the same,
+        and the reader is visited again.
         """
         readers = [FakeReader(self.policy) for _ in range(3)]
         self.policy.addServed([*readers], self.clock.seconds())

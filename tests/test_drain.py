@@ -16,7 +16,7 @@ class DrainTests(SynchronousTestCase):
         self.did: list[tuple[float, str]] = []
 
     def begin(self, mostSeconds: float = 20.0) -> Drain:
-        """@return: a drain that has begun and remembers when it did what."""
+        """@return: a drain that has begun. The test records each call that the drain makes."""
 
         def remember(what: str) -> None:
             self.did.append((self.clock.seconds(), what))

@@ -154,7 +154,7 @@ class FailureTests(ProxyCase):
 
     def test_distrusted(self) -> None:
         """
-        The cause of a connection that ended for another reason, such as its certificate, has that
+        If a connection ended for another reason, such as its certificate, the cause has that
         reason.
         """
         self.assertKept(

@@ -30,7 +30,7 @@ class FreshnessTests(ProxyCase):
         self.check(59, b"old", 0)
 
     def test_freshAt(self) -> None:
-        """The time of a fetch is given by the present wall clock."""
+        """The time of a fetch is computed from the present wall clock."""
         self.assertIsNone(self.make().freshAt)
         self.advanceTo(59)
         self.wallOffset = 1e9
@@ -46,7 +46,7 @@ class FreshnessTests(ProxyCase):
         self.check(121, b"new", 2)
 
     def test_revalidatedLate(self) -> None:
-        """The last moment of revalidation is like the first."""
+        """In the last moment of revalidation, the old poem is still served."""
         self.check(159, b"old", 1)
 
     def test_tooOld(self) -> None:

@@ -197,7 +197,7 @@ class HandOverTests(HandOverCase):
         self.assertTrue(client.recv(1))
 
     def test_cutShort(self) -> None:
-        """At the end of the drain, readers that can be handed over are; the others are reset."""
+        """At the end of the drain, readers are handed over if they can be, and reset otherwise."""
         self.connect()
         other = FakeReader(self.policy, poem=LONG)
         self.policy.begin(other, self.policy.clock.seconds())

@@ -163,7 +163,7 @@ class MeterTests(MetricsCase):
         )
 
     def test_sameName(self) -> None:
-        """Two blocks that serve one name share a metric: both their reloads, and the older poem."""
+        """Blocks that serve one name share metrics: all reloads, and the time of the older poem."""
         sources = [Reloading(), Reloading()]
         for age, source in enumerate(sources):
             source.freshAt = NOW - age

@@ -356,8 +356,8 @@ class PoemNamedTests(FolderCase):
 
     def test_many(self) -> None:
         """
-        Of very many poems the refusal lists some, counts the others, and still has the nearest
-        name.
+        If there are very many poems, the refusal lists some, counts the others, and still has the
+        nearest name.
         """
         for number in range(1, 1001):
             self.write(f"{number:04}-ode.txt")

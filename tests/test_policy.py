@@ -444,7 +444,7 @@ class CrowdTests(PolicyCase):
 
     def test_record(self) -> None:
         """
-        Poems that are not taken already count as sent; an occasional warning names the source.
+        A poem that a reader does not take counts as sent; a warning now and then has its source.
         """
         with capturedLogs() as events:
             for _ in range(5):

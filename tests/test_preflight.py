@@ -34,8 +34,8 @@ class ServerTests(SynchronousTestCase):
 
     def test_nobody(self) -> None:
         """
-        The check runs as twistd's later user with that user's groups and none of root's, and as
-        root afterwards.
+        The check runs as the user that twistd will become, with the groups of that user only. It is
+        root again afterwards.
         """
         user = pwd.getpwnam("nobody")
         before = self.who(uid=None, gid=None)

@@ -422,8 +422,8 @@ class TLSTests(ProtocolCase):
 
     def test_notLeftToSystem(self) -> None:
         """
-        A stop leaves no reader behind a layer to the system: the layer may still hold a part of the
-        poem.
+        If there is a layer, a stop does not leave the reader to the system: the layer may still
+        hold a part of the poem.
         """
         self.fill()
         self.pull(self.lower)

@@ -176,8 +176,8 @@ class ReloadTests(ProxyCase):
 
     def test_fails(self) -> None:
         """
-        If the fetch of a reload fails the reload fails with the cause, the old poem stays, and
-        another attempt follows.
+        If its fetch fails, a reload fails with the cause. The old poem stays, and another attempt
+        follows.
         """
         reloaded = self.service.reload()
         self.upstream.refuse()

@@ -174,7 +174,7 @@ class ServiceTests(ProxyTapCase):
         self.assertEqual(self.reactor.unixClients[0][0], "/run/poems.example.sock")
 
     def test_size(self) -> None:
-        """The freshness and size options set the proxy's."""
+        """The proxy has the freshness and the size limit from its options."""
         source = self.source("--max-size=5")
         source.startService()
         self.addCleanup(source.stopService)

@@ -231,7 +231,7 @@ class UnsentTests(TellingCase):
     """Tests for L{limitUnsent}."""
 
     def test_limit(self) -> None:
-        """A socket buffers only so many bytes that are not sent yet."""
+        """A socket buffers only a limited number of unsent bytes."""
         limitUnsent(self.server)
         option = self.server.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
         self.assertEqual(option, MOST_UNSENT_BYTES)

@@ -158,8 +158,8 @@ class RoundTests(SynchronousTestCase):
 
     def test_faulty(self) -> None:
         """
-        A reader whose visit fails does not affect the others: they are visited the next time, and
-        the reader is too, after them.
+        If the visit to one reader fails, all readers are visited the next time, and that reader is
+        the last.
         """
         faulty, beside = self.come(2)
         (later,) = self.come()

@@ -56,7 +56,11 @@ class ReloadTests(FaultCase):
         self.assertEqual(server.tracebacks(), [])
 
     def assertReloads(self, server: Server, address: Address, poem: bytes, times: int) -> None:
-        """Assert that a reload loads a poem, counting from the start."""
+        """
+        Assert that a reload loads a poem.
+
+        @param times: the number of loads since the start.
+        """
         server.send(signal.SIGHUP)
         server.waitFor(LOADED, times)
         self.assertAll("isExact", [run(fetch(address, poem))])

@@ -494,7 +494,7 @@ class CopyTests(MachineCase, ProxyCase):
     @skipUnless(os.geteuid() == 0, "only root mounts and freezes")
     def test_frozen(self) -> None:
         """
-        On a real frozen file system, the proxy serves and stops as well, though even SIGKILL does
+        On a real frozen file system, the proxy serves and stops too, though even SIGKILL does
         not end a writing process.
         """
         image = self.folder / "image"

@@ -200,8 +200,8 @@ class EveryWay:
 
     def test_cannotWatch(self: Any) -> None:
         """
-        While the reactor can watch no more descriptors no client is served; afterwards all are, and
-        deadlines hold.
+        While the reactor can watch no more descriptors, no client is served. Afterwards all are
+        served, and deadlines hold.
         """
         server, _, poem = self.start(8 * MEBI, "--stall-timeout=2")
         stalled = self.open(receiveBuffer=KIBI)
