@@ -598,8 +598,8 @@ class WaitTests(PortCase):
 
     def test_resetFails(self) -> None:
         """
-        If a waiting client cannot even be accepted to be reset, the port accepts later clients all
-        the same.
+        If the port cannot accept a waiting client to reset it, the port still accepts later
+        clients.
         """
         plain = FakePort()
         plain.socket = FakeListener(errno.ECONNABORTED, errno.EMFILE)

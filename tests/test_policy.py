@@ -444,7 +444,7 @@ class CrowdTests(PolicyCase):
 
     def test_record(self) -> None:
         """
-        A poem that a reader does not take counts as sent; a warning now and then has its source.
+        A poem that a reader does not take counts as sent; a warning now and then names the source.
         """
         with capturedLogs() as events:
             for _ in range(5):

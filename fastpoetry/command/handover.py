@@ -100,7 +100,7 @@ class HandOverService(Service):
 
     def _takeBack(self, readers: Collection[Any], why: Exception) -> None:
         """Go on sending to readers that could not be stored."""
-        # If clearing fails, the store still describes them. The next process then resets each
+        # If clearing fails, the store may still describe them. The next process then resets each
         # reader to which this process has sent more.
         self._clear()
         self._log.warn(
@@ -114,7 +114,8 @@ class HandOverService(Service):
 
     def _takeOver(self, packed: list[int]) -> None:
         """Go on sending to the readers of the process before this one."""
-        # Clear the store first: once more bytes are sent, its description is out of date.
+        # Clear the store before anything is sent. After a crash, the next process would find the
+        # description in the store out of date.
         self._clear()
         numbers = [number for each in packed for number in unpack(each)]
         for each in packed:

@@ -88,7 +88,8 @@ class PageFactory(Factory):
         del self._pausedAt[port]
 
     def respond(self, head: bytes) -> bytes:
-        """Return the whole answer to a request.
+        """
+        Return the whole answer to a request.
 
         @param head: the request without its body.
         """

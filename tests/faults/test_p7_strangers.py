@@ -166,7 +166,7 @@ class JournalTests(FaultCase):
         self.assertTrue([each for each in records if "PEER" in each])
 
     def test_clientNames(self) -> None:
-        """The name that a client binds its end of a UNIX socket to adds no record and no field."""
+        """The name of a client's end of a UNIX socket adds no record and no field."""
         self.listen(family=socket.AF_UNIX)
         self.write(makeText(3003))
         server = self.serveToJournal(*self.arguments())
