@@ -85,6 +85,6 @@ def fetch(family: int, address: Any) -> bytes:
     @return: all bytes that the server sends.
     """
     with socket.socket(family) as client:
-        client.settimeout(10)
+        client.settimeout(60)
         client.connect(address)
         return b"".join(iter(lambda: client.recv(4096), b""))

@@ -432,7 +432,7 @@ class DatagramTests(Passing, TestCase):
         from twisted.internet.threads import deferToThread
 
         with self.bound(made.family, socket.SOCK_DGRAM) as client:
-            client.settimeout(10)
+            client.settimeout(60)
             client.sendto(b"hello", made.getsockname())
             answer, _ = await deferToThread(client.recvfrom, 100)
             return bytes(answer)
@@ -479,7 +479,7 @@ class ConnectionTests(Passing, TestCase):
         listening = self.listening(family)
         client = socket.socket(family)
         self.addCleanup(client.close)
-        client.settimeout(10)
+        client.settimeout(60)
         client.connect(listening.getsockname())
         return client, listening.accept()[0]
 

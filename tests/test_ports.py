@@ -290,7 +290,7 @@ class DatagramTests(PortsCase):
     async def ask(self, made: Any, address: Any) -> bytes:
         """@return: the answer that a socket sends to a question."""
         with socket.socket(made.family, socket.SOCK_DGRAM) as client:
-            client.settimeout(10)
+            client.settimeout(60)
             if made.family == socket.AF_UNIX:
                 client.bind(b"")
             client.sendto(b"hello", address)
@@ -329,7 +329,7 @@ class DatagramTests(PortsCase):
             echo: Any = Echo()
             self.listen("listenUDP", passed.getsockname()[1], echo)
             with self.bound(kind=socket.SOCK_DGRAM) as client:
-                client.settimeout(10)
+                client.settimeout(60)
                 echo.transport.write(b"hello", client.getsockname())
                 self.assertEqual(client.recv(9000), b"hello")
 
@@ -527,7 +527,7 @@ class ProcessTests(Binding, SynchronousTestCase):
         @return: its log.
         """
         process.terminate()
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=60)
         return str(output + errors)
 
     def test_reactors(self) -> None:
@@ -564,7 +564,7 @@ class ProcessTests(Binding, SynchronousTestCase):
             APPLICATION.replace(":{number}:interface=127.0.0.2", f":{taken.getsockname()[1]}"),
         )
         process = self.twistd("systemd", "--adopt", "--python=x.tac")
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=60)
         self.assertEqual(process.returncode, 1)
         self.assertIn("the start failed, so the program ends", output)
         self.assertNotIn("READY=1", self.systemd.heard())
@@ -575,7 +575,7 @@ class ProcessTests(Binding, SynchronousTestCase):
         self.number = self.passed.getsockname()[1]
         self.write("x.tac", APPLICATION)
         process = self.twistd("systemd", "--adopt", "--python=x.tac")
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=60)
         where = f"AF_INET 0.0.0.0:{self.number}"
         self.assertIn(f"{where}; it asked for: TCP 127.0.0.1:", output + errors)
 
@@ -591,5 +591,5 @@ class ProcessTests(Binding, SynchronousTestCase):
     def test_noProgram(self) -> None:
         """Without a program the command prints one line of usage."""
         process = self.launch(sys.executable, "-m", "fastpoetry.systemd.ports")
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=60)
         self.assertEqual((process.returncode, output, errors.count("\n")), (1, "", 1))

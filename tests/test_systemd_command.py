@@ -222,19 +222,19 @@ class ProcessTests(SynchronousTestCase):
         waitUntil(isReady, "READY")
         self.assertTrue(heard[0].startswith("STATUS=web: "), heard)
         process.terminate()
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=60)
         self.assertIn("STOPPING=1", self.systemd.heard())
         self.assertNotIn("Traceback", output + errors)
 
     def test_help(self) -> None:
         """The help lists the commands; each command prints its own help."""
         for arguments, said in ((("--help",), "web"), (("web", "--help"), "--listen=")):
-            output, errors = self.start(*arguments).communicate(timeout=30)
+            output, errors = self.start(*arguments).communicate(timeout=60)
             self.assertIn(said, output)
             self.assertEqual(errors, "")
 
     def test_nothing(self) -> None:
         """Without a command the program ends with one line and status 1."""
         process = self.start()
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=60)
         self.assertEqual((process.returncode, output, errors.count("\n")), (1, "", 1))
