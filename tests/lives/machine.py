@@ -315,9 +315,12 @@ class Life(RuleBasedStateMachine):
                 )
 
     def limitsHold(self) -> None:
-        """No process has more readers than its limits (P5)."""
+        """No process has more readers than its limits, in all and of one source (P5)."""
         for process in self.world.processes:
             assert process.policy.readers <= LIMITS.maxReaders
+            if not process.takenOver:
+                for count in process.policy._quota._counts.values():
+                    assert count <= LIMITS.maxReadersPerSource, f"{count} readers of one source"
 
     def silenceTakesNoPlace(self) -> None:
         """One source has no more silent connections than it may have readers (P5)."""

@@ -206,6 +206,7 @@ class World:
         @param size: of the first poem.
         @param isProxy: whether the poem comes from an upstream, and not from a file.
         """
+        gc.freeze()  # so that collecting one life's objects is quick
         tcp._reservedFD.reserve()  # Twisted has one for the whole program
         self.journal = openJournal()
         self._descriptors = _listDescriptors()
@@ -353,10 +354,11 @@ class World:
         self.journal.reset()
         self._stack.close()
         left = _listDescriptors() - self._descriptors
-        if left or self.failures:
-            # A traceback may hold descriptors, and failed Deferreds that the next life would log.
+        if left or self.wasFaulty:
+            # A traceback may hold descriptors, and the next life would log failed Deferreds.
             gc.collect()
             left &= _listDescriptors()
+        gc.unfreeze()
         return left
 
 
