@@ -94,28 +94,14 @@ class BacklogTests(PortCase):
     the first start: the listening socket's options come too late for them.
     """
 
-    limits = Limits(maxReadersPerSource=1)
-
-    def listenFor(self, clients: int) -> list[socket.socket]:
-        """@return: clients that connected before the port listened."""
+    def test_armedThoughItCameBefore(self) -> None:
+        """A close resets an earlier client like all others."""
         plain = self.plainPort()
         self.address = plain.socket.getsockname()
-        waiting = [self.connect() for _ in range(clients)]
+        self.connect()
         self.listen(LONG, plain)
-        return waiting
-
-    def test_armedThoughItCameBefore(self) -> None:
-        """A close resets earlier clients like all others."""
-        self.listenFor(1)
         self.reactor.turn()
         self.assertEqual(lingerOf(self.underWay.fileno()), (1, 0))
-
-    def test_turnedAwayThoughItCameBefore(self) -> None:
-        """An earlier client that is turned away sees a reset."""
-        _, client = self.listenFor(2)
-        self.reactor.turn()
-        self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=1))
-        self.assertRaises(ConnectionResetError, receiveAll, client)
 
     def test_reset(self) -> None:
         """
@@ -316,19 +302,6 @@ class ExhaustionTests(PortCase):
         self.reactor.turn()
         self.assertEqual(receiveAll(client), POEM.text)
 
-    def test_notWatched(self) -> None:
-        """A port that the reactor temporarily cannot watch accepts as soon as the reactor can."""
-        port = self.listen()
-        patch = self.patch(self.reactor, "addReader", mock.Mock(side_effect=OSError(errno.ENOSPC)))
-        self.reactor.removeReader(port)
-        with capturedLogs() as events:
-            port.connectionLost(Failure(MemoryError()))
-            self.reactor.advance(0.25)
-        self.assertEqual(len(said(events)), 1)
-        patch.restore()
-        self.reactor.advance(0.25)
-        self.assertEqual(self.reactor.getReaders(), [port])
-
     def test_unexpected(self) -> None:
         """
         An unexpected error in accepting does not end the port: it closes the descriptor, tries
@@ -451,15 +424,6 @@ class StopTests(PortCase):
         self.reactor.advance(1)
         self.assertEqual(self.reactor.getReaders(), [])
 
-    def test_paused(self) -> None:
-        """A paused port that stops leaves no timer behind."""
-        port = self.listen()
-        port.connectionLost(Failure(MemoryError()))
-        self.policy.gate.remove(port)
-        port.stopListening()
-        self.reactor.advance(0)
-        self.assertEqual(self.reactor.getDelayedCalls(), [])
-
 
 class AliveTests(PortCase):
     """Tests for whether a port reports itself alive."""
@@ -520,20 +484,6 @@ class WaitTests(PortCase):
         self.port.doRead()
         self.assertEqual(len(self.source.waiting), 1)
 
-    def test_notWatched(self) -> None:
-        """
-        A port that the reactor cannot watch when the poem comes accepts as soon as the reactor can.
-        """
-        port = self.listen(None)
-        client = self.connect()
-        self.reactor.turn()
-        patch = self.patch(self.reactor, "addReader", mock.Mock(side_effect=OSError(errno.ENOMEM)))
-        self.source.give(POEM)
-        patch.restore()
-        self.reactor.advance(0.25)
-        self.assertEqual(self.reactor.getReaders(), [port])
-        self.assertEqual(self.reactor.fetch(client), POEM.text)
-
     def test_cannotWait(self) -> None:
         """A port whose source fails unexpectedly does not count as waiting for a poem."""
         port = self.listen(None)
@@ -576,16 +526,6 @@ class WaitTests(PortCase):
         for client in clients:
             self.assertRaises(ConnectionResetError, receiveAll, client)
         self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=200))
-
-    def test_failsForTheOldBacklog(self) -> None:
-        """When the source fails, clients from before the port listened are reset too."""
-        plain = self.plainPort()
-        self.address = plain.socket.getsockname()
-        client = self.connect()
-        self.listen(None, plain)
-        self.port.doRead()
-        self.source.giveUp()
-        self.assertRaises(ConnectionResetError, receiveAll, client)
 
     def test_failsAtOnce(self) -> None:
         """Waiting clients are reset, too, if the source fails at once."""

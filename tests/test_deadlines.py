@@ -54,14 +54,6 @@ class VisitTests(PolicyCase):
         self.wait(2)
         self.assertEqual(reader.asked, [])
 
-    def test_afterAPause(self) -> None:
-        """A reader that comes when all others have gone is visited as the first one was."""
-        self.policy.remove(self.sending())
-        self.wait(5)
-        reader = self.sending()
-        self.wait(1)
-        self.assertEqual(reader.asked, [6.0])
-
     def test_aFaultyReader(self) -> None:
         """A reader whose visit fails does not keep the others from their deadlines."""
         faulty, other = self.sending(), self.sending()
@@ -371,11 +363,3 @@ class DrainTests(PolicyCase):
             self.policy.remove(reader)
         self.successResultOf(drained)
         self.assertIn("1 left early", said(events)[0])
-
-    def test_noTimer(self) -> None:
-        """After a stop no timer is left."""
-        reader = self.sending()
-        self.policy.drain()
-        self.policy.remove(reader)
-        self.wait(2)
-        self.assertEqual(self.clock.getDelayedCalls(), [])

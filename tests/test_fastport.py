@@ -194,16 +194,6 @@ class WroteFirstTests(PortCase):
         self.assertEqual(self.policy.readers, 0)
         self.assertEqual(client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 0)
 
-    def test_wroteMeanwhile(self) -> None:
-        """A client that writes while a long poem is under way gets everything."""
-        self.listen(LONG)
-        client = self.connect(receiveBufferBytes=4096)
-        self.reactor.turn()
-        client.sendall(b"more, more! " * 1000)
-        self.assertEqual(self.reactor.fetch(client), LONG.text)
-        self.visit(4)
-        self.assertEqual(client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 0)
-
     def test_halfClosedFirst(self) -> None:
         """A client that closed its side first gets everything."""
         self.listen()
@@ -303,28 +293,6 @@ class LongTests(PortCase):
         self.assertEqual(self.reactor.getWriters(), [])
         self.assertRaises(ConnectionResetError, receiveAll, client)
         self.assertEqual(countDescriptors(), before + 1)
-
-    def test_stalledAtTheEnd(self) -> None:
-        """A reader that has stopped with the last bytes in transit is reset."""
-        poem = Poem("x", b"x" * 120_000, "")
-        self.listen(poem)
-        client = self.connect(receiveBufferBytes=4096)
-        while not self.policy.readers or self.reactor.getWriters():
-            self.reactor.turn()
-        self.assertEqual(self.policy.ledger.counts.poems, 1)
-        self.visit(32)
-        self.assertEqual(self.policy.readers, 0)
-        self.assertRaises(ConnectionResetError, receiveAll, client)
-
-    def test_cutShort(self) -> None:
-        """A reader that is left at the end of the drain is reset."""
-        self.listen(LONG)
-        client = self.connect()
-        self.reactor.turn()
-        drained = self.policy.drain()
-        self.reactor.advance(self.limits.drainSeconds)
-        self.successResultOf(drained)
-        self.assertRaises(ConnectionResetError, receiveAll, client)
 
     def test_leftToSystem(self) -> None:
         """

@@ -326,16 +326,6 @@ class SourceTests(PolicyCase):
         self.finish(readers[0])
         self.assertFalse(self.policy.isTooMany(HERE))
 
-    def test_givenUpOn(self) -> None:
-        """A reader that is given up makes a place free, once."""
-        self.sending()
-        self.wait(20)
-        self.sending()
-        self.wait(10)
-        self.assertFalse(self.policy.isTooMany(HERE))
-        self.sending()
-        self.assertTrue(self.policy.isTooMany(HERE))
-
     def test_handedOver(self) -> None:
         """A reader that was handed over makes a place free."""
         for each in (self.sending(), self.sending()):
