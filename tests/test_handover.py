@@ -197,6 +197,13 @@ class DistrustTests(HandOverCase):
         state["readers"][0][4] = [20.0, 20.0, 0]
         self.assertReset(state, "impossible")
 
+    def test_notConnected(self) -> None:
+        """A UNIX socket that is not connected is closed, even if the state describes it."""
+        self.reader = self.makeReader(socket.socket(socket.AF_UNIX).detach(), LONG)
+        self.reader.sentBytes = 10
+        readers, faults = self.restore(self.describe())
+        self.assertEqual((readers, len(faults)), ({}, 1))
+
     def test_noConnection(self) -> None:
         """A descriptor that is not a connection is closed."""
         with socket.socket() as number:
