@@ -538,25 +538,28 @@ class ReserveTests(FaultCase):
         With 40 sockets and 256 descriptors 300 readers are all served, with PROXY headers or
         without, while every poem is reloaded.
         """
-        for endpoint, write in (("adopted", b""), ("haproxy:adopted", HEADER)):
-            addresses = [self.listen(f"poem{number}") for number in range(40)]
-            poem = makeText(MEBI)
-            for name in self.listeners:
-                self.write(poem, name)
-            server = self.serve(endpoint=endpoint, descriptors=256)
-            server.waitFor(LOADED, 40)
-            held = self.hold(240, addresses[1])
-            server.waitFor(FULL)
-            server.send(signal.SIGHUP)
-            server.waitFor(LOADED, 80)
-            for client in held:
-                client.close()
-            replies = run(fetchMany(300, addresses[0], poem, write=write))
-            self.assertAll("isExact", replies)
-            self.assertEqual(server.end(), -signal.SIGTERM)
-            self.assertEqual(server.tracebacks(), [])
-            self.log.unlink()
-            self.listeners.clear()
+        plain, behind = (
+            [self.listen(f"{kind}{number}") for number in range(20)] for kind in ("plain", "behind")
+        )
+        poem = makeText(MEBI)
+        arguments = ["fastpoetry"]
+        for name in self.listeners:
+            self.write(poem, name)
+            endpoint = "adopted" if name.startswith("plain") else "haproxy:adopted"
+            arguments += [f"--poem={self.folder}/{name}.txt", f"--listen={endpoint}:name={name}"]
+        server = Server(arguments, self.listeners, self.log, {}, descriptors=256)
+        self.addCleanup(server.close)
+        server.waitFor(LOADED, 40)
+        held = self.hold(120, plain[1]) + self.hold(120, behind[1])
+        server.waitFor(FULL)
+        server.send(signal.SIGHUP)
+        server.waitFor(LOADED, 80)
+        for client in held:
+            client.close()
+        self.assertAll("isExact", run(fetchMany(150, plain[0], poem)))
+        self.assertAll("isExact", run(fetchMany(150, behind[0], poem, write=HEADER)))
+        self.assertEqual(server.end(), -signal.SIGTERM)
+        self.assertEqual(server.tracebacks(), [])
 
 
 class LeftoverTests(FaultCase):
