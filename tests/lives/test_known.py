@@ -1,5 +1,5 @@
 """
-Faults that outsiders have found: a life finds each of them again when it is put back.
+Known faults: a life finds each of them when it is put back. Outsiders have found the first eight.
 
 A fault that no life finds would show that the model has lost one of its promises.
 """
