@@ -100,12 +100,12 @@ else
 	$(VENV)/bin/python tests/summary.py $$begun $(LOGS)/*.log
 endif
 
-SHARDS = modules faults $(if $(SYSTEMS),packages) $(SYSTEMS)
+SHARDS = modules faults $(SYSTEMS) $(SYSTEMS:%=packages-%)
 modules = tests/test_*.py tests/lives
 faults = tests/faults
-# About half of the work for a release, in containers of their own.
+# More than half of the work for a release, in containers of their own.
 PACKAGING = tests/system/test_make.py tests/system/test_package.py
-packages = $(PACKAGING) $(SYSTEMS:%=--system=%)
+$(foreach each,$(SYSTEMS),$(eval packages-$(each) = $(PACKAGING) --system=$(each)))
 
 .PHONY: $(SHARDS:%=test-%) test-alone
 $(SHARDS:%=test-%): test-%:
@@ -113,7 +113,7 @@ $(SHARDS:%=test-%): test-%:
 		>$(LOGS)/$*.log 2>&1; echo "$*: $$(tail -n 1 $(LOGS)/$*.log)"
 $(filter-out test-faults,$(SHARDS:%=test-%)): $(LOGS)/package
 $(SYSTEMS:%=test-%): test-%: $(LOGS)/root-%
-test-packages: $(SYSTEMS:%=$(LOGS)/root-%)
+$(SYSTEMS:%=test-packages-%): $(SYSTEMS:%=$(LOGS)/root-%)
 
 test-alone: $(SHARDS:%=test-%)
 	@$(PYTEST) $(BUILT) -m alone $(modules) $(faults) $(if $(SYSTEMS),tests/system $(SYSTEMS:%=--system=%)) \
