@@ -53,11 +53,11 @@ class Store:
 
     def putNow(self, descriptors: Mapping[str, Any], *, poll: bool, seconds: float) -> None:
         """
-        Store duplicates of descriptors.
+        Store duplicates of descriptors. A unit has one process, so its store has room for one.
 
-        @raise StoreError: the store is broken.
+        @raise StoreError: the store is broken, or another process has used it.
         """
-        if self.isBroken:
+        if self.isBroken or self._held:
             raise StoreError("this life's store takes nothing")
         for name, numbers in descriptors.items():
             self._held += [(name, os.dup(number)) for number in numbers]
