@@ -385,7 +385,7 @@ class ExhaustionTests(PortCase):
 class StopTests(PortCase):
     """Tests for the end of a port."""
 
-    def test_acceptsNobody(self) -> None:
+    def test_acceptsNoClient(self) -> None:
         """A stopped port accepts no client; readers under way go on."""
         self.listen(LONG)
         client = self.connect()

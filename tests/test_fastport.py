@@ -443,7 +443,7 @@ class EconomyTests(PortCase):
         reader = FakeReader(receives=reset)
         self.assertEqual((reader.closeAfterClient(), reader.closed), (True, True))
 
-    def test_anUploaderHoldsUpNobody(self) -> None:
+    def test_uploaderDelaysNoClient(self) -> None:
         """
         The server reads only for a while from a client that writes without pause, and then handles
         others.

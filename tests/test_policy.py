@@ -262,13 +262,13 @@ class FullTests(PolicyCase):
         self.assertTrue(self.port.reading)
         self.assertEqual(events, [])
 
-    def test_everybodyWhoLingersGoes(self) -> None:
+    def test_lingeringReadersClose(self) -> None:
         """All lingering readers are closed at once, not one for each new client."""
         readers = [self.lingering(), self.lingering()]
         self.policy.pauseIfFull()
         self.assertEqual([each.did for each in readers], [["end"], ["end"]])
 
-    def test_whoHasNotEverythingStays(self) -> None:
+    def test_unservedReaderStays(self) -> None:
         """A reader that has not taken everything stays."""
         reader = self.lingering(WHOLE - 1)
         self.sending()
@@ -425,7 +425,7 @@ class CrowdTests(PolicyCase):
         self.policy.remove(reader)
         self.assertFalse(self.policy.isTooMany(HERE))
 
-    def test_whoHasEverything(self) -> None:
+    def test_servedReader(self) -> None:
         """A reader that has taken everything and only lingers does not count."""
         readers = [self.lingering() for _ in range(3)]
         self.clock.pump([0.1, 1.0])

@@ -222,7 +222,7 @@ class PathTests(PreflightCase):
         self.check(f"unix:{self.path}")
         self.assertEqual(os.listdir(self.folder), [])
 
-    def test_lockOfWhoListens(self) -> None:
+    def test_lockOfListener(self) -> None:
         """The lock of a listening process stays."""
         os.symlink("1", f"{self.path}.lock")
         with socket.socket(socket.AF_UNIX) as listening:

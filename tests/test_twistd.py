@@ -481,7 +481,7 @@ class PoemRefusalTests(RefusalTestCase):
         says = f"--anthology: no poem to read in {self.folder}/none"
         self.assertRefused("--anthology", "--poetry-path=none", says=says)
 
-    def test_nameThatIsNone(self) -> None:
+    def test_invalidName(self) -> None:
         """A name that leads out of the folder is refused."""
         self.assertRefused("--poem", "..", says="--poem ..: '..' is no name of a poem")
 

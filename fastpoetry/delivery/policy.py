@@ -51,7 +51,7 @@ class Policy:
         self._sending: dict[Reader, Progress] = {}
         self._deadlines = Round(clock, LATER_SECONDS, self._visit)
         self._quota = Quota(limits.maxReadersPerSource)
-        self._lingering = Lingering(clock, limits, self._quota, self.ledger, self._seeWhoIsLeft)
+        self._lingering = Lingering(clock, limits, self._quota, self.ledger, self._useRoom)
         self.gate = Gate(clock, self.tellClosed)
         self._waitingPorts: set[Pausable] = set()
         self._emptySince = clock.seconds()
@@ -170,7 +170,7 @@ class Policy:
         finally:
             self._sending.pop(reader, None)
             self._quota.remove(reader)
-            self._seeWhoIsLeft()
+            self._useRoom()
 
     def turnAway(self, address: Address) -> None:
         """Count a connection that was reset because L{isTooMany}."""
@@ -211,7 +211,7 @@ class Policy:
             return succeed(None)
         if self._drain is None:
             self._drain = Drain(
-                self.clock, self.limits.drainSeconds, self._lookWhoCanGo, self._cutShort
+                self.clock, self.limits.drainSeconds, self._closeDone, self._cutShort
             )
             waiter = self._drain.wait()
             for arrival in [*self._arrivals, *self._waiting]:
@@ -220,13 +220,13 @@ class Policy:
             return waiter
         return self._drain.wait()
 
-    def _lookWhoCanGo(self) -> None:
+    def _closeDone(self) -> None:
         """Close readers that have their poem. Once all the others can be handed over, do that."""
         isPastGrace = self._drain is not None and self._drain.isPastGrace
         self._lingering.closeAll(leaveToSystem=isPastGrace)
         areAllPortable = all(reader.mayHandOver for reader in self._sending)
-        isNobodyElse = not self._arrivals and self.readers == len(self._sending)
-        if isPastGrace and areAllPortable and isNobodyElse:
+        hasOthers = self._arrivals or self.readers > len(self._sending)
+        if isPastGrace and areAllPortable and not hasOthers:
             self._handOverSending()
 
     def _handOverSending(self) -> None:
@@ -236,7 +236,7 @@ class Policy:
             for reader in portable:
                 del self._sending[reader]
                 self._quota.remove(reader)
-            self._seeWhoIsLeft()
+            self._useRoom()
 
     def _cutShort(self) -> None:
         """End a stop that has waited long enough: hand readers over, and reset all others."""
@@ -255,7 +255,7 @@ class Policy:
         for known in (self._arrivals, self._waiting, self._sending, self._quota):
             known.clear()
         self._lingering.stop()
-        self._seeWhoIsLeft()
+        self._useRoom()
 
     def _rest(self) -> None:
         """Cancel all timers, and write what the ledger still has to report."""
@@ -268,7 +268,7 @@ class Policy:
         """Log why a port does not accept, at most every ten seconds."""
         self.ledger.full(cause, self.readers)
 
-    def _seeWhoIsLeft(self) -> None:
+    def _useRoom(self) -> None:
         """Use the room of a reader that is gone. End the drain if no connection is left."""
         self.gate.open()
         self._admitQueued()

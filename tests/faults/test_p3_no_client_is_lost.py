@@ -78,7 +78,7 @@ class StopTests(FaultCase):
             self.assertEqual(end, "reset")
         self.assertEqual(server.tracebacks(), [])
 
-    def test_whoComesMeanwhile(self) -> None:
+    def test_newcomer(self) -> None:
         """A client that connects while the server drains waits, and the next server serves it."""
         address, poem = self.listen(), self.write(makeText(16 * MEBI))
         server = self.serve(endpoint=self.endpoint)

@@ -160,7 +160,7 @@ class SlowTests(DeadlineCase):
             self.assertLess(count, len(poem))
             self.assertEqual(end, "reset")
 
-    def test_whoStays(self) -> None:
+    def test_lingeringReader(self) -> None:
         """Clients that have the whole poem and do not close are closed soon."""
         address, poem = self.listen(), self.write(makeText(3003))
         server = self.serve()

@@ -85,7 +85,7 @@ class DescriptorTests(FaultCase):
         seconds = time.monotonic() - began
         self.assertLessEqual(len(server.records(FULL)), 1 + seconds / 10)
 
-    def test_whoOnlyStaysMakesRoom(self) -> None:
+    def test_lingeringReadersMakeRoom(self) -> None:
         """Clients that have everything and do not close delay no other client."""
         address, poem = self.listen(), self.write(makeText(3003))
         self.serve("--max-readers=1")

@@ -57,7 +57,7 @@ class NameTests(FaultCase):
         self.assertRegex(self.log.read_text(errors="replace"), r"\Afastpoetry: .*\n\Z", name)
         self.assertNotIn(b"nobody may", self.log.read_bytes(), name)
 
-    def test_namesThatAreNone(self) -> None:
+    def test_invalidNames(self) -> None:
         """A path, a part of a path, or any other text that is not a name is refused."""
         for name in (
             *("..", "", "secret.txt", "..\\secret", "%2e%2e%2fsecret"),

@@ -417,7 +417,7 @@ class HeaderTests(EveryWay, WayCase):
         self.assertEqual(run(readAllAtOnce(clients)), [(len(poem), "end")] * 200)
         self.assertEqual(server.tracebacks(), [])
 
-    def test_whoNeverSaysWhoItIs(self) -> None:
+    def test_silentClient(self) -> None:
         """Connections that send no header are ended by the stall timeout."""
         server, address, _ = self.start(3003, "--stall-timeout=0.5")
         sockets = server.sockets()
@@ -516,7 +516,7 @@ class TLSTests(EveryWay, WayCase):
         self.assertLess(count, len(poem))
         self.assertEqual(end, "reset")
 
-    def test_whoNeverShakesHands(self) -> None:
+    def test_noHandshake(self) -> None:
         """Connections whose clients send or take no bytes are ended by the stall timeout."""
         server, address, poem = self.start(MEBI, "--stall-timeout=2")
         sockets = server.sockets()
