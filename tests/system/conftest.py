@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -54,7 +55,10 @@ def builder(release: str, package: Path) -> Iterator[Machine]:
     """
     machine = startMachine(findRoot(release, "build"), f"{release}-builder", boot=False)
     with closing(machine):
-        machine.run("useradd", "--create-home", "--shell=/bin/sh", "builder")
+        # The kernel limits the descriptors that one user has in unread messages, and machines share
+        # user IDs. So each run of the tests has a user of its own.
+        user = f"--uid={20_000 + os.getpid() % 20_000}"
+        machine.run("useradd", user, "--create-home", "--shell=/bin/sh", "builder")
         for file in (*package.glob("*.dsc"), *package.glob("*.tar.*")):
             machine.path(f"/tmp/{file.name}").write_bytes(file.read_bytes())
         yield machine
