@@ -1,5 +1,6 @@
 """
-C{make lives}: random lives with new seeds, until it is stopped or a life breaks a promise.
+C{make lives}: random lives of servers and proxies with new seeds, until it is stopped or a life
+breaks a promise.
 
 PYTHONPATH=tests python -m lives.run [SEED]
 
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 from twisted.logger import globalLogBeginner
 
-from lives.machine import EVENTS, Life
+from lives.machine import EVENTS, Life, ProxyLife
 
 _LIVES = 200
 
@@ -32,9 +33,11 @@ def main() -> None:
         while True:
             number = fixed.pop() if fixed else random.randrange(2**32)
             print(f"seed {number}", flush=True)
-            run_state_machine_as_test(seed(number)(Life), settings=_SETTINGS)
-            lives += _LIVES
-            print(f"{lives / (time.monotonic() - began):.0f} lives/s, {lives} in all", flush=True)
+            for life in (Life, ProxyLife):
+                run_state_machine_as_test(seed(number)(life), settings=_SETTINGS)
+                lives += _LIVES
+                rate = lives / (time.monotonic() - began)
+                print(f"{rate:.0f} lives/s, {lives} in all", flush=True)
     except KeyboardInterrupt:
         pass
     finally:
