@@ -13,7 +13,7 @@ from messages import GAVE_UP, GAVE_UP_NEAR_THE_END, LEFT, SENT, TURNED_AWAY
 from fastpoetry.delivery.sockets import countWaiting
 from lives.kernel import Faults
 from lives.process import LIMITS, WAYS, Process
-from lives.reader import Client
+from lives.reader import Client, mayVanish
 from lives.world import CALM, LATE, SIZES, SOURCES, Upstream, World
 
 HEADERS = {
@@ -140,15 +140,16 @@ class Life(RuleBasedStateMachine):
     def vanish(self, index: int) -> None:
         """A client takes no further packet, and acknowledges none."""
         client = self._pick(index)
-        if client is not None and client.isTCP:
+        if client is not None and client.isTCP and mayVanish():
             self._happen("vanish")
             client.vanish()
 
     @rule(way=_networkWays, source=_sources)
     def vanishAtOnce(self, way: str, source: str) -> None:
         """A client vanishes before the server sends it anything."""
-        self._happen(f"vanish at once {way}")
-        self._lose(way, source)
+        if mayVanish():
+            self._happen(f"vanish at once {way}")
+            self._lose(way, source)
 
     def _lose(self, way: str, source: str) -> Client:
         client = self.world.arrive(way, source)
@@ -393,7 +394,8 @@ class Life(RuleBasedStateMachine):
         world.readAll([client for _, client in world.clients])
         self.promisesHold()
         self._waitForDeadlines()
-        self._loseTheLast()
+        if mayVanish():
+            self._loseTheLast()
         for process in world.processes:
             assert not process.policy._quota._counts, "a source has lost its place"
         self._serveTheLast()

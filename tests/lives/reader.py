@@ -7,6 +7,7 @@ import socket
 import struct
 import time
 from contextlib import suppress
+from functools import cache
 from select import select
 from typing import Any
 
@@ -23,6 +24,23 @@ _SO_ATTACH_FILTER = 26
 _SO_DETACH_FILTER = 27
 _DROP_ALL = struct.pack("HBBI", 6, 0, 0, 0)
 """A filter for a socket that returns the length 0 (linux/filter.h, socket(7))."""
+
+
+def _dropAll(connection: socket.SocketType) -> None:
+    program = ctypes.create_string_buffer(_DROP_ALL)
+    option = struct.pack("HP", 1, ctypes.addressof(program))
+    connection.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, option)
+
+
+@cache
+def mayVanish() -> bool:
+    """Whether clients may vanish here. Some kernels refuse filters without CAP_SYS_ADMIN."""
+    with socket.socket() as trial:
+        try:
+            _dropAll(trial)
+        except PermissionError:
+            return False
+    return True
 
 
 class Client:
@@ -108,9 +126,7 @@ class Client:
 
         Loopback itself acknowledges what a client does not read.
         """
-        program = ctypes.create_string_buffer(_DROP_ALL)
-        option = struct.pack("HP", 1, ctypes.addressof(program))
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, option)
+        _dropAll(self._socket)
         self.outcome = "vanished"
 
     def comeBack(self, now: float) -> None:
