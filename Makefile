@@ -113,6 +113,7 @@ $(SHARDS:%=test-%): test-%:
 		>$(LOGS)/$*.log 2>&1; echo "$*: $$(tail -n 1 $(LOGS)/$*.log)"
 $(filter-out test-faults,$(SHARDS:%=test-%)): $(LOGS)/package
 $(SYSTEMS:%=test-%): test-%: $(LOGS)/root-%
+# All roots: another static pattern would change the stem, $*, in the recipe above.
 $(SYSTEMS:%=test-packages-%): $(SYSTEMS:%=$(LOGS)/root-%)
 
 test-alone: $(SHARDS:%=test-%)

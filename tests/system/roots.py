@@ -117,7 +117,7 @@ def findObstacle() -> str | None:
 
 def findRoot(release: str, kind: str) -> list[Path]:
     """
-    A root of one release of Debian, made now if there is none yet.
+    Find a root of one release of Debian. If it does not exist yet, make it.
 
     @param kind: one of L{KINDS}.
     @return: its layers, the uppermost first.
@@ -131,8 +131,8 @@ def findRoot(release: str, kind: str) -> list[Path]:
 
 def makeOnce(release: str, kind: str, source: object, make: Callable[[Path], None]) -> Path:
     """
-    A folder in the cache for a release, made now if there is none yet. Other processes see it only
-    when it is complete.
+    Find a folder in the cache for a release. If it does not exist yet, make it. Other processes see
+    only a complete folder.
 
     @param source: what the folder is made from. Each source has a folder of its own.
     @param make: makes the folder at a path. It must not call L{makeOnce} for that release: the call
