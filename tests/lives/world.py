@@ -28,7 +28,7 @@ from fastpoetry.proxy.service import PoetryProxyService
 from fastpoetry.service import PoetryService
 from fastpoetry.systemd.clock import MonotonicReactor
 from lives.journal import openJournal
-from lives.kernel import Faults, Time, controlled
+from lives.kernel import Faults, Time, controlled, findLoopback, onOneProcessor
 from lives.process import LIMITS, WAYS, Process, Store
 from lives.reader import Client
 
@@ -132,9 +132,11 @@ class Upstream:
         self.isUp = True
         self._poetry = poetry
         self._connections: list[socket.socket] = []
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self._listening.setblocking(False)
-        self.port: int = self._listening.getsockname()[1]
+        self._reserved = socket.socket()  # another program would take the port in an outage
+        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._reserved.bind(("127.0.0.1", 0))
+        self.port: int = self._reserved.getsockname()[1]
+        self._listen()
 
     def goDown(self) -> None:
         """Refuse connections, and reset those that there are."""
@@ -147,8 +149,7 @@ class Upstream:
     def comeBack(self) -> None:
         """Accept connections again, at the same port."""
         if not self.isUp:
-            self._listening = socket.create_server(("127.0.0.1", self.port))
-            self._listening.setblocking(False)
+            self._listen()
             self.isUp = True
 
     def answer(self, share: float = 1.0) -> int:
@@ -172,6 +173,11 @@ class Upstream:
     def close(self) -> None:
         """Leave no socket behind."""
         self.goDown()
+        self._reserved.close()
+
+    def _listen(self) -> None:
+        self._listening = socket.create_server(("127.0.0.1", self.port))
+        self._listening.setblocking(False)
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -209,6 +215,7 @@ class World:
         gc.freeze()  # so that collecting one life's objects is quick
         tcp._reservedFD.reserve()  # Twisted has one for the whole program
         self.journal = openJournal()
+        findLoopback()
         self._descriptors = _listDescriptors()
         self.time = Time()
         self.faults = Faults()
@@ -221,6 +228,7 @@ class World:
         self.failures: list[LogEvent] = []
         self._current: Process | None = None
         self._stack = ExitStack()
+        self._stack.enter_context(onOneProcessor())
         self._counts = self._stack.enter_context(controlled(self.time, self.faults))
         self._stack.enter_context(
             mock.patch.object(service, "callApart", lambda _, work, __: self.poetry.readApart(work))
