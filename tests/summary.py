@@ -3,8 +3,9 @@ The end of C{make test}: prints the shards' logs like one run of pytest.
 
 summary.py BEGUN LOG ...
 
-BEGUN is the time in seconds since 1970. Prints each failure with its shard and the command that
-repeats it, and each reason to skip. Fails if a test failed, or if a shard did not finish.
+BEGUN is the time in seconds since 1970. Prints each failure with its reason, its shard and the
+command that repeats it, and each reason to skip. Fails if a test failed, or if a shard did not
+finish.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _END = re.compile(r"^=* ?((?:\d+ [a-z]+(?:, )?)+) in ([\d.]+)s\b", re.M)
-_FAILURE = re.compile(r"^(?:FAILED|ERROR) (\S+?(?:\[.*?\])?)(?: - .*)?$", re.M)
+_FAILURE = re.compile(r"^(?:FAILED|ERROR) (\S+?(?:\[.*?\])?)((?: - .*)?)$", re.M)
 _SKIP = re.compile(r"^SKIPPED \[\d+\] (.*)$", re.M)
 
 
@@ -39,8 +40,8 @@ def tell(shard: str, log: str) -> Iterator[str]:
     """Print a shard's failures and skips."""
     if not _END.search(log):
         yield f"{shard} did not get to its end:\n{log[-2000:]}"
-    for test in _FAILURE.findall(log):
-        yield f"FAILED {test} in {shard}; alone: make test TESTS='{test}'"
+    for test, reason in _FAILURE.findall(log):
+        yield f"FAILED {test}{reason}; in {shard}; alone: make test TESTS='{test}'"
     for reason in _SKIP.findall(log):
         yield f"SKIPPED {reason}"
 

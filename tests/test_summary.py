@@ -37,13 +37,13 @@ def test_good(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_bad(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A failure is shown with its shard and the command that repeats it."""
+    """A failure is shown with its reason, its shard, and the command that repeats it."""
     assert summarize(tmp_path, modules=GOOD, trixie=BAD) == 1
     *told, end = capsys.readouterr().out.splitlines()
     test = "tests/system/test_serving.py::test_start[trixie]"
     assert told == [
-        f"FAILED {test} in trixie; alone: make test TESTS='{test}'",
-        "FAILED tests/test_tap.py::TapTests::test_help in trixie; "
+        f"FAILED {test} - AssertionError: a - b; in trixie; alone: make test TESTS='{test}'",
+        "FAILED tests/test_tap.py::TapTests::test_help; in trixie; "
         "alone: make test TESTS='tests/test_tap.py::TapTests::test_help'",
         "SKIPPED tests/test_tap.py:3: there is no libfaketime",
     ]
