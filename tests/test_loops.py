@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from fastpoetry.systemd.loops import Loops
+from fastpoetry.systemd.loops import repeat
 
 
 class LoopTests(SynchronousTestCase):
@@ -13,7 +13,6 @@ class LoopTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.loops = Loops(self.clock)
         self.calls: list[float] = []
 
     def call(self) -> None:
@@ -27,24 +26,19 @@ class LoopTests(SynchronousTestCase):
 
     def test_repeated(self) -> None:
         """A call is repeated, from now on or from a later time."""
-        self.loops.start(2, self.call)
-        self.loops.start(3, self.call, now=True)
+        repeat(self.clock, 2, self.call)
+        repeat(self.clock, 3, self.call, now=True)
         self.clock.pump([1] * 6)
         self.assertEqual(self.calls, [0, 2, 3, 4, 6, 6])
 
     def test_raises(self) -> None:
         """A call that raises makes a record each time, and is repeated."""
-        self.loops.start(1, self.callAndRaise)
+        repeat(self.clock, 1, self.callAndRaise)
         self.clock.pump([1] * 3)
         self.assertEqual(self.calls, [1, 2, 3])
         self.assertEqual(len(self.flushLoggedErrors(LookupError)), 3)
 
     def test_stopped(self) -> None:
-        """Stopped calls, one or all, leave the clock empty."""
-        one = self.loops.start(1, self.call)
-        self.loops.start(2, self.call)
-        self.loops.stop(one)
-        self.clock.pump([1] * 2)
-        self.assertEqual(self.calls, [2])
-        self.loops.stopAll()
+        """A stopped call leaves the clock empty."""
+        repeat(self.clock, 1, self.call).stop()
         self.assertEqual(self.clock.getDelayedCalls(), [])

@@ -13,7 +13,7 @@ from typing import Any
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from fastpoetry.systemd.loops import Loops
+from fastpoetry.systemd.loops import repeat
 from fastpoetry.systemd.manager import Manager, oneLine
 
 _EXTEND_EVERY = 5
@@ -34,21 +34,14 @@ class Heartbeat:
         status: Callable[[], str] | None,
         alive: Callable[[], bool] | None,
         extendSeconds: float,
-        loops: Loops,
         clock: Any,
     ) -> None:
-        """
-        @param status: returns the status in words for people; called once a second.
-        @param alive: called before each watchdog ping. Unless it returns true, no ping is sent.
-        @param extendSeconds: for how many seconds to repeat requests for more time.
-        @param loops: repeats the calls.
-        @param clock: provides C{IReactorTime}.
-        """
+        """Take arguments as L{fastpoetry.systemd.notify.NotifyService} does."""
         self._status = status
         self._alive = alive
         self._extendSeconds = extendSeconds
-        self._loops = loops
         self._clock = clock
+        self._loops: list[LoopingCall] = []
 
     def start(self, manager: Manager, watchdogSeconds: float) -> None:
         """
@@ -58,16 +51,21 @@ class Heartbeat:
         @param watchdogSeconds: how long systemd waits for a ping; 0 if the watchdog is off.
         """
         self._manager = manager
-        self._loops.start(1, self.tellStatus, now=True)
-        self._loops.start(1, manager.catchUp)
+        self._loops = [
+            repeat(self._clock, 1, self.tellStatus, now=True),
+            repeat(self._clock, 1, manager.catchUp),
+        ]
         if watchdogSeconds:
             # systemd disarms the watchdog when a stop begins. A late ping arms it again, so ping
             # until the exit.
-            self._loops.start(watchdogSeconds / 3, self._ping)
+            self._loops.append(repeat(self._clock, watchdogSeconds / 3, self._ping))
 
     def stop(self) -> None:
         """Stop sending, and reset. L{start} can be called again."""
-        self._loops.stopAll()
+        for loop in self._loops:
+            if loop.running:
+                loop.stop()
+        self._loops = []
         self._manager = None
         self._told = ""
         self._wasAlive = True
@@ -102,7 +100,9 @@ class Heartbeat:
             if self._clock.seconds() < until:
                 self._offer(f"EXTEND_TIMEOUT_USEC={_EXTEND_BY * 1_000_000}")
 
-        return self._loops.start(_EXTEND_EVERY, ask)
+        asking = repeat(self._clock, _EXTEND_EVERY, ask)
+        self._loops.append(asking)
+        return asking
 
     def _ping(self) -> None:
         isAlive = self._isAlive()

@@ -8,47 +8,29 @@ from typing import Any
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+_log = Logger()
 
-class Loops:
-    """Repeated calls. An error in a call is logged, and the call is repeated."""
 
-    _log = Logger()
+def repeat(clock: Any, seconds: float, f: Callable[[], object], now: bool = False) -> LoopingCall:
+    """
+    Repeat a call. An error in it is logged, and the call is repeated.
 
-    def __init__(self, clock: Any) -> None:
-        """@param clock: provides C{IReactorTime}."""
-        self._clock = clock
-        self._loops: list[LoopingCall] = []
+    @param clock: provides C{IReactorTime}.
+    @param seconds: the time between two calls.
+    @param now: whether the first call is made now.
+    @return: the loop, which can be stopped.
+    """
 
-    def start(self, seconds: float, f: Callable[[], object], now: bool = False) -> LoopingCall:
-        """
-        Repeat a call.
-
-        @param seconds: the time between two calls.
-        @param f: the function to call.
-        @param now: whether the first call is made now.
-        @return: the loop, for L{stop}.
-        """
-        loop = LoopingCall(self._call, f)
-        loop.clock = self._clock
-        self._loops.append(loop)
-        loop.start(seconds, now)
-        return loop
-
-    def stop(self, loop: LoopingCall) -> None:
-        """Stop a loop that L{start} returned."""
-        self._loops.remove(loop)
-        loop.stop()
-
-    def stopAll(self) -> None:
-        """Stop repeating all calls."""
-        for loop in list(self._loops):
-            self.stop(loop)
-
-    def _call(self, f: Callable[[], object]) -> None:
+    def call() -> None:
         try:
             f()
         except Exception:
-            self._log.failure(
+            _log.failure(
                 "a repeated call failed, and will be made again",
                 message_id="1bf984d3b85f4946946c8f0e93e34f32",
             )
+
+    loop = LoopingCall(call)
+    loop.clock = clock
+    loop.start(seconds, now)
+    return loop

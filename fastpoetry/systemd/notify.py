@@ -22,7 +22,6 @@ from twisted.python.failure import Failure
 
 from fastpoetry.systemd.clock import MonotonicClock
 from fastpoetry.systemd.heartbeat import Heartbeat, watchdogSeconds
-from fastpoetry.systemd.loops import Loops
 from fastpoetry.systemd.manager import Manager, ManagerError, hideFromChildren, oneLine, withHidden
 from fastpoetry.systemd.reloading import Hook, ReloadError, Reloads
 from fastpoetry.systemd.signals import Handlers, isStopping
@@ -95,8 +94,7 @@ class NotifyService(Service):
         self._readyHook = ready
         self._clock = MonotonicClock(reactor) if clock is None else clock
         self._environ = environ
-        self._loops = Loops(self._clock)
-        self._heartbeat = Heartbeat(status, alive, extendSeconds, self._loops, self._clock)
+        self._heartbeat = Heartbeat(status, alive, extendSeconds, self._clock)
         self._handlers = Handlers(setHandler)
         self._starts = StartWatch()
         self._reloads = Reloads(reload, reloadSeconds, self._announce, reactor, self._clock)
@@ -194,7 +192,7 @@ class NotifyService(Service):
         self._handlers.stopOnce(self._reactor)
         if self._manager is not None:
             self._heartbeat.start(self._manager, watchdogSeconds(withHidden(self._environ)))
-            self._reloads.listen(self._loops, self._environ)
+            self._reloads.listen(self._environ)
         started = Deferred.fromCoroutine(self._starts.whenStarted(self, self._readyHook))
         extending = None if started.called else self._heartbeat.extend()
         started.addCallback(lambda _: self._becomeReady(start, extending))
@@ -208,7 +206,7 @@ class NotifyService(Service):
             raise NotReady("the program stopped its reactor before it was ready")
         self._starts.finish()
         if extending is not None:
-            self._loops.stop(extending)
+            extending.stop()
             self._heartbeat.tellStatus()
         self._isReady = True
         self.tell(READY=1)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from signal import SIGHUP
 from typing import Any, NoReturn
 
@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from fastpoetry.systemd.deferreds import asDeferred, findCause
-from fastpoetry.systemd.loops import Loops
+from fastpoetry.systemd.loops import repeat
 from fastpoetry.systemd.manager import oneLine
 from fastpoetry.systemd.reload import RELOADED, STILL_RUNS, portName, readCredentials
 from fastpoetry.systemd.signals import Handlers
@@ -80,12 +80,12 @@ class Reloads:
         if self._hook is not None:
             handlers.set(SIGHUP, self._hangUp)
 
-    def listen(self, loops: Loops, environ: Mapping[str, str]) -> None:
+    def listen(self, environ: Mapping[str, str]) -> None:
         """Open the port for C{systemctl reload}, if systemd has set C{INVOCATION_ID}."""
         if "INVOCATION_ID" not in environ:
             return
         try:
-            self._port = ReloadPort(self._reactor, loops, self.ask, environ)
+            self._port = ReloadPort(self._reactor, self._clock, self.ask, environ)
         except OSError as why:
             self._log.warn(
                 "only SIGHUP can reload the program: {cause}",
@@ -126,23 +126,18 @@ class Reloads:
 
     async def _reload(self, hook: Hook) -> str:
         """@return: the cause of a failure, which was logged; or an empty text."""
+        slow = self._clock.callLater(_SLOW_SECONDS, self._tellSlow)
         try:
-            with self._announce(), self._watchSlow():
+            with self._announce():
                 ending = asDeferred(hook())  # a program's method may return anything
                 ending.addTimeout(self._limitSeconds, self._clock, self._giveUp)
                 await ending
         except Exception:
             return self._explain(findCause(Failure()))
-        return ""
-
-    @contextmanager
-    def _watchSlow(self) -> Iterator[None]:
-        slow = self._clock.callLater(_SLOW_SECONDS, self._tellSlow)
-        try:
-            yield
         finally:
             if slow.active():
                 slow.cancel()
+        return ""
 
     def _tellSlow(self) -> None:
         self._log.warn(
@@ -176,14 +171,13 @@ class ReloadPort(FileDescriptor):
     def __init__(
         self,
         reactor: Any,
-        loops: Loops,
+        clock: Any,
         reload: Callable[[], Deferred[str]],
         environ: Mapping[str, str],
     ) -> None:
         """
         @param reactor: provides C{IReactorFDSet}.
-        @param loops: once a second sends a message to each client, and reads the port again after a
-            failed accept.
+        @param clock: provides C{IReactorTime}.
         @param reload: starts a reload. The Deferred fires with the cause of a failure, or an empty
             text.
         @param environ: where systemd leaves C{INVOCATION_ID}.
@@ -201,10 +195,11 @@ class ReloadPort(FileDescriptor):
         except BaseException:
             self._socket.close()
             raise
-        loops.start(1, self._wake)
+        self._waking = repeat(clock, 1, self._wake)
 
     def close(self) -> None:
         """Accept no more requests."""
+        self._waking.stop()
         self.stopReading()
         self._socket.close()
 
@@ -227,6 +222,7 @@ class ReloadPort(FileDescriptor):
         self._reload().addCallback(self._answer, client)
 
     def _wake(self) -> None:
+        """Tell the clients that the reload still runs. Read the port again after a failure."""
         for client in self._clients:
             _send(client, STILL_RUNS)
         if self.fileno() != -1:
