@@ -302,7 +302,7 @@ class MemoryTests(SynchronousTestCase):
     def test_noMemory(self) -> None:
         """A state that does not fit leaves no descriptor open."""
         before = countDescriptors()
-        with mock.patch.object(os, "write", side_effect=OSError(errno.ENOSPC, "")):
+        with mock.patch("fcntl.fcntl", side_effect=OSError(errno.ENOSPC, "")):
             self.assertRaises(OSError, makeMemory, b"1234")
         self.assertEqual(countDescriptors(), before)
 

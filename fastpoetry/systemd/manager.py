@@ -19,7 +19,7 @@ from socket import AF_UNIX, SCM_RIGHTS, SOCK_DGRAM, SOL_SOCKET, socket
 
 from twisted.logger import Logger
 
-from fastpoetry.systemd.steps import Steps, isReady
+from fastpoetry.systemd.steps import Steps, isReady, makePipe
 
 MOST_DESCRIPTORS = 253
 """The most descriptors in one message: SCM_MAX_FD of unix(7)."""
@@ -79,7 +79,14 @@ class Manager:
         except BlockingIOError:
             return False
         except OSError as why:
-            self._complain(why.strerror or str(why))
+            if not self._hasComplained:
+                self._hasComplained = True
+                self._log.warn(
+                    "cannot send messages to systemd at {address}: {cause}",
+                    address=self._told,
+                    cause=why.strerror or str(why),
+                    message_id="ac0571782f8c46f194b4564c401e12c5",
+                )
         return True
 
     def declare(self, message: str) -> None:
@@ -131,16 +138,12 @@ class Manager:
 
     def _barrier(self, wire: socket) -> Steps:
         """Send a descriptor that systemd closes once it has acted on all earlier messages."""
-        ours, theirs = os.pipe2(os.O_CLOEXEC)
-        try:
-            try:
-                yield from self._deliver(wire, "BARRIER=1", [theirs])
-            finally:
-                os.close(theirs)
-            while not isReady(ours, 0):
-                yield ours, POLLIN
-        finally:
-            os.close(ours)
+        ours, theirs = makePipe()
+        with ours:
+            with theirs:
+                yield from self._deliver(wire, "BARRIER=1", [theirs.fileno()])
+            while not isReady(ours.fileno(), 0):
+                yield ours.fileno(), POLLIN
 
     def _deliver(self, wire: socket, message: str, numbers: Sequence[int]) -> Steps:
         while True:
@@ -166,16 +169,6 @@ class Manager:
         wire.connect(self._address)
         rights = [(SOL_SOCKET, SCM_RIGHTS, array("i", numbers))] if numbers else []
         wire.sendmsg([message.encode()], rights)
-
-    def _complain(self, cause: str) -> None:
-        if not self._hasComplained:
-            self._hasComplained = True
-            self._log.warn(
-                "cannot send messages to systemd at {address}: {cause}",
-                address=self._told,
-                cause=cause,
-                message_id="ac0571782f8c46f194b4564c401e12c5",
-            )
 
 
 def hideFromChildren(environ: Mapping[str, str]) -> None:

@@ -6,9 +6,11 @@ A program without a reactor takes the steps with L{driveNow}, a reactor with L{d
 
 from __future__ import annotations
 
+import os
 import select
 from collections.abc import Generator
 from contextlib import closing
+from io import FileIO
 from time import monotonic
 from typing import Any
 
@@ -31,6 +33,12 @@ def isReady(number: int, seconds: float, event: int = select.POLLIN) -> bool:
     poll = select.poll()
     poll.register(number, event)
     return bool(poll.poll(max(0, seconds) * 1000))
+
+
+def makePipe() -> tuple[FileIO, FileIO]:
+    """@return: the end to read, and the end to write."""
+    ours, theirs = os.pipe2(os.O_CLOEXEC)
+    return open(ours, "rb", 0), open(theirs, "wb", 0)
 
 
 def driveNow(steps: Steps, seconds: float) -> None:

@@ -22,11 +22,9 @@ from twisted.internet.defer import Deferred
 from fastpoetry.systemd.clock import MonotonicClock
 from fastpoetry.systemd.descriptors import Descriptor, Inherited, inherited
 from fastpoetry.systemd.manager import MOST_DESCRIPTORS, Manager, ManagerError, Message, withHidden
-from fastpoetry.systemd.steps import Steps, drive, driveNow, isReady
+from fastpoetry.systemd.steps import Steps, drive, driveNow, isReady, makePipe
 
 __all__ = ["Store", "StoreError", "makeMemory", "pack", "readMemory", "unpack"]
-
-_PROBE = "store-probe"
 
 _MOST_SECONDS = 5.0
 """How long systemd may take, unless the caller gives another time."""
@@ -157,22 +155,19 @@ class Store:
     def _store(self, messages: Sequence[Message]) -> Steps:
         if not messages:
             return
-        ours, theirs = os.pipe2(os.O_CLOEXEC)
-        probe = f"{_PROBE}-{ours}"  # a name of this put only: systemd removes by name
-        try:
-            try:
-                yield from self._tell([*messages, (f"FDSTORE=1\nFDNAME={probe}", [theirs])])
-            finally:
-                os.close(theirs)
-            if isReady(ours, _DROPPED_SECONDS):  # hung up: systemd has dropped the other end
+        ours, theirs = makePipe()
+        with ours:
+            probe = f"store-probe-{ours.fileno()}"  # of this put only: systemd removes by name
+            with theirs:
+                last = f"FDSTORE=1\nFDNAME={probe}", [theirs.fileno()]
+                yield from self._tell([*messages, last])
+            if isReady(ours.fileno(), _DROPPED_SECONDS):  # systemd has dropped the other end
                 size = "" if self.size is None else f" of {self.size}"
                 raise StoreError(
                     f"the descriptor store{size} is missing or too small: "
                     "FileDescriptorStoreMax= must be one more than the number of descriptors"
                 )
-            yield from self._tell([(f"FDSTOREREMOVE=1\nFDNAME={probe}", [])])
-        finally:
-            os.close(ours)
+            yield from self._removing([probe])
 
     def _tell(self, messages: Sequence[Message]) -> Steps:
         """Send messages, and wait until systemd has acted on them."""
@@ -208,17 +203,13 @@ def makeMemory(data: bytes) -> int:
     @param data: for instance the state of a program.
     @return: a memfd with the data. It is sealed: no process can change it.
     """
+    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
     number = os.memfd_create("store", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(number, view) :]
-        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(number, fcntl.F_ADD_SEALS, seals)
-    except BaseException:
-        os.close(number)
-        raise
-    return number
+    with open(number, "wb") as file:
+        file.write(data)
+        file.flush()
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, seals)
+        return os.dup(file.fileno())
 
 
 def readMemory(number: int, most: int) -> bytes:
