@@ -131,7 +131,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
     def _begin(self, poem: Poem) -> None:
         self.poem = poem
         self._isArriving = False
-        self._policy.begin(self, self._policy.clock.seconds())
+        self._policy.begin(self)
         if self._socket is not None:
             limitUnsent(self._socket)
         self.transport.registerProducer(self, False)

@@ -31,7 +31,7 @@ class PolicyCase(SynchronousTestCase):
     def sending(self, address: Address = HERE, poem: Poem = POEM) -> FakeReader:
         """@return: a reader whose poem is under way."""
         reader = FakeReader(self.policy, address, poem)
-        self.policy.begin(reader, self.clock.seconds())
+        self.policy.begin(reader)
         return reader
 
     def finish(self, reader: FakeReader) -> None:

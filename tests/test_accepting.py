@@ -66,9 +66,9 @@ class LingerTests(PortCase):
         readers: list[SocketReader] = []
         start = SocketReader.start
 
-        def watch(reader: SocketReader, now: float) -> bool:
+        def watch(reader: SocketReader) -> bool:
             readers.append(reader)
-            return start(reader, now)
+            return start(reader)
 
         self.patch(SocketReader, "start", watch)
         client = self.connect()

@@ -189,7 +189,7 @@ class TreeTests(AssemblyCase):
         policy = self.factories()[0].policy
         self.reactor.advance(6)
         reader = FakeReader(policy)
-        policy.begin(reader, 0.0)
+        policy.begin(reader)
         policy.remove(reader)
         self.reactor.advance(6.9)
         self.assertFalse(self.reactor.hasStopped)
@@ -224,7 +224,7 @@ class NotifyTests(AssemblyCase):
         for _ in range(1204):
             policy.ledger.sent([Receipt(POEM, None)])
         for _ in range(3):
-            policy.begin(FakeReader(policy), 0.0)
+            policy.begin(FakeReader(policy))
         self.assertEqual(notify.status(), "Serving an ode a: 1,204 poems sent, 3 readers")
 
     def test_one(self) -> None:
@@ -232,7 +232,7 @@ class NotifyTests(AssemblyCase):
         notify = self.notify("--ode", "a")
         policy = self.factories()[0].policy
         policy.ledger.sent([Receipt(POEM, None)])
-        policy.begin(FakeReader(policy), 0.0)
+        policy.begin(FakeReader(policy))
         self.assertEqual(notify.status(), "Serving an ode a: 1 poem sent, 1 reader")
 
     def test_blocks(self) -> None:

@@ -392,7 +392,7 @@ class EconomyTests(PortCase):
         """Connect a reader without a client, and start it."""
         reader.poem, reader.address = POEM, address
         reader.home, reader.sentBytes = self.listen()._home, 0
-        return reader.start(0.0)
+        return reader.start()
 
     def test_noCopies(self) -> None:
         """However many pieces a poem is sent in, no piece is copied."""

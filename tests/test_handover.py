@@ -103,7 +103,7 @@ class HandOverTests(HandOverCase):
         """The client gets the rest of the poem, without a repeated byte."""
         readers, _ = self.restore(self.describe())
         ((reader, progress),) = readers.items()
-        self.home.policy.resume(reader, progress)
+        self.home.policy.begin(reader, progress)
         self.home.reactor.addWriter(reader)
         self.assertEqual(self.reactor.fetch(self.client), LONG.text)
 

@@ -87,7 +87,7 @@ class HandOverCase(SynchronousTestCase):
         reader.poem, reader.address, reader.sentBytes = LONG, address, 0
         reader.home = Home(self.policy, self.reactor)
         self.reader = reader
-        self.assertFalse(reader.start(self.policy.clock.seconds()))
+        self.assertFalse(reader.start())
         return client
 
     def stop(self) -> Any:
@@ -187,7 +187,7 @@ class HandOverTests(HandOverCase):
         """While one reader cannot be handed over, all readers go on as before."""
         client = self.connect()
         other = FakeReader(self.policy, poem=LONG)
-        self.policy.begin(other, self.policy.clock.seconds())
+        self.policy.begin(other)
         stopped = self.stop()
         self.assertEqual(self.store.held, {})
         self.policy.remove(other)
@@ -200,7 +200,7 @@ class HandOverTests(HandOverCase):
         """At the end of the drain, readers are handed over if they can be, and reset otherwise."""
         self.connect()
         other = FakeReader(self.policy, poem=LONG)
-        self.policy.begin(other, self.policy.clock.seconds())
+        self.policy.begin(other)
         stopped = self.stop()
         self.reactor.advance(20)
         self.successResultOf(stopped)

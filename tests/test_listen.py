@@ -304,7 +304,7 @@ class StopTests(ListenerCase):
         """A stop waits for readers."""
         self.start(FakePort())
         reader = FakeReader(self.policy)
-        self.policy.begin(reader, 0.0)
+        self.policy.begin(reader)
         stopped = self.listener.stopService()
         self.assertNoResult(stopped)
         self.policy.remove(reader)

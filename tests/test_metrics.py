@@ -106,7 +106,7 @@ class MeterTests(MetricsCase):
 
     def test_readers(self) -> None:
         """The number of readers is a metric."""
-        self.policy.begin(FakeReader(self.policy), 0.0)
+        self.policy.begin(FakeReader(self.policy))
         self.assertEqual(self.samples()["fastpoetry_readers"], 1)
 
     def test_eachTime(self) -> None:

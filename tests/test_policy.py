@@ -148,7 +148,7 @@ class ArrivalTests(PolicyCase):
         self.policy.remove(arrivals[0])
         self.assertFalse(self.policy.isTooMany(HERE))
         begun: Any = arrivals[1]
-        self.policy.begin(begun, self.clock.seconds())
+        self.policy.begin(begun)
         self.assertEqual(self.policy.readers, 1)
         self.policy.wait(arrivals[0])
         self.assertTrue(self.policy.isTooMany(HERE))

@@ -122,7 +122,7 @@ class HandOverService(Service):
             os.close(each)
         readers, lost, faults = restore(numbers, self.policy, self.reactor)
         for reader, progress in readers.items():
-            self.policy.resume(reader, progress)
+            self.policy.begin(reader, progress)
             reader.sendRest()
         self.takenOver = len(readers)
         self.policy.ledger.lost(lost)

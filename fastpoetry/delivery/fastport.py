@@ -91,11 +91,10 @@ class SocketReader(socket.SocketType):
     def logPrefix(self) -> str:
         return "poetry"
 
-    def start(self, now: float) -> bool:
+    def start(self) -> bool:
         """
         Send the poem. If not all of it goes at once, the rest is sent as the client takes it.
 
-        @param now: the clock's seconds.
         @return: whether the system has all of it.
         """
         try:
@@ -111,7 +110,7 @@ class SocketReader(socket.SocketType):
             self.close()
             return False
         if not self._turnAwayIfTooMany():
-            self.home.policy.begin(self, now)
+            self.home.policy.begin(self)
             self.home.reactor.addWriter(self)
         return False
 
@@ -296,7 +295,7 @@ class BorrowedPort:
                 if self._pauseAfter(why, failures):
                     return
             else:
-                self._countDescriptors(connection.fileno())
+                self._wasShort = connection.fileno() >= self.policy.mostDescriptor
                 self._connect(connection, address)
 
     def _connect(self, connection: socket.socket, address: Any) -> None:
@@ -316,10 +315,6 @@ class BorrowedPort:
             raise
         port.sessionno += 1
         protocol.makeConnection(transport)
-
-    def _countDescriptors(self, newest: int) -> None:
-        """Note from the number of a new descriptor whether few are left."""
-        self._wasShort = newest >= self.policy.mostDescriptor
 
     def _pauseIfShort(self) -> bool:
         """Pause if only reserved descriptors are left. Return whether it paused."""
@@ -389,12 +384,12 @@ class FastPort(BorrowedPort):
         now = self.policy.clock.seconds()
         served: list[Reader] = []
         try:
-            self._serve(served, now)
+            self._serve(served)
         finally:  # an error in one reader leaves the others counted and visited
             if served:
                 self.policy.addServed(served, now)
 
-    def _serve(self, served: list[Reader], now: float) -> None:
+    def _serve(self, served: list[Reader]) -> None:
         """
         Send poems to the connections in the backlog.
 
@@ -430,8 +425,9 @@ class FastPort(BorrowedPort):
                     return
                 continue
             if poem is None:
-                self._turnAway(reader)
-            elif self._start(reader, poem, now):
+                reader.close()  # a reset, as each connection inherits it
+                policy.ledger.turnedAway(reader.address, "there is no poem yet")
+            elif self._start(reader, poem):
                 served.append(reader)
 
     def _accept(self) -> SocketReader:
@@ -442,7 +438,7 @@ class FastPort(BorrowedPort):
         """
         # This is accept() without the flags and timeouts, which are unused here.
         descriptor, address = self._socket._accept()  # type: ignore[attr-defined]
-        self._countDescriptors(descriptor)
+        self._wasShort = descriptor >= self.policy.mostDescriptor
         try:
             reader = SocketReader(self._family, socket.SOCK_STREAM, 0, descriptor)
         except BaseException:  # it would stay open
@@ -453,18 +449,14 @@ class FastPort(BorrowedPort):
             setLinger(reader, RESET_ON_CLOSE)
         return reader
 
-    def _start(self, reader: SocketReader, poem: Poem, now: float) -> bool:
+    def _start(self, reader: SocketReader, poem: Poem) -> bool:
         """Send a poem to a new connection. Return whether all of it went to the system."""
         reader.poem, reader.home, reader.sentBytes = poem, self._home, 0
         try:
-            return reader.start(now)
+            return reader.start()
         except BaseException:  # it would stay open
             self.policy.giveUp(reader, _UNSERVED)
             raise
-
-    def _turnAway(self, reader: SocketReader) -> None:
-        reader.close()  # a reset, as each connection inherits it
-        self.policy.ledger.turnedAway(reader.address, "there is no poem yet")
 
     def _waitForPoem(self) -> None:
         """Leave new connections in the backlog until the source has a poem, or fails."""
@@ -472,24 +464,19 @@ class FastPort(BorrowedPort):
             waiting = self._source.whenPoem()
             self._waiting = waiting
             self.policy.addWaitingPort(self)
-            waiting.addCallbacks(self._serveAll, self._resetAll)
+            waiting.addBoth(self._endWait)
         if self._waiting is not None:
             self.stopReading()
 
-    def _serveAll(self, _: Poem) -> None:
-        """Accept again: the source has a poem for the connections in the backlog."""
+    def _endWait(self, result: Poem | Failure) -> None:
+        """Accept again. If there is no poem, first reset the connections that waited."""
         self._waiting = None
         self.policy.removeWaitingPort(self)
-        self._gate.reopen()
-
-    def _resetAll(self, failure: Failure) -> None:
-        """Reset the connections that waited, since there is no poem. Then accept again."""
-        self._waiting = None
-        self.policy.removeWaitingPort(self)
-        if failure.check(CancelledError):  # by stopListening, which leaves them in the backlog
-            return
-        self._isRefusing = True
-        try:
-            self.doRead()
-        finally:
+        if not isinstance(result, Failure):
             self._gate.reopen()
+        elif not result.check(CancelledError):  # stopListening leaves them in the backlog
+            self._isRefusing = True
+            try:
+                self.doRead()
+            finally:
+                self._gate.reopen()

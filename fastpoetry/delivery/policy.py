@@ -131,20 +131,17 @@ class Policy:
         finally:
             self.ledger.sent(readers)
 
-    def begin(self, reader: Reader, now: float) -> None:
+    def begin(self, reader: Reader, progress: Progress | None = None) -> None:
         """
-        Add a new reader whose poem did not go out at once and is under way.
+        Add a reader whose poem did not go out at once and is under way.
 
-        @param now: the clock's seconds.
+        @param progress: of a reader from the process before; by default a new reader's.
         """
-        self.resume(reader, Progress(now, now))
-
-    def resume(self, reader: Reader, progress: Progress) -> None:
-        """Add a reader whose poem is under way: a new one, or one from the process before."""
+        now = self.clock.seconds()
         self._waiting.pop(reader, None)
-        self._sending[reader] = progress
+        self._sending[reader] = progress or Progress(now, now)
         self._quota.add(reader)
-        self._deadlines.add([reader], self.clock.seconds())
+        self._deadlines.add([reader], now)
 
     def finish(self, reader: Reader) -> None:
         """Count a reader, and let it linger. The system now has the last byte of its poem."""
