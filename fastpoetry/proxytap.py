@@ -131,16 +131,14 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
     """
     from fastpoetry.command.assembly import assemble, findReactor  # imports Twisted's sockets
     from fastpoetry.proxy.upstream import Resolver, parseUpstream
-    from fastpoetry.systemd.clock import MonotonicReactor
 
-    reactor, clock = findReactor(reactor, clock)
+    reactor, timed = findReactor(reactor, clock)
     folder = options.get("cache") or os.environ.get("CACHE_DIRECTORY")
     with asServer(options):
         if folder and not os.path.isdir(folder):
             asked = "--cache " if "cache" in options else "CACHE_DIRECTORY="
             refuse(f"{asked}{folder}: not a folder")
     reactor.installNameResolver(Resolver(reactor))
-    timed = MonotonicReactor(reactor, clock)
     keepers: dict[str, Keeper] = {}
 
     def makeSource(block: Block) -> PoetryProxyService:
@@ -155,7 +153,7 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
             block.what, endpoint, freshness, timed, block.digest, keepers.get(block.what)
         )
 
-    return assemble(options, makeSource, reactor, clock)
+    return assemble(options, makeSource, reactor, timed)
 
 
 def _whose(upstream: str) -> str:

@@ -90,17 +90,15 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
     with asServer(options):
         readings = [startApart(block.what.reading, str(block.what)) for block in options.blocks]
     from fastpoetry.command.assembly import assemble, findReactor
-    from fastpoetry.systemd.clock import MonotonicReactor
 
-    reactor, clock = findReactor(reactor, clock)
+    reactor, timed = findReactor(reactor, clock)
     for block, finish in zip(options.blocks, readings, strict=True):
         try:
             with asServer(options):
                 finish()
         except WorkError as why:
             refuse(f"{block.asked}: {why}")
-    timed = MonotonicReactor(reactor, clock)
-    return assemble(options, lambda block: PoetryService(block.what, timed), reactor, clock)
+    return assemble(options, lambda block: PoetryService(block.what, timed), reactor, timed)
 
 
 def _select(block: Block, folders: list[str]) -> Selection:

@@ -27,7 +27,7 @@ from fastpoetry.listen import PoetryListener
 from fastpoetry.poem import PoemError
 from fastpoetry.protocol import PoetryFactory
 from fastpoetry.systemd.adopted import AdoptError
-from fastpoetry.systemd.clock import MonotonicClock
+from fastpoetry.systemd.clock import MonotonicClock, MonotonicReactor
 from fastpoetry.systemd.notify import NotifyService, ReloadError
 from fastpoetry.systemd.store import Store
 
@@ -40,11 +40,11 @@ _HEADERS = "haproxy:"
 """The prefix of a description whose connections begin with a PROXY header."""
 
 
-def findReactor(reactor: Any, clock: Any) -> tuple[Any, Any]:
-    """Return a test's reactor and clock, or twistd's reactor and a monotonic clock."""
+def findReactor(reactor: Any, clock: Any) -> tuple[Any, MonotonicReactor]:
+    """Return a test's or twistd's reactor, and that reactor with a test's or a monotonic clock."""
     if reactor is None:
         from twisted.internet import reactor
-    return reactor, MonotonicClock(reactor) if clock is None else clock
+    return reactor, MonotonicReactor(reactor, clock or MonotonicClock(reactor))
 
 
 def assemble(
@@ -68,10 +68,13 @@ def assemble(
         for block in options.blocks:
             source = makeSource(block)
             sources.append(source)
-            endpoints = _findEndpoints(block, preflight, reactor)
-            parts = _makeBlock(source, endpoints, policy, reactor)
+            parts = MultiService()
             parts.setServiceParent(root)
-            listeners += [each for each in parts if isinstance(each, PoetryListener)]
+            source.setServiceParent(parts)
+            factory = PoetryFactory(source, policy)
+            for endpoint in _findEndpoints(block, preflight, reactor):
+                listeners.append(PoetryListener(endpoint, factory, reactor))
+                listeners[-1].setServiceParent(parts)
         reloads = [source.reload for source in sources]
         if "metrics" in options:
             meter, metrics = _makeMetrics(options["metrics"], policy, preflight, reactor, clock)
@@ -92,15 +95,13 @@ def assemble(
         readers = countOf(policy.readers, "reader")
         return f"Serving {served}: {sent} sent, {readers}{handOver.description}"
 
-    def reload() -> Deferred[None]:
-        return Deferred.fromCoroutine(_reloadAll(reloads))
-
-    def isAlive() -> bool:
-        # The watchdog uses the same clock. If it calls this, the clock's timers run.
-        return all(listener.isAlive for listener in listeners)
-
     NotifyService(
-        reactor, status=status, reload=reload, alive=isAlive, clock=clock
+        reactor,
+        status=status,
+        reload=lambda: Deferred.fromCoroutine(_reloadAll(reloads)),
+        # The watchdog uses the same clock. If it calls this, the clock's timers run.
+        alive=lambda: all(listener.isAlive for listener in listeners),
+        clock=clock,
     ).setServiceParent(root)
     return root
 
@@ -120,18 +121,6 @@ async def _reloadAll(reloads: list[Callable[[], Deferred[None]]]) -> None:
             failure.raiseException()
     if failures:
         raise ReloadError("; ".join(failure.getErrorMessage() for failure in failures))
-
-
-def _makeBlock(
-    source: Source, endpoints: list[IStreamServerEndpoint], policy: Policy, reactor: Any
-) -> MultiService:
-    """Make the service of one block: its source and its listeners."""
-    parts = MultiService()
-    source.setServiceParent(parts)
-    factory = PoetryFactory(source, policy)
-    for endpoint in endpoints:
-        PoetryListener(endpoint, factory, reactor).setServiceParent(parts)
-    return parts
 
 
 def _findEndpoints(block: Block, preflight: Preflight, reactor: Any) -> list[IStreamServerEndpoint]:
