@@ -57,7 +57,9 @@ class MetricsCase(SynchronousTestCase):
         self.clock = Clock()
         self.policy = Policy(Limits(journalBudgetPerSecond=0), self.reactor)
         self.meter = Meter(self.policy, lambda: NOW, self.clock.seconds)
-        service: Any = makeMetricsService("tcp:9100", self.meter, self.reactor, self.reactor)
+        service: Any = makeMetricsService(
+            "tcp:9100", self.meter, self.reactor, self.reactor, self.policy.tellClosed
+        )
         service.startService()
         self.addCleanup(service.stopService)
         ((_, self.factory, _, _),) = self.reactor.tcpServers

@@ -4,17 +4,22 @@ Tests for L{fastpoetry.command.page}: one answer for each connection, whatever i
 
 from __future__ import annotations
 
+import errno
+import socket
 from typing import Any
+from unittest import mock
 
 from fakes import FakeTransport
+from twisted.internet import tcp
 from twisted.internet.address import IPv4Address
+from twisted.internet.defer import succeed
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from fastpoetry.command.page import PageFactory
+from fastpoetry.command.page import PageEndpoint, PageFactory
 
 ADDRESS = IPv4Address("TCP", "192.0.2.7", 40000)
 
@@ -51,7 +56,8 @@ class PageCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.accepted: list[bytes] = []
-        self.factory = PageFactory(b"/page", self.render, self.clock)
+        self.told: list[str] = []
+        self.factory = PageFactory(b"/page", self.render, self.clock, self.told.append)
 
     def render(self, accept: bytes) -> tuple[bytes, bytes]:
         """@return: the page, which is always the same."""
@@ -101,6 +107,11 @@ class RequestTests(PageCase):
         pieces = [request[n : n + 1] for n in range(len(request))]
         self.assertIn(b" 200 OK", self.ask(*pieces))
 
+    def test_absolute(self) -> None:
+        """The target of a request may name the server, too."""
+        for server in (b"127.0.0.1:9100", b"[::1]:9100"):
+            self.assertIn(b" 200 OK", self.ask(b"GET http://%b/page HTTP/1.1\r\n\r\n" % server))
+
     def test_accept(self) -> None:
         """The client's Accept lines are passed on unchanged, every one of them."""
         self.ask(b"GET /page HTTP/1.1\r\naccept: \xff\r\nX: y\r\nAccept: a/b;version=\r\n\r\n")
@@ -114,7 +125,8 @@ class RequestTests(PageCase):
         for request, status in (
             (b"GET / HTTP/1.1", b"404 Not Found"),
             (b"GET /page/x HTTP/1.1", b"404 Not Found"),
-            (b"GET http://[::1/page HTTP/1.1", b"404 Not Found"),
+            (b"GET http://[::1/pages HTTP/1.1", b"404 Not Found"),
+            (b"GET http://[::1] HTTP/1.1", b"404 Not Found"),
             (b"POST /page HTTP/1.1\r\nContent-Length: 99999999999", b"405 Method Not Allowed"),
             (b"GET /page", b"400 Bad Request"),
             (b"GET /page HTTP/2.0", b"400 Bad Request"),
@@ -205,3 +217,35 @@ class BoundsTests(PageCase):
         port.connected = False
         self.clock.advance(0.01)
         self.assertFalse(port.isReading)
+
+
+class AcceptTests(PageCase):
+    """Tests for a port of Twisted's that cannot accept."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.readers: set[object] = set()
+        reactor = mock.Mock(addReader=self.readers.add, removeReader=self.readers.discard)
+        self.port: Any = tcp.Port(0, self.factory, interface="127.0.0.1", reactor=reactor)
+        self.port.startListening()
+        self.addCleanup(self.port.socket.close)
+        endpoint = mock.Mock(listen=lambda _: succeed(self.port))
+        self.successResultOf(PageEndpoint(endpoint).listen(self.factory))
+
+    def test_pause(self) -> None:
+        """The port pauses and says why, and Twisted logs nothing. Then it tries again."""
+        for number in (errno.EMFILE, errno.ENOMEM, errno.EPERM, errno.EINVAL, errno.ECONNABORTED):
+            failure = OSError(number, "no")
+            with (
+                mock.patch.object(socket.socket, "accept", side_effect=failure),
+                capturedLogs() as events,
+            ):
+                self.port.doRead()
+            self.assertEqual((self.readers, self.told.pop(), events), (set(), "no", []))
+            self.clock.advance(0.01)
+            self.assertEqual(self.readers, {self.port})
+
+    def test_empty(self) -> None:
+        """An empty backlog is no failure."""
+        self.port.doRead()
+        self.assertEqual((self.readers, self.told), ({self.port}, []))

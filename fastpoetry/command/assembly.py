@@ -179,13 +179,17 @@ def _makeMetrics(
     asked = f"--metrics {description}"
     try:
         from fastpoetry.command.metrics import Meter, makeMetricsService  # rarely used
+        from fastpoetry.command.page import PageEndpoint
     except ModuleNotFoundError as why:
         if not (why.name or "").startswith("prometheus_client"):
             raise
         refuse(f"{asked}: needs prometheus_client (apt install python3-prometheus-client)")
     meter = Meter(policy)
-    service = _understand(asked, lambda: makeMetricsService(description, meter, reactor, clock))
+    service = _understand(
+        asked, lambda: makeMetricsService(description, meter, reactor, clock, policy.tellClosed)
+    )
     _check(asked, service.endpoint, preflight)
+    service.endpoint = PageEndpoint(service.endpoint)
     return meter, service
 
 

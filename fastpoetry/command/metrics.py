@@ -162,13 +162,18 @@ class Exposition:
 
 
 def makeMetricsService(
-    description: str, meter: Meter, reactor: Any, clock: IReactorTime
+    description: str,
+    meter: Meter,
+    reactor: Any,
+    clock: IReactorTime,
+    tell: Callable[[str], object],
 ) -> StreamServerEndpointService:
     """
-    Make the service that serves C{/metrics}.
+    Make the service that serves C{/metrics}. Before it starts, give it a L{PageEndpoint}.
 
     @param description: of the endpoint, for Twisted's parser, which raises its own errors.
     @param clock: times the connections.
+    @param tell: see L{PageFactory}.
     """
     render = Exposition(meter, clock.seconds).render
-    return strports.service(description, PageFactory(b"/metrics", render, clock), reactor)
+    return strports.service(description, PageFactory(b"/metrics", render, clock, tell), reactor)

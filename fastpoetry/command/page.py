@@ -7,13 +7,19 @@ and logs text from strangers. For a page that a machine reads twice a minute, th
 
 from __future__ import annotations
 
+import errno
 import re
+import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet import tcp
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IListeningPort, IReactorTime, IStreamServerEndpoint
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 _MOST_CONNECTIONS = 16
 
@@ -31,7 +37,8 @@ eighth of a core. They empty the longest backlog, 4096, within the ten seconds t
 waits.
 """
 
-_REQUEST = re.compile(rb"([!-~]+) ([!-~]+) HTTP/(1\.[01])")
+# A target may name the server, too (RFC 9112, 3.2.2).
+_REQUEST = re.compile(rb"([!-~]+) (?:http://[^/ ]+)?([!-~]+) HTTP/(1\.[01])")
 _LINE = re.compile(rb"\r?\n")
 _END = re.compile(rb"\r?\n\r?\n")
 
@@ -44,18 +51,24 @@ class PageFactory(Factory):
     Serves one page.
 
     If there are too many connections, the oldest is closed, so slow clients keep no other out.
-    The port pauses after accepting some. A flood then waits in the backlog, and leaves the program
-    time for its other work.
+    The port pauses after accepting some, and if it cannot accept. Clients then wait in the backlog,
+    and leave the program time for its other work.
     """
 
     noisy = False
 
-    def __init__(self, path: bytes, render: Render, clock: IReactorTime) -> None:
-        """@param path: of the page: C{/metrics}."""
+    def __init__(
+        self, path: bytes, render: Render, clock: IReactorTime, tell: Callable[[str], object]
+    ) -> None:
+        """
+        @param path: of the page: C{/metrics}.
+        @param tell: called with the cause each time that a port cannot accept.
+        """
         self.protocol: Any = _PageProtocol
         self.clock = clock
         self._path = path
         self._render = render
+        self._tell = tell
         self._connections: list[_PageProtocol] = []
         self._pausedAt: dict[Any, float] = {}
 
@@ -65,15 +78,27 @@ class PageFactory(Factory):
             self._connections.pop(0).abort()
         self._connections.append(connection)
         port = getattr(connection.transport, "server", None)
-        if port is not None and port not in self._pausedAt:
-            self._pausedAt[port] = self.clock.seconds()
-            port.stopReading()
-            self.clock.callLater(_PAUSE_SECONDS, self._resume, port)
+        if port is not None:
+            self._pause(port)
 
     def remove(self, connection: _PageProtocol) -> None:
         """Forget a connection. A second call has no effect."""
         if connection in self._connections:
             self._connections.remove(connection)
+
+    def watch(self, port: Any) -> None:
+        """Make a port of Twisted's pause if it cannot accept. By itself it tries again at once."""
+        port.socket = _ListeningSocket(port.socket, partial(self._pauseAfter, port))
+
+    def _pauseAfter(self, port: Any, why: OSError) -> None:
+        self._pause(port)
+        self._tell(why.strerror or str(why))
+
+    def _pause(self, port: Any) -> None:
+        if port not in self._pausedAt:
+            self._pausedAt[port] = self.clock.seconds()
+            port.stopReading()
+            self.clock.callLater(_PAUSE_SECONDS, self._resume, port)
 
     def _resume(self, port: Any) -> None:
         """Accept in proportion to the length of the pause, unless the port is closed."""
@@ -107,6 +132,44 @@ class PageFactory(Factory):
         contentType, text = self._render(accept)
         answer = _answer(version, b"200 OK", b"Content-Type: %b\r\n" % contentType, text)
         return answer if method == b"GET" else answer.removesuffix(text)
+
+
+@implementer(IStreamServerEndpoint)
+class PageEndpoint:
+    """An endpoint for a L{PageFactory}, which watches its ports."""
+
+    def __init__(self, endpoint: IStreamServerEndpoint) -> None:
+        self._endpoint = endpoint
+
+    def listen(self, protocolFactory: Any) -> Deferred[IListeningPort]:
+        def watch(port: Any) -> Any:
+            for each in getattr(port, "ports", (port,)):
+                if isinstance(each, tcp.Port):
+                    protocolFactory.watch(each)
+            return port
+
+        return self._endpoint.listen(protocolFactory).addCallback(watch)
+
+
+class _ListeningSocket:
+    """A listening socket for Twisted's port: a failed accept looks like an empty backlog."""
+
+    def __init__(self, listening: socket.socket, failed: Callable[[OSError], object]) -> None:
+        """@param failed: called with the error."""
+        self._socket = listening
+        self._failed = failed
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        try:
+            return self._socket.accept()
+        except BlockingIOError:
+            raise
+        except OSError as why:
+            self._failed(why)
+            raise BlockingIOError(errno.EAGAIN, why.strerror) from None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
 
 
 class _PageProtocol(Protocol):
