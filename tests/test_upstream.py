@@ -18,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processes import ROOT
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.defer import CancelledError
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.interfaces import (
     IHostnameResolver,
@@ -31,20 +30,21 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from fastpoetry.proxy.upstream import Resolver, ThreadError, callAside, parseUpstream
+from fastpoetry.proxy.upstream import Resolver, ThreadError, parseUpstream
 
 _STANDS_STILL = """
-import threading, time
+import threading
+from unittest.mock import Mock
 from twisted.internet import reactor
-from fastpoetry.proxy.upstream import callAside
+from fastpoetry.proxy.upstream import Resolver
 
 begun = threading.Event()
 
-def work():
+def getaddrinfo(*_, **how):
     begun.set()
     threading.Event().wait()
 
-callAside(reactor, work)
+Resolver(reactor, getaddrinfo).resolveHostName(Mock(), "poems", 17)
 begun.wait()
 reactor.callWhenRunning(reactor.stop)
 reactor.run()
@@ -317,58 +317,38 @@ class ResolverTests(SynchronousTestCase):
         self.assertEqual(len(receiver.found or ()), 2)
 
 
-class CallTests(SynchronousTestCase):
-    """Tests for L{callAside}."""
-
-    def setUp(self) -> None:
-        self.reactor = Reactor()
-
-    def test_result(self) -> None:
-        """The result comes when a thread has done the work, and not before."""
-        threads = Threads(self)
-        done = callAside(self.reactor, lambda: "a poem")
-        self.assertNoResult(done)
-        threads.work()
-        self.assertEqual(self.successResultOf(done), "a poem")
-
-    def test_failure(self) -> None:
-        """An error of the work comes when the thread has ended, and not before."""
-        threads = Threads(self)
-        done = callAside(self.reactor, lambda: 1 // 0)
-        threads.work()
-        self.failureResultOf(done, ZeroDivisionError)
-
-    def test_cancelled(self) -> None:
-        """
-        A cancelled caller stops waiting, and the result of the work is dropped without a record.
-        """
-        threads = Threads(self)
-        done = callAside(self.reactor, lambda: "a poem")
-        done.cancel()
-        self.failureResultOf(done, CancelledError)
-        threads.work()
+class ThreadTests(SynchronousTestCase):
+    """Tests for the threads of L{Resolver}."""
 
     def test_elsewhere(self) -> None:
-        """The work has a thread of its own, and its result comes through the reactor."""
+        """A lookup has a thread of its own, and its result comes through the reactor."""
         calls: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
         reactor = mock.Mock(callFromThread=lambda *call: calls.put(call))
-        done = callAside(reactor, threading.current_thread)
+        threads: list[threading.Thread] = []
+
+        def getaddrinfo(*_: object, **how: object) -> list[Any]:
+            threads.append(threading.current_thread())
+            return []
+
+        receiver = FakeReceiver()
+        Resolver(reactor, getaddrinfo).resolveHostName(receiver, "poems", 17)
         f, *args = calls.get(timeout=SECONDS)
-        self.assertNoResult(done)
+        self.assertIsNone(receiver.found)
         f(*args)
-        thread = self.successResultOf(done)
-        self.assertIsNot(thread, threading.current_thread())
-        self.assertTrue(thread.daemon)
+        self.assertEqual(receiver.found, [])
+        self.assertIsNot(threads[0], threading.current_thread())
+        self.assertTrue(threads[0].daemon)
 
     def test_none(self) -> None:
         """If no thread can start, the error is one line."""
         start = mock.Mock(side_effect=RuntimeError("can't start new thread"))
         self.patch(threading.Thread, "start", start)
-        why = self.assertRaises(ThreadError, callAside, self.reactor, lambda: None)
+        look = Resolver(Reactor()).resolveHostName
+        why = self.assertRaises(ThreadError, look, FakeReceiver(), "poems", 17)
         self.assertEqual(str(why), "no thread can be started: can't start new thread")
 
     def test_end(self) -> None:
-        """A process whose work hangs ends all the same."""
+        """A process whose lookup hangs ends all the same."""
         environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
         ended = subprocess.run(
             [sys.executable, "-c", _STANDS_STILL], env=environ, capture_output=True, timeout=60

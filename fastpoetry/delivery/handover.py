@@ -105,7 +105,9 @@ def restore(numbers: Iterable[int], policy: Policy, reactor: IReactorFDSet) -> R
             progress = _restoreReader(reader, told.pop(_identify(number), None), poems, now)
         except (HandOverError, OSError) as why:
             faults.append(str(why))
-            _reset(reader)
+            with suppress(OSError):  # a plain close would look like the end of a poem
+                setLinger(reader, RESET_ON_CLOSE)
+            reader.close()
         else:
             reader.home = home
             readers[reader] = progress
@@ -197,10 +199,3 @@ def _asAddress(address: Any) -> Address:
     if isInternet and isinstance(address[0], str):
         return tuple(address)
     return address if type(address) is int and address >= 0 else ""
-
-
-def _reset(reader: SocketReader) -> None:
-    """Reset a connection: a plain close would look like the end of a poem."""
-    with suppress(OSError):
-        setLinger(reader, RESET_ON_CLOSE)
-    reader.close()

@@ -89,7 +89,8 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
             data = self._beginning + data
             if data.startswith(_UNKNOWN):
                 data = _UNKNOWN.replace(b"\r", b" \r")
-            if len(data) < _LEAST_BYTES and _mayBecomeHeader(data):
+            mayBecomeHeader = any(each.startswith(data[: len(each)]) for each in _BEGINNINGS)
+            if len(data) < _LEAST_BYTES and mayBecomeHeader:
                 self._beginning = data
                 return
         if not self._read(data):
@@ -192,7 +193,3 @@ class PatientEndpoint:
 
     def listen(self, protocolFactory: Any) -> Deferred[IListeningPort]:
         return self._endpoint.listen(PatientFactory(protocolFactory))
-
-
-def _mayBecomeHeader(data: bytes) -> bool:
-    return any(each.startswith(data[: len(each)]) for each in _BEGINNINGS)

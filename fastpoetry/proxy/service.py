@@ -188,14 +188,10 @@ class PoetryProxyService(service.Service):
         self._updating = self._reactor.callLater(min(later) - now, self._update) if later else None
         if before is not None and before.active():
             before.cancel()
-        if self._served is not None:
-            self._give(self._served)
+        while self._served is not None and self._waiters:  # a waiter that fires may cancel another
+            self._waiters.pop(0).callback(self._served)
         if self._isDue and (self._waiters or self._reloads):
             self._beginFetch()
-
-    def _give(self, poem: Poem) -> None:
-        while self._waiters:  # a waiter that fires may cancel another
-            self._waiters.pop(0).callback(poem)
 
     def _beginFetch(self) -> None:
         """Fetch for all waiters, also for those that come before the fetch ends."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from socket import AF_INET6, SOCK_STREAM, getaddrinfo
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -23,12 +24,9 @@ from twisted.internet.interfaces import (
     IResolutionReceiver,
     IStreamClientEndpoint,
 )
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from fastpoetry.apart.worker import WorkError
-
-_T = TypeVar("_T")
 
 _Address = IPv4Address | IPv6Address
 
@@ -159,51 +157,25 @@ class Resolver:
             return succeed([IPv4Address("TCP", name, port)])
         if isIPv6Address(name):
             return succeed([IPv6Address("TCP", name, port)])
-        key = name, port
-        waiters = self._waiters.setdefault(key, [])
+        waiters = self._waiters.setdefault((name, port), [])
         if not waiters:
-            look = partial(self._getaddrinfo, name, port, type=SOCK_STREAM)
-            found = callAside(self._reactor, look)
-            # On any error the waiters get no addresses. Besides gaierror, the cause may be any
-            # OSError that kept the C library from asking (EAI_SYSTEM).
-            found.addCallback(_makeAddresses).addErrback(lambda _: [])
-            found.addCallback(self._end, key)
+            try:
+                Thread(target=partial(self._look, name, port), daemon=True).start()
+            except RuntimeError as why:  # the limit of threads is reached (TasksMax=)
+                raise ThreadError(f"no thread can be started: {why}") from None
         waiters.append(Deferred())
         return waiters[-1]
 
-    def _end(self, addresses: list[_Address], key: tuple[str, int]) -> None:
-        for waiter in self._waiters.pop(key):
+    def _look(self, name: str, port: int) -> None:
+        """Look a name up, in its thread. On any error there are no addresses."""
+        addresses: list[_Address] = []
+        # Besides gaierror, there is any OSError that kept the C library from asking (EAI_SYSTEM).
+        with suppress(Exception):
+            for family, _, _, _, where in self._getaddrinfo(name, port, type=SOCK_STREAM):
+                make = IPv6Address if family == AF_INET6 else IPv4Address
+                addresses.append(make("TCP", *where))
+        self._reactor.callFromThread(self._end, name, port, addresses)
+
+    def _end(self, name: str, port: int, addresses: list[_Address]) -> None:
+        for waiter in self._waiters.pop((name, port)):
             waiter.callback(addresses)
-
-
-def _makeAddresses(found: list[Any]) -> list[_Address]:
-    """Convert the result of getaddrinfo(3) to addresses."""
-    return [
-        IPv6Address("TCP", *where) if family == AF_INET6 else IPv4Address("TCP", *where)
-        for family, _, _, _, where in found
-    ]
-
-
-def callAside(reactor: Any, work: Callable[[], _T]) -> Deferred[_T]:
-    """
-    Do work in a new thread.
-
-    @param reactor: provides C{IReactorFromThreads}.
-    @return: fires in the reactor's thread with the result. If it is cancelled, the work goes on.
-    @raise ThreadError: if the limit of threads is reached (C{TasksMax=} in systemd's units).
-    """
-    done: Deferred[_T] = Deferred()
-
-    def run() -> None:
-        try:
-            result: _T | Failure = work()
-        except BaseException:
-            result = Failure()
-        # callback() accepts a Failure too, and treats it as one.
-        reactor.callFromThread(done.callback, result)
-
-    try:
-        Thread(target=run, daemon=True).start()
-    except RuntimeError as why:
-        raise ThreadError(f"no thread can be started: {why}") from None
-    return done
