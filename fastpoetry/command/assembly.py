@@ -36,9 +36,6 @@ _Made = TypeVar("_Made")
 _BACKLOG = 4096
 """Connections that may wait in a backlog; net.core.somaxconn is the upper limit."""
 
-_HEADERS = "haproxy:"
-"""The prefix of a description whose connections begin with a PROXY header."""
-
 
 def findReactor(reactor: Any, clock: Any) -> tuple[Any, MonotonicReactor]:
     """Return a test's or twistd's reactor, and that reactor with a test's or a monotonic clock."""
@@ -162,7 +159,7 @@ def _parseEndpoint(description: str, preflight: Preflight, reactor: Any) -> IStr
     """Make the endpoint of a description, which may begin with C{haproxy:}, or refuse it."""
     asked = f"--listen {description}"
     # Twisted's haproxy: connects the protocol before the header; see PatientWrapper.
-    inner = description.removeprefix(_HEADERS)
+    inner = description.removeprefix("haproxy:")
     endpoint: IStreamServerEndpoint = _understand(asked, lambda: serverFromString(reactor, inner))
     _check(asked, endpoint, preflight)
     if inner == description:

@@ -74,14 +74,13 @@ def main(unit: str, name: str, *options: str) -> None:
 
         # journalctl and systemctl status then show the line for the service, too. They believe
         # this field only from root (systemd.journal-fields(7)).
-        of = f"{unit}@{name}.service"
         journal.send(
             line,
             MESSAGE_ID="b83c73a7a3594e89a9dbc2e1756b7d16",
             PRIORITY=3,
             SYSLOG_IDENTIFIER="fastpoetry",
             SYSLOG_FACILITY=3,
-            OBJECT_SYSTEMD_UNIT=of,
+            OBJECT_SYSTEMD_UNIT=f"{unit}@{name}.service",
         )
         raise SystemExit(1) from None
 

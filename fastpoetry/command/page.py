@@ -75,7 +75,7 @@ class PageFactory(Factory):
     def add(self, connection: _PageProtocol) -> None:
         """Add a connection, and close the oldest if there are too many."""
         if len(self._connections) == _MOST_CONNECTIONS:
-            self._connections.pop(0).abort()
+            self._connections.pop(0).transport.abortConnection()
         self._connections.append(connection)
         port = getattr(connection.transport, "server", None)
         if port is not None:
@@ -181,7 +181,7 @@ class _PageProtocol(Protocol):
     _isAnswered = False
 
     def connectionMade(self) -> None:
-        self._deadline = self.factory.clock.callLater(_MOST_SECONDS, self.abort)
+        self._deadline = self.factory.clock.callLater(_MOST_SECONDS, self.transport.abortConnection)
         self.factory.add(self)
 
     def dataReceived(self, data: bytes) -> None:
@@ -198,10 +198,6 @@ class _PageProtocol(Protocol):
         else:
             self.transport.write(self.factory.respond(self._received[: end.start()]))
         self.transport.loseConnection()
-
-    def abort(self) -> None:
-        """Close the connection, even if the answer is not complete."""
-        self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._deadline.active():

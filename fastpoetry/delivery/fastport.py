@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from twisted.internet import tcp
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import (
-    IAddress,
     IListeningPort,
     IReactorFDSet,
     IReadDescriptor,
@@ -223,6 +222,7 @@ class BorrowedPort:
         """@param port: listening; for UNIX a C{twisted.internet.unix.Port}, which is a subclass."""
         self._port = port
         self._socket: socket.socket = port.socket
+        self.getHost = port.getHost
         self.fileno = self._socket.fileno  # called by the reactor at each turn
         self.policy = policy
         self.reactor = reactor
@@ -251,18 +251,13 @@ class BorrowedPort:
         self._gate.remove(self)
         self._gate.open()  # this cancels its timer
         self.stopReading()
-        stopped: Deferred[None] = maybeDeferred(self._port.stopListening)
-        return stopped
+        return maybeDeferred(self._port.stopListening)
 
     @property
     def isAlive(self) -> bool:
         """Whether the port accepts, or a timer will make it accept."""
         willAccept = self._gate.willOpen or self.policy.gate.willOpen
         return willAccept or self in self.reactor.getReaders()
-
-    def getHost(self) -> IAddress:
-        address: IAddress = self._port.getHost()
-        return address
 
     def startReading(self) -> None:
         self.reactor.addReader(self)

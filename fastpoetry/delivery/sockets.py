@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from fcntl import ioctl
 from functools import cache, wraps
+from sys import byteorder
 from termios import TIOCOUTQ
 from typing import Any, NamedTuple
 
@@ -113,10 +114,7 @@ def countWaiting(listening: socket.SocketType) -> int:
         info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _UNACKED + 4)
     except OSError:
         return 1
-    if not info.startswith(_TCP_LISTEN):
-        return 1
-    count: int = struct.unpack_from("I", info, _UNACKED)[0]
-    return count
+    return int.from_bytes(info[_UNACKED:], byteorder) if info.startswith(_TCP_LISTEN) else 1
 
 
 def countUnacknowledged(connection: socket.SocketType) -> int:
@@ -131,8 +129,7 @@ def countUnacknowledged(connection: socket.SocketType) -> int:
         answer = ioctl(connection.fileno(), TIOCOUTQ, b"\0\0\0\0")
     except OSError:  # unknown: treat sent bytes as taken
         return 0
-    count: int = struct.unpack("i", answer)[0]
-    return count
+    return int.from_bytes(answer, byteorder)
 
 
 def countSent(connection: socket.SocketType) -> int | None:
@@ -145,7 +142,7 @@ def countSent(connection: socket.SocketType) -> int | None:
     if not FAMILIES[connection.family].hasInfo:
         return None
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-    acknowledged: int = struct.unpack_from("Q", info, _BYTES_ACKED)[0]
+    acknowledged = int.from_bytes(info[_BYTES_ACKED : _BYTES_ACKED + 8], byteorder)
     return acknowledged + countUnacknowledged(connection)
 
 
@@ -158,8 +155,7 @@ def findAddress(connection: socket.SocketType, address: Address) -> Address:
     if FAMILIES[connection.family].hasHosts:
         return address
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    user: int = struct.unpack_from("I", credentials, 4)[0]
-    return user
+    return int.from_bytes(credentials[4:8], byteorder)  # after the process, its user
 
 
 def limitUnsent(connection: socket.SocketType) -> None:
