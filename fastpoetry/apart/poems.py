@@ -12,7 +12,6 @@ import os
 import stat
 import time
 from codecs import utf_8_decode
-from hashlib import sha256
 
 from fastpoetry.apart.worker import WorkError
 
@@ -39,6 +38,9 @@ The kernel's clock for file times advances in ticks of up to 10 ms, and is up to
 
 _MOST_TICKS = 10
 """How long to wait while another process writes to the file."""
+
+_SHORT_BYTES = 16384
+"""A server examines so short a poem itself, sooner than this process would have C{hashlib}."""
 
 _PIECE_BYTES = 1 << 20
 """How much is decoded at a time. Decoded text takes up to four times as much memory."""
@@ -224,7 +226,8 @@ def _readPoem(name: str, path: str, origin: str, inner: str = "") -> Text:
         raise PoemError(f"{origin}: {_explain(why, path)}") from None
     except (PoemError, ValueError) as why:  # a NUL in the path raises ValueError
         raise PoemError(f"{origin}: {why}") from None
-    return name, text, origin, *examine(text)
+    digest, strangeAt = examine(text) if len(text) > _SHORT_BYTES else ("", None)
+    return name, text, origin, digest, strangeAt
 
 
 def examine(text: bytes) -> tuple[str, int | None]:
@@ -234,6 +237,8 @@ def examine(text: bytes) -> tuple[str, int | None]:
     @return: the SHA-256 in hexadecimal, and the offset of the first byte that is not UTF-8 or
         C{None}.
     """
+    from hashlib import sha256  # links OpenSSL, which takes 2 to 4 ms
+
     return sha256(text).hexdigest(), _findStrange(text)
 
 
