@@ -183,6 +183,8 @@ class AdoptedPort:
 
         return gatherResults(stopping, consumeErrors=True).addBoth(giveBack)
 
+    loseConnection = stopListening  # as in Twisted's ports
+
     def getHost(self) -> IAddress:
         """
         @return: the address of the first socket.
