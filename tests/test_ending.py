@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from select import select
-from signal import SIGABRT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXCPU
+from signal import SIGABRT, SIGHUP, SIGINT, SIGQUIT, SIGRTMIN, SIGTERM, SIGUSR2, SIGXCPU
 from socket import AF_UNIX, SOCK_DGRAM, socket
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -197,10 +197,18 @@ class EndingTests(SynchronousTestCase):
             ("sys.exit(3)", 3),
             ("1 / 0", 1),
             *((f"kill({number})", -number) for number in (SIGABRT, SIGHUP, SIGINT, SIGQUIT)),
-            *((f"kill({number})", -number) for number in (SIGTERM, SIGXCPU)),
+            *((f"kill({number})", -number) for number in (SIGTERM, SIGXCPU, SIGUSR2, SIGRTMIN)),
         ):
             ended, _ = self.runProgram(f"{PLAIN}say()\n{end}")
             self.assertEqual((ended, self.numbers()), (status, list(range(RECORDS))), end)
+
+    def test_worker(self) -> None:
+        """Every record of a process that C{multiprocessing} has forked arrives."""
+        program = "import multiprocessing\n"
+        fork = "worker = multiprocessing.get_context('fork').Process(target=say)\n"
+        for whole in (f"{program}{PLAIN}{fork}", f"{PLAIN}{program}{fork}"):
+            self.runProgram(f"{whole}worker.start(); worker.join()")
+            self.assertEqual(self.numbers(), list(range(RECORDS)))
 
     def test_runningReactor(self) -> None:
         """An unhandled signal ends a running reactor, and every record arrives."""

@@ -1,22 +1,32 @@
 """
 Calls of a function before a program ends: at its exit, at a signal, or after its reactor.
 
-SIGKILL, C{os._exit} and a fault in C end a program without such a call.
+SIGKILL, SIGUSR1, C{os._exit} and a fault in C end a program without such a call.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import signal as signals
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from signal import SIG_DFL, SIGABRT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXCPU, getsignal, signal
+from functools import partial
+from signal import SIG_DFL, getsignal, signal
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (SIGHUP, SIGINT, SIGQUIT, SIGABRT, SIGTERM, SIGXCPU)
-"""Signals by which people, systemd and resource limits end programs."""
+_HARMLESS = "SIGCHLD SIGCONT SIGTSTP SIGTTIN SIGTTOU SIGURG SIGWINCH"
+_FAULTS = "SIGBUS SIGFPE SIGILL SIGSEGV SIGSYS SIGTRAP"
+_OTHERS = "SIGKILL SIGSTOP SIGUSR1"
+_SIGNALS = signals.valid_signals() - {
+    getattr(signals, name) for name in f"{_HARMLESS} {_FAULTS} {_OTHERS}".split()
+}
+"""
+Signals by which people, systemd (C{KillSignal=}), timers and resource limits end programs. At
+SIGUSR1, which is missing, twistd rotates its log file, unless a handler is set already.
+"""
 
 
 def callAtEnd(end: Callable[[], None]) -> None:
@@ -35,10 +45,24 @@ def callAtEnd(end: Callable[[], None]) -> None:
         os.kill(os.getpid(), number)
 
     atexit.register(end)
+    _callInWorker(end)
+    os.register_at_fork(after_in_child=partial(_callInWorker, end))
     with suppress(ValueError):  # only a program's first thread can set signal handlers
         for number in _SIGNALS:
             if getsignal(number) == SIG_DFL:
                 signal(number, die)
+
+
+def _callInWorker(end: Callable[[], None]) -> None:
+    """Call a function when a process of C{multiprocessing} ends: it uses C{os._exit}."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+
+        def callLast(end: Callable[[], None]) -> None:
+            util.Finalize(None, end, exitpriority=-100)
+
+        callLast(end)
+        util.register_after_fork(end, callLast)  # a new process forgets what was registered
 
 
 def callAtReactorsEnd(end: Callable[[], None]) -> bool:
