@@ -218,7 +218,6 @@ class Job(Generic[_T]):
         self.ended.callback(None)
 
     def _tell(self) -> None:
-        """Log that the work takes long."""
         self._log.warn(
             "{cause}",
             cause=self._process.describe(LONG_SECONDS),
@@ -226,7 +225,6 @@ class Job(Generic[_T]):
         )
 
     def _giveUp(self) -> None:
-        """Kill the process, and fail L{done}."""
         where = self._process.where
         self._stuck.append(where)
         self.ended.addCallback(lambda _: self._stuck.remove(where))

@@ -182,7 +182,6 @@ class _Timer(FileDescriptor):
 
     def __init__(self, reactor: Any, due: Callable[[], None], lost: Callable[[], None]) -> None:
         """
-        @param due: called when the time has come.
         @param lost: called when the reactor drops the timer.
         @raise OSError: if no descriptor is left, or a sandbox forbids the call.
         @raise ImportError: if this Python is older than 3.13, and has no ctypes.

@@ -21,10 +21,7 @@ def asDeferred(awaited: Any) -> Deferred[Any]:
 
 
 def toDeferred(awaited: Awaitable[Any]) -> Deferred[Any]:
-    """
-    @param awaited: a Deferred, a coroutine, or another awaitable.
-    @return: the Deferred itself, or a Deferred with the awaitable's result.
-    """
+    """@return: the Deferred itself, or a Deferred with the awaitable's result."""
     if isinstance(awaited, Deferred):
         return awaited
 
@@ -36,7 +33,7 @@ def toDeferred(awaited: Awaitable[Any]) -> Deferred[Any]:
 
 def watch(other: Deferred[Any], keepsFailure: bool = False) -> Deferred[Any]:
     """
-    @param other: the Deferred. Callbacks that are added to it later still get its result.
+    @param other: callbacks that are added to it later still get its result.
     @param keepsFailure: whether errbacks that are added later also get its failure.
     @return: a Deferred with the same result. Cancelling it cancels the other.
     """
@@ -54,10 +51,7 @@ def watch(other: Deferred[Any], keepsFailure: bool = False) -> Deferred[Any]:
 
 
 def findCause(failure: Failure) -> Failure:
-    """
-    @param failure: of one Deferred, or of C{gatherResults}.
-    @return: the failure of the Deferred that failed first.
-    """
+    """@return: the failure that C{gatherResults} reports, or this one itself."""
     while isinstance(failure.value, FirstError):
         failure = failure.value.subFailure
     return failure

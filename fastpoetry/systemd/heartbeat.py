@@ -47,7 +47,6 @@ class Heartbeat:
         """
         Begin to send.
 
-        @param manager: receives the messages.
         @param watchdogSeconds: how long systemd waits for a ping; 0 if the watchdog is off.
         """
         self._manager = manager

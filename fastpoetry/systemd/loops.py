@@ -15,10 +15,8 @@ def repeat(clock: Any, seconds: float, f: Callable[[], object], now: bool = Fals
     """
     Repeat a call. An error in it is logged, and the call is repeated.
 
-    @param clock: provides C{IReactorTime}.
     @param seconds: the time between two calls.
     @param now: whether the first call is made now.
-    @return: the loop, which can be stopped.
     """
 
     def call() -> None:

@@ -184,10 +184,7 @@ def hideFromChildren(environ: Mapping[str, str]) -> None:
 
 
 def withHidden(environ: Mapping[str, str]) -> Mapping[str, str]:
-    """
-    @param environ: the environment of this process, or another mapping.
-    @return: the mapping; for C{os.environ}, with the variables that L{hideFromChildren} removed.
-    """
+    """@return: the mapping; C{os.environ} with the variables that L{hideFromChildren} removed."""
     return ChainMap(os.environ, _hidden) if environ is os.environ else environ
 
 

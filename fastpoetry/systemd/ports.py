@@ -68,9 +68,6 @@ class Attempts:
         """
         Note where the program tries to listen, and whether it succeeds. A success cancels earlier
         failures of the same factory or protocol at other addresses.
-
-        @param name: the reactor's method.
-        @param arguments: the arguments of the call.
         """
         (address, user), interface = [*arguments.values()][:2], arguments.get("interface")
         host = f"[{interface}]" if interface and ":" in interface else interface
@@ -193,21 +190,16 @@ class _Transport:
             self._protocol.doStop()
 
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
-        """Pass on a datagram from one of the sockets."""
         self._protocol.datagramReceived(datagram, addr)
 
     def connectionRefused(self) -> None:
-        """Pass on the refusal of a datagram."""
         self._protocol.connectionRefused()
 
     def write(self, datagram: bytes, addr: Any = None) -> Any:
         """
         Send a datagram from the socket of the address's family.
 
-        @param datagram: the bytes to send.
-        @param addr: the destination: a host and a port, or a path; C{None} if the socket is
-            connected.
-        @return: the result of the C{write} of the socket's own port.
+        @param addr: a host and a port, or a path; C{None} if the socket is connected.
         """
         ports = {each.addressFamily: each for each in self._port.ports}
         first = self._port.ports[0]
@@ -219,7 +211,6 @@ class _Transport:
         return ports.get(family, first).write(datagram, addr)
 
     def startListening(self) -> None:
-        """Listen again."""
         self._port.startListening()
         self._protocol.makeConnection(self)
 

@@ -59,18 +59,12 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
 
 
 def portName(environ: Mapping[str, str]) -> str:
-    """
-    @param environ: where systemd leaves C{INVOCATION_ID}.
-    @return: the prefix of the abstract names of all ports of this start of the unit.
-    """
+    """@return: the prefix of the abstract names of all ports of this start of the unit."""
     return f"fastpoetry/reload/{environ.get('INVOCATION_ID', '')}/"
 
 
 def readCredentials(peer: socket.socket) -> tuple[int, int]:
-    """
-    @param peer: a connection of a UNIX socket.
-    @return: the process and the user at the other end, at the time of its listen(2) or connect(2).
-    """
+    """@return: the process and the user that called listen(2) or connect(2) at the other end."""
     found = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     process, user, _ = _CREDENTIALS.unpack(found)
     return process, user

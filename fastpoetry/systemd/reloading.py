@@ -62,11 +62,8 @@ class Reloads:
         clock: Any,
     ) -> None:
         """
-        @param hook: reloads the program.
         @param limitSeconds: after this time a reload is cancelled and has failed.
         @param announce: returns a context manager, in which one reload runs.
-        @param reactor: provides C{IReactorFDSet} and C{IReactorFromThreads}.
-        @param clock: provides C{IReactorTime}.
         """
         self._hook = hook
         self._limitSeconds = limitSeconds
@@ -172,19 +169,15 @@ class ReloadPort(FileDescriptor):
         self,
         reactor: Any,
         clock: Any,
-        reload: Callable[[], Deferred[str]],
+        ask: Callable[[], Deferred[str]],
         environ: Mapping[str, str],
     ) -> None:
         """
-        @param reactor: provides C{IReactorFDSet}.
-        @param clock: provides C{IReactorTime}.
-        @param reload: starts a reload. The Deferred fires with the cause of a failure, or an empty
-            text.
-        @param environ: where systemd leaves C{INVOCATION_ID}.
+        @param ask: see L{Reloads.ask}.
         @raise OSError: if the port cannot listen.
         """
         super().__init__(reactor)
-        self._reload = reload
+        self._ask = ask
         self._clients: list[socket.socket] = []
         self._socket = socket.socket(socket.AF_UNIX)
         try:
@@ -219,7 +212,7 @@ class ReloadPort(FileDescriptor):
             return
         client.setblocking(False)
         self._clients.append(client)
-        self._reload().addCallback(self._answer, client)
+        self._ask().addCallback(self._answer, client)
 
     def _wake(self) -> None:
         """Tell the clients that the reload still runs. Read the port again after a failure."""

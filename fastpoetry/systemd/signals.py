@@ -46,11 +46,7 @@ class Handlers:
         self._before: dict[int, Any] = {}
 
     def set(self, number: int, handler: Callable[..., None]) -> None:
-        """
-        Handle a signal. In any thread but the first this only logs a record.
-
-        @param handler: called with the signal's number and a stack frame.
-        """
+        """Handle a signal. In any thread but the first this only logs a record."""
         before = getsignal(number) or SIG_DFL
         try:
             self._setHandler(number, handler)
@@ -64,7 +60,6 @@ class Handlers:
             self._before.setdefault(number, before)
 
     def restore(self) -> None:
-        """Set the previous handlers again."""
         for number, before in self._before.items():
             self._setHandler(number, before)
         self._before = {}

@@ -14,8 +14,7 @@ def escaped(text: str) -> str:
 
 def refusalLine(text: str) -> str:
     """
-    @param text: why the program cannot start.
-    @return: the text as one line for stderr. If stderr is a stream into the journal, the line
+    @return: a refusal as one line for stderr. If stderr is a stream into the journal, the line
         begins with the priority C{err}, sd-daemon(3).
     """
     isInJournal = isJournalStream(sys.stderr, os.environ.get("JOURNAL_STREAM", ""))

@@ -24,12 +24,7 @@ Steps = Generator[tuple[int, int], None, None]
 
 
 def isReady(number: int, seconds: float, event: int = select.POLLIN) -> bool:
-    """
-    @param number: a descriptor.
-    @param seconds: how long to wait.
-    @param event: an event of poll(2).
-    @return: whether the event has come, or the other end is closed.
-    """
+    """@return: whether the event of poll(2) comes in time, or the other end is closed."""
     poll = select.poll()
     poll.register(number, event)
     return bool(poll.poll(max(0, seconds) * 1000))
@@ -56,9 +51,8 @@ def driveNow(steps: Steps, seconds: float) -> None:
 
 def drive(steps: Steps, seconds: float, reactor: Any, clock: Any) -> Deferred[None]:
     """
-    Take all steps while the reactor runs.
+    Take all steps as L{driveNow} does, but while the reactor runs.
 
-    @param seconds: the time limit. At the limit a C{TimeoutError} is raised in the steps.
     @param reactor: provides C{IReactorFDSet}.
     @param clock: provides C{IReactorTime}.
     @return: fires after the last step; fails with the error that a step raises.
@@ -78,11 +72,7 @@ def drive(steps: Steps, seconds: float, reactor: Any, clock: Any) -> Deferred[No
 
 
 class _Event(FileDescriptor):
-    """
-    An event of a descriptor, which the reactor waits for.
-
-    @ivar come: fires at the event.
-    """
+    """An event of a descriptor. The reactor waits for it, and then fires C{come}."""
 
     def __init__(self, reactor: Any, number: int, event: int) -> None:
         super().__init__(reactor)
@@ -98,7 +88,6 @@ class _Event(FileDescriptor):
         return self._number
 
     def doRead(self) -> None:
-        """Stop waiting."""
         self._stopWaiting()
         if not self.come.called:
             self.come.callback(None)
