@@ -126,12 +126,9 @@ def _removeLeftovers(path: str) -> None:
 
 
 def _removeUnlessLocked(path: str) -> None:
-    descriptor = os.open(path, OPEN_FLAGS | os.O_NOFOLLOW)
-    try:
-        flock(descriptor, LOCK_EX | LOCK_NB)
+    with open(path, "rb", opener=_open) as file:
+        flock(file, LOCK_EX | LOCK_NB)
         os.unlink(path)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: str) -> None:

@@ -100,7 +100,13 @@ def makeService(options: Options) -> MultiService:
     ports = adoptPorts(reactor) if options["adopt"] else None
     if ports is not None:
         atexit.register(ports.report)  # after a failed start the report helps to find the cause
-    service, description = _loadApplication(options) if options["python"] else _runMaker(options)
+    if options["python"]:
+        service = _loadApplication(options)
+        description = service.name
+    else:
+        maker = options.makers[str(options.subCommand)]
+        service = maker.makeService(options.subOptions)
+        description = f"{maker.tapname}: {maker.description}"
     services = StartingService()
     service.setServiceParent(services)
     if any(isinstance(each, NotifyService) for each in walk(service)):
@@ -118,17 +124,11 @@ def makeService(options: Options) -> MultiService:
     return services
 
 
-def _runMaker(options: Options) -> tuple[Any, str]:
-    """@return: the other command's service, and its name and description."""
-    maker = options.makers[str(options.subCommand)]
-    return maker.makeService(options.subOptions), f"{maker.tapname}: {maker.description}"
-
-
-def _loadApplication(options: Options) -> tuple[Any, str]:
+def _loadApplication(options: Options) -> Any:
     """
     Load a file as C{twistd --python} does. twistd then uses the application's user and group.
 
-    @return: the application's service, and its name.
+    @return: the application's service.
     @raise SystemExit: if the file, or a file that it reads, cannot be read.
     """
     try:
@@ -140,8 +140,7 @@ def _loadApplication(options: Options) -> tuple[Any, str]:
     for key in ("uid", "gid"):
         if twistd.get(key) is None:
             twistd[key] = getattr(process, key)
-    service: Any = IService(application)
-    return service, service.name
+    return IService(application)
 
 
 def _finishStart(ports: AdoptedPorts) -> None:
