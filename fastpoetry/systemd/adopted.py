@@ -73,7 +73,6 @@ class _UNIXPort(unix.Port):
         self.startReading()
 
     def connectionLost(self, reason: Failure) -> None:
-        """Close the socket, as a TCP port does."""
         _tcp.Port.connectionLost(self, reason)
 
 
@@ -116,7 +115,6 @@ class _Claim:
         self._ports += 1
 
     def removePort(self) -> None:
-        """Return the sockets if no port uses them any more."""
         self._ports -= 1
         if self._ports == 0:
             self._owner.release(self.descriptors)
@@ -138,10 +136,9 @@ class AdoptedPort:
 
     def __init__(self, claim: _Claim, adopt: Callable[[Descriptor], Any]) -> None:
         """
-        @param claim: the sockets. They stay open when the port stops, so that it can start again.
-            If systemd holds them too, closing them would not turn clients away. Otherwise, as under
-            systemd-socket-activate, closing would lose them.
-        @param adopt: makes a port on a duplicate of a socket.
+        @param adopt: makes a port on a duplicate of a socket. The socket stays open when the port
+            stops, so that it can start again. If systemd holds it too, closing it would not turn
+            clients away. Otherwise, as under systemd-socket-activate, closing would lose it.
         """
         self._claim = claim
         self._adopt = adopt
@@ -213,11 +210,7 @@ class AdoptedPort:
 
 
 class _Claimant:
-    """
-    A user of sockets that were given out.
-
-    @ivar descriptors: the sockets.
-    """
+    """A user of the sockets C{descriptors}, which were given out."""
 
     def __init__(
         self, reactor: Any, descriptors: tuple[Descriptor, ...], owner: Inherited | None = None

@@ -60,7 +60,6 @@ class MonotonicClock:
         self._armed: float | None = None
 
     def seconds(self) -> float:
-        """@return: C{time.monotonic()}."""
         return time.monotonic()
 
     def callLater(
@@ -203,14 +202,12 @@ class _Timer(FileDescriptor):
         self.startReading()
 
     def close(self) -> None:
-        """Leave the reactor, and close the descriptor."""
-        if self._number >= 0:
-            self.stopReading()
-            os.close(self._number)
-            self._number = -1
+        """Leave the reactor, and close the descriptor. L{fileno} is -1 from now on."""
+        self.stopReading()
+        os.close(self._number)
+        self._number = -1
 
     def fileno(self) -> int:
-        """@return: the descriptor; -1 if the timer is closed."""
         return self._number
 
     def doRead(self) -> None:

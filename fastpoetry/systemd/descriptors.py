@@ -66,10 +66,7 @@ class _AdoptExit(AdoptError, SystemExit):
 
 
 def refusal(line: str) -> AdoptError:
-    """
-    @param line: the request, and why it fails.
-    @return: the error to raise: a C{SystemExit} too, unless the reactor runs.
-    """
+    """@return: an error of this line, to raise: a C{SystemExit} too, unless the reactor runs."""
     # Looked up, because an import would install a reactor.
     reactor = sys.modules.get("twisted.internet.reactor")
     return AdoptError(line) if getattr(reactor, "running", False) else _AdoptExit(line)
@@ -96,11 +93,7 @@ class Descriptor(NamedTuple):
 
     @classmethod
     def examine(cls, number: int, name: str) -> Descriptor:
-        """
-        @param number: an open descriptor.
-        @param name: the name that it was passed under.
-        @return: the descriptor as the kernel describes it. Its unit may say something else.
-        """
+        """@return: an open descriptor as the kernel describes it. Its unit may say otherwise."""
         mode = os.fstat(number).st_mode
         if not stat.S_ISSOCK(mode):
             nature = _FILES.get(stat.S_IFMT(mode), "is a file")
@@ -229,7 +222,6 @@ class Inherited:
         """
         Give out all free descriptors of a name: connections, memfds, sockets of all kinds.
 
-        @param name: their name.
         @return: the descriptors; empty if no free one has that name.
         """
         found = tuple(each for each in self.free if each.name == name)
@@ -237,18 +229,13 @@ class Inherited:
         return found
 
     def release(self, descriptors: Iterable[Descriptor]) -> None:
-        """
-        Take descriptors back, so that other users can get them.
-
-        @param descriptors: the descriptors. They must still be open.
-        """
+        """Take descriptors back, so that others can use them. They must still be open."""
         self._given.difference_update(descriptors)
 
     def reclaim(self, descriptors: Iterable[Descriptor]) -> None:
         """
         Give out again descriptors that were released.
 
-        @param descriptors: the descriptors.
         @raise AdoptError: if one of them has another user now.
         """
         for each in descriptors:

@@ -220,8 +220,7 @@ class _Transport:
 
 def _askedAddresses(address: Any, interface: str | None) -> set[_Address]:
     """
-    @param address: a path, or a port.
-    @param interface: the address to listen on; C{None} with a path.
+    @param interface: C{None} with a path in place of a port.
     @return: the bound addresses that serve the request; empty if the interface is not found.
     """
     if interface is None:

@@ -191,9 +191,7 @@ def _begin(text: str, level: str, identifier: str, facility: str) -> dict[str, b
 
 
 def _level(event: LogEvent) -> str:
-    """
-    @return: the name of an event's level: C{error} for C{log.err}, which Twisted calls critical.
-    """
+    """@return: an event's level: C{error} for C{log.err}, which Twisted calls critical."""
     if asked := _asked(event):
         return asked
     if event.get("log_namespace") == "log_legacy" and event.get("isError"):

@@ -166,11 +166,7 @@ class ReloadPort(FileDescriptor):
     """A port where root and the unit's user ask for reloads."""
 
     def __init__(
-        self,
-        reactor: Any,
-        clock: Any,
-        ask: Callable[[], Deferred[str]],
-        environ: Mapping[str, str],
+        self, reactor: Any, clock: Any, ask: Callable[[], Deferred[str]], environ: Mapping[str, str]
     ) -> None:
         """
         @param ask: see L{Reloads.ask}.

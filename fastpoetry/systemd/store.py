@@ -180,10 +180,7 @@ class Store:
 
 
 def _checked(name: str) -> str:
-    """
-    @return: the name.
-    @raise ValueError: if the name is not valid: systemd would drop the message.
-    """
+    """@raise ValueError: if the name is not valid: systemd would drop the message."""
     if not (name.isascii() and name.isprintable() and ":" not in name and 0 < len(name) < 256):
         raise ValueError(
             f"{name!r} is not a descriptor's name: 1 to 255 ASCII characters, no colon"
