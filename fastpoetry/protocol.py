@@ -91,7 +91,6 @@ class PoetryProtocol(Protocol, TimeoutMixin):
             self._queue()
 
     def timeoutConnection(self) -> None:
-        """Dismiss a client whose TLS handshake timed out."""
         self.dismiss(self._awaited)
 
     @property
@@ -209,10 +208,8 @@ class PoetryProtocol(Protocol, TimeoutMixin):
 
     def end(self) -> None:
         """
-        Close a connection whose client has everything, or will get it from the system.
-
-        This closes the socket below TLS. TLS would wait for the client's close_notify, which
-        RFC 8446, 6.1 does not demand.
+        Close the socket, below TLS. TLS would wait for the client's close_notify, which RFC 8446,
+        6.1 does not demand.
         """
         self._lowest.loseConnection()
 
@@ -254,7 +251,6 @@ class PoetryFactory(ServerFactory):
 
     @cached_property
     def policy(self) -> Policy:
-        """The policy for all its readers."""
         from twisted.internet import reactor as installed
 
         from fastpoetry.systemd.clock import MonotonicClock

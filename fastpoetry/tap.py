@@ -102,7 +102,6 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
 
 
 def _select(block: Block, folders: list[str]) -> Selection:
-    """Make the selection of poems that a block serves."""
     if block.what is None:
         return Anthology(folders)
     if "/" in block.what:

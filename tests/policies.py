@@ -44,7 +44,7 @@ class PolicyCase(SynchronousTestCase):
         """
         reader = FakeReader(self.policy, address)
         reader.taken = taken
-        self.policy.addServed([reader], self.clock.seconds())
+        self.policy.addServed([reader])
         return reader
 
     def countRoom(self) -> int:

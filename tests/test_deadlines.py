@@ -68,7 +68,7 @@ class VisitTests(PolicyCase):
         Each reader that was served at once is visited, and a closed one is no longer a reader.
         """
         readers = [FakeReader(self.policy) for _ in range(5)]
-        self.policy.addServed([*readers], self.clock.seconds())
+        self.policy.addServed([*readers])
         self.assertEqual(self.policy.readers, 5)
         for reader in readers[:3]:
             reader.closed = True
@@ -82,7 +82,7 @@ class VisitTests(PolicyCase):
         and the reader is visited again.
         """
         readers = [FakeReader(self.policy) for _ in range(3)]
-        self.policy.addServed([*readers], self.clock.seconds())
+        self.policy.addServed([*readers])
         patch = self.patch(readers[0], "closeAfterClient", lambda: 1 // 0)
         with contextlib.suppress(ZeroDivisionError):
             self.clock.advance(0.1)

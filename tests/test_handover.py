@@ -70,10 +70,10 @@ class HandOverCase(SynchronousTestCase):
         number = os.dup(self.reader.fileno())
         self.reader.close()
         others = [os.dup(each) for each in ([self.file] if files is None else files)]
-        found = restore([self.dup(data), *others, number], *self.home)
-        for reader in found.readers:
+        readers, _, faults = restore([self.dup(data), *others, number], *self.home)
+        for reader in readers:
             self.addCleanup(reader.close)
-        return found.readers, [*found.faults]
+        return readers, faults
 
     def assertReset(self, state: object, fault: str, files: list[int] | None = None) -> None:
         """Assert that a connection with that state is reset."""
@@ -118,21 +118,22 @@ class HandOverTests(HandOverCase):
         state = self.describe()
         for number in range(2):
             state["readers"].append([-number, 0, 1, [*ADDRESS], [1.0, 2.0, 3]])
-        found = restore(
+        readers, lost, faults = restore(
             [self.dup(json.dumps(state).encode()), os.dup(self.file), os.dup(self.reader.fileno())],
             *self.home,
         )
-        self.assertEqual((len(found.readers), found.lost), (1, 2))
-        self.assertIn("LimitNOFILE=", found.faults[0])
-        for reader in found.readers:
+        self.assertEqual((len(readers), lost), (1, 2))
+        self.assertIn("LimitNOFILE=", faults[0])
+        for reader in readers:
             reader.close()
 
     def test_twice(self) -> None:
         """A connection that arrives twice is one reader."""
         numbers = [os.dup(each) for each in (self.file, self.reader.fileno(), self.reader.fileno())]
-        found = restore([self.dup(json.dumps(self.describe()).encode()), *numbers], *self.home)
-        self.assertEqual((len(found.readers), found.lost), (1, 1))
-        for reader in found.readers:
+        state = self.dup(json.dumps(self.describe()).encode())
+        readers, lost, _ = restore([state, *numbers], *self.home)
+        self.assertEqual((len(readers), lost), (1, 1))
+        for reader in readers:
             reader.close()
 
     def test_IPv6(self) -> None:
@@ -159,8 +160,8 @@ class DistrustTests(HandOverCase):
         """A socket of a family that nobody serves, such as netlink, counts as lost."""
         state = json.dumps({**self.describe(), "readers": []}).encode()
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) as foreign:
-            found = restore([self.dup(state), os.dup(foreign.fileno())], *self.home)
-        self.assertEqual((len(found.readers), found.lost), (0, 1))
+            readers, lost, _ = restore([self.dup(state), os.dup(foreign.fileno())], *self.home)
+        self.assertEqual((len(readers), lost), (0, 1))
 
     def test_otherVersion(self) -> None:
         """A connection from another version, older or newer, is reset."""
@@ -207,8 +208,8 @@ class DistrustTests(HandOverCase):
     def test_noConnection(self) -> None:
         """A descriptor that is not a connection is closed."""
         with socket.socket() as number:
-            found = restore([self.dup(b"{}"), number.detach()], *self.home)
-        self.assertEqual((found.readers, found.lost), ({}, 1))
+            readers, lost, _ = restore([self.dup(b"{}"), number.detach()], *self.home)
+        self.assertEqual((readers, lost), ({}, 1))
 
     def test_nothing(self) -> None:
         """Empty state restores no reader, and is a fault."""
@@ -227,9 +228,9 @@ class DistrustTests(HandOverCase):
         else:
             state[place] = junk
         encoded = json.dumps(state).encode()
-        found = restore([self.dup(encoded), os.dup(self.file)], *self.home)
-        self.assertEqual(found.readers, {})
-        self.assertTrue(found.faults or not found.lost)
+        readers, lost, faults = restore([self.dup(encoded), os.dup(self.file)], *self.home)
+        self.assertEqual(readers, {})
+        self.assertTrue(faults or not lost)
 
 
 class SmallTests(HandOverCase):

@@ -129,12 +129,10 @@ class HandOverService(Service):
         self._tell(lost, faults)
 
     def _clear(self) -> None:
-        """Remove all descriptors of this service from the store."""
         with suppress(StoreError):
             self._store.removeNow(_NAME, seconds=_STORE_SECONDS)
 
     def _tell(self, lost: int, faults: Sequence[str]) -> None:
-        """Log how many readers were taken over, and how many were reset."""
         if not faults:
             self._log.info(
                 "took over " + _formatCount(self.takenOver),

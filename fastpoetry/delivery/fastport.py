@@ -75,7 +75,6 @@ class SocketReader(socket.SocketType):
     byte, the connection may close with an end. The first visit sets that option for each client
     that is still connected. Most clients have closed by then, which saves the call.
 
-    @ivar home: the objects that serve it.
     @ivar sentBytes: how much of the poem the system has.
     """
 
@@ -170,11 +169,9 @@ class SocketReader(socket.SocketType):
         return max(0, self.sentBytes - countUnacknowledged(self))
 
     def isSent(self) -> bool:
-        """Whether the system has all of the poem. It sends the rest even after our exit."""
         return self.sentBytes == len(self.poem.text)
 
     def end(self) -> None:
-        """Close a connection whose client has everything, or will get it from the system."""
         if not self.closeAfterClient():  # this reads the input, so our close is no reset
             self.close()
 
@@ -376,13 +373,12 @@ class FastPort(BorrowedPort):
 
     def doRead(self) -> None:
         """Serve the connections in the backlog."""
-        now = self.policy.clock.seconds()
         served: list[Reader] = []
         try:
             self._serve(served)
         finally:  # an error in one reader leaves the others counted and visited
             if served:
-                self.policy.addServed(served, now)
+                self.policy.addServed(served)
 
     def _serve(self, served: list[Reader]) -> None:
         """

@@ -11,10 +11,10 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import astuple
-from typing import Any, NamedTuple
+from typing import Any
 
 from twisted.internet.interfaces import IReactorFDSet
 
@@ -32,20 +32,6 @@ VERSION = 1
 
 class HandOverError(Exception):
     """A reader that cannot be restored: one line with the cause."""
-
-
-class Restored(NamedTuple):
-    """
-    The readers that the process before this one handed over.
-
-    @ivar readers: with their progress.
-    @ivar lost: how many connections could not be restored, and were reset.
-    @ivar faults: the errors, if any.
-    """
-
-    readers: dict[SocketReader, Progress]
-    lost: int
-    faults: Sequence[str]
 
 
 def describe(readers: Mapping[SocketReader, Progress], poems: Mapping[Poem, int]) -> bytes:
@@ -74,14 +60,18 @@ def describe(readers: Mapping[SocketReader, Progress], poems: Mapping[Poem, int]
     return json.dumps(state).encode()
 
 
-def restore(numbers: Iterable[int], policy: Policy, reactor: IReactorFDSet) -> Restored:
+def restore(
+    numbers: Iterable[int], policy: Policy, reactor: IReactorFDSet
+) -> tuple[dict[SocketReader, Progress], int, list[str]]:
     """
-    Restore the readers that were handed over. A connection that cannot be restored is reset.
+    Restore the readers that the process before this one handed over.
 
     @param numbers: descriptors, which this function closes or keeps. The first file has the bytes
         from L{describe}, the others have the poems; sockets are the connections. They come from
         outside, so anything else is possible.
     @param policy: the new rules for the readers, with a clock that both processes share.
+    @return: the readers with their progress; how many connections could not be restored, and were
+        reset; the errors, if any.
     """
     home, now = Home(policy, reactor), policy.clock.seconds()
     files: list[int] = []
@@ -113,7 +103,7 @@ def restore(numbers: Iterable[int], policy: Policy, reactor: IReactorFDSet) -> R
             readers[reader] = progress
     if told:
         faults.insert(0, "the limit of open files is too low for all connections (LimitNOFILE=)")
-    return Restored(readers, len(connections) - len(readers) + len(told), faults)
+    return readers, len(connections) - len(readers) + len(told), faults
 
 
 def _identify(number: int) -> int:

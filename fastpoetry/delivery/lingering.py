@@ -55,13 +55,9 @@ class Lingering:
     def __len__(self) -> int:
         return len(self._readers) + self._soon.waiting
 
-    def addServed(self, readers: list[Reader], now: float) -> None:
-        """
-        Let readers linger whose whole poems went to the system at once.
-
-        @param now: the clock's seconds, at most a moment old.
-        """
-        self._soon.add(readers, now)
+    def addServed(self, readers: list[Reader]) -> None:
+        """Let readers linger whose whole poems went to the system at once."""
+        self._soon.add(readers, self._clock.seconds())
 
     def add(self, reader: Reader, progress: Progress) -> None:
         """Let a reader linger that took its poem in pieces."""

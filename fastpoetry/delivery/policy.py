@@ -120,14 +120,10 @@ class Policy:
         self._waiting[arrival] = None
         self._quota.add(arrival)
 
-    def addServed(self, readers: list[Reader], now: float) -> None:
-        """
-        Count new readers whose whole poems went to the system at once, and let them linger.
-
-        @param now: the clock's seconds, at most a moment old.
-        """
+    def addServed(self, readers: list[Reader]) -> None:
+        """Count new readers whose whole poems went to the system at once, and let them linger."""
         try:
-            self._lingering.addServed(readers, now)
+            self._lingering.addServed(readers)
         finally:
             self.ledger.sent(readers)
 

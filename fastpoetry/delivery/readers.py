@@ -75,10 +75,10 @@ class Reader(Protocol):
         """Return how many bytes of the poem the client has by now."""
 
     def isSent(self) -> bool:
-        """Whether the system has all of the poem, so that closing the connection loses no bytes."""
+        """Whether the system has all of the poem. It sends the rest even after our exit."""
 
     def end(self) -> None:
-        """Close a connection that L{isSent}."""
+        """Close a connection whose client has everything, or will get it from the system."""
 
     def reset(self) -> None:
         """Close a connection so that the client can tell that bytes are missing."""

@@ -66,7 +66,6 @@ class Outage:
         return f"Stale for {self._clock.seconds() - self._since:.0f} s: {self._cause}"
 
     def end(self) -> None:
-        """Log that the upstream is back."""
         self._log.info(
             "{upstream} is back after {seconds} s and {attempts} attempts",
             upstream=self._upstream,

@@ -94,7 +94,6 @@ class PoetryProxyService(service.Service):
 
     @property
     def freshAt(self) -> float | None:
-        """When the poem was fetched, in seconds since 1970."""
         if self._poem is None:
             return None
         age: float = self._reactor.seconds() - self._fetchedAt
