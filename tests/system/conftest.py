@@ -70,7 +70,7 @@ Layers = list[Path]
 
 @pytest.fixture(scope="session")
 def libraryRoot(release: str, package: Path) -> Layers:
-    """A root with everything that any test needs, and the package of the modules."""
+    """A root with what the tests need, and the package of the modules."""
     layer = package.parent / f"{release}-library"
     return install(findRoot(release, "full"), layer, findPackage(package, "python3-fastpoetry"))
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from system.conftest import CLONE, Layers, startMachine
+from system.conftest import CLONE, Layers, install, startMachine
 from system.machine import Machine
+from system.package import findPackage
 from system.printed import copyExamples, follow, readFiles, readSections, readSteps
 from system.roots import findRoot, makeOnce
 
@@ -58,10 +59,13 @@ done
 
 
 @pytest.fixture(scope="module")
-def equipped(release: str, libraryRoot: Layers, wheels: Path) -> Iterator[Machine]:
+def equipped(release: str, package: Path, wheels: Path) -> Iterator[Machine]:
     """A booted system with the package, Debian's programs, and those from pip."""
+    layer = package.parent / f"{release}-recipes"
+    library = findPackage(package, "python3-fastpoetry")
+    root = install(findRoot(release, "recipes"), layer, library)
     shown = {wheels: "/opt/wheels"}
-    with closing(startMachine(libraryRoot, f"{release}-equipped", binds=shown)) as machine:
+    with closing(startMachine(root, f"{release}-equipped", binds=shown)) as machine:
         machine.run("bash", "-ec", _MAKE_VENVS)
         yield machine
 
@@ -74,7 +78,7 @@ def wheels(release: str) -> Path:
     """
     arguments = readArguments(release)
     root = findRoot(release, "full")
-    return makeOnce(release, "wheels", arguments, lambda folder: install(arguments, root, folder))
+    return makeOnce(release, "wheels", arguments, lambda folder: fill(arguments, root, folder))
 
 
 def readArguments(release: str) -> dict[str, list[str]]:
@@ -90,7 +94,7 @@ def readArguments(release: str) -> dict[str, list[str]]:
     return arguments
 
 
-def install(arguments: dict[str, list[str]], root: Layers, folder: Path) -> None:
+def fill(arguments: dict[str, list[str]], root: Layers, folder: Path) -> None:
     """Run pip for each folder, below a new one, or skip the test if pip fails."""
     pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-compile")
     for name, wanted in arguments.items():
