@@ -25,21 +25,8 @@ from pathlib import Path
 from unittest import skipUnless
 
 from fakes import receiveAll
-from faults.server import (
-    KIBI,
-    Address,
-    FaultCase,
-    Reply,
-    Server,
-    fetch,
-    fetchMany,
-    makeText,
-    readAll,
-    readRecords,
-    resetNow,
-    run,
-    wait,
-)
+from faults.clients import KIBI, Address, Reply, fetch, fetchMany, readAll, resetNow, run
+from faults.server import FaultCase, Server, makeText, readRecords, wait
 from messages import BACK, FAILED, FETCHED, NO_COPY, SENT, SERVING
 
 POEM = makeText(3003)

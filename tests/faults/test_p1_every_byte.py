@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 
-from .server import KIBI, MEBI, FaultCase, fetchMany, makeText, run
+from .clients import KIBI, MEBI, fetchMany, run
+from .server import FaultCase, makeText
 
 
 class EveryByteTests(FaultCase):

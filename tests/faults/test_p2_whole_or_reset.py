@@ -13,19 +13,8 @@ import signal
 import pytest
 from messages import SENT, SERVING
 
-from .server import (
-    KIBI,
-    MEBI,
-    FaultCase,
-    Reply,
-    connect,
-    fetch,
-    fetchSteadily,
-    makeText,
-    readAll,
-    run,
-    wait,
-)
+from .clients import KIBI, MEBI, Reply, connect, fetch, fetchSteadily, readAll, run
+from .server import FaultCase, makeText, wait
 
 _KILLS = 250
 

@@ -15,21 +15,8 @@ from pathlib import Path
 import pytest
 from messages import LOADED, SERVING
 
-from .server import (
-    HANG_SECONDS,
-    MEBI,
-    FaultCase,
-    Nursery,
-    Reply,
-    Server,
-    fetch,
-    fetchMany,
-    fetchSteadily,
-    makeText,
-    readAll,
-    run,
-    wait,
-)
+from .clients import HANG_SECONDS, MEBI, Reply, fetch, fetchMany, fetchSteadily, readAll, run
+from .server import FaultCase, Nursery, Server, makeText, wait
 
 STOPPED = -signal.SIGTERM
 """

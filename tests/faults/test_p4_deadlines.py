@@ -10,20 +10,8 @@ from typing import Any
 
 from messages import GAVE_UP, SENT, SERVING
 
-from .server import (
-    KIBI,
-    MEBI,
-    Address,
-    FaultCase,
-    Server,
-    connect,
-    fetchMany,
-    kernelBytes,
-    makeText,
-    readAll,
-    run,
-    wait,
-)
+from .clients import KIBI, MEBI, Address, connect, fetchMany, readAll, run
+from .server import FaultCase, Server, kernelBytes, makeText, wait
 
 
 async def uploadForEver(address: Address) -> int:

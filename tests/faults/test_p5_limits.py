@@ -13,22 +13,19 @@ from messages import FULL, GAVE_UP, LEFT, SENT, SERVING, SUMMARY, TURNED_AWAY
 
 from fastpoetry.delivery.lingering import LINGER_SECONDS
 
-from .server import (
+from .clients import (
     HANG_SECONDS,
     KIBI,
     MEBI,
-    FaultCase,
-    Server,
     connect,
     fetch,
     fetchMany,
-    makeText,
     readAll,
     readAllAtOnce,
     resetNow,
     run,
-    wait,
 )
+from .server import FaultCase, Server, makeText, wait
 
 
 class DescriptorTests(FaultCase):

@@ -17,7 +17,8 @@ from unittest import SkipTest
 
 from messages import KEPT, LOADED
 
-from .server import MEBI, Address, FaultCase, Server, connect, fetch, makeText, readAll, run, wait
+from .clients import MEBI, Address, connect, fetch, readAll, run
+from .server import FaultCase, Server, makeText, wait
 
 # Root can read every file, unless it drops that capability.
 _AS_ANYBODY = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]

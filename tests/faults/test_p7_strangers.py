@@ -12,7 +12,8 @@ from unittest import SkipTest
 
 from messages import LEFT_OUT, SERVING
 
-from .server import FaultCase, Server, connect, fetch, makeText, readAll, run, wait
+from .clients import connect, fetch, readAll, run
+from .server import FaultCase, Server, makeText, wait
 
 _SECRET = b"what nobody may read\n" * 20
 

@@ -24,17 +24,8 @@ from fakes import receiveAll
 from messages import BACK, FAILED, FETCHED, KEPT, LOADED, NO_COPY, STILL
 from test_proxy_process import NEW, POEM, ProxyCase, sends, sendsAfter
 
-from .server import (
-    MEBI,
-    ROOT,
-    FaultCase,
-    Server,
-    fetch,
-    makeText,
-    readAll,
-    run,
-    wait,
-)
+from .clients import MEBI, fetch, readAll, run
+from .server import ROOT, FaultCase, Server, makeText, wait
 
 STEPS = (86_400, -86_400)
 """

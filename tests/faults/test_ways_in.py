@@ -24,22 +24,8 @@ from unittest import SkipTest
 from messages import FULL, GAVE_UP, IDLE, LOADED, REFUSED_OPTION, SERVING, TURNED_AWAY
 from processes import findFreePort
 
-from .server import (
-    KIBI,
-    MEBI,
-    Address,
-    FaultCase,
-    Server,
-    connect,
-    fetchMany,
-    kernelBytes,
-    makeText,
-    readAll,
-    readAllAtOnce,
-    resetNow,
-    run,
-    wait,
-)
+from .clients import KIBI, MEBI, Address, connect, fetchMany, readAll, readAllAtOnce, resetNow, run
+from .server import FaultCase, Server, kernelBytes, makeText, wait
 from .test_p8_still import STEPS, MachineCase
 
 HEADER = b"PROXY TCP4 192.0.2.1 192.0.2.2 40000 10000\r\n"

@@ -19,7 +19,7 @@ from system.machine import Machine
 _FETCH = """
 import asyncio, dataclasses, json, sys
 from pathlib import Path
-from faults.server import fetchSteadily
+from faults.clients import fetchSteadily
 
 async def main(times, host, port, *poems):
     stop, replies = asyncio.Event(), []
@@ -47,7 +47,7 @@ class Replies:
         self.longestSeconds = 0.0
 
     def add(self, count: int, isWhole: bool, isPart: bool, end: str, seconds: float) -> None:
-        """Count a reply; see L{faults.server.Reply}."""
+        """Count a reply; see L{faults.clients.Reply}."""
         self.longestSeconds = max(self.longestSeconds, seconds)
         if isWhole and end == "end":
             self.kinds["poem"] += 1
