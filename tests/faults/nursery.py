@@ -13,9 +13,11 @@ import sys
 
 import twisted.internet.endpoints
 import twisted.internet.epollreactor  # noqa: F401
+from twisted.application.service import IServiceMaker
+from twisted.plugin import getPlugins
 from twisted.scripts import twistd
 
-import fastpoetry.systemd.journal
+import fastpoetry.command.assembly  # tap imports it when twistd makes the service
 import fastpoetry.tap  # noqa: F401
 
 
@@ -24,6 +26,7 @@ def main() -> None:
     Read the lines C{start}, C{kill} and C{wait} until the input ends. Answer each with a number:
     the server's process ID, or its exit status.
     """
+    list(getPlugins(IServiceMaker))  # twistd imports these modules to list its commands
     server = 0
     for line in sys.stdin:
         if line == "start\n":
