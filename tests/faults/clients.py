@@ -142,17 +142,25 @@ async def fetchMany(times: int, address: Address, *poems: bytes, **how: Any) -> 
 
 
 async def fetchSteadily(
-    replies: list[Reply], stop: asyncio.Event, times: int, address: Address, *poems: bytes
+    replies: list[Reply],
+    stop: asyncio.Event,
+    times: int,
+    address: Address,
+    *poems: bytes,
+    restSeconds: float = 0.0,
 ) -> None:
     """
     Fetch with so many clients at a time, again and again until told to stop.
 
     @param replies: gets each reply.
+    @param restSeconds: each client's pause after a reply.
     """
 
     async def client() -> None:
         while not stop.is_set():
             replies.append(await fetch(address, *poems))
+            if restSeconds:
+                await asyncio.sleep(restSeconds)
 
     await asyncio.gather(*(client() for _ in range(times)))
 

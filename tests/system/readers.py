@@ -21,13 +21,15 @@ import asyncio, dataclasses, json, sys
 from pathlib import Path
 from faults.clients import fetchSteadily
 
-async def main(times, host, port, *poems):
+async def main(times, rest, host, port, *poems):
     stop, replies = asyncio.Event(), []
     loop = asyncio.get_running_loop()
     loop.add_reader(0, lambda: sys.stdin.buffer.raw.read(1) or (loop.remove_reader(0), stop.set()))
     texts = [Path(each).read_bytes() for each in poems]
     print("started", flush=True)
-    await fetchSteadily(replies, stop, int(times), (host, int(port)), *texts)
+    await fetchSteadily(
+        replies, stop, int(times), (host, int(port)), *texts, restSeconds=float(rest)
+    )
     json.dump([dataclasses.astuple(each) for each in replies], sys.stdout)
 
 asyncio.run(main(*sys.argv[1:]))
@@ -69,17 +71,24 @@ class Replies:
 
 @contextmanager
 def reading(
-    machine: Machine, port: int, *poems: str, times: int = 16, host: str = "127.0.0.1"
+    machine: Machine,
+    port: int,
+    *poems: str,
+    times: int = 16,
+    restSeconds: float = 0.02,
+    host: str = "127.0.0.1",
 ) -> Iterator[Replies]:
     """
     Run readers while the context lasts.
 
     @param poems: the paths in the machine of all poems they may get.
     @param times: the number of readers at a time.
+    @param restSeconds: each reader's pause after a poem. Without it, the readers and their server
+        keep two cores busy.
     @return: the results, complete after the context.
     """
     settings = (f"PYTHONPATH={SOURCE}/tests", "PYTHONDONTWRITEBYTECODE=1")
-    arguments = ("python3", "-c", _FETCH, str(times), host, str(port), *poems)
+    arguments = ("python3", "-c", _FETCH, str(times), str(restSeconds), host, str(port), *poems)
     replies = Replies()
     process = subprocess.Popen(
         machine.command("env", *settings, *arguments),

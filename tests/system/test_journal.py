@@ -135,7 +135,7 @@ def test_servesOnUnderLoad(machine: Machine) -> None:
 
     machine.run("sh", "-c", f"kill -STOP {journald}")
     try:
-        with reading(machine, int(ECSTASY[1]), poem) as replies:
+        with reading(machine, int(ECSTASY[1]), poem, restSeconds=0) as replies:
             waitFor(lambda: countSent() > 30_000, "many poems", 60)
     finally:
         machine.run("sh", "-c", f"kill -CONT {journald}")
