@@ -102,18 +102,14 @@ class Descriptor(NamedTuple):
             family, kind, address = found.family, found.type, found.getsockname()
             listens = bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
             isConnected = _isConnected(found)
-        if kind == socket.SOCK_DGRAM:
-            fault = " is a datagram socket"
-        elif kind != socket.SOCK_STREAM:
-            fault = " is not a stream socket"
-        elif isConnected:
-            fault = " is a connection"
-        elif not listens:
-            fault = " is not listening"
-        elif family not in _FAMILIES:
-            fault = " is of a family that Twisted does not serve"
-        else:
-            fault = ""
+        faults = {
+            " is a datagram socket": kind == socket.SOCK_DGRAM,
+            " is not a stream socket": kind != socket.SOCK_STREAM,
+            " is a connection": isConnected,
+            " is not listening": not listens,
+            " is of a family that Twisted does not serve": family not in _FAMILIES,
+        }
+        fault = next((fault for fault, isSo in faults.items() if isSo), "")
         shown = _FAMILIES.get(family, "{!r}").format(address)
         nature = f"{getattr(family, 'name', family)} {shown}{fault}"
         return cls(number, name, family, kind, listens, nature)

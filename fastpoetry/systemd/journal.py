@@ -91,9 +91,6 @@ class JournalObserver:
     If the backlog is full, new records are dropped until it is empty. Then one record reports how
     many were lost. While the journal cannot be reached at all, the thread writes the records as
     text.
-
-    The end of a program waits up to a second for the backlog. Records left after that are counted
-    as lost. The record that reports them is written as text if the journal does not take it.
     """
 
     _endsAt: float | None
@@ -161,6 +158,7 @@ class JournalObserver:
     def end(self) -> None:
         """
         Wait for the backlog at the end of the program, and count the records left in it as lost.
+        The record that reports them is written as text if the journal does not take it.
 
         All calls together wait for at most a second. Records logged after that second do not wait:
         the journal takes them at once, or they are written as text.
