@@ -33,9 +33,7 @@ _LONGEST = 1e9
 _CONNECTS = ("connectTCP", "connectSSL", "connectUNIX")
 
 _STALE = 50
-"""
-The heap may keep this many entries of cancelled or moved calls, and one more for each pending call.
-"""
+"""The heap may keep this many entries of cancelled or moved calls, and one per pending call."""
 
 
 @implementer(IReactorTime)
@@ -99,10 +97,7 @@ class MonotonicClock:
         return call.time != due or call not in self._pending
 
     def _run(self) -> None:
-        """
-        Make all calls that are due. A call that becomes due meanwhile waits for the next turn of
-        the reactor.
-        """
+        """Make the calls that are due. Calls that become due meanwhile wait for the next turn."""
         self._armed = None
         last = (self.seconds(), next(self._counter))
         try:

@@ -250,10 +250,7 @@ class JournalObserver:
                 self._startThread()
 
     def _sendBacklog(self) -> None:
-        """
-        Send the backlog, oldest first. A record stays in it until it is sent, so that no later
-        record overtakes it.
-        """
+        """Send the backlog. A record stays until it is sent, so no later record overtakes it."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._backlog)

@@ -111,9 +111,7 @@ class NotifyService(Service):
         self._starts.addProgram(self)
 
     def startService(self) -> None:
-        """
-        Send READY once the reactor runs and all services have started. From now on SIGHUP reloads.
-        """
+        """Send READY once the reactor runs and all services have started. Let SIGHUP reload."""
         super().startService()
         self._reloads.handleHangup(self._handlers)  # also outside systemd, until the program ends
         self._reloads.isOpen = True
@@ -218,10 +216,7 @@ class NotifyService(Service):
 
     @contextmanager
     def _announce(self) -> Iterator[None]:
-        """
-        Tell systemd of a reload, but not before READY: the reload's end would count as the start's
-        end.
-        """
+        """Tell systemd of a reload, but not before READY: the reload's end would end the start."""
         if self._isReady:
             # The time tells systemd whether this is the reload that it asked for.
             self.tell(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)

@@ -41,9 +41,7 @@ _PROTOCOLS = {
     socket.SOCK_STREAM: (socket.IPPROTO_TCP, getattr(socket, "IPPROTO_MPTCP", 262)),
     socket.SOCK_DGRAM: (socket.IPPROTO_UDP,),
 }
-"""
-The protocols that Twisted speaks. SCTP also has stream sockets; UDP-Lite also has datagram sockets.
-"""
+"""What Twisted speaks. SCTP also has stream sockets; UDP-Lite also has datagram sockets."""
 
 _START_SECONDS = 30.0
 """How long a program may take until it listens, for instance if it opens a database first."""
@@ -236,9 +234,7 @@ def _askedAddresses(address: Any, interface: str | None) -> set[_Address]:
 
 
 def _boundAddresses(descriptor: Descriptor) -> Iterator[_Address]:
-    """
-    @return: the addresses that a socket is bound to; empty if Twisted does not speak its protocol.
-    """
+    """@return: the bound addresses of a socket; empty if Twisted does not speak its protocol."""
     with socket.socket(fileno=os.dup(descriptor.number)) as found:
         address: Any = found.getsockname()
         if found.family == socket.AF_UNIX:

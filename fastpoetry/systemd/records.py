@@ -28,17 +28,8 @@ A longer value is cut. A whole record stays below the kernel's default size of a
 (net.core.wmem_default, 208 KiB), and within 1024 fields, above which journald ignores the record.
 """
 
-_PRIORITIES = {
-    "emergency": b"0",
-    "alert": b"1",
-    "critical": b"2",
-    "error": b"3",
-    "warn": b"4",
-    "notice": b"5",
-    "info": b"6",
-    "debug": b"7",
-}
-"""Syslog's numbers for Twisted's levels, and for three levels that Twisted lacks."""
+_LEVELS = ("emergency", "alert", "critical", "error", "warn", "notice", "info", "debug")
+"""Twisted's levels, and three levels that Twisted lacks, in the order of syslog's numbers."""
 
 _ASKED = frozenset(["emergency", "alert", "notice"])
 """Levels that an event sets with its key C{journal_priority}."""
@@ -183,7 +174,7 @@ def shownTime(when: float) -> bytes:
 def _begin(text: str, level: str, identifier: str, facility: str) -> dict[str, bytes]:
     return {
         "MESSAGE": _encoded(text.strip("\n")),
-        "PRIORITY": _PRIORITIES[level],
+        "PRIORITY": b"%d" % _LEVELS.index(level),
         "SYSLOG_IDENTIFIER": _encoded(identifier),
         "SYSLOG_FACILITY": _encoded(facility),
         "LOG_LEVEL": level.encode(),
@@ -197,7 +188,7 @@ def _level(event: LogEvent) -> str:
     if event.get("log_namespace") == "log_legacy" and event.get("isError"):
         return "error"
     name: str = getattr(event.get("log_level"), "name", "info")
-    return name if name in _PRIORITIES else "info"
+    return name if name in _LEVELS else "info"
 
 
 def _asked(event: Mapping[str, object]) -> str | None:

@@ -196,10 +196,7 @@ def _portions(descriptors: Iterable[int | HasFileno]) -> Iterator[list[int]]:
 
 
 def makeMemory(data: bytes) -> int:
-    """
-    @param data: for instance the state of a program.
-    @return: a memfd with the data. It is sealed: no process can change it.
-    """
+    """@return: a memfd with the data. It is sealed, so no process can change it."""
     seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
     number = os.memfd_create("store", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with open(number, "wb") as file:
