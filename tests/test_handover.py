@@ -14,9 +14,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from fastpoetry.delivery.fastport import Home, SocketReader
 from fastpoetry.delivery.handover import describe, restore
-from fastpoetry.delivery.limits import Limits
+from fastpoetry.delivery.limits import Limits, Progress
 from fastpoetry.delivery.policy import Policy
-from fastpoetry.delivery.readers import Progress
 from fastpoetry.delivery.sockets import RESET_ON_CLOSE, setLinger
 from fastpoetry.poem import Poem
 

@@ -58,7 +58,7 @@ class RecordTests(LedgerCase):
     def test_left(self) -> None:
         """A client that left has a record of its progress."""
         self.assertEqual(
-            self.one("left", POEM, HERE, 7),
+            self.one("left", TO_HERE, 7),
             {
                 "text": "192.0.2.7:40000 left after 7 of 310 bytes",
                 "level": "info",
@@ -73,7 +73,7 @@ class RecordTests(LedgerCase):
     def test_gaveUp(self) -> None:
         """A client that was given up has a warning with its progress and the cause of the reset."""
         self.assertEqual(
-            self.one("gaveUp", POEM, HERE, 7, "it sleeps"),
+            self.one("gaveUp", TO_HERE, 7, "it sleeps"),
             {
                 "text": "gave up on 192.0.2.7:40000 after 7 of 310 bytes: it sleeps",
                 "level": "warn",
@@ -101,7 +101,8 @@ class RecordTests(LedgerCase):
 
     def test_hostileName(self) -> None:
         """Braces in a logged name are plain text."""
-        record = self.one("gaveUp", Poem("{peer!r}", b"x", ""), "", 0, "{0.__class__}")
+        reader = Receipt(Poem("{peer!r}", b"x", ""), "")
+        record = self.one("gaveUp", reader, 0, "{0.__class__}")
         self.assertEqual(record["text"], "gave up on unix after 0 of 1 bytes: {0.__class__}")
 
 
@@ -113,11 +114,11 @@ class CountTests(LedgerCase):
         ledger = self.ledger()
         ledger.sent([TO_HERE])
         ledger.sent([TO_HERE])
-        ledger.left(POEM, HERE, 1)
-        ledger.left(POEM, HERE, 1)
-        ledger.left(POEM, HERE, 1)
+        ledger.left(TO_HERE, 1)
+        ledger.left(TO_HERE, 1)
+        ledger.left(TO_HERE, 1)
         for _ in range(4):
-            ledger.gaveUp(POEM, HERE, 1, "")
+            ledger.gaveUp(TO_HERE, 1, "")
         for _ in range(5):
             ledger.turnedAway(HERE, "")
         self.assertEqual(ledger.counts, Counts(2, 620, 3, 4, 5))
@@ -141,8 +142,8 @@ class BudgetTests(LedgerCase):
             ledger.sent([TO_HERE])
             ledger.turnedAway(HERE, "")
             ledger.sent([TO_HERE])
-            ledger.left(POEM, HERE, 0)
-            ledger.gaveUp(POEM, HERE, 0, "")
+            ledger.left(TO_HERE, 0)
+            ledger.gaveUp(TO_HERE, 0, "")
             ledger.turnedAway(HERE, "")
         self.assertEqual([each["message_id"] for each in events], [SENT, TURNED_AWAY])
 
@@ -155,9 +156,9 @@ class BudgetTests(LedgerCase):
         for _ in range(3):
             ledger.sent([TO_HERE])
         for _ in range(4):
-            ledger.left(POEM, HERE, 1)
+            ledger.left(TO_HERE, 1)
         for _ in range(5):
-            ledger.gaveUp(POEM, HERE, 1, "")
+            ledger.gaveUp(TO_HERE, 1, "")
         for _ in range(6):
             ledger.turnedAway(HERE, "")
         self.clock.advance(0.9)
@@ -191,7 +192,7 @@ class BudgetTests(LedgerCase):
         ledger.sent([TO_HERE])
         self.clock.advance(1)
         with capturedLogs() as events:
-            ledger.left(POEM, HERE, 1)
+            ledger.left(TO_HERE, 1)
             self.clock.advance(1)
         self.assertEqual([(each["poems"], each["left"]) for each in events], [(0, 1)])
 
@@ -240,7 +241,7 @@ class QuietTests(LedgerCase):
         ledger = self.ledger()
         with capturedLogs() as events:
             ledger.full("no room", 2)
-            ledger.stalled(POEM, HERE, 0, "it took nothing")
+            ledger.stalled(TO_HERE, 0, "it took nothing")
             ledger.full("no room", 2)
         self.assertEqual([each["message_id"] for each in events], [FULL, GAVE_UP_NEAR_THE_END])
 
@@ -320,9 +321,9 @@ class SumTests(SynchronousTestCase):
             elif name == "turnedAway":
                 ledger.turnedAway(HERE, "cause")
             elif name == "left":
-                ledger.left(POEM, HERE, 1)
+                ledger.left(TO_HERE, 1)
             elif name == "gaveUp":
-                ledger.gaveUp(POEM, HERE, 1, "cause")
+                ledger.gaveUp(TO_HERE, 1, "cause")
             else:
                 ledger.flush()
         return ledger

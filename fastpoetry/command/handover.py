@@ -17,8 +17,9 @@ from twisted.logger import Logger
 
 from fastpoetry.delivery.handover import describe, restore
 from fastpoetry.delivery.ledger import countOf
+from fastpoetry.delivery.limits import Progress
 from fastpoetry.delivery.policy import Policy
-from fastpoetry.delivery.readers import Progress, Reader
+from fastpoetry.delivery.readers import Reader
 from fastpoetry.systemd.store import Store, StoreError, makeMemory, pack, unpack
 
 _NAME = ".handover"

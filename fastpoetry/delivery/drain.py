@@ -23,11 +23,7 @@ for the next process, hardly notice it.
 
 
 class Drain:
-    """
-    One stop that waits for readers.
-
-    @ivar isPastGrace: whether readers may now be left to the kernel and the next process.
-    """
+    """One stop that waits for readers."""
 
     def __init__(
         self,
@@ -40,13 +36,17 @@ class Drain:
         @param look: closes readers that have their poem; called repeatedly.
         @param cutShort: resets the readers that are left at the end.
         """
-        self.isPastGrace = False
         self._clock = clock
         self._look = look
         self._waiters: list[Deferred[None]] = []
         self._deadline = clock.callLater(mostSeconds, cutShort)
-        self._grace = clock.callLater(min(_GRACE_SECONDS, mostSeconds), self._endGrace)
+        self._grace = clock.callLater(min(_GRACE_SECONDS, mostSeconds), look)
         self._looking: IDelayedCall = clock.callLater(0, self._poll)
+
+    @property
+    def isPastGrace(self) -> bool:
+        """Whether readers may now be left to the kernel and the next process."""
+        return not self._grace.active()
 
     def wait(self) -> Deferred[None]:
         """@return: fires at the end. Cancelling it leaves other waiters alone."""
@@ -65,8 +65,4 @@ class Drain:
 
     def _poll(self) -> None:
         self._looking = self._clock.callLater(_POLL_SECONDS, self._poll)
-        self._look()
-
-    def _endGrace(self) -> None:
-        self.isPastGrace = True
         self._look()

@@ -104,7 +104,7 @@ class SocketReader(socket.SocketType):
             if self._send():
                 return True
         except OSError:  # reset while it was in the backlog
-            self.home.policy.ledger.left(self.poem, self.address, 0)
+            self.home.policy.ledger.left(self, 0)
             self.close()
             return False
         if not self._turnAwayIfTooMany():

@@ -21,8 +21,8 @@ from twisted.internet.interfaces import IReactorFDSet
 from fastpoetry.apart.poems import MAX_POEM_BYTES
 from fastpoetry.delivery.addresses import Address
 from fastpoetry.delivery.fastport import Home, SocketReader
+from fastpoetry.delivery.limits import Progress
 from fastpoetry.delivery.policy import Policy
-from fastpoetry.delivery.readers import Progress
 from fastpoetry.delivery.sockets import RESET_ON_CLOSE, countSent, setLinger
 from fastpoetry.poem import Poem
 

@@ -16,7 +16,6 @@ from twisted.logger import Logger
 
 from fastpoetry.delivery.addresses import Address, formatPeer
 from fastpoetry.delivery.readers import Reader
-from fastpoetry.poem import Poem
 
 _QUIET_SECONDS = 10.0
 """The least time between two records of a kind that is limited in rate."""
@@ -90,32 +89,32 @@ class Ledger:
                 message_id="51c4b039c6b549da8188e2ad236b9868",
             )
 
-    def left(self, poem: Poem, address: Address, takenBytes: int) -> None:
+    def left(self, reader: Reader, takenBytes: int) -> None:
         """Count a client that left, or whose network failed, before the end of its poem."""
         self.counts.left += 1
         if self._spendRecord():
             self._told.left += 1
             self._log.info(
                 "{peer} left after {taken} of {bytes} bytes",
-                peer=formatPeer(address),
+                peer=formatPeer(reader.address),
                 taken=takenBytes,
-                bytes=len(poem.text),
-                poem=poem.name,
+                bytes=len(reader.poem.text),
+                poem=reader.poem.name,
                 message_id="aac587f9fd8d4d049348340f51b0da4a",
             )
 
-    def gaveUp(self, poem: Poem, address: Address, takenBytes: int, cause: str) -> None:
+    def gaveUp(self, reader: Reader, takenBytes: int, cause: str) -> None:
         """Count a client that was reset before the end of its poem."""
         self.counts.gaveUp += 1
         if self._spendRecord():
             self._told.gaveUp += 1
             self._log.warn(
                 "gave up on {peer} after {taken} of {bytes} bytes: {cause}",
-                peer=formatPeer(address),
+                peer=formatPeer(reader.address),
                 taken=takenBytes,
-                bytes=len(poem.text),
+                bytes=len(reader.poem.text),
                 cause=cause,
-                poem=poem.name,
+                poem=reader.poem.name,
                 message_id="470c42a041664ba0ba7ef62f224426bf",
             )
 
@@ -136,13 +135,13 @@ class Ledger:
                 message_id="4c40f64984b04c188433d02c24c4950e",
             )
 
-    def stalled(self, poem: Poem, address: Address, takenBytes: int, cause: str) -> None:
+    def stalled(self, reader: Reader, takenBytes: int, cause: str) -> None:
         """Log the reset of a client that L{sent} has counted, at most every ten seconds."""
         if self._takeTurn("stalled"):
             self._log.warn(
                 "gave up on {peer}, which does not take the last {bytes} bytes: {cause}",
-                peer=formatPeer(address),
-                bytes=len(poem.text) - takenBytes,
+                peer=formatPeer(reader.address),
+                bytes=len(reader.poem.text) - takenBytes,
                 cause=cause,
                 message_id="8661237894b24e009d5b2e4ed36bd13c",
             )

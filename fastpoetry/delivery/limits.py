@@ -4,7 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastpoetry.delivery.readers import Progress, Reader
+
+@dataclass(slots=True)
+class Progress:
+    """
+    The progress of a reader that did not take everything at once.
+
+    @ivar startedAt: when it connected, in the clock's seconds.
+    @ivar movedAt: when its last progress was seen, in the clock's seconds.
+    @ivar takenBytes: how much of the poem the client had at the last measurement.
+    """
+
+    startedAt: float
+    movedAt: float
+    takenBytes: int = 0
+
+    def update(self, takenBytes: int, now: float) -> None:
+        """Note how many bytes the client has now."""
+        if takenBytes > self.takenBytes:
+            self.takenBytes, self.movedAt = takenBytes, now
 
 
 @dataclass(frozen=True)
@@ -38,11 +56,3 @@ class Limits:
         if age >= self.stallSeconds and progress.takenBytes < age * self.minRateBytesPerSecond:
             return f"it took {progress.takenBytes / age:.0f} bytes/s"
         return ""
-
-
-def measure(reader: Reader, progress: Progress, now: float) -> None:
-    """Update a reader's progress."""
-    taken = reader.countTaken()
-    if taken > progress.takenBytes:
-        progress.takenBytes = taken
-        progress.movedAt = now

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from twisted.internet.interfaces import IReactorTime
 
 from fastpoetry.delivery.ledger import Ledger, countOf
-from fastpoetry.delivery.limits import Limits, measure
+from fastpoetry.delivery.limits import Limits, Progress
 from fastpoetry.delivery.quota import Quota
-from fastpoetry.delivery.readers import Progress, Reader
+from fastpoetry.delivery.readers import Reader
 from fastpoetry.delivery.visits import LATER_SECONDS, Round
 
 LINGER_SECONDS = 2.0
@@ -113,7 +113,7 @@ class Lingering:
             self.remove(reader)
             return False
         now = self._clock.seconds()
-        measure(reader, progress, now)
+        progress.update(reader.countTaken(), now)
         hasAll = progress.takenBytes == len(reader.poem.text)
         hasLingered = hasAll and now - progress.movedAt >= lingerSeconds
         if hasLingered or (leaveToSystem and reader.isSent()):
@@ -147,6 +147,6 @@ class Lingering:
         progress = self._readers[reader]
         reader.reset()
         try:
-            self._ledger.stalled(reader.poem, reader.address, progress.takenBytes, cause)
+            self._ledger.stalled(reader, progress.takenBytes, cause)
         finally:
             self.remove(reader)

@@ -19,10 +19,10 @@ from fastpoetry.delivery.arrivals import Arrivals
 from fastpoetry.delivery.drain import Drain
 from fastpoetry.delivery.gate import Gate
 from fastpoetry.delivery.ledger import Ledger, countOf
-from fastpoetry.delivery.limits import Limits, measure
+from fastpoetry.delivery.limits import Limits, Progress
 from fastpoetry.delivery.lingering import Lingering
 from fastpoetry.delivery.quota import Quota
-from fastpoetry.delivery.readers import Arrival, HandOver, Pausable, Progress, Reader
+from fastpoetry.delivery.readers import Arrival, HandOver, Pausable, Reader
 from fastpoetry.delivery.visits import LATER_SECONDS, Round
 
 _RESERVED_DESCRIPTORS = 32
@@ -148,7 +148,7 @@ class Policy:
     def remove(self, connection: Any) -> None:
         """Forget a connection that closed without our order. A second call has no effect."""
         if progress := self._sending.pop(connection, None):
-            self.ledger.left(connection.poem, connection.address, progress.takenBytes)
+            self.ledger.left(connection, progress.takenBytes)
         self._waiting.pop(connection, None)
         self._arrivals.remove(connection)
         self._lingering.remove(connection)
@@ -158,8 +158,7 @@ class Policy:
         progress = self._sending.get(reader)
         reader.reset()
         try:
-            taken = progress.takenBytes if progress else 0
-            self.ledger.gaveUp(reader.poem, reader.address, taken, cause)
+            self.ledger.gaveUp(reader, progress.takenBytes if progress else 0, cause)
         finally:
             self._sending.pop(reader, None)
             self._quota.remove(reader)
@@ -283,7 +282,7 @@ class Policy:
         if progress is None:
             return False
         now = self.clock.seconds()
-        measure(reader, progress, now)
+        progress.update(reader.countTaken(), now)
         cause = self.limits.faultOf(progress, now)
         if cause:
             self.giveUp(reader, cause)

@@ -7,13 +7,13 @@ They have no logic: they state what each must do, and what each may rely on.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 from twisted.application.service import IService
 from twisted.internet.defer import Deferred
 
 from fastpoetry.delivery.addresses import Address
+from fastpoetry.delivery.limits import Progress
 from fastpoetry.poem import Poem
 
 
@@ -82,21 +82,6 @@ class Reader(Protocol):
 
     def reset(self) -> None:
         """Close a connection so that the client can tell that bytes are missing."""
-
-
-@dataclass(slots=True)
-class Progress:
-    """
-    The progress of a reader that did not take everything at once.
-
-    @ivar startedAt: when it connected, in the clock's seconds.
-    @ivar movedAt: when its last progress was seen, in the clock's seconds.
-    @ivar takenBytes: how much of the poem the client had at the last measurement.
-    """
-
-    startedAt: float
-    movedAt: float
-    takenBytes: int = 0
 
 
 HandOver = Callable[[Mapping[Reader, Progress]], bool]
