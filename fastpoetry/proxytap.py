@@ -8,7 +8,6 @@ from typing import Any
 
 from twisted.application.service import MultiService
 
-from fastpoetry.command.identity import asServer
 from fastpoetry.command.options import (
     Block,
     CommandOptions,
@@ -134,7 +133,7 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
 
     reactor, timed = findReactor(reactor, clock)
     folder = options.get("cache") or os.environ.get("CACHE_DIRECTORY")
-    with asServer(options):
+    with options.asServer():
         if folder and not os.path.isdir(folder):
             asked = "--cache " if "cache" in options else "CACHE_DIRECTORY="
             refuse(f"{asked}{folder}: not a folder")

@@ -11,7 +11,6 @@ from twisted.application.service import MultiService
 from fastpoetry.apart.poems import DEFAULT_POETRY_PATH
 from fastpoetry.apart.process import startApart
 from fastpoetry.apart.worker import WorkError
-from fastpoetry.command.identity import asServer
 from fastpoetry.command.options import Block, CommandOptions, refuse
 from fastpoetry.poem import Anthology, PoemAt, PoemNamed, Selection
 from fastpoetry.service import PoetryService
@@ -87,14 +86,14 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
     """
     # Other processes read the poems while this one imports Twisted's sockets. startService reads
     # the poems again, inside twistd's --chroot.
-    with asServer(options):
+    with options.asServer():
         readings = [startApart(block.what.reading, str(block.what)) for block in options.blocks]
     from fastpoetry.command.assembly import assemble, findReactor
 
     reactor, timed = findReactor(reactor, clock)
     for block, finish in zip(options.blocks, readings, strict=True):
         try:
-            with asServer(options):
+            with options.asServer():
                 finish()
         except WorkError as why:
             refuse(f"{block.asked}: {why}")

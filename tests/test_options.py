@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import pwd
 import sys
 from collections.abc import Sequence
+from unittest import skipUnless
 
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.python import usage
 from twisted.trial.unittest import SynchronousTestCase
 
 from fastpoetry import __version__
@@ -326,6 +330,44 @@ words = st.one_of(
     st.sampled_from(["--max-readers=", "--stall-timeout", "17", "x", "--", "-", "--p", "-x"]),
     st.text(max_size=10).map(lambda text: text.replace("\0", "")),
 )
+
+
+@skipUnless(os.geteuid() == 0, "only root becomes somebody else")
+class ServerTests(SynchronousTestCase):
+    """Tests for L{CommandOptions.asServer}."""
+
+    def who(self, **twistd: int | None) -> tuple[int, int, list[int]]:
+        """@return: the user, group and further groups with these options of twistd."""
+        options = Command()
+        options.parent = usage.Options()
+        options.parent.update(twistd)
+        with options.asServer():
+            return os.geteuid(), os.getegid(), os.getgroups()
+
+    def test_nobody(self) -> None:
+        """
+        The check runs as the user that twistd will become, with the groups of that user only. It is
+        root again afterwards.
+        """
+        user = pwd.getpwnam("nobody")
+        before = self.who(uid=None, gid=None)
+        self.assertEqual(
+            self.who(uid=user.pw_uid, gid=None), (user.pw_uid, user.pw_gid, [user.pw_gid])
+        )
+        self.assertEqual(self.who(uid=user.pw_uid, gid=1), (user.pw_uid, 1, [1]))
+        self.assertEqual(self.who(uid=None, gid=1), (0, 1, before[2]))
+        self.assertEqual(self.who(uid=None, gid=None), before)
+
+    def test_unknown(self) -> None:
+        """A number without a user is refused in one line."""
+        why = self.assertRaises(SystemExit, self.who, uid=12345678)
+        self.assertEqual(str(why), "fastpoetry: --uid 12345678: no user has that number")
+
+    def test_alone(self) -> None:
+        """Options without a twistd have no effect."""
+        before = os.geteuid(), os.getegid(), os.getgroups()
+        with Command().asServer():
+            self.assertEqual((os.geteuid(), os.getegid(), os.getgroups()), before)
 
 
 class AnyLineTests(OptionsCase):

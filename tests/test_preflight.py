@@ -5,57 +5,15 @@ from __future__ import annotations
 import errno
 import gc
 import os
-import pwd
 import socket
-from unittest import skipUnless
 
 from fakes import FakeEndpoint, asNobody, countDescriptors, makeFolder, write
 from twisted.internet.endpoints import SSL4ServerEndpoint, serverFromString
 from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.internet.testing import MemoryReactor
-from twisted.python.usage import Options
 from twisted.trial.unittest import SynchronousTestCase
 
-from fastpoetry.command.identity import asServer
 from fastpoetry.command.preflight import Preflight
-
-
-@skipUnless(os.geteuid() == 0, "only root becomes somebody else")
-class ServerTests(SynchronousTestCase):
-    """Tests for L{asServer}."""
-
-    def who(self, **twistd: int | None) -> tuple[int, int, list[int]]:
-        """@return: the user, group and further groups with these options of twistd."""
-        options = Options()
-        options.parent = Options()
-        options.parent.update(twistd)
-        with asServer(options):
-            return os.geteuid(), os.getegid(), os.getgroups()
-
-    def test_nobody(self) -> None:
-        """
-        The check runs as the user that twistd will become, with the groups of that user only. It is
-        root again afterwards.
-        """
-        user = pwd.getpwnam("nobody")
-        before = self.who(uid=None, gid=None)
-        self.assertEqual(
-            self.who(uid=user.pw_uid, gid=None), (user.pw_uid, user.pw_gid, [user.pw_gid])
-        )
-        self.assertEqual(self.who(uid=user.pw_uid, gid=1), (user.pw_uid, 1, [1]))
-        self.assertEqual(self.who(uid=None, gid=1), (0, 1, before[2]))
-        self.assertEqual(self.who(uid=None, gid=None), before)
-
-    def test_unknown(self) -> None:
-        """A number without a user is refused in one line."""
-        why = self.assertRaises(SystemExit, self.who, uid=12345678)
-        self.assertEqual(str(why), "fastpoetry: --uid 12345678: no user has that number")
-
-    def test_alone(self) -> None:
-        """Options without a twistd have no effect."""
-        before = os.geteuid(), os.getegid(), os.getgroups()
-        with asServer(Options()):
-            self.assertEqual((os.geteuid(), os.getegid(), os.getgroups()), before)
 
 
 class PreflightCase(SynchronousTestCase):

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 import os
+import pwd
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -254,6 +256,38 @@ class CommandOptions(usage.Options):
         except usage.UsageError as why:
             twistd = os.path.basename(sys.argv[0])  # Debian calls it twistd3
             refuse(f"{why}; {twistd} {self.command} --help says what there is")
+
+    @contextmanager
+    def asServer(self) -> Iterator[None]:
+        """
+        Take the user and group of twistd's --uid and --gid for a while, to check files as the
+        server.
+
+        @raise SystemExit: if there is no such user; twistd would not start either.
+        """
+        twistd: Any = getattr(self, "parent", None) or {}
+        uid, gid = twistd.get("uid"), twistd.get("gid")
+        if os.geteuid() != 0 or (uid is None and gid is None):
+            yield
+            return
+        groups, egid = os.getgroups(), os.getegid()
+        try:
+            if uid is None:
+                os.setegid(gid)
+            else:
+                try:
+                    user = pwd.getpwuid(uid)
+                except KeyError:
+                    refuse(f"--uid {uid}: no user has that number")
+                group = user.pw_gid if gid is None else gid
+                os.initgroups(user.pw_name, group)
+                os.setegid(group)
+                os.seteuid(uid)
+            yield
+        finally:
+            os.seteuid(0)
+            os.setegid(egid)
+            os.setgroups(groups)
 
     def postOptions(self) -> None:
         """Refuse options that conflict, and a command line with nothing to serve."""
