@@ -1,8 +1,7 @@
 """
 Copies of poems on disk, so that a restarted proxy has one before its upstream answers.
 
-No other module writes files. Imports very little, since a separate process runs it
-(L{fastpoetry.apart.worker}).
+No other module writes files. Imports very little, as L{fastpoetry.apart.worker} does.
 
 A copy has a line with the SHA-256 of the rest, a line with the time, and the poem.
 """

@@ -326,7 +326,5 @@ def _explain(why: OSError, path: str) -> str:
     """Return the system's text for an error, with the remedy if it is known."""
     text = why.strerror or str(why)
     if why.errno == errno.EACCES:
-        return (
-            f"{text} (uid {os.geteuid()}); mend it with: chmod a+r {path}, and a+x for its folders"
-        )
+        text += f" (uid {os.geteuid()}); mend it with: chmod a+r {path}, and a+x for its folders"
     return text

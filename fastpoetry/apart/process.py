@@ -2,8 +2,7 @@
 A process for work that may hang, for example on a dead disk.
 
 A process survives even SIGKILL while one of its threads waits for such a disk. Therefore another
-program does the work (L{fastpoetry.apart.worker}). Python does not fork: the fork of a process with
-threads may deadlock.
+program does the work, L{fastpoetry.apart.worker}. A fork of a process with threads may deadlock.
 
 A reactor watches a descriptor for the end of the process, so no thread waits for it.
 """
@@ -161,8 +160,7 @@ class Job(Generic[_T]):
     """
     A piece of work that a reactor waits for. A deadline ends the wait and kills the process.
 
-    @ivar done: fires with the result of the work, or fails with L{WorkError}; after L{MOST_SECONDS}
-        at the latest.
+    @ivar done: fires with the work's result, or fails with L{WorkError}, within L{MOST_SECONDS}.
     @ivar ended: fires when the process has ended, even later.
     """
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from twisted.internet import tcp, udp, unix
 from twisted.internet.defer import Deferred, execute, gatherResults, maybeDeferred
@@ -49,7 +49,7 @@ _udp: Any = udp
 _unix: Any = unix
 
 
-class _UNIXPort(unix.Port):
+class _UNIXPort(_unix.Port):  # type: ignore[misc]
     """
     A UNIX port on a passed socket.
 
@@ -77,10 +77,7 @@ class _UNIXPort(unix.Port):
 
 
 class _UNIXDatagramPort(_unix.DatagramPort):  # type: ignore[misc]
-    """
-    A UNIX datagram port on a duplicate of a passed socket. Twisted's own port cannot adopt a socket
-    (Twisted #6594).
-    """
+    """A UNIX datagram port on a duplicate of a passed socket, which Twisted lacks (#6594)."""
 
     def __init__(self, reactor: Any, number: int, protocol: Any, maxPacketSize: int) -> None:
         self._adopted = socket.socket(fileno=os.dup(number))
@@ -243,9 +240,7 @@ class AdoptedEndpoint(_Claimant):
             number, family = descriptor.number, descriptor.family
             if family != socket.AF_UNIX:
                 return self._reactor.adoptStreamPort(number, family, protocolFactory)
-            port = cast(Any, _UNIXPort)._fromListeningDescriptor(
-                self._reactor, number, protocolFactory
-            )
+            port = _UNIXPort._fromListeningDescriptor(self._reactor, number, protocolFactory)
             port.startListening()
             return port
 

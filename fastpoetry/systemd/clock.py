@@ -262,8 +262,7 @@ else:
 class MonotonicReactor:
     """
     A reactor with another clock, for code of Twisted that takes reactor and clock as one argument:
-    C{HostnameEndpoint}, C{TimeoutMixin}, C{LoopingCall}. The timeouts of its connections use that
-    clock too.
+    C{HostnameEndpoint}, C{TimeoutMixin}, C{LoopingCall}. Its connections use that clock too.
     """
 
     def __init__(self, reactor: Any, clock: Any) -> None:

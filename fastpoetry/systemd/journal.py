@@ -89,8 +89,7 @@ class JournalObserver:
     so most programs fork and end without one.
 
     If the backlog is full, new records are dropped until it is empty. Then one record reports how
-    many were lost. While the journal cannot be reached at all, the thread writes the records as
-    text.
+    many were lost. While there is no journal at all, the thread writes the records as text.
     """
 
     _endsAt: float | None
@@ -109,8 +108,7 @@ class JournalObserver:
         @param path: the journal's socket.
         @param fallback: the file for records as text while there is no journal.
         @param backlogBytes: the size of the backlog.
-        @param stream: identifies the file that is a stream into the journal, as C{JOURNAL_STREAM}
-            does.
+        @param stream: C{JOURNAL_STREAM}, which identifies a file that leads into the journal.
         @param facility: the kind of program, as a syslog number.
         """
         self._identifier = identifier
@@ -179,8 +177,7 @@ class JournalObserver:
         """
         Start again with no backlog and no thread, in a forked child.
 
-        The child has no thread, the lock may be held forever, and the parent sends the records that
-        wait.
+        The child has no thread, the lock may be held forever, and the parent sends the backlog.
         """
         self._empty()
         self._dropped = 0

@@ -3,8 +3,7 @@ The service manager at the other end of C{NOTIFY_SOCKET}: sd_notify(3).
 
 Only this module sends messages there, and it does not know what they mean. It does not use
 C{systemd.daemon.notify}, which blocks while systemd does not read, and needs a new descriptor for
-each message. The protocol is public and stable, and its manual page has examples without the
-library.
+each message. The protocol is public and stable.
 """
 
 from __future__ import annotations
@@ -190,9 +189,7 @@ def withHidden(environ: Mapping[str, str]) -> Mapping[str, str]:
 
 def oneLine(text: str) -> str:
     """
-    @param text: any text.
-    @return: its first 1,000 characters as one printable line. systemd splits a datagram at line
-        breaks. It drops a datagram with a NUL or with more than 4,096 bytes; a character has at
-        most four.
+    @return: the first 1,000 characters as one printable line. systemd splits a datagram at line
+        breaks, and drops one with a NUL or more than 4,096 bytes. A character has at most four.
     """
     return "".join(c if c.isprintable() else " " for c in text[:1000])

@@ -42,8 +42,7 @@ class NotifyService(Service):
     """
     Tells systemd when the program is ready, reloads or stops, that it is alive, and its status.
 
-    Add it last. Services stop in reverse order, so STOPPING is sent before any of them begins to
-    stop.
+    Add it last. Services stop in reverse order, so STOPPING is sent before any of them stops.
 
     READY waits for C{ready}, for each C{StreamServerEndpointService} and L{StartingService} of the
     program, and for the results of all C{startService} methods. If one of these fails, the program
@@ -174,8 +173,7 @@ class NotifyService(Service):
         Wait until systemd has read all messages, C{BARRIER=1}.
 
         @param seconds: how long systemd may take.
-        @return: fires then; fails with L{ManagerError} if systemd takes longer, or cannot be
-            notified.
+        @return: fires then; fails with L{ManagerError} if systemd takes longer, or is not there.
         """
         if self._manager is None:
             return fail(

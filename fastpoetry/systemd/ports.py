@@ -264,8 +264,7 @@ def adoptPorts(reactor: Any, passed: Inherited | None = None) -> AdoptedPorts:
 
     @param reactor: the program's reactor. Its C{listenTCP}, C{listenSSL}, C{listenUDP},
         C{listenMulticast}, C{listenUNIX} and C{listenUNIXDatagram} look for a passed socket first.
-        So do endpoints that call these methods. Mode, lock and backlog stay as the C{.socket} unit
-        sets them.
+        So do endpoints that call these methods. Mode, lock and backlog stay as the unit sets them.
     @param passed: the sockets; without it, L{inherited}.
     @return: checks and reports the use of the sockets, and can restore the reactor's methods.
     @raise AdoptError: if the passed descriptors cannot be read.
@@ -275,8 +274,7 @@ def adoptPorts(reactor: Any, passed: Inherited | None = None) -> AdoptedPorts:
 
 def main(arguments: Sequence[str]) -> None:
     """
-    Run a program that starts a reactor itself, and call L{adoptPorts} on the reactor that it
-    installs.
+    Run a program that starts a reactor itself, and call L{adoptPorts} on that reactor.
 
     @param arguments: C{-m MODULE} or the path of a script, then the arguments of that program.
     @raise SystemExit: if no program was named.

@@ -109,10 +109,8 @@ def loggedFields(
     """
     Map an entry of Python's C{logging} to the fields of one record, as L{fields} maps an event.
 
-    @param entry: any entry. It is not changed.
     @param text: the entry as text, with its traceback.
-    @return: the fields. C{CODE_*} is the place of the call. Keys of C{extra} become fields as an
-        event's keys do.
+    @return: the fields. C{CODE_*} is the place of the call. Keys of C{extra} become fields too.
     """
     extra = {key: value for key, value in vars(entry).items() if key not in _LOGGING_KEYS}
     found = (name for lowest, name in _LOGGING_LEVELS if entry.levelno >= lowest)
@@ -143,8 +141,7 @@ def datagram(record: Record) -> bytes:
 
 def line(record: Record, when: float) -> bytes:
     """
-    Format a record as text. All lines after the first are indented, so that no value looks like
-    another record.
+    Format a record as text. Lines after the first are indented, so none looks like a record.
 
     @param when: when it was logged, in seconds since the epoch.
     """
@@ -155,8 +152,7 @@ def line(record: Record, when: float) -> bytes:
 def streamLine(record: Record) -> bytes:
     """
     Format a record as a line for a stream into the journal, with its priority in front,
-    sd-daemon(3). On such a stream each line is a record, so line breaks in the message become
-    C{\\n}.
+    sd-daemon(3). Each line is a record there, so line breaks in the message become C{\\n}.
     """
     text = record["MESSAGE"].replace(b"\n", b"\\n")
     return b"<%b>%b\n" % (record["PRIORITY"], _cut(text, _LINE_BYTES))

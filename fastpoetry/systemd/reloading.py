@@ -42,8 +42,7 @@ class Reloads:
     """
     Reloads the program, one reload at a time. All requests during a reload share the next one.
 
-    SIGHUP asks for a reload without an answer. L{fastpoetry.systemd.reload} asks and gets the
-    result.
+    SIGHUP gets no answer. L{fastpoetry.systemd.reload} gets the result.
 
     @ivar isOpen: whether a request reloads the program.
     """

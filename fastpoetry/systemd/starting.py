@@ -54,9 +54,7 @@ class StartingService(MultiService):
     def addService(self, service: Any) -> None:
         """
         Add a service. If this one runs already, the new service starts at once, and C{started} does
-        not wait for it.
-
-        @param service: the service. If such a late start fails, a record says so.
+        not wait for it. If such a late start fails, a record says so.
         """
         isRunning, self.running = self.running, 0
         try:

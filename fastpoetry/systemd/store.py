@@ -30,10 +30,7 @@ _MOST_SECONDS = 5.0
 """How long systemd may take, unless the caller gives another time."""
 
 _DROPPED_SECONDS = 0.03
-"""
-How long systemd may hold a dropped descriptor. On a busy machine, systemd 257 closed one only after
-its answer to BARRIER=1.
-"""
+"""How long a dropped descriptor may stay open after BARRIER=1: systemd 257 closed one late."""
 
 
 class HasFileno(Protocol):
@@ -68,8 +65,7 @@ class Store:
         passed: Callable[[], Inherited] = inherited,
     ) -> None:
         """
-        @param reactor: provides C{IReactorFDSet}. Methods whose names end in C{Now} need no
-            reactor.
+        @param reactor: provides C{IReactorFDSet}. Methods with names in C{Now} need no reactor.
         @param clock: provides C{IReactorTime}; without it, a L{MonotonicClock}.
         @param environ: where systemd leaves C{NOTIFY_SOCKET} and C{FDSTORE}.
         @param passed: returns the descriptors passed to this process.
@@ -107,8 +103,7 @@ class Store:
         hundred, make one descriptor of them with L{pack}.
 
         @param descriptors: the descriptors by name: ASCII without colons, as FDNAME of
-            sd_notify(3). Several may share a name. Descriptors that the store already has under
-            that name stay.
+            sd_notify(3). Several may share a name. Earlier descriptors of that name stay.
         @param poll: whether systemd drops connections that their peers close meanwhile.
         @param seconds: how long systemd may take.
         @return: fires when all are stored; fails with L{StoreError} if the store is missing or too
@@ -233,8 +228,7 @@ def pack(descriptors: Iterable[int | HasFileno]) -> int:
     store. Store that socket with C{poll=False}, because its other end is closed. Closing it closes
     the packed descriptors.
 
-    @param descriptors: at most as many as this process may open (RLIMIT_NOFILE). They stay open
-        here.
+    @param descriptors: at most RLIMIT_NOFILE of this process. They stay open here.
     @return: a socket that holds them.
     @raise OSError: if they are too many.
     """
