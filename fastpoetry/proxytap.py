@@ -120,11 +120,8 @@ class Options(CommandOptions):
 
 def makeService(options: Options, reactor: Any = None, clock: Any = None) -> MultiService:
     """
-    Make the service that the options describe.
+    Make the service that the options describe, as L{fastpoetry.tap.makeService} does.
 
-    @param options: parsed.
-    @param reactor: for tests; by default twistd's.
-    @param clock: for tests; by default one that ignores steps of the wall clock.
     @raise SystemExit: if an upstream is invalid, an endpoint cannot listen, or the cache's folder
         is missing.
     """

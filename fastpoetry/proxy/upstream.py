@@ -30,7 +30,7 @@ from fastpoetry.apart.worker import WorkError
 
 _Address = IPv4Address | IPv6Address
 
-_FORM = "tcp:host=poems.example:port=10000"
+_FORM = "; the right form is tcp:host=poems.example:port=10000"
 
 _UNLIMITED: Any = None
 """No limit for connecting."""
@@ -55,7 +55,7 @@ def parseUpstream(description: str, reactor: Any) -> IStreamClientEndpoint:
     @raise ValueError: with one line that tells the fault and shows the right form.
     """
     if not description:
-        raise ValueError(f"names no upstream; the right form is {_FORM}")
+        raise ValueError(f"names no upstream{_FORM}")
     for place in (_BRACKETS, _HOST, _POSITION):
         description = place.sub(_escape, description)
     words = [match[1] for match in _WORD.finditer(description)]
@@ -67,9 +67,7 @@ def parseUpstream(description: str, reactor: Any) -> IStreamClientEndpoint:
         endpoint: IStreamClientEndpoint = clientFromString(reactor, description)
     except Exception as why:  # each kind of endpoint has its own errors
         reason = str(why) or type(why).__name__
-        raise ValueError(
-            f"not a Twisted client endpoint: {reason}; the right form is {_FORM}"
-        ) from None
+        raise ValueError(f"not a Twisted client endpoint: {reason}{_FORM}") from None
     return endpoint
 
 
@@ -89,13 +87,13 @@ def _parseTCP(words: list[str], reactor: Any) -> HostnameEndpoint:
         if not equals:
             key, value = (names.pop(0) if names else ""), word
         if key not in ("host", "port", "bindAddress") or key in given:
-            raise ValueError(f"{word!a} is more than was expected; the right form is {_FORM}")
+            raise ValueError(f"{word!a} is more than was expected{_FORM}")
         given[key] = re.sub(r"\\(.)", r"\1", value, flags=re.DOTALL)
     host, port = given.get("host", ""), given.get("port", "")
     if not host:
-        raise ValueError(f"has no host; the right form is {_FORM}")
+        raise ValueError(f"has no host{_FORM}")
     if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
-        raise ValueError(f"port {port!a} is not from 1 to 65535; the right form is {_FORM}")
+        raise ValueError(f"port {port!a} is not from 1 to 65535{_FORM}")
     source = (given["bindAddress"], 0) if "bindAddress" in given else None
     return HostnameEndpoint(reactor, host, int(port), timeout=_UNLIMITED, bindAddress=source)
 
