@@ -62,7 +62,6 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
     _isArriving = True
     _hasBegun = False
     _beginning = b""
-    _client: Any = None
 
     transport: Any
     callLater: Any  # of TimeoutMixin; the policy's clock replaces the reactor
@@ -99,17 +98,13 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
             isCheck = self._proxyInfo.header.startswith(_CHECKS)
             (self._endCheck if isCheck else self._begin)()
 
-    def getPeer(self) -> Any:
-        """Return the client's address, or the transport's peer before the header."""
-        return super().getPeer() if self._client is None else self._client
-
     def _read(self, data: bytes) -> bool:
         """Pass more of the header to Twisted's parser. Return whether it is valid so far."""
         try:
             super().dataReceived(data)
-            if self._proxyInfo is not None:
-                normalise(self._proxyInfo.destination)
-                self._client = normalise(self.getPeer())
+            if info := self._proxyInfo:
+                ours, theirs = normalise(info.destination), normalise(info.source)
+                self._proxyInfo = type(info)(info.header, theirs, ours)  # getPeer reads it
         except (ValueError, OSError):  # Twisted's parser raises ValueError
             return False
         return not self.disconnecting
