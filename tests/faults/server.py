@@ -331,7 +331,8 @@ class FaultCase(SynchronousTestCase):
         return server
 
     def nurse(self, *options: str) -> Nursery:
-        """Start a process that forks servers."""
+        """Start a process that forks servers. The log exists from now on."""
+        self.log.touch()
         nursery = Nursery(self.arguments(*options), self.listeners, self.log)
         self.addCleanup(nursery.close)
         return nursery

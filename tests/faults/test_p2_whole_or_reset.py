@@ -16,7 +16,7 @@ from messages import SENT, SERVING
 from .clients import KIBI, MEBI, Reply, connect, fetch, fetchSteadily, readAll, run
 from .server import FaultCase, makeText, wait
 
-_KILLS = 250
+_KILLS = 200
 
 
 class KillTests(FaultCase):
@@ -99,7 +99,7 @@ class KillTests(FaultCase):
     @pytest.mark.alone
     def test_hundredsOfKillsUnderLoad(self) -> None:
         """
-        Of 250 servers killed at work, one after the other, none leaves a short reply that looks
+        Of 200 servers killed at work, one after the other, none leaves a short reply that looks
         whole. No client is refused, and waiting clients are served by the next server.
         """
         poems = {"small": self.write(makeText(3003), "small")}

@@ -125,6 +125,7 @@ class UnderLoadTests(FaultCase):
         poems = {"small": self.write(makeText(3003), "small")}
         poems["large"] = self.write(makeText(MEBI, 1), "large")
         addresses = {name: self.listen(name) for name in poems}
+        nursery = self.nurse()
 
         replies: list[Reply] = []
 
@@ -136,27 +137,29 @@ class UnderLoadTests(FaultCase):
                     for name, times in (("small", 16), ("large", 4))
                 )
             )
-            stops = [await asyncio.to_thread(self._restart, number) for number in range(20)]
+            stops = [await asyncio.to_thread(self._restart, nursery) for _ in range(20)]
             self.assertLess(sum(stops) / len(stops), _STOP_SECONDS)
             stop.set()
-            self.serve()  # for clients that still wait
+            nursery.order("start")  # for clients that still wait
             await clients
 
         run(load())
         self.assertAll("isExact", replies)
         self.assertGreater(len(replies), 1000)
 
-    def _restart(self, number: int) -> float:
+    def _restart(self, nursery: Nursery) -> float:
         """
         Let a server work for a moment, and stop it.
 
         @return: the seconds that the stop took.
         """
-        server = self.serve()
-        server.waitFor(SERVING, 2 * number + 2)
+        before = self.log.read_text().count(SERVING)
+        server = nursery.order("start")
+        wait(lambda: self.log.read_text().count(SERVING) == before + 2, "the server")
         time.sleep(random.uniform(0, 0.1))
         began = time.monotonic()
-        self.assertEqual(server.end(), STOPPED)
+        os.kill(server, signal.SIGTERM)
+        self.assertEqual(nursery.order("wait"), STOPPED)
         return time.monotonic() - began
 
     def test_reloads(self) -> None:

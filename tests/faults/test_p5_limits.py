@@ -34,19 +34,19 @@ class DescriptorTests(FaultCase):
     @pytest.mark.alone
     def test_fewDescriptors(self) -> None:
         """
-        With 64 descriptors, 500 clients all get exact poems, a few at a time. While all present
+        With 64 descriptors, 200 clients all get exact poems, a few at a time. While all present
         readers stand still, the server uses almost no processor time, and makes one record.
         """
         address, poem = self.listen(), self.write(makeText(MEBI))
         server = self.serve(descriptors=64)
-        clients = self.hold(500, address)
+        clients = self.hold(200, address)
         server.waitFor(FULL)
         before = server.cpuSeconds()
         time.sleep(1.5)
         self.assertLess(server.cpuSeconds() - before, 0.3)
         self.assertEqual(len(server.records(FULL)), 1)
         self.assertEqual(len(server.records(SENT)), 0)
-        self.assertEqual(run(readAllAtOnce(clients)), [(len(poem), "end")] * 500)
+        self.assertEqual(run(readAllAtOnce(clients)), [(len(poem), "end")] * 200)
         self.assertEqual(server.tracebacks(), [])
 
     @pytest.mark.alone

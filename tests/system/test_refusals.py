@@ -149,11 +149,11 @@ def test_brokenPoem(machine: Machine) -> None:
     assert records[-1]["MESSAGE"].startswith(f"fastpoetry: --poem ecstasy: {POEM}: is empty")
 
 
-def test_aDozenTries(machine: Machine, pauseSeconds: float) -> None:
+def test_manyTries(machine: Machine, pauseSeconds: float) -> None:
     """
     While clients wait for a broken poem, the socket stays open and tries once in each pause, at
-    little cost. When the poem is fixed, the clients are served. A mistyped name in the meantime
-    leaves only a failed socket.
+    little cost, also beyond systemd's default of 5 starts in 10 s. When the poem is fixed, the
+    clients are served. A mistyped name in the meantime leaves only a failed socket.
     """
     machine.path(POEM).write_text("")
     machine.systemctl("start", "fastpoetry@ecstasy.socket")
@@ -162,11 +162,11 @@ def test_aDozenTries(machine: Machine, pauseSeconds: float) -> None:
     clients = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
     try:
         began, before, busy = time.monotonic(), countStarts(machine), readBusySeconds(machine)
-        waitFor(lambda: countStarts(machine) >= before + 12, "a dozen tries", 60)
+        waitFor(lambda: countStarts(machine) >= before + 7, "seven tries", 60)
         spent = readBusySeconds(machine) - busy
         print(f"\n{countStarts(machine) - before} starts with a broken poem: {spent:.1f} s of CPU")
-        assert spent < 15
-        assert time.monotonic() - began > 10 * pauseSeconds
+        assert spent < 9
+        assert time.monotonic() - began > 5 * pauseSeconds
         assert machine.show("fastpoetry@ecstasy.socket", "ActiveState") == "active"
         assert {unit for unit in listLeft(machine) if "typo" in unit} == {"fastpoetry@typo.socket"}
         assert not machine.path("/run/fastpoetry/typo.sock").exists()
