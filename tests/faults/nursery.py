@@ -18,6 +18,7 @@ from twisted.plugin import getPlugins
 from twisted.scripts import twistd
 
 import fastpoetry.command.assembly  # tap imports it when twistd makes the service
+import fastpoetry.systemd.journal
 import fastpoetry.tap  # noqa: F401
 
 
