@@ -136,10 +136,10 @@ def test_servesOnUnderLoad(machine: Machine) -> None:
     machine.run("sh", "-c", f"kill -STOP {journald}")
     try:
         with reading(machine, int(ECSTASY[1]), poem, restSeconds=0) as replies:
-            waitFor(lambda: countSent() > 30_000, "many poems", 60)
+            waitFor(lambda: countSent() > 10_000, "many poems", 60)
     finally:
         machine.run("sh", "-c", f"kill -CONT {journald}")
-    assert (replies.faults, replies.poems > 30_000) == ({}, True)
+    assert (replies.faults, replies.poems > 10_000) == ({}, True)
     run = machine.show("fastpoetry@ecstasy", "InvocationID")
     sent = (f"MESSAGE_ID={SENT}", f"_SYSTEMD_INVOCATION_ID={run}")
     waitFor(lambda: len(machine.journal(*sent)) > 513, "more records than fit into the socket")
