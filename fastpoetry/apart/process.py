@@ -67,7 +67,6 @@ class Process(Generic[_T]):
 
         @param work: a function of a module that imports little, since the process imports it anew.
             C{marshal} must support its arguments and its result.
-        @param where: the path that the work reads or writes, for a record.
         @raise NoProcessError: if the process cannot be started.
         """
         self.where = where
@@ -231,11 +230,7 @@ class Job(Generic[_T]):
 
 
 def callApart(reactor: Any, work: partial[_T], where: str) -> Deferred[_T]:
-    """
-    Do the work of a L{Job}, or do it in this process if no other can be started.
-
-    @return: see L{Job.done}.
-    """
+    """@return: L{Job.done}. If no process can be started, this one does the work."""
 
     async def call() -> _T:
         try:

@@ -101,11 +101,7 @@ class _Claim:
         self._ports = 0
 
     def addPort(self) -> None:
-        """
-        Claim the sockets again if they were returned.
-
-        @raise AdoptError: if one of them has another user now.
-        """
+        """@raise AdoptError: if the sockets were returned, and one has another user now."""
         if not self._isHeld:
             self._owner.reclaim(self.descriptors)
             self._isHeld = True
@@ -231,9 +227,8 @@ class AdoptedEndpoint(_Claimant):
         """
         Listen on every socket. This works again after the port has stopped.
 
-        @param protocolFactory: makes a protocol for each connection.
-        @return: fires with the L{AdoptedPort}; fails with an L{AdoptError} if one of the sockets
-            has another user now.
+        @return: fires with the L{AdoptedPort}; fails with L{AdoptError} if a socket has another
+            user now.
         """
 
         def adopt(descriptor: Descriptor) -> Any:
@@ -285,7 +280,6 @@ def adoptConnection(reactor: Any, number: int, factory: IProtocolFactory) -> Any
 
     @param reactor: provides C{IReactorSocket}.
     @param number: the connection. This descriptor is closed; the transport has a duplicate.
-    @param factory: makes the protocol.
     @return: the transport, or C{None} if the factory makes no protocol.
     @raise OSError: if the descriptor is not a connection, or its client is gone.
     """

@@ -92,7 +92,6 @@ def makeService(options: Options) -> MultiService:
     """
     Make the program's service, and the service that notifies systemd.
 
-    @param options: parsed.
     @return: both services. A program with a L{NotifyService} of its own gets no second one.
     """
     from twisted.internet import reactor
@@ -128,7 +127,6 @@ def _loadApplication(options: Options) -> Any:
     """
     Load a file as C{twistd --python} does. twistd then uses the application's user and group.
 
-    @return: the application's service.
     @raise SystemExit: if the file, or a file that it reads, cannot be read.
     """
     try:

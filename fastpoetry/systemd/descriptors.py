@@ -115,10 +115,7 @@ class Descriptor(NamedTuple):
         return cls(number, name, family, kind, listens, nature)
 
     def serves(self, kind: int) -> bool:
-        """
-        @param kind: C{SOCK_STREAM} or C{SOCK_DGRAM}.
-        @return: whether it is a socket of that kind on which Twisted can serve clients.
-        """
+        """@return: whether it is a socket of that kind on which Twisted can serve clients."""
         isOpen = self.listens or kind == socket.SOCK_DGRAM
         return self.kind == kind and isOpen and self.family in _FAMILIES
 

@@ -156,10 +156,7 @@ class Manager:
                 raise ManagerError(f"systemd is not at NOTIFY_SOCKET: {cause}") from why
 
     def _send(self, wire: socket, message: str, numbers: Sequence[int] = ()) -> None:
-        """
-        @raise BlockingIOError: if systemd's queue is full.
-        @raise OSError: if the address takes no message.
-        """
+        """@raise BlockingIOError: if systemd's queue is full."""
         if not self._told:
             raise OSError(errno.EDESTADDRREQ, "the variable is not set")
         if self._address[:1] not in ("/", "\0"):

@@ -241,9 +241,7 @@ def startNotifying(reactor: Any, **settings: Any) -> NotifyService:
     Start a L{NotifyService} in a program without services, and stop it when the reactor stops:
     C{startNotifying(reactor)} in C{task.react} or before C{reactor.run}.
 
-    @param reactor: as L{NotifyService} takes it.
-    @param settings: other arguments of L{NotifyService}.
-    @return: the service.
+    @param settings: arguments of L{NotifyService}.
     """
     service = NotifyService(reactor, **settings)
     service.startService()

@@ -50,11 +50,7 @@ _Address = tuple[object, ...]
 
 
 class Attempts:
-    """
-    The addresses where a program tried to listen during its start.
-
-    @ivar asked: the addresses, as text for people.
-    """
+    """The addresses where a program tried to listen during its start, and with what result."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []

@@ -82,8 +82,6 @@ def fields(event: LogEvent, identifier: str, facility: str = DAEMON) -> Record:
     Map an event to the fields of one record. The event's keys never replace fields set here.
 
     @param event: any event of Twisted's newer or older log. It is not changed.
-    @param identifier: the program's name in the journal.
-    @param facility: the kind of program, as a syslog number.
     @return: the fields. C{MESSAGE} is empty if the event has no text.
     """
     level = _level(event)

@@ -69,10 +69,7 @@ def readCredentials(peer: socket.socket) -> tuple[int, int]:
 
 
 def _connect(pid: int, environ: Mapping[str, str]) -> socket.socket:
-    """
-    @return: a connection to the port of a process.
-    @raise OSError: if the process has no port.
-    """
+    """@raise OSError: if the process has no port."""
     deadline = monotonic() + _SILENCE_SECONDS
     while True:
         isBusy = False

@@ -167,10 +167,7 @@ class ReloadPort(FileDescriptor):
     def __init__(
         self, reactor: Any, clock: Any, ask: Callable[[], Deferred[str]], environ: Mapping[str, str]
     ) -> None:
-        """
-        @param ask: see L{Reloads.ask}.
-        @raise OSError: if the port cannot listen.
-        """
+        """@raise OSError: if the port cannot listen."""
         super().__init__(reactor)
         self._ask = ask
         self._clients: list[socket.socket] = []

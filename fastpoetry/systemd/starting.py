@@ -98,7 +98,6 @@ class StartWatch:
         """
         Wait until each service of a program has started, and each endpoint service listens.
 
-        @param service: any service of the program.
         @param ready: what else to wait for: an awaitable, or a function that returns one and is
             called when all services have started.
         @raise Exception: the error of the service that failed.

@@ -23,7 +23,6 @@ def refusalLine(text: str) -> str:
 
 def isJournalStream(file: TextIO | None, told: str) -> bool:
     """
-    @param file: a file, such as C{sys.stderr}.
     @param told: the value of C{JOURNAL_STREAM}, systemd.exec(5).
     @return: whether the file is still the stream that systemd connected to the journal.
     """
