@@ -12,6 +12,7 @@ import socket
 import stat
 import sys
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from contextlib import suppress
 from functools import cache
 from typing import NamedTuple
 
@@ -101,7 +102,10 @@ class Descriptor(NamedTuple):
         with socket.socket(fileno=os.dup(number)) as found:
             family, kind, address = found.family, found.type, found.getsockname()
             listens = bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-            isConnected = _isConnected(found)
+            isConnected = False
+            with suppress(OSError):
+                found.getpeername()
+                isConnected = True
         faults = {
             " is a datagram socket": kind == socket.SOCK_DGRAM,
             " is not a stream socket": kind != socket.SOCK_STREAM,
@@ -127,14 +131,6 @@ class Descriptor(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.number} {self.name!r} {self.nature}"
-
-
-def _isConnected(found: socket.socket) -> bool:
-    try:
-        found.getpeername()
-    except OSError:
-        return False
-    return True
 
 
 class Inherited:
