@@ -75,7 +75,7 @@ TEST_PACKAGES = systemd netcat-openbsd iproute2 strace openssl jq groff mandoc b
 	faketime python3-gi python3-twisted
 # The system tests make and boot Debian root folders. Without root they are skipped.
 ifeq ($(shell id -u),0)
-TEST_PACKAGES += systemd-container mmdebstrap lintian rpm
+TEST_PACKAGES += systemd-container mmdebstrap rpm
 endif
 
 # Without TESTS, all tests run: first shards in parallel, each with a log in LOGS; then alone, those that

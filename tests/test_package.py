@@ -1,4 +1,4 @@
-"""Tests for the content of the Debian packages, and for lintian's findings."""
+"""Tests for the content of the Debian packages."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from system.package import buildPackage, findPackage
 from system.roots import CLONE
 
 from fastpoetry import __version__
-
-LINTIAN = ("--no-cfg", "--allow-root", "-I", "--pedantic")
 
 _PACKAGE_ONLY = re.compile(
     r"usr/(share/doc/(python3-)?fastpoetry|share/lintian"
@@ -137,34 +135,3 @@ def test_reproducible(package: Path, tmp_path: Path) -> None:
     assert {path.suffix for path in package.iterdir()} == {".deb", ".dsc", ".xz"}
     assert {path.name for path in again.iterdir()} == names
     assert all((package / name).read_bytes() == (again / name).read_bytes() for name in names)
-
-
-def test_lintian(package: Path) -> None:
-    """lintian, with all its checks, finds no fault in the package or its source."""
-    (changes,) = (package.parent / "deb").glob("*.changes")
-    assert findings(run("lintian", *LINTIAN, changes)) == []
-
-
-def findings(said: str) -> list[str]:
-    """
-    The findings of lintian, without those of a single release.
-
-    Debian 12's lintian knows no newer standards. It wants two fields that have a default since dpkg
-    1.22.13; without it, the binary packages lack one of them. It wants an init script beside a
-    service unless a timer or a path starts the service, and has forgotten sockets. An override for
-    that is an error in the newer lintian. Debian's newest lintian wants a debhelper that Debian 12
-    lacks.
-    """
-    only = (
-        "newer-standards-version",
-        "out-of-date-standards-version",
-        "silent-on-rules-requiring-root",
-        "package-supports-alternative-init-but-no-init.d-script",
-        "package-uses-old-debhelper-compat-version",
-    )
-    priority = re.compile("recommended-field .*Priority")
-    return [
-        line
-        for line in said.splitlines()
-        if not priority.search(line) and not any(tag in line for tag in only)
-    ]

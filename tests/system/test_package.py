@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from test_package import LINTIAN, findings, run
+from test_package import run
 
 from system.conftest import CLONE, SOURCE, listUnits, startMachine
 from system.machine import Machine, waitFor
@@ -78,6 +78,13 @@ _BUILD = f"""
     ' &&
     cd {SOURCE} && python3 -B -m pytest -p no:cacheprovider tests/test_twistd.py -k OwnFeaturesTests
 """
+
+# Debian 13's lintian looks in each line of the source for 23 modules that Python 3.13 has removed.
+# That takes 15 s, and importing such a module would fail in the tests of the build.
+_LINT = """
+slow=languages/python/stdlib-deprecation
+test -e /usr/share/lintian/lib/Lintian/Check/Languages/Python/StdlibDeprecation.pm || slow=
+lintian --no-cfg --allow-root -I --pedantic ${slow:+-X $slow} """
 
 # Every file that may matter: not logs, caches and dpkg's notes, unless their names are ours.
 _LIST_FILES = r"""
@@ -191,7 +198,7 @@ def test_build(builder: Machine) -> None:
     """
     An ordinary user builds the packages in a clean chroot of each release, without a network, and
     all module tests pass there, under the release's own Python and Twisted. lintian finds no fault
-    in the result.
+    in the result and its source.
     """
     built = builder.run("sh", "-c", _BUILD, check=False, seconds=900)
     failures = built.stdout.partition("= FAILURES =")[2][:5000]
@@ -213,8 +220,32 @@ def test_lintianElsewhere(builder: Machine, package: Path) -> None:
 
 def lint(machine: Machine, packages: str) -> list[str]:
     """lintian's findings for packages, or for a build's list of changes."""
-    command = f"lintian {' '.join(LINTIAN)} {packages}"
-    return findings(machine.run("sh", "-c", command, check=False, seconds=120).stdout)
+    return findings(machine.run("sh", "-c", _LINT + packages, seconds=120).stdout)
+
+
+def findings(said: str) -> list[str]:
+    """
+    The findings of lintian, without those of a single release.
+
+    Debian 12's lintian knows no newer standards. It wants two fields that have a default since dpkg
+    1.22.13; without it, the binary packages lack one of them. It wants an init script beside a
+    service unless a timer or a path starts the service, and has forgotten sockets. An override for
+    that is an error in the newer lintian. Debian's newest lintian wants a debhelper that Debian 12
+    lacks.
+    """
+    only = (
+        "newer-standards-version",
+        "out-of-date-standards-version",
+        "silent-on-rules-requiring-root",
+        "package-supports-alternative-init-but-no-init.d-script",
+        "package-uses-old-debhelper-compat-version",
+    )
+    priority = re.compile("recommended-field .*Priority")
+    return [
+        line
+        for line in said.splitlines()
+        if not priority.search(line) and not any(tag in line for tag in only)
+    ]
 
 
 def test_install(fresh: Machine, package: Path) -> None:
