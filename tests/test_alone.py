@@ -20,7 +20,7 @@ MODULES = {
     "ending": "",
     "journal": "ending records stderr",
     "manager": "steps",
-    "notify": ("clock loops steps manager heartbeat deferreds reload signals reloading starting"),
+    "notify": ("clock steps manager heartbeat deferreds reload signals reloading starting"),
     "reload": "",
     "store": "clock stderr descriptors steps manager",
 }

@@ -1,5 +1,5 @@
 """
-Messages that systemd gets repeatedly: the status, watchdog pings, requests for more time.
+Repeated calls: the status for systemd, watchdog pings, requests for more time.
 
 Other modules decide when they begin and end.
 """
@@ -13,12 +13,13 @@ from typing import Any
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from fastpoetry.systemd.loops import repeat
 from fastpoetry.systemd.manager import Manager, oneLine
 
 _EXTEND_EVERY = 5
 _EXTEND_BY = 15
 """Seconds. Each request asks for the time of three intervals."""
+
+_log = Logger()
 
 
 class Heartbeat:
@@ -127,6 +128,29 @@ class Heartbeat:
                 message_id="a64af6f616164d89aec679d3226803f5",
             )
         return False
+
+
+def repeat(clock: Any, seconds: float, f: Callable[[], object], now: bool = False) -> LoopingCall:
+    """
+    Repeat a call. An error in it is logged, and the call is repeated.
+
+    @param seconds: the time between two calls.
+    @param now: whether the first call is made now.
+    """
+
+    def call() -> None:
+        try:
+            f()
+        except Exception:
+            _log.failure(
+                "a repeated call failed, and will be made again",
+                message_id="1bf984d3b85f4946946c8f0e93e34f32",
+            )
+
+    loop = LoopingCall(call)
+    loop.clock = clock
+    loop.start(seconds, now)
+    return loop
 
 
 def watchdogSeconds(environ: Mapping[str, str]) -> float:

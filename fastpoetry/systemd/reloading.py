@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from fastpoetry.systemd.deferreds import asDeferred, findCause
-from fastpoetry.systemd.loops import repeat
+from fastpoetry.systemd.heartbeat import repeat
 from fastpoetry.systemd.manager import oneLine
 from fastpoetry.systemd.reload import RELOADED, STILL_RUNS, portName, readCredentials
 from fastpoetry.systemd.signals import Handlers

@@ -1,11 +1,11 @@
-"""Tests for L{fastpoetry.systemd.loops}."""
+"""Tests for L{fastpoetry.systemd.heartbeat}."""
 
 from __future__ import annotations
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from fastpoetry.systemd.loops import repeat
+from fastpoetry.systemd.heartbeat import repeat
 
 
 class LoopTests(SynchronousTestCase):
