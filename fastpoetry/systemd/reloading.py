@@ -210,17 +210,12 @@ class ReloadPort(FileDescriptor):
         """Tell the clients that the reload still runs. Read the port again after a failure."""
         for client in self._clients:
             _send(client, STILL_RUNS)
-        if self.fileno() != -1:
-            self.startReading()
+        self.startReading()
 
     def _answer(self, why: str, client: socket.socket) -> None:
         self._clients.remove(client)
         with client:
             _send(client, why.encode() or RELOADED)
-
-    def connectionLost(self, reason: object) -> None:
-        """Close the port: the reactor shuts down."""
-        self._socket.close()
 
 
 def _send(client: socket.socket, data: bytes) -> None:
