@@ -13,7 +13,7 @@ import marshal
 import os
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from mmap import ACCESS_READ, mmap
 from select import POLLIN, poll
@@ -21,11 +21,9 @@ from signal import SIG_BLOCK, SIG_SETMASK, SIGINT, SIGTERM, pthread_sigmask
 from subprocess import Popen
 from typing import Any, BinaryIO, Generic, TypeVar
 
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred, execute
-from twisted.internet.interfaces import IReadDescriptor
 from twisted.logger import Logger
-from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from fastpoetry.apart.worker import VERSION, WorkError
 
@@ -154,8 +152,7 @@ def startApart(work: partial[_T], where: str) -> Callable[[], _T]:
     return finish
 
 
-@implementer(IReadDescriptor)
-class Job(Generic[_T]):
+class Job(FileDescriptor, Generic[_T]):
     """
     A piece of work that a reactor waits for. A deadline ends the wait and kills the process.
 
@@ -177,15 +174,16 @@ class Job(Generic[_T]):
         """
         if self._stuck.count(where) >= _MOST_STUCK:
             raise WorkError(f"{where}: {_MOST_STUCK} processes wait for it already")
+        super().__init__(reactor)
         self.done: Deferred[_T] = Deferred()
         self.ended: Deferred[None] = Deferred()
-        self._reactor = reactor
         self._process = Process(work, where)
         try:
-            reactor.addReader(self)
+            self.startReading()
         except OSError as why:
             self._process.kill()
-            execute(self._process.take).addErrback(lambda _: None)
+            with suppress(WorkError):
+                self._process.take()
             raise NoProcessError(f"{where}: no process can be started: {why.strerror}") from None
         self._timers = [
             reactor.callLater(LONG_SECONDS, self._tell),
@@ -195,15 +193,9 @@ class Job(Generic[_T]):
     def fileno(self) -> int:
         return self._process.fileno()
 
-    def logPrefix(self) -> str:
-        return "Job"
-
-    def connectionLost(self, reason: Failure) -> None:
-        """Do nothing: the reactor ends, and the process ends by itself."""
-
     def doRead(self) -> None:
         """Take the result. The process has ended."""
-        self._reactor.removeReader(self)
+        self.stopReading()
         for timer in self._timers:
             if timer.active():
                 timer.cancel()
