@@ -70,16 +70,17 @@ def writeCopy(path: str, text: bytes, fetchedAt: float, parent: int) -> None:
     try:
         _removeLeftovers(path)
         new, descriptor = _create(path)
-        try:
-            with open(descriptor, "wb") as file:
+        with open(descriptor, "wb") as file:
+            try:
                 file.write(_makeDigest(rest))
                 file.write(rest)
                 file.flush()
                 os.fsync(descriptor)  # or a crash may leave the new name with no content
                 if os.getppid() == parent:
                     os.replace(new, path)
-        finally:
-            _remove(new)
+            finally:
+                if os.path.lexists(new):
+                    os.unlink(new)
     except OSError as why:
         raise CopyError(f"{path}: {why.strerror}") from None
 
@@ -118,20 +119,9 @@ def _removeLeftovers(path: str) -> None:
     folder, copy = os.path.split(path)
     for name in os.listdir(folder):
         if name.startswith(copy) and name.endswith(_SUFFIX):
-            try:  # noqa: SIM105 - contextlib takes long to import
-                _removeUnlessLocked(os.path.join(folder, name))
+            try:
+                with open(os.path.join(folder, name), "rb", opener=_open) as file:
+                    flock(file, LOCK_EX | LOCK_NB)
+                    os.unlink(file.name)
             except OSError:
                 pass  # locked by its writer, or gone
-
-
-def _removeUnlessLocked(path: str) -> None:
-    with open(path, "rb", opener=_open) as file:
-        flock(file, LOCK_EX | LOCK_NB)
-        os.unlink(path)
-
-
-def _remove(path: str) -> None:
-    try:  # noqa: SIM105
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
