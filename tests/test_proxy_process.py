@@ -282,9 +282,9 @@ class ColdTests(ProxyCase):
     def test_slow(self) -> None:
         """A slow upstream within the timeouts is waited for."""
         pieces = [POEM[at : at + 300] for at in range(0, len(POEM), 300)]
-        upstream = self.upstream(sends(*pieces, betweenSeconds=0.22))
+        upstream = self.upstream(sends(*pieces, betweenSeconds=0.12))
         address = self.proxy(upstream.endpoint)
-        self.serve("--idle-timeout=2")
+        self.serve("--idle-timeout=1")
         self.assertFetches(address, POEM)
 
     def test_notIdle(self) -> None:
@@ -310,7 +310,7 @@ class ColdTests(ProxyCase):
 class MisbehaviourTests(ProxyCase):
     """Tests for upstreams that send no whole poem, each in its own way, all at the same time."""
 
-    limits = ("--connect-timeout=2", "--idle-timeout=2", "--total-timeout=4", "--max-size=1000000")
+    limits = ("--connect-timeout=2", "--idle-timeout=2", "--total-timeout=3", "--max-size=1000000")
     digest = sha256(POEM).hexdigest()
     behaviours: dict[str, tuple[Behaviour | None, str]] = {
         "refuses": (None, "upstream refused"),
@@ -346,7 +346,7 @@ class MisbehaviourTests(ProxyCase):
         clients = [self.hold(1, address)[0] for address in addresses]
         self.assertEqual({readAll(client) for client in clients}, {(0, "reset")})
         self.assertCauses(server, upstreams)
-        self.assertLessEqual(max(upstream.fetches for upstream in upstreams.values()), 5)
+        self.assertLessEqual(max(upstream.fetches for upstream in upstreams.values()), 4)
 
     def test_warm(self) -> None:
         """A proxy with a poem keeps it and goes on serving it."""
@@ -471,9 +471,7 @@ class CacheTests(ProxyCase):
         copy = self.fill()
         whole = copy.read_bytes()
         damaged = bytes([whole[2000] ^ 1])
-        for count, content in enumerate(
-            (b"", whole[:-1], whole[: len(whole) // 2], whole[:2000] + damaged + whole[2001:]), 1
-        ):
+        for count, content in enumerate((whole[:-1], whole[:2000] + damaged + whole[2001:]), 1):
             copy.write_bytes(content)
             server = self.start("--total-timeout=0.5")
             self.assertEqual(readAll(*self.hold(1, self.address)), (0, "reset"))
@@ -534,7 +532,7 @@ class ChainTests(ProxyCase):
         """
         address = self.listen()
         self.blocks["poem"] = [f"--upstream={endpointOf(address)}"]
-        server = self.serve("--idle-timeout=0.5", "--total-timeout=1")
+        server = self.serve("--idle-timeout=0.3", "--total-timeout=0.5")
         for _ in range(2):
             clients = self.hold(20, address)
             self.assertEqual({readAll(client) for client in clients}, {(0, "reset")})
