@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
 from typing import Any
 
 from twisted.application.service import MultiService
@@ -19,8 +20,6 @@ from fastpoetry.command.options import (
 from fastpoetry.proxy.cache import Keeper
 from fastpoetry.proxy.freshness import Freshness
 from fastpoetry.proxy.service import PoetryProxyService
-
-_freshness = Freshness()
 
 
 def _parseSpan(option: str, value: str) -> float:
@@ -44,47 +43,47 @@ class Options(CommandOptions):
         "maxAgeSeconds",
         _parseSpan,
         f"Seconds for which a poem is fresh: its upstream is not asked again "
-        f"[default: {_freshness.maxAgeSeconds:g}; poems seldom change, and a reload asks at once].",
+        f"[default: {Freshness.maxAgeSeconds:g}; poems seldom change, and a reload asks at once].",
     )
     opt_stale_while_revalidate = tunable(
         "--stale-while-revalidate",
         "revalidateSeconds",
         _parseSpan,
         f"Seconds after --max-age for which a poem is served while another is fetched "
-        f"[default: {_freshness.revalidateSeconds:g}, so that no reader waits for an upstream].",
+        f"[default: {Freshness.revalidateSeconds:g}, so that no reader waits for an upstream].",
     )
     opt_stale_if_error = tunable(
         "--stale-if-error",
         "errorSeconds",
         _parseSpan,
         f"Seconds after --max-age for which a poem is served while the upstream fails "
-        f"[default: {_freshness.errorSeconds:g}, a day to mend it].",
+        f"[default: {Freshness.errorSeconds:g}, a day to mend it].",
     )
     opt_connect_timeout = tunable(
         "--connect-timeout",
         "connectSeconds",
         parseSeconds,
         f"Seconds that connecting to the upstream may take "
-        f"[default: {_freshness.connectSeconds:g}].",
+        f"[default: {Freshness.connectSeconds:g}].",
     )
     opt_idle_timeout = tunable(
         "--idle-timeout",
         "idleSeconds",
         parseSeconds,
-        f"Seconds for which the upstream may send nothing [default: {_freshness.idleSeconds:g}].",
+        f"Seconds for which the upstream may send nothing [default: {Freshness.idleSeconds:g}].",
     )
     opt_total_timeout = tunable(
         "--total-timeout",
         "totalSeconds",
         parseSeconds,
         f"Seconds that a whole fetch may take, and that readers wait for the first poem "
-        f"[default: {_freshness.totalSeconds:g}, as long as people wait].",
+        f"[default: {Freshness.totalSeconds:g}, as long as people wait].",
     )
     opt_max_size = tunable(
         "--max-size",
         "mostBytes",
-        parseCount(1),
-        f"Bytes that a poem may have [default: {_freshness.mostBytes}, as in the server].",
+        partial(parseCount, 1),
+        f"Bytes that a poem may have [default: {Freshness.mostBytes}, as in the server].",
     )
 
     def opt_upstream(self, value: str) -> None:

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn
 
 from twisted.python import usage
@@ -77,16 +78,12 @@ def parseSeconds(option: str, value: str) -> float:
     return seconds
 
 
-def parseCount(least: int) -> Callable[[str, str], int]:
-    """Make a parser of whole numbers that refuses numbers below C{least}."""
-
-    def parse(option: str, value: str) -> int:
-        # int() refuses some very long numbers. Nine digits are enough.
-        if not re.fullmatch("[0-9]{1,9}", value) or int(value) < least:
-            refuse(f"{option} {value}: not a whole number of {least} or more")
-        return int(value)
-
-    return parse
+def parseCount(least: int, option: str, value: str) -> int:
+    """Parse a whole number. Refuse text that is not one, or a number below C{least}."""
+    # int() refuses some very long numbers. Nine digits are enough.
+    if not re.fullmatch("[0-9]{1,9}", value) or int(value) < least:
+        refuse(f"{option} {value}: not a whole number of {least} or more")
+    return int(value)
 
 
 def tunable(
@@ -106,9 +103,6 @@ def tunable(
 
     handle.__doc__ = doc
     return handle
-
-
-_limits = Limits()
 
 
 class CommandOptions(usage.Options):
@@ -131,42 +125,42 @@ class CommandOptions(usage.Options):
         "drainSeconds",
         parseSeconds,
         f"Seconds that a stop waits for poems under way before it resets their readers "
-        f"[default: {_limits.drainSeconds:g}, within the units' TimeoutStopSec=].",
+        f"[default: {Limits.drainSeconds:g}, within the units' TimeoutStopSec=].",
     )
     opt_stall_timeout = tunable(
         "--stall-timeout",
         "stallSeconds",
         parseSeconds,
         f"Seconds that a reader may take no byte before it is reset "
-        f"[default: {_limits.stallSeconds:g}, longer than a train is in a tunnel].",
+        f"[default: {Limits.stallSeconds:g}, longer than a train is in a tunnel].",
     )
     opt_min_rate = tunable(
         "--min-rate",
         "minRateBytesPerSecond",
-        parseCount(0),
+        partial(parseCount, 0),
         f"Bytes a second that a reader must take on average once it is older than the stall "
-        f"timeout [default: {_limits.minRateBytesPerSecond}, half the rate of a 1200 baud modem].",
+        f"timeout [default: {Limits.minRateBytesPerSecond}, half the rate of a 1200 baud modem].",
     )
     opt_max_readers = tunable(
         "--max-readers",
         "maxReaders",
-        parseCount(1),
-        f"Readers at a time; more wait in the backlog [default: {_limits.maxReaders}, or as many "
+        partial(parseCount, 1),
+        f"Readers at a time; more wait in the backlog [default: {Limits.maxReaders}, or as many "
         "as the limit of open files allows; a stopped reader costs the kernel 320 KiB at most].",
     )
     opt_max_readers_per_source = tunable(
         "--max-readers-per-source",
         "maxReadersPerSource",
-        parseCount(1),
+        partial(parseCount, 1),
         f"Readers of one address or local user whose poems are under way; more are reset "
-        f"[default: {_limits.maxReadersPerSource}, a tenth of all].",
+        f"[default: {Limits.maxReadersPerSource}, a tenth of all].",
     )
     opt_journal_budget = tunable(
         "--journal-budget",
         "journalBudgetPerSecond",
-        parseCount(0),
+        partial(parseCount, 0),
         f"Records a second about single readers; one summary has the rest "
-        f"[default: {_limits.journalBudgetPerSecond}, since journald drops more than 333].",
+        f"[default: {Limits.journalBudgetPerSecond}, since journald drops more than 333].",
     )
     opt_exit_idle_time = tunable(
         "--exit-idle-time",
