@@ -102,9 +102,11 @@ class CommandTests(SynchronousTestCase):
     def test_parent(self) -> None:
         """The other command can look up twistd's options in its parent options."""
         options: Any = self.parse("other")
-        self.assertRaises(KeyError, lambda: options.subOptions.parent["logfile"])
+        parent = options.subOptions.parent
+        self.assertRaises(KeyError, lambda: parent["logfile"])
+        self.assertEqual(parent.get("logfile", "none"), "none")
         options.parent = {"logfile": "-"}
-        self.assertEqual(options.subOptions.parent["logfile"], "-")
+        self.assertEqual((parent["logfile"], parent.get("logfile")), ("-", "-"))
 
     def test_itself(self) -> None:
         """The command cannot run itself."""

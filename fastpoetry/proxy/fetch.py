@@ -64,8 +64,9 @@ def explain(failure: Failure) -> str:
         return "upstream has no address"
     if isinstance(why, error.TimeoutError):
         return "upstream took too long"
-    if isinstance(why, error.ConnectError) and why.osError:
-        return f"upstream cannot be reached: {os.strerror(why.osError)}"
+    if isinstance(why, error.ConnectError):  # without a number, its text has a traceback
+        cause = f": {os.strerror(why.osError)}" if why.osError else ""
+        return f"upstream cannot be reached{cause}"
     return f"upstream failed: {failure.getErrorMessage()}"
 
 

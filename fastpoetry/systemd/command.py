@@ -69,6 +69,13 @@ class Options(usage.Options):
             raise KeyError(key)
         return parent[key]
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """Look up an option of twistd itself, too."""
+        try:
+            return self[key]
+        except KeyError:
+            return default
+
     def postOptions(self) -> None:
         """
         Check that either a command or a file was given.
