@@ -33,6 +33,7 @@ from fastpoetry.delivery.sockets import (
     RESET_ON_CLOSE,
     countUnacknowledged,
     findAddress,
+    ignoreInput,
     limitUnsent,
     lowestTransport,
     orReset,
@@ -42,7 +43,11 @@ from fastpoetry.delivery.sockets import (
 from fastpoetry.poem import Poem
 
 _PIECE_BYTES = 16 * 1024
-"""How much is copied into a transport at a time. A stopped reader costs at most that much."""
+_TLS_PIECE_BYTES = 64 * 1024
+"""
+How much is copied into a transport at a time. A stopped reader costs at most that much. Twisted's
+TLS delays smaller pieces, by a timer of the wall clock.
+"""
 
 
 @implementer(IPullProducer, IHalfCloseableProtocol, IHandshakeListener)
@@ -76,7 +81,8 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         self._socket = resetWhenLost(self._lowest)
         self.address = self._findAddress()
         self._isArriving = True
-        if ISSLTransport.providedBy(self.transport):
+        self._isTLS = ISSLTransport.providedBy(self.transport)
+        if self._isTLS:
             self._awaited = "no TLS handshake came"
             self.setTimeout(self._policy.limits.stallSeconds)
             self._policy.addArrival(self)
@@ -133,7 +139,11 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         self._policy.begin(self)
         if self._socket is not None:
             limitUnsent(self._socket)
-        self.transport.registerProducer(self, False)
+        if self._isTLS:
+            ignoreInput(self.transport, self.readConnectionLost)
+        # The lowest transport calls resumeProducing when the system has all that was written. TLS
+        # would call it earlier.
+        self._lowest.registerProducer(self, False)
 
     def dismiss(self, cause: str) -> None:
         """Reset the connection if it has no poem yet, and count it."""
@@ -157,13 +167,16 @@ class PoetryProtocol(Protocol, TimeoutMixin):
 
     @orReset
     def resumeProducing(self) -> None:
-        """Write the next piece, or finish. The transport has sent the previous piece."""
-        piece = self.poem.text[self._sentBytes : self._sentBytes + _PIECE_BYTES]
-        if piece:
-            self._sentBytes += len(piece)
-            self.transport.write(piece)
-        else:
+        """Write the next piece, or finish. The system has the previous piece."""
+        size = _TLS_PIECE_BYTES if self._isTLS else _PIECE_BYTES
+        piece = self.poem.text[self._sentBytes : self._sentBytes + size]
+        if not piece:
             self._finish()
+            return
+        self._sentBytes += len(piece)
+        self.transport.write(piece)
+        if self._isTLS and self._sentBytes == len(self.poem.text):
+            self.transport.loseConnection()  # sends the end of TLS with the last piece
 
     def stopProducing(self) -> None:
         """Do nothing: a closed transport calls L{connectionLost} too."""
@@ -172,7 +185,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         """Note that the client has closed its side. Close the connection if ours is closed too."""
         self._clientHasEnded = True
         if self._hasEnded:
-            self.transport.loseConnection()
+            self.end()
 
     def writeConnectionLost(self) -> None:
         """Do nothing: our side is closed, and L{readConnectionLost} closes the connection."""
@@ -203,8 +216,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
 
     def isSent(self) -> bool:
         """Whether the system has all of the poem; C{False} with TLS, where this is unknown."""
-        isTLS = ISSLTransport.providedBy(self.transport)
-        return self._hasEnded and not isTLS and self._socket is not None
+        return self._hasEnded and not self._isTLS and self._socket is not None
 
     def end(self) -> None:
         """
@@ -221,13 +233,13 @@ class PoetryProtocol(Protocol, TimeoutMixin):
     def _finish(self) -> None:
         """Close our side, and read on until the client closes its side."""
         self._hasEnded = True
-        self.transport.unregisterProducer()
+        self._lowest.unregisterProducer()
         if self._socket is not None:
             setLinger(self._socket, END_ON_CLOSE)
         self._policy.finish(self)
-        if self._clientHasEnded or ISSLTransport.providedBy(self.transport):
-            self.transport.loseConnection()  # TLS marks its end itself, and has no half-close
-        else:
+        if self._clientHasEnded:
+            self.end()
+        elif not self._isTLS:  # TLS has sent its own end
             self.transport.loseWriteConnection()
 
 

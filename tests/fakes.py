@@ -537,7 +537,19 @@ class FakeTLS(ProtocolWrapper):
 
     def loseConnection(self) -> None:
         """Wait for the client's answer."""
+        self.disconnecting = True
         self.did.append("loseConnection")
+
+    def dataReceived(self, data: bytes) -> None:
+        """Decrypt what the client sends."""
+        self._flushReceiveBIO()
+
+    def _flushReceiveBIO(self) -> None:
+        """Read what is decrypted."""
+        self.did.append("read")
+
+    def _flushSendBIO(self) -> None:
+        """Do nothing: there is nothing to encrypt."""
 
 
 class FakeNotify(Service):

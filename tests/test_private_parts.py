@@ -11,11 +11,13 @@ import ast
 import contextlib
 import os
 import socket
+import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import SkipTest
 
 from fakes import LONG, FakeTransport, Reactor, countDescriptors, makeFolder
 from twisted.application.internet import StreamServerEndpointService
@@ -44,6 +46,8 @@ PACKAGE = Path(fastpoetry.__file__).parent
 NAMED = {
     "_accept": "delivery/fastport.py",
     "_buildAddr": "delivery/fastport.py",
+    "_flushReceiveBIO": "delivery/sockets.py",
+    "_flushSendBIO": "delivery/sockets.py",
     "_shouldShutdown": "delivery/sockets.py",
     "dataBuffer": "protocol.py",
     "twisted.protocols.haproxy._v1parser": "delivery/haproxy.py",
@@ -151,6 +155,47 @@ class KeeperFactory(Factory):
         """Make and store a protocol."""
         self.made.append(Keeper())
         return self.made[-1]
+
+
+class TLSTests(SynchronousTestCase):
+    """Tests for Twisted's TLS."""
+
+    def test_input(self) -> None:
+        """
+        If TLS sends in place of receiving, it does not answer the end of its client.
+        """
+        try:
+            from twisted.internet.ssl import KeyPair
+            from twisted.protocols.tls import TLSMemoryBIOFactory
+        except ImportError as why:
+            raise SkipTest(str(why)) from why
+        certificate = KeyPair.generate(size=2048).selfSignedCert(1, CN="poems")
+        factory = TLSMemoryBIOFactory(certificate.options(), False, KeeperFactory())
+        tls: Any = factory.buildProtocol(None)
+        transport = FakeTransport()
+        tls.makeConnection(transport)
+        self.flushWarnings()  # Twisted uses functions that pyOpenSSL will remove
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = context.wrap_bio(received, sent)
+
+        def exchange(step: Callable[[], object]) -> None:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                step()
+            tls.dataReceived(sent.read())
+            received.write(transport.value())
+            transport.clear()
+
+        exchange(client.do_handshake)
+        exchange(client.do_handshake)
+        tls._flushReceiveBIO = tls._flushSendBIO
+        exchange(client.unwrap)
+        tls.write(b"poem")
+        tls.loseConnection()
+        self.assertEqual(transport.did, [])
+        received.write(transport.value())
+        self.assertEqual(client.read(), b"poem")
 
 
 class SocketTests(SynchronousTestCase):

@@ -381,9 +381,32 @@ class TLSTests(ProtocolCase):
         """The fake layer provides the interface of a real one."""
         verifyObject(ISSLTransport, self.upper)
 
-    def test_handshakeIsRead(self) -> None:
-        """The transport below never stops reading: the layer has to read, too."""
-        self.assertEqual(self.lower.producerState, "producing")
+    def test_input(self) -> None:
+        """
+        From the handshake on, the layer ignores what the client sends. It would end when the client
+        ends its side.
+        """
+        self.upper.dataReceived(b"TLS's end")
+        self.upper._flushReceiveBIO()
+        self.assertEqual(self.upper.did, [])
+
+    def test_clientEndsFirst(self) -> None:
+        """
+        A client that ends its side of the connection below gets the whole poem and the end of TLS.
+        Then that connection is closed.
+        """
+        half: Any = IHalfCloseableProtocol(self.upper)
+        half.readConnectionLost()
+        self.pull(self.lower)
+        self.assertEqual(self.lower.value(), POEM.text)
+        self.assertEqual((self.upper.did, self.lower.did), (["loseConnection"], ["loseConnection"]))
+
+    def test_clientEndsLast(self) -> None:
+        """When the client ends its side, the connection below is closed at once."""
+        self.pull(self.lower)
+        half: Any = IHalfCloseableProtocol(self.upper)
+        half.readConnectionLost()
+        self.assertEqual(self.lower.did, ["loseConnection"])
 
     def test_ends(self) -> None:
         """TLS, which has an end of its own and no half-close, is closed after the last byte."""
@@ -393,8 +416,11 @@ class TLSTests(ProtocolCase):
 
     def test_linger(self) -> None:
         """
-        Until the last byte is written, the end of the process resets the connection below TLS.
+        Until the system has the last byte and the end of TLS, the end of the process resets the
+        connection below TLS.
         """
+        self.lower.producer.resumeProducing()
+        self.assertEqual((self.lower.value(), self.upper.did), (POEM.text, ["loseConnection"]))
         self.assertEqual(self.lingerOf(self.server), (1, 0))
         self.pull(self.lower)
         self.assertEqual(self.lingerOf(self.server), (0, 0))

@@ -18,9 +18,11 @@ from sys import byteorder
 from termios import TIOCOUTQ
 from typing import Any, NamedTuple
 
+from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python import log
+from zope.interface import alsoProvides
 
 from fastpoetry.delivery.addresses import Address
 
@@ -229,6 +231,24 @@ def lowestTransport(transport: Any) -> Any:
     while isinstance(transport, ProtocolWrapper):
         transport = transport.transport
     return transport
+
+
+def ignoreInput(transport: Any, ended: Callable[[], object]) -> None:
+    """
+    Ignore what a client sends through TLS from now on.
+
+    Otherwise, when a client ends its side, Twisted's TLS sends an end too, and closes the
+    connection, even in the middle of a poem.
+
+    @param transport: TLS, or a layer above it.
+    @param ended: called when the client has ended its side of the connection below TLS.
+    """
+    tls = transport._flushReceiveBIO.__self__
+    tls._flushReceiveBIO = tls._flushSendBIO  # it may hold input from the end of the handshake
+    tls.dataReceived = lambda data: None
+    tls.readConnectionLost = ended
+    tls.writeConnectionLost = lambda: None
+    alsoProvides(tls, IHalfCloseableProtocol)
 
 
 @cache

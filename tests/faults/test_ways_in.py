@@ -17,6 +17,7 @@ import signal
 import socket
 import ssl
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import SkipTest
@@ -484,6 +485,60 @@ class TLSTests(EveryWay, WayCase):
             count, end = readAll(client)
             self.assertLess(count, len(poem))
             self.assertEqual(end, "reset")
+
+    def test_killedAtTheEnd(self) -> None:
+        """A reader that lacks only bytes in the server's own buffer gets a reset below TLS."""
+        server, address, _ = self.start(150 * KIBI)
+        client = self.open(receiveBuffer=4 * KIBI)
+        self.assertTrue(client.recv(1))
+        port = int(address[1])
+        wait(lambda: (kernelBytes(port) or MEBI) > 100 * KIBI, "the kernel's part")
+        server.end(signal.SIGKILL)
+        with socket.socket(fileno=client.detach()) as below:
+            self.assertEqual(readAll(below)[1], "reset")
+
+    def test_clientEndsFirst(self) -> None:
+        """A reader that ends its side first, in TLS or below, gets every byte and TLS's end."""
+        _, _, poem = self.start(4 * MEBI)
+        for isBelow in (False, True):
+            self.assertEqual(self.readAfterEnd(isBelow), len(poem))
+
+    def readAfterEnd(self, isBelow: bool) -> int:
+        """
+        End our side of a connection before reading.
+
+        @param isBelow: whether TCP ends, in place of TLS.
+        @return: how many bytes came before TLS's end.
+        """
+        client = connect(self.address)
+        self.addCleanup(client.close)
+        received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = self.context.wrap_bio(received, sent)
+
+        def complete(step: Callable[[], Any]) -> Any:
+            while True:
+                try:
+                    return step()
+                except ssl.SSLWantReadError:
+                    if sent.pending:
+                        client.sendall(sent.read())
+                    data = client.recv(64 * KIBI)
+                    received.write(data)
+                    if not data:
+                        received.write_eof()
+
+        complete(tls.do_handshake)
+        if not isBelow:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                tls.unwrap()
+        client.sendall(sent.read())
+        if isBelow:
+            client.shutdown(socket.SHUT_WR)
+        count = 0
+        with contextlib.suppress(ssl.SSLZeroReturnError):
+            while data := complete(lambda: tls.read(64 * KIBI)):
+                count += len(data)
+        return count
 
     def test_stopped(self) -> None:
         """
