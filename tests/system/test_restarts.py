@@ -29,7 +29,7 @@ _START = (
     "print(time.monotonic() - begun)",
 )
 
-_RESTARTS = 10
+_RESTARTS = 6
 _STARTS = 4
 """
 How long a reader may wait, in starts of twistd. On a quiet machine a reader waits for one start and
@@ -40,7 +40,7 @@ a drain. Load slows some parts down more than others, so under load a reader may
 @pytest.mark.alone
 def test_underLoad(machine: Machine) -> None:
     """
-    Services of 3 kB and of 1 MiB are restarted together ten times. No reader is refused, gets less
+    Services of 3 kB and of 1 MiB are restarted together six times. No reader is refused, gets less
     than all, or waits longer than a few starts of twistd take at that time.
     """
     lines = b"".join(b"%07d, a line that is told apart from any\n" % n for n in range(30_000))
