@@ -77,7 +77,8 @@ class Process(Generic[_T]):
     def _start(self, work: partial[_T]) -> None:
         request = work.func.__module__, work.func.__qualname__, work.args
         with ExitStack() as opened:
-            asked, self._said = (opened.enter_context(_makeFile()) for _ in range(2))
+            asked = opened.enter_context(open(os.memfd_create("request"), "w+b"))
+            self._said = opened.enter_context(open(os.memfd_create("answer"), "w+b"))
             asked.write(marshal.dumps(request, VERSION))
             asked.seek(0)
             self._popen = _run(asked, self._said)
@@ -231,10 +232,6 @@ def callApart(reactor: Any, work: partial[_T], where: str) -> Deferred[_T]:
             return work()
 
     return Deferred.fromCoroutine(call())
-
-
-def _makeFile() -> BinaryIO:
-    return os.fdopen(os.memfd_create("fastpoetry"), "w+b")
 
 
 def _run(stdin: BinaryIO, stdout: BinaryIO) -> Popen[bytes]:
