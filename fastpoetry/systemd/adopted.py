@@ -92,13 +92,22 @@ class _UNIXDatagramPort(_unix.DatagramPort):  # type: ignore[misc]
 
 
 class _Claim:
-    """Sockets given out together. They are returned when the last port on them has stopped."""
+    """The sockets C{descriptors}. They are returned when the last port on them has stopped."""
 
-    def __init__(self, descriptors: tuple[Descriptor, ...], owner: Inherited | None) -> None:
-        self.descriptors = descriptors
+    _isHeld = True
+    _ports = 0
+
+    def __init__(
+        self, reactor: Any, descriptors: tuple[Descriptor, ...], owner: Inherited | None = None
+    ) -> None:
+        """
+        @param reactor: provides C{IReactorSocket} and C{IReactorFDSet}.
+        @param descriptors: sockets from L{Inherited.claim}, of the kind that the subclass serves.
+        @param owner: gave the sockets out, and gets them back; without it, L{inherited}.
+        """
+        self._reactor = reactor
         self._owner = inherited() if owner is None else owner
-        self._isHeld = True
-        self._ports = 0
+        self.descriptors = descriptors
 
     def addPort(self) -> None:
         """@raise AdoptError: if the sockets were returned, and one has another user now."""
@@ -202,25 +211,8 @@ class AdoptedPort:
         return getattr(self.ports[0], name)
 
 
-class _Claimant:
-    """A user of the sockets C{descriptors}, which were given out."""
-
-    def __init__(
-        self, reactor: Any, descriptors: tuple[Descriptor, ...], owner: Inherited | None = None
-    ) -> None:
-        """
-        @param reactor: provides C{IReactorSocket} and C{IReactorFDSet}.
-        @param descriptors: sockets from L{Inherited.claim}, of the kind that the subclass serves.
-        @param owner: gave the sockets out, and gets them back when the last port has stopped;
-            without it, L{inherited}.
-        """
-        self._reactor = reactor
-        self._claim = _Claim(descriptors, owner)
-        self.descriptors = descriptors
-
-
 @implementer(IStreamServerEndpoint)
-class AdoptedEndpoint(_Claimant):
+class AdoptedEndpoint(_Claim):
     """An endpoint that listens on adopted sockets."""
 
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
@@ -239,11 +231,11 @@ class AdoptedEndpoint(_Claimant):
             port.startListening()
             return port
 
-        port = AdoptedPort(self._claim, adopt)
+        port = AdoptedPort(self, adopt)
         return execute(port.startListening).addCallback(lambda _: port)
 
 
-class AdoptedDatagrams(_Claimant):
+class AdoptedDatagrams(_Claim):
     """The counterpart of an endpoint for datagram sockets: INET, INET6 and UNIX."""
 
     def listen(
@@ -269,7 +261,7 @@ class AdoptedDatagrams(_Claimant):
             port.startListening()
             return port
 
-        port = AdoptedPort(self._claim, adopt)
+        port = AdoptedPort(self, adopt)
         port.startListening()
         return port
 
