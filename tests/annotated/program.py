@@ -99,6 +99,10 @@ async def restart(port: AdoptedPort) -> int:
     return len(port.ports)
 
 
+def close(port: AdoptedPort) -> Deferred[None]:
+    return port.loseConnection()
+
+
 def handBack(found: tuple[Descriptor, ...]) -> None:
     inherited().release(found)
     inherited().reclaim(found)
