@@ -105,29 +105,24 @@ class Heartbeat:
         return asking
 
     def _ping(self) -> None:
-        isAlive = self._isAlive()
-        if isAlive:
-            self._offer("WATCHDOG=1")
-        self._wasAlive = isAlive
-
-    def _offer(self, message: str) -> bool:
-        return self._manager is not None and self._manager.offer(message)
-
-    def _isAlive(self) -> bool:
-        """@return: the program's answer. The first negative answer of a series is logged."""
+        """Send a ping if the program is alive. Log the first negative answer of a series."""
         cause = "its check returned false"
         try:
-            if self._alive is None or self._alive():
-                return True
+            isAlive = self._alive is None or bool(self._alive())
         except Exception as why:
-            cause = f"{type(why).__name__}: {why}"
-        if self._wasAlive:
+            isAlive, cause = False, f"{type(why).__name__}: {why}"
+        if isAlive:
+            self._offer("WATCHDOG=1")
+        elif self._wasAlive:
             self._log.error(
                 "the program is not alive, so systemd gets no watchdog ping: {cause}",
                 cause=cause,
                 message_id="a64af6f616164d89aec679d3226803f5",
             )
-        return False
+        self._wasAlive = isAlive
+
+    def _offer(self, message: str) -> bool:
+        return self._manager is not None and self._manager.offer(message)
 
 
 def repeat(clock: Any, seconds: float, f: Callable[[], object], now: bool = False) -> LoopingCall:

@@ -209,15 +209,11 @@ class ReloadPort(FileDescriptor):
     def _wake(self) -> None:
         """Tell the clients that the reload still runs. Read the port again after a failure."""
         for client in self._clients:
-            _send(client, STILL_RUNS)
+            with suppress(OSError):  # the client is gone
+                client.send(STILL_RUNS)
         self.startReading()
 
     def _answer(self, why: str, client: socket.socket) -> None:
         self._clients.remove(client)
-        with client:
-            _send(client, why.encode() or RELOADED)
-
-
-def _send(client: socket.socket, data: bytes) -> None:
-    with suppress(OSError):  # the client is gone
-        client.send(data)
+        with client, suppress(OSError):
+            client.send(why.encode() or RELOADED)
