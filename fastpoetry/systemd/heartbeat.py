@@ -44,21 +44,17 @@ class Heartbeat:
         self._clock = clock
         self._loops: list[LoopingCall] = []
 
-    def start(self, manager: Manager, watchdogSeconds: float) -> None:
-        """
-        Begin to send.
-
-        @param watchdogSeconds: how long systemd waits for a ping; 0 if the watchdog is off.
-        """
+    def start(self, manager: Manager, environ: Mapping[str, str]) -> None:
+        """Begin to send, with watchdog pings if the environment asks for them."""
         self._manager = manager
         self._loops = [
             repeat(self._clock, 1, self.tellStatus, now=True),
             repeat(self._clock, 1, manager.catchUp),
         ]
-        if watchdogSeconds:
+        if seconds := _watchdogSeconds(environ):
             # systemd disarms the watchdog when a stop begins. A late ping arms it again, so ping
             # until the exit.
-            self._loops.append(repeat(self._clock, watchdogSeconds / 3, self._ping))
+            self._loops.append(repeat(self._clock, seconds / 3, self._ping))
 
     def stop(self) -> None:
         """Stop sending, and reset. L{start} can be called again."""
@@ -148,7 +144,7 @@ def repeat(clock: Any, seconds: float, f: Callable[[], object], now: bool = Fals
     return loop
 
 
-def watchdogSeconds(environ: Mapping[str, str]) -> float:
+def _watchdogSeconds(environ: Mapping[str, str]) -> float:
     """
     @param environ: where systemd leaves C{WATCHDOG_USEC} and C{WATCHDOG_PID}.
     @return: how long systemd waits for a ping of this process, sd_watchdog_enabled(3); 0 if the

@@ -21,7 +21,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from fastpoetry.systemd.clock import MonotonicClock
-from fastpoetry.systemd.heartbeat import Heartbeat, watchdogSeconds
+from fastpoetry.systemd.heartbeat import Heartbeat
 from fastpoetry.systemd.manager import Manager, ManagerError, hideFromChildren, oneLine, withHidden
 from fastpoetry.systemd.reloading import Hook, ReloadError, Reloads
 from fastpoetry.systemd.signals import Handlers, isStopping
@@ -187,7 +187,7 @@ class NotifyService(Service):
             return
         self._handlers.stopOnce(self._reactor)
         if self._manager is not None:
-            self._heartbeat.start(self._manager, watchdogSeconds(withHidden(self._environ)))
+            self._heartbeat.start(self._manager, withHidden(self._environ))
             self._reloads.listen(self._environ)
         started = Deferred.fromCoroutine(self._starts.whenStarted(self, self._readyHook))
         extending = None if started.called else self._heartbeat.extend()
