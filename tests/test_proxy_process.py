@@ -290,7 +290,7 @@ class ColdTests(ProxyCase):
     def test_notIdle(self) -> None:
         """A proxy with waiting clients is not idle: it resets them before it exits."""
         address = self.proxy(self.upstream(isSilent).endpoint)
-        server = self.serve("--exit-idle-time=0.3", "--total-timeout=1")
+        server = self.serve("--exit-idle-time=0.3", "--total-timeout=0.5")
         self.assertEqual(readAll(*self.hold(1, address)), (0, "reset"))
         self.assertEqual(server.wait(), 0)
 
@@ -494,7 +494,7 @@ class CacheTests(ProxyCase):
 
     def test_idle(self) -> None:
         """An idle proxy exits, and the next one has its poem without another fetch."""
-        server = self.start("--exit-idle-time=0.5")
+        server = self.start("--exit-idle-time=0.2")
         self.assertFetches(self.address, POEM)
         self.assertEqual(server.wait(), 0)
         self.waitForCopy()
