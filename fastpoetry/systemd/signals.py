@@ -6,10 +6,9 @@ This module does not know what its callers' handlers do.
 
 from __future__ import annotations
 
-import signal as signals
 from collections.abc import Callable
 from functools import partial
-from signal import SIG_DFL, SIG_IGN, SIGHUP, SIGINT, SIGTERM, getsignal, signal
+from signal import SIG_DFL, SIG_IGN, SIGHUP, SIGINT, SIGTERM, Signals, getsignal, signal
 from typing import Any
 
 from twisted.logger import Logger
@@ -53,7 +52,7 @@ class Handlers:
         except ValueError:
             self._log.warn(
                 "{signal} is not handled: only a program's first thread can set a handler",
-                signal=signals.Signals(number).name,
+                signal=Signals(number).name,
                 message_id="fa0a15bda0534516b5407da0a853cee9",
             )
         else:

@@ -65,7 +65,7 @@ class Store:
         passed: Callable[[], Inherited] = inherited,
     ) -> None:
         """
-        @param reactor: provides C{IReactorFDSet}. Methods with names in C{Now} need no reactor.
+        @param reactor: provides C{IReactorFDSet}. L{putNow} and L{removeNow} need none.
         @param clock: provides C{IReactorTime}; without it, a L{MonotonicClock}.
         @param environ: where systemd leaves C{NOTIFY_SOCKET} and C{FDSTORE}.
         @param passed: returns the descriptors passed to this process.
