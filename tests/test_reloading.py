@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import socket
+import tempfile
 from typing import Any
 
 from messages import RELOAD_FAILED, RELOAD_GIVEN_UP, RELOAD_SLOW
@@ -156,6 +157,15 @@ class ClientTests(SynchronousTestCase):
         """The command stops waiting for a silent program after the limit of silence."""
         self.listen("a")
         self.assertEqual(self.ask(), (1, "reload failed: the program has not answered for 0 s\n"))
+
+    def test_priority(self) -> None:
+        """In the journal, a cause that no program has logged is an error."""
+        with tempfile.TemporaryFile("w+") as stream, contextlib.redirect_stderr(stream):
+            found = os.fstat(stream.fileno())
+            self.patch(os, "environ", {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"})
+            reload.main({})
+            stream.seek(0)
+            self.assertTrue(stream.read().startswith("<3>reload failed: only systemd"))
 
     def test_full(self) -> None:
         """The command stops waiting for a full queue too."""

@@ -19,10 +19,15 @@ from collections.abc import Iterator, Mapping
 from signal import SIGTERM, signal
 from time import monotonic, sleep
 
+from fastpoetry.systemd.stderr import refusalLine
+
 __all__ = ["main"]
 
 RELOADED = b"reloaded"
 """The answer to a reload that ended well. Any other answer is the cause of a failure."""
+
+NOTHING = b"there is nothing to reload"
+"""The answer of a program without a reload."""
 
 STILL_RUNS = b"\n"
 """Sent by the program each second during a reload."""
@@ -38,11 +43,14 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
     Reload the program, and wait for the result.
 
     @param environ: where systemd leaves C{MAINPID} and C{INVOCATION_ID}.
-    @return: 0; or 1, after a line on stderr with the cause.
+    @return: 0; or 1, after a line on stderr with the cause. It is an error in the journal, unless
+        the program has logged the cause itself.
     """
+    isLogged = False
     try:
         with _connect(int(environ["MAINPID"]), environ) as server:
             said = b"".join(iter(lambda: server.recv(4096), b"")).strip()
+        isLogged = said not in (b"", NOTHING)
     except (KeyError, ValueError):
         said = b"only systemd can ask for a reload: MAINPID is not set"
     except TimeoutError:
@@ -52,7 +60,8 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
     if said == RELOADED:
         return 0
     reason = said.decode(errors="replace") or "the program ended meanwhile"
-    print(f"reload failed: {reason}", file=sys.stderr)
+    line = f"reload failed: {reason}"
+    print(line if isLogged else refusalLine(line), file=sys.stderr)
     return 1
 
 

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from fastpoetry.systemd.deferreds import asDeferred, findCause
 from fastpoetry.systemd.heartbeat import repeat
 from fastpoetry.systemd.manager import oneLine
-from fastpoetry.systemd.reload import RELOADED, STILL_RUNS, portName, readCredentials
+from fastpoetry.systemd.reload import NOTHING, RELOADED, STILL_RUNS, portName, readCredentials
 from fastpoetry.systemd.signals import Handlers
 
 _SLOW_SECONDS = 10.0
@@ -98,7 +98,7 @@ class Reloads:
     def ask(self) -> Deferred[str]:
         """@return: fires after the reload with the cause of its failure, or with an empty text."""
         if self._hook is None:
-            return succeed("there is nothing to reload")
+            return succeed(NOTHING.decode())
         waiter: Deferred[str] = Deferred()
         self._waiters.append(waiter)
         if not self._isReloading:
