@@ -147,6 +147,27 @@ class PathTests(PreflightCase):
             listening.listen()
             self.assertEqual(self.refusal(f"unix:{self.path}"), "Address already in use")
 
+    def test_full(self) -> None:
+        """A path is refused in the same way while no more clients can wait there."""
+        with (
+            socket.socket(socket.AF_UNIX) as listening,
+            socket.socket(socket.AF_UNIX) as first,
+        ):
+            listening.bind(self.path)
+            listening.listen(0)
+            first.connect(self.path)
+            self.assertEqual(self.refusal(f"unix:{self.path}"), "Address already in use")
+
+    def test_twice(self) -> None:
+        """A path that is asked for twice is refused, however it is written."""
+        self.check(f"unix:{self.path}")
+        same = os.path.relpath(self.path)
+        self.assertEqual(self.refusal(f"unix:{same}"), "Address already in use")
+
+    def test_long(self) -> None:
+        """A path that is too long for a socket is refused."""
+        self.assertEqual(self.refusal(f"unix:{self.path}{'x' * 107}"), "File name too long")
+
     def leave(self, owner: str = "") -> None:
         """
         Leave a socket behind.
@@ -171,7 +192,7 @@ class PathTests(PreflightCase):
         """
         for owner in ("1", str(os.getpid()), "twistd"):
             self.leave(owner)
-            self.check(f"unix:{self.path}")
+            Preflight().check(self.endpoint(f"unix:{self.path}"))
             self.assertEqual(os.listdir(self.folder), [])
 
     def test_lockAlone(self) -> None:

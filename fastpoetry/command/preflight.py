@@ -23,13 +23,21 @@ from twisted.internet.endpoints import (
 )
 from twisted.internet.interfaces import IStreamServerEndpoint
 
+_MOST_PATH_BYTES = 107
+"""The longest path of a UNIX socket: C{sun_path} of unix(7), without its final NUL."""
+
 
 class Preflight(ExitStack):
     """
     Tries endpoints out.
 
-    It holds their ports until it is closed, to find a port that is asked for twice.
+    It holds their ports until it is closed, and remembers their paths, to find one that is asked
+    for twice.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._paths: set[str] = set()
 
     def check(self, endpoint: IStreamServerEndpoint) -> None:
         """
@@ -44,7 +52,7 @@ class Preflight(ExitStack):
         if isinstance(endpoint, (TCP4ServerEndpoint, TCP6ServerEndpoint, SSL4ServerEndpoint)):
             self._checkPort(endpoint._interface, endpoint._port)
         elif isinstance(endpoint, UNIXServerEndpoint):
-            _checkPath(endpoint._address)
+            self._checkPath(endpoint._address)
 
     def _checkPort(self, interface: str, port: int) -> None:
         """Bind a TCP port as Twisted does."""
@@ -57,25 +65,31 @@ class Preflight(ExitStack):
             raise OSError(errno.EINVAL, "not a port from 0 to 65535") from None
         tried.listen(0)  # two sockets that are only bound may share a port
 
+    def _checkPath(self, path: str) -> None:
+        """
+        Check that a UNIX socket can be made. Remove an abandoned socket and its lock.
 
-def _checkPath(path: str) -> None:
-    """
-    Check that a UNIX socket can be made. Remove an abandoned socket and its lock.
-
-    Twisted's lock holds the number of a process, which another process may have by now: in a
-    container, every program is process 1. So the lock of an abandoned socket is ignored.
-    """
-    folder = os.path.dirname(path) or "."
-    os.stat(folder)
-    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    with suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        with socket.socket(socket.AF_UNIX) as client, suppress(ConnectionRefusedError):
-            client.setblocking(False)
-            client.connect(path)
+        Twisted's lock holds the number of a process, which another process may have by now: in a
+        container, every program is process 1. So the lock of an abandoned socket is ignored.
+        """
+        full = os.path.abspath(path)
+        if full in self._paths:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-        os.unlink(path)  # only if it was there: another program may have made a file since
-    with suppress(FileNotFoundError):
-        os.unlink(f"{path}.lock")
+        self._paths.add(full)
+        if len(os.fsencode(path)) > _MOST_PATH_BYTES:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        folder = os.path.dirname(full)
+        os.stat(folder)
+        if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        with suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(os.lstat(path).st_mode):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            with socket.socket(socket.AF_UNIX) as client, suppress(ConnectionRefusedError):
+                client.setblocking(False)
+                with suppress(BlockingIOError):  # its backlog is full
+                    client.connect(path)
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+            os.unlink(path)  # only if it was there: another program may have made a file since
+        with suppress(FileNotFoundError):
+            os.unlink(f"{path}.lock")
