@@ -219,8 +219,7 @@ class AdoptedEndpoint(_Claim):
         """
         Listen on every socket. This works again after the port has stopped.
 
-        @return: fires with the L{AdoptedPort}; fails with L{AdoptError} if a socket has another
-            user now.
+        @return: fires with the L{AdoptedPort}; fails with L{AdoptError} if a socket has a new user.
         """
 
         def adopt(descriptor: Descriptor) -> Any:

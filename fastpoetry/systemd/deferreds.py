@@ -10,11 +10,7 @@ from twisted.python.failure import Failure
 
 
 def asDeferred(awaited: Any) -> Deferred[Any]:
-    """
-    @param awaited: a Deferred, a coroutine, or any other value. Callbacks that are added to a
-        Deferred later still get its result.
-    @return: a Deferred with the same result.
-    """
+    """@return: a Deferred with the result of any value. A given Deferred keeps its own result."""
     if isinstance(awaited, Awaitable):
         return watch(toDeferred(awaited))
     return succeed(awaited)

@@ -83,11 +83,7 @@ class Heartbeat:
             self._told = status
 
     def extend(self) -> LoopingCall | None:
-        """
-        Ask for more time repeatedly, until C{extendSeconds} have passed.
-
-        @return: the loop that asks; C{None} outside systemd.
-        """
+        """@return: a loop that asks for more time for C{extendSeconds}; C{None} without systemd."""
         if self._manager is None:
             return None
         until = self._clock.seconds() + self._extendSeconds

@@ -65,8 +65,7 @@ class _Waiting(NamedTuple):
 
     @ivar data: the record for the journal.
     @ivar text: the record for the fallback.
-    @ivar lost: how many records are lost if this one is. A report of lost records counts as the
-        number that it reports.
+    @ivar lost: how many records are lost with this one. A report counts as those that it reports.
     """
 
     data: bytes
@@ -385,10 +384,7 @@ def observer(environ: Mapping[str, str] = os.environ, path: str = SOCKET) -> Jou
 
 @cache
 def _share(identifier: str, path: str, stream: str, facility: str) -> JournalObserver:
-    """
-    @return: one observer for all callers with the same arguments: the end of the program waits
-        once, and records keep their order.
-    """
+    """@return: one observer for all callers: the end waits once, and records keep their order."""
     journal = JournalObserver(identifier, path, sys.__stderr__, stream=stream, facility=facility)
     os.register_at_fork(after_in_child=journal.forget)
     callBeforeDaemon(journal.flush)
