@@ -20,8 +20,8 @@ MODULES = {
     "ending": "",
     "journal": "ending records stderr",
     "manager": "steps",
-    "notify": ("clock steps manager heartbeat deferreds reload signals reloading starting"),
-    "reload": "",
+    "notify": "clock steps manager heartbeat deferreds stderr reload signals reloading starting",
+    "reload": "stderr",
     "store": "clock stderr descriptors steps manager",
 }
 """The public modules, and which of them each needs."""

@@ -26,7 +26,6 @@ MOST_DESCRIPTORS = 253
 Message = tuple[str, Sequence[int]]
 """A text for systemd, and the descriptors sent with it."""
 
-
 _VARIABLES = (
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",

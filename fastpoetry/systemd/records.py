@@ -72,7 +72,6 @@ _JSON_ESCAPES = {code: f"\\u{code:04x}" for code in _ESCAPES}
 Record = Mapping[str, bytes]
 """Field names with their values, as the journal stores them."""
 
-
 DAEMON = "3"
 """The facility of system services, in syslog's numbers (RFC 5424, 6.2.1)."""
 
