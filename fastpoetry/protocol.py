@@ -94,6 +94,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         """Go on after the handshake. TLS accepts writes before it, but does not send them."""
         self.setTimeout(None)
         if self._isArriving:
+            ignoreInput(self.transport, self.readConnectionLost)
             self._queue()
 
     def timeoutConnection(self) -> None:
@@ -139,8 +140,6 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         self._policy.begin(self)
         if self._socket is not None:
             limitUnsent(self._socket)
-        if self._isTLS:
-            ignoreInput(self.transport, self.readConnectionLost)
         # The lowest transport calls resumeProducing when the system has all that was written. TLS
         # would call it earlier.
         self._lowest.registerProducer(self, False)

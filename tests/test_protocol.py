@@ -517,6 +517,16 @@ class HandshakeTests(ProtocolCase):
         self.reactor.advance(self.limits.stallSeconds)
         self.assertEqual(lower.did, [])
 
+    def test_endsWhileItWaits(self) -> None:
+        """A connection whose client ends its side first still waits for its poem."""
+        self.source.poem = None
+        lower, protocol = self.shake("192.0.2.7")
+        protocol.handshakeCompleted()
+        half: Any = IHalfCloseableProtocol(protocol.transport)
+        half.readConnectionLost()
+        half.dataReceived(b"TLS's end")
+        self.assertEqual((half.did, lower.did), ([], []))
+
     def test_leaves(self) -> None:
         """A connection that leaves before its handshake leaves no timer."""
         _, protocol = self.shake("192.0.2.7")
