@@ -33,6 +33,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # No test measures time, and a failed test fails again.
 settings.register_profile("fastpoetry", deadline=None, database=None, derandomize=True)
 settings.load_profile("fastpoetry")
+# For a build of the package; see debian/rules.
+settings.register_profile("build", settings.get_profile("fastpoetry"), max_examples=10)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
