@@ -393,6 +393,18 @@ class StartTests(PortsCase):
         asked = f"TCP 127.0.0.1:{number}, UDP [::1]:0"
         self.assertEqual(self.unasked(ports), [(where, asked)])
 
+    def test_stopped(self) -> Deferred[None]:
+        """A socket whose port has stopped before the report makes no record."""
+
+        async def serve() -> None:
+            passed = self.listening()
+            ports = self.adopt(passed)
+            host, number = passed.getsockname()
+            await self.reactor.listenTCP(number, self.factory, interface=host).stopListening()
+            self.assertEqual(self.unasked(ports), [])
+
+        return Deferred.fromCoroutine(serve())
+
     def test_nothingAsked(self) -> None:
         """A program that does not listen makes a record of its socket, and of no stored file."""
         with open(os.devnull) as file:
@@ -477,6 +489,12 @@ class Greeter(Protocol):
 
 reactor.listenTCP(int(sys.argv[1]), Factory.forProtocol(Greeter), interface="127.0.0.1")
 reactor.run()
+"""
+
+LOGGING = """
+import sys
+from twisted.python import log
+log.startLogging(sys.stderr)
 """
 
 
@@ -578,6 +596,10 @@ class ProcessTests(Binding, SynchronousTestCase):
         output, errors = process.communicate(timeout=60)
         where = f"AF_INET 0.0.0.0:{self.number}"
         self.assertIn(f"{where}; it asked for: TCP 127.0.0.1:", output + errors)
+        self.write("script.py", LOGGING + SCRIPT)
+        command = (sys.executable, "-m", "fastpoetry.systemd.ports", "script.py")
+        _, errors = self.launch(*command, str(self.number)).communicate(timeout=60)
+        self.assertIn(f"{where}; it asked for: TCP 127.0.0.1:", errors)
 
     def test_starter(self) -> None:
         """A program with its own start code gets the passed socket under its own reactor."""

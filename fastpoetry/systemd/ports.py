@@ -9,6 +9,7 @@ C{python3 -m fastpoetry.systemd.ports PROGRAM} does this for a program that star
 
 from __future__ import annotations
 
+import atexit
 import os
 import runpy
 import socket
@@ -93,6 +94,7 @@ class AdoptedPorts:
         self._reactor = reactor
         self._passed = passed
         self._attempts: Attempts | None = Attempts()
+        self._used: set[Descriptor] = set()
         for name in _METHODS:
             if hasattr(reactor, name):
                 setattr(reactor, name, self._wrap(name, getattr(reactor, name)))
@@ -114,8 +116,11 @@ class AdoptedPorts:
         Call this once the program has started: later attempts to listen are not noted.
         """
         attempts, self._attempts = self._attempts, None
+        if attempts is None:
+            return
         for each in self._passed.free:
-            if attempts is not None and (each.listens or each.kind == socket.SOCK_DGRAM):
+            isSocket = each.listens or each.kind == socket.SOCK_DGRAM
+            if isSocket and each not in self._used:
                 self._log.warn(
                     "the program does not use the passed socket {socket}; it asked for: {asked}",
                     socket=str(each),
@@ -147,6 +152,7 @@ class AdoptedPorts:
     def _adopt(self, found: tuple[Descriptor, ...], asked: Mapping[str, Any]) -> Any:
         """@return: a port on passed sockets. It returns the sockets when it stops."""
         self._passed.reclaim(found)
+        self._used.update(found)
         if "protocol" in asked:
             datagrams = AdoptedDatagrams(self._reactor, found, self._passed)
             return _Transport(datagrams, asked["protocol"], asked["maxPacketSize"])
@@ -284,6 +290,7 @@ def main(arguments: Sequence[str]) -> None:
     def installAndAdopt(reactor: Any) -> None:
         install(reactor)
         ports = adoptPorts(reactor, passed)
+        atexit.register(ports.report)  # the program may end before
         reactor.callWhenRunning(reactor.callLater, _START_SECONDS, ports.report)
 
     reactors.installReactor = installAndAdopt
