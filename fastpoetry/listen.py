@@ -71,11 +71,17 @@ class PoetryListener(service.Service):
             failures[0].raiseException()
         self._fail = self._giveUp
 
-    def startService(self) -> None:
-        """Listen, unless L{privilegedStartService} has begun to."""
+    def startService(self) -> Deferred[Any] | None:
+        """
+        Listen, unless L{privilegedStartService} has begun to.
+
+        @return: fires when the endpoint listens. If it cannot, it fires when the program has been
+            told to end. READY waits for it.
+        """
         super().startService()
         if self._listening is None:
             self.privilegedStartService()
+        return self._listening
 
     def stopService(self) -> Deferred[None]:
         """

@@ -109,6 +109,13 @@ class StartTests(ListenerCase):
         self.listener.startService()
         self.assertEqual(self.endpoint.factories, [self.factory])
 
+    def test_started(self) -> None:
+        """The start ends when the endpoint listens: READY waits for it."""
+        started: Any = self.listener.startService()
+        self.assertNoResult(started)
+        self.endpoint.listening.callback(FakePort())
+        self.successResultOf(started)
+
     def test_late(self) -> None:
         """A listener added to a running parent listens at once."""
         parent = MultiService()
@@ -249,10 +256,11 @@ class FailureTests(ListenerCase):
     def test_later(self) -> None:
         """A later error ends the program, with one record of the cause."""
         self.listener.privilegedStartService()
-        self.listener.startService()
+        started: Any = self.listener.startService()
         with capturedLogs() as events:
             self.endpoint.listening.errback(self.error())
         self.assertTrue(self.reactor.hasStopped)
+        self.successResultOf(started)
         (record,) = records(events)
         self.assertEqual(
             (record["text"], record["level"], record["message_id"]),
