@@ -3,7 +3,7 @@ The command behind C{systemctl reload}. It fails if the program's reload fails.
 
 C{ExecReload=/usr/bin/python3 -m fastpoetry.systemd.reload} asks the main process of the unit to
 reload, as SIGHUP would, and waits for the result. L{fastpoetry.systemd.reloading} answers. This
-module uses only the standard library, so that it starts quickly, and only the unit's permissions.
+module imports no Twisted, so that it starts quickly, and uses only the unit's permissions.
 
 Any local user may bind an abstract socket name. So the name of the port has a random part that no
 other process can guess. The client finds it in C{/proc/self/net/unix}, and skips other processes.
