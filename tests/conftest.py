@@ -4,6 +4,7 @@ Settings for all tests: an environment without a supervisor, and the same random
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Generator
@@ -43,6 +44,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--system", action="append", help="a release of Debian to boot; each of the supported ones"
     )
     parser.addoption("--package", type=Path, help="the folder of the package, if it is built")
+
+
+def pytest_collection_finish() -> None:
+    """Keep imported objects out of later garbage collections: each took up to 0.1 s."""
+    gc.freeze()
 
 
 @pytest.hookimpl(hookwrapper=True)
