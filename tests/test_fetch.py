@@ -191,6 +191,10 @@ class FailureTests(ProxyCase):
             self.refusing(ConnectError(2, "gone")),
         )
 
+    def test_noNumber(self) -> None:
+        """A connection that fails without a system error has a short cause, too."""
+        self.assertKept("upstream cannot be reached", self.refusing(ConnectError(string="lost")))
+
     def test_noThread(self) -> None:
         """A machine without a free thread has a short cause."""
         self.assertKept(
