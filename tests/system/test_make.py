@@ -195,7 +195,8 @@ def test_test(fresh: Machine) -> None:
     print_ = ("make", f"--directory={HOME}", "--silent", "--eval=tools:;@echo $(TEST_PACKAGES)")
     tools = fresh.run(*print_, "tools").stdout.split()
     assert "rpm" in tools
-    fresh.run("apt-get", "install", "--simulate", "--no-install-recommends", *tools)
+    # Works out the whole installation, in a quarter of the time of --simulate.
+    fresh.run("apt-get", "install", "--yes", "--print-uris", "--no-install-recommends", *tools)
 
 
 _CONTAINER = (
