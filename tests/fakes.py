@@ -531,6 +531,7 @@ class FakeTLS(ProtocolWrapper):
     def __init__(self, factory: Any, wrappedProtocol: IProtocol) -> None:
         super().__init__(factory, wrappedProtocol)
         self.did: list[str] = []
+        self._tlsConnection = object()
 
     def getPeerCertificate(self) -> None:
         """Return L{None}, as usual for a client."""
@@ -542,14 +543,7 @@ class FakeTLS(ProtocolWrapper):
 
     def dataReceived(self, data: bytes) -> None:
         """Decrypt what the client sends."""
-        self._flushReceiveBIO()
-
-    def _flushReceiveBIO(self) -> None:
-        """Read what is decrypted."""
         self.did.append("read")
-
-    def _flushSendBIO(self) -> None:
-        """Do nothing: there is nothing to encrypt."""
 
 
 class FakeNotify(Service):

@@ -387,7 +387,6 @@ class TLSTests(ProtocolCase):
         ends its side.
         """
         self.upper.dataReceived(b"TLS's end")
-        self.upper._flushReceiveBIO()
         self.assertEqual(self.upper.did, [])
 
     def test_clientEndsFirst(self) -> None:

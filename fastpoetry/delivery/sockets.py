@@ -16,7 +16,7 @@ from fcntl import ioctl
 from functools import cache, wraps
 from sys import byteorder
 from termios import TIOCOUTQ
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.logger import Logger
@@ -243,12 +243,33 @@ def ignoreInput(transport: Any, ended: Callable[[], object]) -> None:
     @param transport: TLS, or a layer above it.
     @param ended: called when the client has ended its side of the connection below TLS.
     """
-    tls = transport._flushReceiveBIO.__self__
-    tls._flushReceiveBIO = tls._flushSendBIO  # it may hold input from the end of the handshake
+    tls = transport
+    while "_tlsConnection" not in vars(tls):
+        tls = tls.transport
+    tls._tlsConnection = _Unread(tls._tlsConnection)
     tls.dataReceived = lambda data: None
     tls.readConnectionLost = ended
     tls.writeConnectionLost = lambda: None
     alsoProvides(tls, IHalfCloseableProtocol)
+
+
+class _Unread:
+    """
+    A connection of pyOpenSSL that has no input. It may hold an end of the client already: TLS reads
+    on after the handshake, or after the PROXY header.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def recv(self, size: int) -> bytes:
+        from twisted.protocols import tls  # no plain server imports it
+
+        noInput: type[Exception] = cast(Any, tls).WantReadError  # pyOpenSSL's
+        raise noInput
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
 
 
 @cache
