@@ -158,6 +158,15 @@ class NowTests(Passing, SynchronousTestCase):
         why = self.assertRaises(StoreError, store.putNow, {"a": [self.memory("")]})
         self.assertIn("store of 1 is", str(why))
 
+    def test_tooManyForTheLimit(self) -> None:
+        """What cannot fit by that limit is not sent: systemd may close late what it has dropped."""
+        store = self.store(9, FDSTORE="2")
+        with self.assertRaises(StoreError):
+            store.putNow({"a": [self.memory("")] * 2})
+        self.assertEqual(self.systemd.names(), [])
+        store.putNow({"a": [self.memory("")]})
+        self.assertEqual(self.systemd.names(), ["a"])
+
     def test_size(self) -> None:
         """An invalid limit counts as unknown."""
         sizes = [Store(environ={"FDSTORE": text}).size for text in ("", "x", "-1", "7")]

@@ -150,6 +150,9 @@ class Store:
     def _store(self, messages: Sequence[Message]) -> Steps:
         if not messages:
             return
+        # On a busy machine, systemd 257 closes what it has dropped too late for the probe.
+        if self.size is not None and self.size <= sum(len(numbers) for _, numbers in messages):
+            raise self._tooSmall()
         ours, theirs = makePipe()
         with ours:
             probe = f"store-probe-{ours.fileno()}"  # of this put only: systemd removes by name
@@ -157,12 +160,15 @@ class Store:
                 last = f"FDSTORE=1\nFDNAME={probe}", [theirs.fileno()]
                 yield from self._tell([*messages, last])
             if isReady(ours.fileno(), _DROPPED_SECONDS):  # systemd has dropped the other end
-                size = "" if self.size is None else f" of {self.size}"
-                raise StoreError(
-                    f"the descriptor store{size} is missing or too small: "
-                    "FileDescriptorStoreMax= must be one more than the number of descriptors"
-                )
+                raise self._tooSmall()
             yield from self._removing([probe])
+
+    def _tooSmall(self) -> StoreError:
+        size = "" if self.size is None else f" of {self.size}"
+        return StoreError(
+            f"the descriptor store{size} is missing or too small: "
+            "FileDescriptorStoreMax= must be one more than the number of descriptors"
+        )
 
     def _tell(self, messages: Sequence[Message]) -> Steps:
         """Send messages, and wait until systemd has acted on them."""
