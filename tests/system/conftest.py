@@ -20,8 +20,10 @@ UNITS = CLONE / "packaging/systemd"
 SOURCE = "/src"
 """The clone's path in the machines."""
 
-# systemd reloads only if a unit was removed: a reload takes longer than all the rest.
+# pytest shows the journal if the test has failed. systemd reloads only if a unit was removed: a
+# reload takes longer than all the rest.
 _TIDY = """
+journalctl --quiet --lines=50 --output=short-precise
 systemctl stop 'fastpoetry*'
 systemctl reset-failed 'fastpoetry*'
 rm -rf /etc/fastpoetry/poetry/* /etc/fastpoetry/*.env
@@ -120,7 +122,7 @@ def machine(debian: Machine) -> Iterator[Machine]:
     no poem.
     """
     yield debian
-    debian.run("sh", "-c", _TIDY)
+    print(debian.run("sh", "-c", _TIDY).stdout)
     waitFor(lambda: not listUnits(debian), "everything of fastpoetry to end")
 
 

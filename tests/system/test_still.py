@@ -42,3 +42,4 @@ def test_stop(machine: Machine, tmp_path: Path) -> None:
             assert machine.fetch("-U", "/run/fastpoetry/still.sock") == b"moves\n"
         finally:
             disk.kill()
+            machine.run("umount", "--lazy", FOLDER, check=False)
