@@ -126,6 +126,7 @@ def _findUser(pid: int) -> int | None:
 
 if __name__ == "__main__":
     # systemd sends SIGTERM if it stops the service meanwhile. If the signal killed this process,
-    # the stop would be a failure.
+    # the stop would be a failure. Only SuccessExitStatus=SIGTERM in the unit covers the time in
+    # which Python starts or ends.
     signal(SIGTERM, lambda *_: sys.exit(0))
     sys.exit(main())

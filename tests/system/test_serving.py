@@ -202,6 +202,21 @@ def test_stop(machine: Machine) -> None:
     assert machine.fetch(*ECSTASY) == read("ecstasy")
 
 
+def test_stopDuringReload(machine: Machine) -> None:
+    """
+    A stop is no failure if SIGTERM kills the command of a reload, for example before Python has
+    started.
+    """
+    service = "fastpoetry@ecstasy.service"
+    reload = "[Service]\nExecReload=\nExecReload=/bin/sleep infinity\n"
+    writeDropIn(machine, service, reload)
+    machine.systemctl("start", service)
+    machine.systemctl("reload", "--no-block", service)
+    waitFor(lambda: machine.show(service, "ActiveState") == "reloading", "the reload")
+    machine.systemctl("stop", service)
+    assert machine.show(service, "Result") == "success"
+
+
 def test_stopInTime(machine: Machine) -> None:
     """A stopped reader is reset at the drain timeout, and the service exits cleanly."""
     addOptions(machine, "--drain-timeout=1")
