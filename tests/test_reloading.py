@@ -94,6 +94,22 @@ class LimitTests(NotifyCase):
             self.assertEqual(len(self.reloads), count)
             self.assertEqual(self.wait(60), [RELOAD_SLOW, RELOAD_GIVEN_UP])
 
+    def test_late(self) -> None:
+        """The end of a reload that was given up has no effect, even if it cleaned up for long."""
+        cleaning: Deferred[None] = Deferred()
+
+        async def tidy() -> None:
+            with contextlib.suppress(CancelledError):
+                await Deferred()
+            await cleaning
+
+        self.started(reload=tidy)
+        self.hangUp()
+        self.assertEqual(self.wait(60), [RELOAD_SLOW, RELOAD_GIVEN_UP])
+        with capturedLogs() as events:
+            cleaning.callback(None)
+        self.assertEqual(events, [])
+
     def test_recordOfCause(self) -> None:
         """
         An unexpected failure makes a record with its traceback; one already recorded does not.

@@ -10,7 +10,10 @@ from twisted.python.failure import Failure
 
 
 def asDeferred(awaited: Any) -> Deferred[Any]:
-    """@return: a Deferred with the result of any value. A given Deferred keeps its own result."""
+    """
+    @return: a Deferred with the value, or with the result of an awaitable one. A given Deferred
+        keeps its result, but not its failure.
+    """
     if isinstance(awaited, Awaitable):
         return watch(toDeferred(awaited))
     return succeed(awaited)
@@ -29,6 +32,8 @@ def toDeferred(awaited: Awaitable[Any]) -> Deferred[Any]:
 
 def watch(other: Deferred[Any], keepsFailure: bool = False) -> Deferred[Any]:
     """
+    Give the result of a Deferred to a second one.
+
     @param other: callbacks that are added to it later still get its result.
     @param keepsFailure: whether errbacks that are added later also get its failure.
     @return: a Deferred with the same result. Cancelling it cancels the other.
@@ -36,11 +41,10 @@ def watch(other: Deferred[Any], keepsFailure: bool = False) -> Deferred[Any]:
     watching: Deferred[Any] = Deferred(lambda _: other.cancel())
 
     def tell(result: Any) -> Any:
-        if isinstance(result, Failure):
-            watching.errback(result)
-            return result if keepsFailure else None
-        watching.callback(result)
-        return result
+        isFailure = isinstance(result, Failure)
+        if not watching.called:  # otherwise it was cancelled, and the other has ended later
+            (watching.errback if isFailure else watching.callback)(result)
+        return None if isFailure and not keepsFailure else result
 
     other.addBoth(tell)
     return watching
