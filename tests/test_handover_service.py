@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterable, Mapping
@@ -181,6 +182,20 @@ class HandOverTests(HandOverCase):
         )
         self.assertEqual(self.store.held, {})
         self.assertNoResult(stopped)
+        self.assertEqual(self.reactor.fetch(client), LONG.text)
+
+    def test_shortOfDescriptors(self) -> None:
+        """If no descriptor is left, also none to clear the store, each reader goes on as before."""
+
+        def fail(*_arguments: object, **_settings: object) -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        client = self.connect()
+        self.patch(self.store, "putNow", fail)
+        self.patch(self.store, "removeNow", fail)
+        with capturedLogs() as events:
+            self.stop()
+        self.assertEqual(len(records(events)), 1)
         self.assertEqual(self.reactor.fetch(client), LONG.text)
 
     def test_others(self) -> None:

@@ -130,7 +130,7 @@ class HandOverService(Service):
         self._tell(lost, faults)
 
     def _clear(self) -> None:
-        with suppress(StoreError):
+        with suppress(StoreError, OSError):  # OSError: memory or descriptors have run out
             self._store.removeNow(_NAME, seconds=_STORE_SECONDS)
 
     def _tell(self, lost: int, faults: Sequence[str]) -> None:
