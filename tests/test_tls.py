@@ -68,12 +68,14 @@ class PlainTests(SynchronousTestCase):
 
     def test_plain(self) -> None:
         """Socket endpoints are plain, with or without a PROXY header."""
-        for each in ("tcp:10000", "tcp:host=x:port=1", "adopted:", "unix:/x", "haproxy:tcp6:1"):
+        plain = ("tcp:10000", "tcp:host=x:port=1", "adopted:", "unix:/x", "haproxy:tcp6:1")
+        for each in (*plain, r"adopted:name=x:else=tcp\:1"):
             self.assertTrue(isPlain(each), each)
 
     def test_notPlain(self) -> None:
         """TLS endpoints are not plain, wherever TLS is; nor are unknown ones."""
-        for each in ("ssl:1", "tls:x:1", "haproxy:ssl:1", "txsni:/x:tcp:1", "onion:1", "", "TCP:1"):
+        known = ("ssl:1", "tls:x:1", "haproxy:ssl:1", "txsni:/x:tcp:1", r"adopted:else=ssl\:1")
+        for each in (*known, "onion:1", "", "TCP:1"):
             self.assertFalse(isPlain(each), each)
 
 

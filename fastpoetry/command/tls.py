@@ -17,7 +17,10 @@ _PLAIN = ("adopted", "systemd", "tcp", "tcp6", "unix")
 def isPlain(description: str) -> bool:
     """Whether a description, of a server or client endpoint, certainly needs no TLS."""
     kind, _, rest = description.partition(":")
-    return isPlain(rest) if kind == "haproxy" else kind in _PLAIN
+    if kind == "haproxy":
+        return isPlain(rest)
+    _, hasOther, other = rest.partition("else=")
+    return kind in _PLAIN and not (hasOther and not isPlain(other.replace("\\:", ":")))
 
 
 def importTwisted(descriptions: Iterable[str]) -> None:
