@@ -8,11 +8,13 @@ endpoint.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from twisted.application import service
 from twisted.internet import tcp
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred
+from twisted.internet.error import ReactorNotRunning
 from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -24,7 +26,8 @@ from fastpoetry.protocol import PoetryFactory, PoetryProtocol
 
 class PoetryListener(service.Service):
     """
-    Serves poetry on one endpoint while it runs. A stop waits until the readers have their poems.
+    Serves poetry on one endpoint while it runs. A stop waits until the readers have their poems. If
+    listeners share a policy, the last one that stops waits.
 
     It replaces Twisted's C{TCPServer}, which has no fast port. A stop of C{TCPServer} does not wait
     for readers. Without a free descriptor, C{TCPServer} accepts connections and closes them.
@@ -32,6 +35,7 @@ class PoetryListener(service.Service):
 
     _log = Logger()
     _listening: Deferred[IListeningPort] | None = None
+    _port: Any = None
     _ports: tuple[Any, ...] = ()
 
     def __init__(
@@ -68,6 +72,7 @@ class PoetryListener(service.Service):
         self._listening.addCallback(self._begin)
         self._listening.addErrback(lambda failure: self._fail(failure))
         if failures:
+            self._listening = None
             failures[0].raiseException()
         self._fail = self._giveUp
 
@@ -93,17 +98,22 @@ class PoetryListener(service.Service):
         if self._listening is not None:
             self._listening.cancel()
             self._listening = None
+        policy = self._factory.policy
+        port, self._port = self._port, None
         ports, self._ports = self._ports, ()
-        for port in ports:
-            self._factory.policy.gate.remove(port)
-        stopped = DeferredList([maybeDeferred(port.stopListening) for port in ports])
-        return stopped.addCallback(lambda _: self._factory.policy.drain())
+        for each in ports:
+            policy.gate.remove(each)
+        stopped = DeferredList([maybeDeferred(each.stopListening) for each in ports])
+        if hasattr(port, "ports"):  # an AdoptedPort: others may use its sockets from now on
+            stopped.addCallback(lambda _: port.stopListening())
+        return stopped.addCallback(lambda _: None if policy.gate.hasPorts else policy.drain())
 
     def _begin(self, port: Any) -> None:
         """Serve on every socket of a port."""
-        self._ports = tuple(self._borrow(each) for each in getattr(port, "ports", (port,)))
-        for each in self._ports:
-            self._factory.policy.gate.add(each)
+        self._port = port
+        for each in getattr(port, "ports", (port,)):
+            self._ports += (self._borrow(each),)  # one by one, so a stop knows what has begun
+            self._factory.policy.gate.add(self._ports[-1])
         self._log.info(
             "serving poetry on {addresses}",
             addresses=", ".join(map(formatHost, self.addresses)),
@@ -136,4 +146,5 @@ class PoetryListener(service.Service):
                 failure,
                 message_id="08e1b6dd16394f819c02a8adcd4326af",
             )
-            self._reactor.stop()
+            with suppress(ReactorNotRunning):  # it stops already
+                self._reactor.stop()

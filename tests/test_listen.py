@@ -20,7 +20,7 @@ from twisted.application.service import IService, MultiService
 from twisted.internet import tcp, unix
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.error import CannotListenError
+from twisted.internet.error import CannotListenError, ReactorNotRunning
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.protocol import ServerFactory
 from twisted.logger import capturedLogs
@@ -253,6 +253,28 @@ class FailureTests(ListenerCase):
         self.assertRaises(CannotListenError, self.listener.privilegedStartService)
         self.assertFalse(self.reactor.hasStopped)
 
+    def test_tryAgain(self) -> None:
+        """After an immediate error the listener can be started again, and then listens."""
+        self.endpoint.listening = fail(self.error())
+        self.assertRaises(CannotListenError, self.listener.startService)
+        self.endpoint.listening = Deferred()
+        started: Any = self.listener.startService()
+        self.assertNoResult(started)
+        self.endpoint.listening.callback(FakePort())
+        self.successResultOf(started)
+
+    def test_duringStop(self) -> None:
+        """An error while the reactor stops already is logged, and stops nothing again."""
+
+        def stop() -> None:
+            raise ReactorNotRunning
+
+        self.patch(self.reactor, "stop", stop)
+        started: Any = self.listener.startService()
+        self.endpoint.listening.errback(self.error())
+        self.successResultOf(started)
+        self.flushLoggedErrors(CannotListenError)
+
     def test_later(self) -> None:
         """A later error ends the program, with one record of the cause."""
         self.listener.privilegedStartService()
@@ -317,6 +339,33 @@ class StopTests(ListenerCase):
         self.assertNoResult(stopped)
         self.policy.remove(reader)
         self.successResultOf(stopped)
+
+    def test_shared(self) -> None:
+        """The stop of one listener leaves readers of the others alone: the last one drains."""
+        endpoint = FakeEndpoint()
+        other = PoetryListener(endpoint, self.factory, self.reactor)
+        self.start(FakePort())
+        other.startService()
+        endpoint.listening.callback(FakePort())
+        reader = FakeReader(self.policy)
+        self.policy.begin(reader)
+        self.successResultOf(self.listener.stopService())
+        self.reactor.advance(1)
+        self.assertEqual(reader.did, [])
+        stopped = other.stopService()
+        self.assertNoResult(stopped)
+        self.policy.remove(reader)
+        self.successResultOf(stopped)
+
+    def test_adopted(self) -> None:
+        """The sockets of an adopted port are returned at the end of its own stop."""
+        inner, outer = FakePort(), FakePort()
+        whole: Any = outer
+        whole.ports = (inner,)
+        self.start(whole)
+        self.successResultOf(self.listener.stopService())
+        self.assertTrue(inner.stopped)
+        self.assertTrue(outer.stopped)
 
     def test_portsFirst(self) -> None:
         """

@@ -28,6 +28,11 @@ class Gate:
         return self._reopening is not None
 
     @property
+    def hasPorts(self) -> bool:
+        """Whether a port is left."""
+        return bool(self._ports)
+
+    @property
     def willOpen(self) -> bool:
         """Whether a timer is pending that opens the gate."""
         return self._reopening is not None and self._reopening.active()
