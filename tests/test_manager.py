@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from test_store import Systemd
@@ -14,6 +15,11 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from fastpoetry.systemd.manager import Manager, ManagerError
 from fastpoetry.systemd.notify import NotifyService
 from fastpoetry.systemd.steps import drive, driveNow
+
+
+def raiseOSError(number: int) -> None:
+    """Fail as a call of the system does."""
+    raise OSError(number, os.strerror(number))
 
 
 class TellTests(SynchronousTestCase):
@@ -68,6 +74,16 @@ class TellTests(SynchronousTestCase):
         clock.advance(5)
         self.failureResultOf(waiting, ManagerError)
         self.assertEqual(clock.getDelayedCalls(), [])
+
+    def test_shortOfMemory(self) -> None:
+        """A message that must arrive is sent later if memory is short."""
+        self.systemd.start()
+        send = self.manager._send
+        self.patch(self.manager, "_send", lambda *_: raiseOSError(errno.ENOBUFS))
+        self.manager.declare("READY=1")
+        self.patch(self.manager, "_send", send)
+        driveNow(self.manager.tell(), 30)
+        self.assertEqual(self.systemd.messages, ["READY=1"])
 
     def test_nobody(self) -> None:
         """Without systemd each wait fails, and an offer makes one record."""

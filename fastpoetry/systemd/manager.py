@@ -37,6 +37,9 @@ _VARIABLES = (
 )
 """Variables by which systemd informs this process only, not its children."""
 
+_FOR_A_MOMENT = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
+"""Errors of a message that can be sent later."""
+
 _hidden: dict[str, str] = {}
 
 
@@ -70,13 +73,14 @@ class Manager:
         Send a message that may be lost, because a newer one follows soon.
 
         @param message: the fields, one on a line.
-        @return: false if systemd's queue is full. The first other failure is logged.
+        @return: false if systemd's queue is full, or memory is short: send it again later. The
+            first other failure is logged.
         """
         try:
             self._send(self._socket, message)
-        except BlockingIOError:
-            return False
         except OSError as why:
+            if why.errno in _FOR_A_MOMENT:
+                return False
             if not self._hasComplained:
                 self._hasComplained = True
                 self._log.warn(
@@ -91,13 +95,13 @@ class Manager:
         """
         Send a message that must arrive, after all messages declared before.
 
-        @param message: the fields. If systemd's queue is full, L{catchUp} sends them later.
+        @param message: the fields. If they cannot be sent now, L{catchUp} sends them later.
         """
         self._undeclared.append(message)
         self.catchUp()
 
     def catchUp(self) -> None:
-        """Send declared messages that did not fit into systemd's queue before."""
+        """Send declared messages that could not be sent before."""
         while self._undeclared and self.offer(self._undeclared[0]):
             self._undeclared.popleft()
 
