@@ -21,6 +21,7 @@ from ports import PortCase, lingerOf
 from twisted.internet import tcp
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IListeningPort, IReadDescriptor
+from twisted.internet.protocol import Protocol
 from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
@@ -679,6 +680,22 @@ class BorrowedTests(PortCase):
         patch.restore()
         client = self.connect()
         self.assertEqual(self.reactor.fetch(client), POEM.text)
+
+    def test_ownProtocol(self) -> None:
+        """An error in a program's own protocol resets its connection, and delays nobody else."""
+
+        class Faulty(Protocol):
+            def connectionMade(self) -> None:
+                raise ZeroDivisionError
+
+        port = self.listen()
+        port._port.factory.protocol = Faulty
+        first = self.connect()
+        self.reactor.turn()
+        with self.assertRaises(ConnectionResetError):
+            receiveAll(first)
+        self.assertIn(port, self.reactor.getReaders())
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_nobody(self) -> None:
         """With an empty backlog the port does not pause, and calls accept(2) once."""

@@ -20,6 +20,7 @@ from twisted.internet.interfaces import (
     IReadDescriptor,
     IWriteDescriptor,
 )
+from twisted.python import log
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -306,7 +307,11 @@ class BorrowedPort:
             self.policy.ledger.turnedAway(address, _UNSERVED)
             raise
         port.sessionno += 1
-        protocol.makeConnection(transport)
+        try:
+            protocol.makeConnection(transport)
+        except Exception:  # of a program's own protocol: other clients do not wait for it
+            log.err()
+            transport.abortConnection()
 
     def _pauseIfShort(self) -> bool:
         """Pause if only reserved descriptors are left. Return whether it paused."""
