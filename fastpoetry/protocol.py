@@ -134,6 +134,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
             self._waiting = self.factory.source.whenPoem()
             self._waiting.addCallbacks(self._begin, lambda _: self.dismiss(self._awaited))
 
+    @orReset
     def _begin(self, poem: Poem) -> None:
         self.poem = poem
         self._isArriving = False
@@ -158,7 +159,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         self._policy.remove(self)
 
     def drain(self) -> None:
-        """Prepare for the stop: no more poems come, but a TLS handshake may be about to end."""
+        """Prepare for the stop: wait for no poem, and only a moment for a handshake or a place."""
         if self._waiting is not None:
             self.dismiss("the server stops, and there is no poem yet")
         else:
@@ -191,6 +192,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Forget the connection, and count it if it got no poem."""
+        self.setTimeout(None)
         if self._isArriving:
             self._endArrival(f"it left early: {self._awaited}")
         if self._waiting is not None:

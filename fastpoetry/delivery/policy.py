@@ -232,9 +232,9 @@ class Policy:
 
     def _cutShort(self) -> None:
         """End a stop that has waited long enough: hand readers over, and reset all others."""
-        self._handOverSending()
         cause = f"the server stops, and has waited {self.limits.drainSeconds:g} s"
         try:
+            self._handOverSending()
             for reader in list(self._sending):
                 self.giveUp(reader, cause)
             self._lingering.giveUpAll(cause)
