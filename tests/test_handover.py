@@ -197,6 +197,14 @@ class DistrustTests(HandOverCase):
         state["readers"][0][4] = [20.0, 20.0, 0]
         self.assertReset(state, "impossible")
 
+    def test_endless(self) -> None:
+        """A connection with an infinite count of bytes or time is reset."""
+        for progress in ([0.0, 0.0, float("inf")], [10**400, 10**400, 0]):
+            self.setUp()
+            state = self.describe()
+            state["readers"][0][4] = progress
+            self.assertReset(state, "damaged")
+
     def test_notConnected(self) -> None:
         """A UNIX socket that is not connected is closed, even if the state describes it."""
         self.reader = self.makeReader(socket.socket(socket.AF_UNIX).detach(), LONG)

@@ -169,7 +169,7 @@ def _restoreReader(
         poem = poems[which]
         progress = Progress(float(startedAt), float(movedAt), int(takenBytes))
         isOrdered = 0 <= takenBytes <= sentBytes and startedAt <= movedAt <= now
-    except (ValueError, TypeError, IndexError):
+    except (ValueError, TypeError, IndexError, OverflowError):
         raise HandOverError("the state of a connection is damaged") from None
     if poem is None:
         raise HandOverError("the text of a poem is missing or damaged")
