@@ -82,6 +82,7 @@ class SourceTests(SynchronousTestCase):
     def test_mapped(self) -> None:
         """Each IPv4 client of an IPv6 socket is a source of its own, though all share one /64."""
         self.assertTrue(self.isSame(MAPPED, ("::ffff:192.0.2.7", 2, 0, 0)))
+        self.assertTrue(self.isSame(MAPPED, ("192.0.2.7", 3)))
         self.assertFalse(self.isSame(MAPPED, ("::ffff:192.0.2.8", 2, 0, 0)))
 
     def test_user(self) -> None:

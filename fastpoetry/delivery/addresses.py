@@ -69,7 +69,9 @@ def sourceOf(address: Address) -> bytes | None:
         packed = inet_pton(AF_INET6, host)
     except OSError:  # IPv4, or any text from a PROXY header
         return host.encode()
-    return packed if packed.startswith(_MAPPED) else packed[:8]
+    if packed.startswith(_MAPPED):  # an IPv4 client of an IPv6 socket
+        return inet_ntop(AF_INET, packed[-4:]).encode()
+    return packed[:8]
 
 
 def normalise(peer: Any) -> Any:
