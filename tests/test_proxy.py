@@ -274,6 +274,15 @@ class StopTests(ProxyCase):
         self.service.stopService()
         self.successResultOf(reloaded)
 
+    def test_reloadingLater(self) -> None:
+        """A stop ends a reload that waits for the next attempt."""
+        first = self.service.reload()
+        self.upstream.refuse()
+        self.failureResultOf(first, UpstreamError)
+        second = self.service.reload()
+        self.service.stopService()
+        self.successResultOf(second)
+
     def test_afterwards(self) -> None:
         """After a stop a reader gets the present poem, and no fetch begins."""
         self.fetch()

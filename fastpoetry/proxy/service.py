@@ -55,7 +55,7 @@ class PoetryProxyService(service.Service):
     ) -> None:
         """
         @param upstream: the upstream's name for records.
-        @param reactor: provides C{IReactorFromThreads}, and C{IReactorTime} with a monotonic clock.
+        @param reactor: provides C{IReactorTime} with a monotonic clock.
         @param expectedDigest: the SHA-256 that the poem must have, in hexadecimal, if it is known.
         @param wallSeconds: the time of day, in seconds since 1970, for the copy and L{freshAt}.
         """
@@ -131,13 +131,17 @@ class PoetryProxyService(service.Service):
         self._updating = None
         for waiter in list(self._waiters):
             waiter.cancel()
+        reloads, self._reloads = self._reloads, []  # those that waited for an outage to end
+        for reload in reloads:
+            reload.callback(None)
         return None if self._keeper is None else self._keeper.finish()
 
     def reload(self) -> Deferred[None]:
         """
         Fetch anew, even if the poem is fresh, and keep the old one until the new one is whole.
 
-        @return: fires when the fetch succeeds, or fails with L{UpstreamError}.
+        @return: fires when the fetch succeeds or the service stops, or fails with
+            L{UpstreamError}.
         """
         done: Deferred[None] = Deferred()
         self._reloads.append(done)
