@@ -183,6 +183,24 @@ class CommandTests(SynchronousTestCase):
         self.patch(Other, "makeService", lambda *_: middle)
         self.assertEqual(list(makeService(self.parse("other"))), [middle])
 
+    def test_oneFails(self) -> None:
+        """If one service cannot reload, the others do, and each cause is told or logged."""
+        done: list[str] = []
+
+        class Failing(Service):
+            def reload(self) -> None:
+                done.append("failed")
+                raise ValueError("no file")
+
+        services = MultiService()
+        for service in (Failing(), Failing(), OtherService(OtherOptions())):
+            service.setServiceParent(services)
+        self.patch(OtherService, "reload", lambda _: done.append("well"))
+        self.patch(Other, "makeService", lambda *_: services)
+        self.failureResultOf(Deferred.fromCoroutine(self.hooks()["reload"]()), ValueError)
+        self.assertEqual(done, ["failed", "failed", "well"])
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+
     def test_othersMethods(self) -> None:
         """An attribute named C{status} or C{reload} that is not such a method is ignored."""
 

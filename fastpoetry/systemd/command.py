@@ -14,7 +14,7 @@ import atexit
 import os
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from inspect import signature
 from typing import Any, cast
 
@@ -27,7 +27,8 @@ from twisted.application.service import (
     loadApplication,
 )
 from twisted.plugin import getPlugins
-from twisted.python import usage
+from twisted.python import log, usage
+from twisted.python.failure import Failure
 
 from fastpoetry.systemd.deferreds import asDeferred
 from fastpoetry.systemd.notify import NotifyService, StartingService
@@ -54,10 +55,14 @@ class Options(usage.Options):
     ]
     optParameters = [["python", "y", None, "Run the application in this file, as twistd does."]]
 
+    @cached_property
+    def makers(self) -> dict[str, Any]:
+        """The makers of twistd's commands, by name. Finding them imports no command."""
+        return {each.tapname: each for each in getPlugins(IServiceMaker)}
+
     @property
     def subCommands(self) -> Iterator[tuple[str, None, Callable[[], Any], str]]:
-        """The commands of twistd without this one. Listing them imports no command."""
-        self.makers = {each.tapname: each for each in getPlugins(IServiceMaker)}
+        """The commands of twistd without this one."""
         for name, maker in sorted(self.makers.items()):
             if name != _NAME:
                 yield name, None, partial(_makeOptions, maker), maker.description
@@ -154,8 +159,21 @@ def _finishStart(ports: AdoptedPorts) -> None:
 
 
 async def _reloadAll(reloads: list[Callable[[], Any]]) -> None:
+    """
+    Reload all services, even if one fails.
+
+    @raise Exception: the first error, after all reloads. The others are in the log.
+    """
+    failures: list[Failure] = []
     for reload in reloads:
-        await asDeferred(reload())
+        try:
+            await asDeferred(reload())
+        except Exception:
+            failures.append(Failure())
+    for failure in failures[1:]:
+        log.err(failure)
+    if failures:
+        failures[0].raiseException()
 
 
 def _findMethods(service: Any, name: str) -> Iterator[Callable[[], Any]]:
