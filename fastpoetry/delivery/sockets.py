@@ -167,8 +167,8 @@ def limitUnsent(connection: socket.SocketType) -> None:
     try:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MOST_UNSENT_BYTES)
     except OSError as why:
-        # The client may have reset the connection in the backlog. Sending reports that.
-        if why.errno is not None:
+        # Otherwise the client may have reset the connection in the backlog. Sending reports that.
+        if why.errno in _REFUSED:
             _tellWithout("TCP_NOTSENT_LOWAT", why.errno)
 
 
