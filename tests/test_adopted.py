@@ -497,10 +497,9 @@ class ConnectionTests(Passing, TestCase):
 
     def test_noConnection(self) -> None:
         """A descriptor that is not a connection is an error, and is closed."""
-        made = self.bound()
-        number = made.detach()
-        self.assertRaises(OSError, adoptConnection, self.reactor, number, self.factory)
-        self.assertRaises(OSError, os.fstat, number)
+        for number in (self.bound().detach(), os.memfd_create("state")):
+            self.assertRaises(OSError, adoptConnection, self.reactor, number, self.factory)
+            self.assertRaises(OSError, os.fstat, number)
 
     def test_detach(self) -> Deferred[None]:
         """A detached connection outlives its transport and can be adopted again."""

@@ -274,7 +274,12 @@ def adoptConnection(reactor: Any, number: int, factory: IProtocolFactory) -> Any
     @return: the transport, or C{None} if the factory makes no protocol.
     @raise OSError: if the descriptor is not a connection, or its client is gone.
     """
-    with socket.socket(fileno=number) as passed:
+    try:
+        passed = socket.socket(fileno=number)
+    except OSError:  # not a socket
+        os.close(number)
+        raise
+    with passed:
         passed.getpeername()
         passed.setblocking(False)
         return reactor.adoptStreamConnection(passed.fileno(), passed.family, factory)

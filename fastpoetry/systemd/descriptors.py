@@ -11,7 +11,7 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from functools import cache
 from typing import NamedTuple
@@ -221,7 +221,7 @@ class Inherited:
         """Take descriptors back, so that others can use them. They must still be open."""
         self._given.difference_update(descriptors)
 
-    def reclaim(self, descriptors: Iterable[Descriptor]) -> None:
+    def reclaim(self, descriptors: Collection[Descriptor]) -> None:
         """
         Give out again descriptors that were released.
 
