@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pluggy
 import pytest
 
 from system.machine import Machine, waitFor
@@ -20,10 +21,8 @@ UNITS = CLONE / "packaging/systemd"
 SOURCE = "/src"
 """The clone's path in the machines."""
 
-# pytest shows the journal if the test has failed. systemd reloads only if a unit was removed: a
-# reload takes longer than all the rest.
+# systemd reloads only if a unit was removed: a reload takes longer than all the rest.
 _TIDY = """
-journalctl --quiet --lines=50 --output=short-precise
 systemctl stop 'fastpoetry*'
 systemctl reset-failed 'fastpoetry*'
 rm -rf /etc/fastpoetry/poetry/* /etc/fastpoetry/*.env
@@ -40,6 +39,17 @@ for each in /usr/lib/systemd/system-generators/*; do
     ln -sf /dev/null /etc/systemd/system-generators/"${each##*/}"
 done
 """
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pluggy.Result[Any], None]:
+    """Add the journals of a failed test's machines to its report."""
+    outcome = yield
+    report = outcome.get_result()
+    used = getattr(item, "funcargs", {}).values() if report.failed else ()
+    for each in dict.fromkeys(each for each in used if isinstance(each, Machine)):
+        seen = each.run("journalctl", "--lines=60", "--output=short-precise", check=False).stdout
+        report.sections.append((f"Journal of {each.name}", seen))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -122,7 +132,7 @@ def machine(debian: Machine) -> Iterator[Machine]:
     no poem.
     """
     yield debian
-    print(debian.run("sh", "-c", _TIDY).stdout)
+    debian.run("sh", "-c", _TIDY)
     waitFor(lambda: not listUnits(debian), "everything of fastpoetry to end")
 
 
