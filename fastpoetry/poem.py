@@ -26,7 +26,8 @@ class Poem:
     @ivar text: the whole poem, in the encoding of its file.
     @ivar origin: the path or endpoint that it came from, for people.
     @ivar digest: the SHA-256 of the text, in hexadecimal; computed unless it is given.
-    @ivar strangeAt: the offset of the first byte that is not UTF-8; C{None} if all are.
+    @ivar strangeAt: the offset of the first byte that is not UTF-8; C{None} if all are, or if the
+        digest was given.
     """
 
     name: str

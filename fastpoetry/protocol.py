@@ -122,7 +122,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         policy = self._policy
         if policy.isTooMany(self.address):
             self._isArriving = False
-            policy.turnAway(self.address)
+            policy.countTurnedAway(self.address)
             self.transport.abortConnection()
             return
         self._awaited = "there is no poem yet"
@@ -141,7 +141,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         self._policy.begin(self)
         if self._socket is not None:
             limitUnsent(self._socket)
-        # The lowest transport calls resumeProducing when the system has all that was written. TLS
+        # The lowest transport calls resumeProducing when the kernel has all that was written. TLS
         # would call it earlier.
         self._lowest.registerProducer(self, False)
 
@@ -167,7 +167,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
 
     @orReset
     def resumeProducing(self) -> None:
-        """Write the next piece, or finish. The system has the previous piece."""
+        """Write the next piece, or finish. The kernel has the previous piece."""
         size = _TLS_PIECE_BYTES if self._isTLS else _PIECE_BYTES
         piece = self.poem.text[self._sentBytes : self._sentBytes + size]
         if not piece:
@@ -216,7 +216,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         return max(0, self._sentBytes - unacknowledged)
 
     def isSent(self) -> bool:
-        """Whether the system has all of the poem; C{False} with TLS, where this is unknown."""
+        """Whether the kernel has all of the poem; C{False} with TLS, where this is unknown."""
         return self._hasEnded and not self._isTLS and self._socket is not None
 
     def end(self) -> None:

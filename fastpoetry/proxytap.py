@@ -76,7 +76,7 @@ class Options(CommandOptions):
         "--total-timeout",
         "totalSeconds",
         parseSeconds,
-        f"Seconds that a whole fetch may take, and that readers wait for the first poem "
+        f"Seconds that a whole fetch may take, and that readers wait for a usable poem "
         f"[default: {Freshness.totalSeconds:g}, as long as people wait].",
     )
     opt_max_size = tunable(
@@ -121,13 +121,15 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
     """
     Make the service that the options describe, as L{fastpoetry.tap.makeService} does.
 
+    From now on, a L{Resolver} of the reactor looks up all names of the program.
+
     @raise SystemExit: if an upstream is invalid, an endpoint cannot listen, or the cache's folder
         is missing.
     """
-    from fastpoetry.command.assembly import assemble, findReactor  # imports Twisted's sockets
+    from fastpoetry.command.assembly import assemble, withClock  # imports Twisted's sockets
     from fastpoetry.proxy.upstream import Resolver, parseUpstream
 
-    reactor, timed = findReactor(reactor, clock)
+    reactor, timed = withClock(reactor, clock)
     folder = options.get("cache") or os.environ.get("CACHE_DIRECTORY")
     with options.asServer():
         if folder and not os.path.isdir(folder):

@@ -142,7 +142,7 @@ class PoetryService(service.Service):
         if loaded.passedOver and loaded.passedOver != self._passedOver:
             self._log.warn(
                 "passed over {files}: a poem's name has letters, digits, _ and - only",
-                files=_name(loaded.passedOver),
+                files=_listPaths(loaded.passedOver),
                 message_id="b917b3f4b8ab4046a0920b1e1fadc045",
             )
         self._passedOver = loaded.passedOver
@@ -181,12 +181,12 @@ class PoetryService(service.Service):
         if strange:
             self._log.warn(
                 "not UTF-8, and served as they are: {files}",
-                files=_name(strange),
+                files=_listPaths(strange),
                 message_id="01d5559e05be46f8b025f61353b4f9fc",
             )
 
 
-def _name(paths: Sequence[str]) -> str:
+def _listPaths(paths: Sequence[str]) -> str:
     """Format paths as one line of ASCII text."""
     more = len(paths) - _MOST_NAMED
     rest = f" and {more} more" if more > 0 else ""

@@ -88,9 +88,9 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
     # the poems again, inside twistd's --chroot.
     with options.asServer():
         readings = [startApart(block.what.reading, str(block.what)) for block in options.blocks]
-    from fastpoetry.command.assembly import assemble, findReactor
+    from fastpoetry.command.assembly import assemble, withClock
 
-    reactor, timed = findReactor(reactor, clock)
+    reactor, timed = withClock(reactor, clock)
     for block, finish in zip(options.blocks, readings, strict=True):
         try:
             with options.asServer():

@@ -344,7 +344,7 @@ class ExhaustionTests(PortCase):
     def test_fewDescriptors(self) -> None:
         """When few descriptors are left, the next reader waits until there are more."""
         port = self.listen()
-        self.policy.mostDescriptor = 0
+        self.policy.firstReserved = 0
         first, second = self.connect(), self.connect()
         port.doRead()
         self.assertNotIn(port, self.reactor.getReaders())
@@ -352,7 +352,7 @@ class ExhaustionTests(PortCase):
         self.reactor.advance(0.25)
         port.doRead()
         self.assertEqual(countDescriptors(), before)
-        self.policy.mostDescriptor = 2**31
+        self.policy.firstReserved = 2**31
         self.reactor.advance(0.25)
         port.doRead()
         self.assertEqual([receiveAll(first), receiveAll(second)], [POEM.text, POEM.text])
@@ -648,12 +648,12 @@ class BorrowedTests(PortCase):
     def test_fewDescriptors(self) -> None:
         """When few descriptors are left, the next reader waits in the backlog."""
         port = self.listen()
-        self.policy.mostDescriptor = 0
+        self.policy.firstReserved = 0
         first, second = self.connect(), self.connect()
         port.doRead()
         self.assertEqual((self.policy.readers, self.reactor.getReaders()), (1, [mock.ANY]))
         self.assertNotIn(port, self.reactor.getReaders())
-        self.policy.mostDescriptor = 2**31
+        self.policy.firstReserved = 2**31
         self.reactor.advance(0.25)
         self.assertEqual(self.reactor.fetch(second), POEM.text)
         self.assertEqual(receiveAll(first), POEM.text)

@@ -389,7 +389,7 @@ class SourceTests(PolicyCase):
     def test_turnedAway(self) -> None:
         """A client that is turned away is counted, with a record of the limit."""
         with capturedLogs() as events:
-            self.policy.turnAway(HERE)
+            self.policy.countTurnedAway(HERE)
         self.assertEqual(
             said(events),
             ["turned 192.0.2.7:40000 away: its source has 2 readers already"],
@@ -463,7 +463,7 @@ class DescriptorTests(SynchronousTestCase):
     def most(self, descriptors: int) -> int:
         """@return: the number from which on descriptors are reserved."""
         self.patch(policyModule, "getrlimit", lambda _: (descriptors, RLIM_INFINITY))
-        return Policy(Limits(), Clock()).mostDescriptor
+        return Policy(Limits(), Clock()).firstReserved
 
     def test_fewer(self) -> None:
         """Some of the allowed descriptors are reserved."""

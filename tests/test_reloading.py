@@ -159,7 +159,7 @@ class ClientTests(SynchronousTestCase):
         """Bind a name, as any process may."""
         taken = socket.socket(socket.AF_UNIX)
         self.addCleanup(taken.close)
-        taken.bind(f"\0{reload.portName(self.environ)}{name}")
+        taken.bind(f"\0{reload.portPrefix(self.environ)}{name}")
         taken.listen(backlog)
         return taken
 
@@ -207,7 +207,7 @@ class ProgramTests(Programs):
         A process that has bound names first, even with a full queue, does not block the reload.
         """
         environ = {"INVOCATION_ID": f"taken{os.getpid()}"}
-        name = f"\0{reload.portName(environ)}"
+        name = f"\0{reload.portPrefix(environ)}"
         with socket.socket(socket.AF_UNIX) as full, socket.socket(socket.AF_UNIX) as first:
             full.bind(f"{name}0")
             full.listen(0)

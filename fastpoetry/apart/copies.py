@@ -15,7 +15,7 @@ from hashlib import sha256
 from fastpoetry.apart.poems import OPEN_FLAGS, findFault
 from fastpoetry.apart.worker import WorkError
 
-Found = tuple[bytes, float, str]
+SavedCopy = tuple[bytes, float, str]
 """A poem, the time when it was fetched (seconds since 1970), and its SHA-256."""
 
 _MOST_HEAD_BYTES = 100
@@ -29,7 +29,7 @@ class CopyError(WorkError):
     """A copy that cannot be read or written: one line."""
 
 
-def readCopy(path: str, mostBytes: int) -> Found | None:
+def readCopy(path: str, mostBytes: int) -> SavedCopy | None:
     """
     Read a copy. Return C{None} if there is no copy.
 

@@ -40,7 +40,7 @@ _MOST_TICKS = 10
 """How long to wait while another process writes to the file."""
 
 _SHORT_BYTES = 16384
-"""A server examines so short a poem itself, sooner than this process would have C{hashlib}."""
+"""The server itself examines poems up to this size: this process would first import C{hashlib}."""
 
 _PIECE_BYTES = 1 << 20
 """How much is decoded at a time. Decoded text takes up to four times as much memory."""

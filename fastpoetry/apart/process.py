@@ -2,7 +2,8 @@
 A process for work that may hang, for example on a dead disk.
 
 A process survives even SIGKILL while one of its threads waits for such a disk. Therefore another
-program does the work, L{fastpoetry.apart.worker}. A fork of a process with threads may deadlock.
+process does the work. It runs a program of its own, L{fastpoetry.apart.worker}, since the fork of a
+process with threads may deadlock.
 
 A reactor watches a descriptor for the end of the process, so no thread waits for it.
 """

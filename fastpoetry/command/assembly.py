@@ -37,8 +37,8 @@ _BACKLOG = 4096
 """Connections that may wait in a backlog; net.core.somaxconn is the upper limit."""
 
 
-def findReactor(reactor: Any, clock: Any) -> tuple[Any, MonotonicReactor]:
-    """Return a test's or twistd's reactor, and that reactor with a test's or a monotonic clock."""
+def withClock(reactor: Any, clock: Any) -> tuple[Any, MonotonicReactor]:
+    """Return the reactor, by default twistd's, and the same one with a given or monotonic clock."""
     if reactor is None:
         from twisted.internet import reactor
     return reactor, MonotonicReactor(reactor, clock or MonotonicClock(reactor))

@@ -30,10 +30,10 @@ _MOST_PER_SECOND = 10
 """How often the text is made in a second. A monitoring system asks once in some seconds."""
 
 _COUNTS = {
-    "poems": ("poems", "Poems that were handed to the system whole."),
+    "poems": ("poems", "Poems that were handed to the kernel whole."),
     "bytes": ("poem_bytes", "Bytes of those poems."),
     "left": ("left", "Connections that clients closed before the end of their poem."),
-    "gaveUp": ("gave_up", "Connections that were reset because of a deadline."),
+    "gaveUp": ("gave_up", "Connections that were reset before the end of their poem."),
     "turnedAway": ("turned_away", "Connections that were reset before their poem began."),
     "checks": ("checks", "Connections by which balancers checked that the server answers."),
 }
@@ -45,8 +45,8 @@ class _Group:
     """
     The sources with one name, and their reloads.
 
-    @ivar endedAt: when the last one ended, in seconds since the epoch.
-    @ivar seconds: how long the last one took.
+    @ivar endedAt: when the last reload ended, in seconds since 1970.
+    @ivar seconds: how long the last reload took.
     """
 
     sources: list[Source] = field(default_factory=list)

@@ -33,8 +33,8 @@ class Drain:
         cutShort: Callable[[], object],
     ) -> None:
         """
-        @param look: closes readers that have their poem; called repeatedly.
-        @param cutShort: resets the readers that are left at the end.
+        @param look: closes or hands over readers that need no more time; called repeatedly.
+        @param cutShort: hands over or resets the readers that are left at the end.
         """
         self._clock = clock
         self._look = look

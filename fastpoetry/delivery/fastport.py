@@ -72,11 +72,11 @@ class SocketReader(socket.SocketType):
     A reader that is a socket itself, since most readers need nothing else.
 
     Each connection inherits a reset on close from the listening socket. So if the process dies,
-    even by kill -9, a reader sees a reset, not the end of its poem. Once the system has the last
+    even by kill -9, a reader sees a reset, not the end of its poem. Once the kernel has the last
     byte, the connection may close with an end. The first visit sets that option for each client
     that is still connected. Most clients have closed by then, which saves the call.
 
-    @ivar sentBytes: how much of the poem the system has.
+    @ivar sentBytes: how much of the poem the kernel has.
     """
 
     mayHandOver = True
@@ -94,7 +94,7 @@ class SocketReader(socket.SocketType):
         """
         Send the poem. If not all of it goes at once, the rest is sent as the client takes it.
 
-        @return: whether the system has all of it.
+        @return: whether the kernel has all of it.
         """
         try:
             if len(self.poem.text) > MOST_UNSENT_BYTES:
@@ -118,7 +118,7 @@ class SocketReader(socket.SocketType):
         self.address = findAddress(self, self.address)
         isTooMany = self.home.policy.isTooMany(self.address)
         if isTooMany:
-            self.home.policy.turnAway(self.address)
+            self.home.policy.countTurnedAway(self.address)
             self.close()
         return isTooMany
 
@@ -145,7 +145,7 @@ class SocketReader(socket.SocketType):
         Close the connection if the client has closed its side. Whatever it wrote is discarded.
 
         Most connections are over at the first visit, so a close loses no bytes. From now on any
-        other connection closes with an end, since the system has all of the poem. Unread input
+        other connection closes with an end, since the kernel has all of the poem. Unread input
         would make our close a reset, which could overtake the poem.
         """
         if isOver(self):
@@ -189,8 +189,8 @@ class SocketReader(socket.SocketType):
 
     def _send(self) -> bool:
         """
-        Pass the system as much of the rest as it takes, without a copy. After the last byte, shut
-        our side down. Return whether the system has everything.
+        Pass the kernel as much of the rest as it takes, without a copy. After the last byte, shut
+        our side down. Return whether the kernel has everything.
         """
         text = self.poem.text
         rest = memoryview(text)[self.sentBytes :] if self.sentBytes else text
@@ -288,7 +288,7 @@ class BorrowedPort:
                 if self._pauseAfter(why, failures):
                     return
             else:
-                self._wasShort = connection.fileno() >= self.policy.mostDescriptor
+                self._wasShort = connection.fileno() >= self.policy.firstReserved
                 self._connect(connection, address)
 
     def _connect(self, connection: socket.socket, address: Any) -> None:
@@ -322,13 +322,13 @@ class BorrowedPort:
         return self._wasShort
 
     def _isShort(self) -> bool:
-        """Whether only reserved descriptors are left, see L{Policy.mostDescriptor}."""
+        """Whether only reserved descriptors are left, see L{Policy.firstReserved}."""
         try:
             lowest = os.dup(self._socket.fileno())
         except OSError:
             return True
         os.close(lowest)
-        return lowest >= self.policy.mostDescriptor
+        return lowest >= self.policy.firstReserved
 
     def _pauseAfter(self, why: OSError, failures: int) -> bool:
         """
@@ -389,7 +389,7 @@ class FastPort(BorrowedPort):
         """
         Send poems to the connections in the backlog.
 
-        @param served: receives the readers whose whole poem went to the system at once.
+        @param served: receives the readers whose whole poem went to the kernel at once.
         """
         policy = self.policy
         room = policy.room
@@ -434,7 +434,7 @@ class FastPort(BorrowedPort):
         """
         # This is accept() without the flags and timeouts, which are unused here.
         descriptor, address = self._socket._accept()  # type: ignore[attr-defined]
-        self._wasShort = descriptor >= self.policy.mostDescriptor
+        self._wasShort = descriptor >= self.policy.firstReserved
         try:
             reader = SocketReader(self._family, socket.SOCK_STREAM, 0, descriptor)
         except BaseException:  # it would stay open
@@ -446,7 +446,7 @@ class FastPort(BorrowedPort):
         return reader
 
     def _start(self, reader: SocketReader, poem: Poem) -> bool:
-        """Send a poem to a new connection. Return whether all of it went to the system."""
+        """Send a poem to a new connection. Return whether all of it went to the kernel."""
         reader.poem, reader.home, reader.sentBytes = poem, self._home, 0
         try:
             return reader.start()

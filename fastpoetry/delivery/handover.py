@@ -36,7 +36,8 @@ class HandOverError(Exception):
 
 def describe(readers: Mapping[SocketReader, Progress], poems: Mapping[Poem, int]) -> bytes:
     """
-    Describe readers for the next process. From now on this process does not send to them.
+    Describe readers for the next process. The caller has stopped sending to them: the description
+    counts their bytes.
 
     @param poems: for each poem of the readers, a descriptor of a file with its text.
     """

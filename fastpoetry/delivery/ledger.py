@@ -1,8 +1,11 @@
 """
 The counts of connections, and the records about readers.
 
-Every connection is counted once, at its end. The budget limits records about single connections;
-one summary a second has the rest. So a flood of readers does not make journald drop other records.
+Every connection is counted once: when the kernel has its whole poem, or when it ends before that.
+The next process counts a reader that was handed over.
+
+The budget limits records about single connections; one summary a second has the rest. So a flood of
+readers does not make journald drop other records.
 """
 
 from __future__ import annotations
@@ -31,10 +34,11 @@ class Counts:
     """
     How many connections ended in each way.
 
-    @ivar poems: whole poems that went to the system.
+    @ivar poems: whole poems that went to the kernel.
     @ivar bytes: the bytes of these poems.
     @ivar left: connections that the client closed before the end of its poem.
-    @ivar gaveUp: connections that were reset after a deadline.
+    @ivar gaveUp: connections that were reset before the end of their poem: after a deadline or an
+        error, at the end of a stop, or because they could not be handed over.
     @ivar turnedAway: connections that were reset before their poem: their source had too many, they
         did not identify their client, or there was no poem.
     @ivar checks: balancers' health checks; never in a record.
@@ -72,7 +76,7 @@ class Ledger:
         self._quietUntil: dict[str, float] = {}
 
     def sent(self, readers: Sequence[Reader]) -> None:
-        """Count readers whose whole poems the system has. It sends them even after our exit."""
+        """Count readers whose whole poems the kernel has. It sends them even after our exit."""
         self.counts.poems += len(readers)
         self.counts.bytes += sum([len(each.poem.text) for each in readers])
         for reader in readers:

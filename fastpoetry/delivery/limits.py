@@ -10,7 +10,7 @@ class Progress:
     """
     The progress of a reader that did not take everything at once.
 
-    @ivar startedAt: when it connected, in the clock's seconds.
+    @ivar startedAt: when its deadlines began, in the clock's seconds.
     @ivar movedAt: when its last progress was seen, in the clock's seconds.
     @ivar takenBytes: how much of the poem the client had at the last measurement.
     """

@@ -1,5 +1,5 @@
 """
-Readers whose whole poem is with the system, until they close.
+Readers whose whole poem is with the kernel, until they close.
 
 If a client still writes when its connection is closed, the kernel answers with a reset (RFC 1122,
 4.2.2.13). On some systems the reset overtakes bytes that the client has yet to read. So the client
@@ -29,7 +29,7 @@ sides are busy. A visit that is too early costs more than keeping the reader a l
 
 
 class Lingering:
-    """The readers whose whole poem the system has."""
+    """The readers whose whole poem the kernel has."""
 
     def __init__(
         self,
@@ -37,17 +37,17 @@ class Lingering:
         limits: Limits,
         quota: Quota,
         ledger: Ledger,
-        left: Callable[[], object],
+        useRoom: Callable[[], object],
     ) -> None:
         """
         @param quota: shared with the readers whose poems are under way.
-        @param left: called when a reader is gone.
+        @param useRoom: called when there may be room, since readers may be gone.
         """
         self._clock = clock
         self._limits = limits
         self._quota = quota
         self._ledger = ledger
-        self._left = left
+        self._useRoom = useRoom
         self._soon = Round(clock, _SOON_SECONDS, self._visitSoon, self._keep)
         self._later = Round(clock, LATER_SECONDS, self._visit)
         self._readers: dict[Reader, Progress] = {}
@@ -56,7 +56,7 @@ class Lingering:
         return len(self._readers) + self._soon.waiting
 
     def addServed(self, readers: list[Reader]) -> None:
-        """Let readers linger whose whole poems went to the system at once."""
+        """Let readers linger whose whole poems went to the kernel at once."""
         self._soon.add(readers, self._clock.seconds())
 
     def add(self, reader: Reader, progress: Progress) -> None:
@@ -68,16 +68,16 @@ class Lingering:
         """Forget a reader. A second call has no effect."""
         self._readers.pop(reader, None)
         self._quota.remove(reader)
-        self._left()
+        self._useRoom()
 
-    def closeAll(self, leaveToSystem: bool = False) -> None:
+    def closeAll(self, leaveToKernel: bool = False) -> None:
         """
-        Close the readers that have everything. With C{leaveToSystem}, close also those to which the
+        Close the readers that have everything. With C{leaveToKernel}, close also those to which the
         system goes on sending.
         """
         self._soon.visitAll()
         for reader in list(self._readers):
-            self._visit(reader, 0.0, leaveToSystem)
+            self._visit(reader, 0.0, leaveToKernel)
 
     def giveUpAll(self, cause: str) -> None:
         for reader in list(self._readers):
@@ -99,11 +99,11 @@ class Lingering:
         self._later.add(readers, now)
         for reader in readers:
             self._readers[reader] = Progress(now, now)
-        # Most have closed, so there may be room. If none has, a paused port wakes once for nothing.
-        self._left()
+        # Most have closed. If none has, a paused port wakes once for nothing.
+        self._useRoom()
 
     def _visit(
-        self, reader: Reader, lingerSeconds: float = LINGER_SECONDS, leaveToSystem: bool = False
+        self, reader: Reader, lingerSeconds: float = LINGER_SECONDS, leaveToKernel: bool = False
     ) -> bool:
         """Close a reader that is done or missed a deadline. Return whether to visit it again."""
         progress = self._readers.get(reader)
@@ -116,7 +116,7 @@ class Lingering:
         progress.update(reader.countTaken(), now)
         hasAll = progress.takenBytes == len(reader.poem.text)
         hasLingered = hasAll and now - progress.movedAt >= lingerSeconds
-        if hasLingered or (leaveToSystem and reader.isSent()):
+        if hasLingered or (leaveToKernel and reader.isSent()):
             reader.end()
             self.remove(reader)
             return False
@@ -130,7 +130,7 @@ class Lingering:
     def _countCrowd(self, reader: Reader) -> str:
         """
         Count a reader in the quota of its source, since it does not take its poem. A small poem
-        went to the system at once, so its reader was not counted before.
+        went to the kernel at once, so its reader was not counted before.
 
         @return: why to reset the reader, if its source has too many; otherwise an empty string.
         """
@@ -143,7 +143,7 @@ class Lingering:
         return ""
 
     def _giveUp(self, reader: Reader, cause: str) -> None:
-        """Reset a reader. Its poem is counted already, since the system has it."""
+        """Reset a reader. Its poem is counted already, since the kernel has it."""
         progress = self._readers[reader]
         reader.reset()
         try:

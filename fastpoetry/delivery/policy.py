@@ -34,7 +34,7 @@ class Policy:
     All readers of the process, and the rules for them.
 
     @ivar ledger: counts every connection.
-    @ivar mostDescriptor: descriptors from this number up are reserved. The kernel gives out the
+    @ivar firstReserved: descriptors from this number up are reserved. The kernel gives out the
         lowest free one (open(2)), so a new number tells how many are in use in the whole process.
     @ivar gate: pauses the ports while there is no room.
     @ivar handOver: hands readers in mid-poem over to the next process, or C{None}.
@@ -57,7 +57,7 @@ class Policy:
         self._emptySince = clock.seconds()
         self._drain: Drain | None = None
         most, _ = getrlimit(RLIMIT_NOFILE)
-        self.mostDescriptor = 2**31 if most == RLIM_INFINITY else most - _RESERVED_DESCRIPTORS
+        self.firstReserved = 2**31 if most == RLIM_INFINITY else most - _RESERVED_DESCRIPTORS
 
     @property
     def readers(self) -> int:
@@ -121,7 +121,7 @@ class Policy:
         self._quota.add(arrival)
 
     def addServed(self, readers: list[Reader]) -> None:
-        """Count new readers whose whole poems went to the system at once, and let them linger."""
+        """Count new readers whose whole poems went to the kernel at once, and let them linger."""
         try:
             self._lingering.addServed(readers)
         finally:
@@ -140,13 +140,16 @@ class Policy:
         self._deadlines.add([reader], now)
 
     def finish(self, reader: Reader) -> None:
-        """Count a reader, and let it linger. The system now has the last byte of its poem."""
+        """Count a reader, and let it linger. The kernel now has the last byte of its poem."""
         self._quota.remove(reader)
         self._lingering.add(reader, self._sending.pop(reader))
         self.ledger.sent([reader])
 
     def remove(self, connection: Any) -> None:
-        """Forget a connection that closed without our order. A second call has no effect."""
+        """
+        Forget a connection. If its poem was under way, its client has left. A second call has no
+        effect.
+        """
         if progress := self._sending.pop(connection, None):
             self.ledger.left(connection, progress.takenBytes)
         self._waiting.pop(connection, None)
@@ -164,8 +167,8 @@ class Policy:
             self._quota.remove(reader)
             self._useRoom()
 
-    def turnAway(self, address: Address) -> None:
-        """Count a connection that was reset because L{isTooMany}."""
+    def countTurnedAway(self, address: Address) -> None:
+        """Count a connection that the caller resets because of L{isTooMany}."""
         most = countOf(self.limits.maxReadersPerSource, "reader")
         self.ledger.turnedAway(address, f"its source has {most} already")
 
@@ -184,7 +187,7 @@ class Policy:
         self._lingering.closeAll()
         if self.readers < before:
             return
-        if self.room:  # so few descriptors are left
+        if self.room:  # the cause is a lack of descriptors
             self._arrivals.giveWay()
         self.gate.close()
         self.tellClosed(cause)
@@ -213,9 +216,9 @@ class Policy:
         return self._drain.wait()
 
     def _closeDone(self) -> None:
-        """Close readers that have their poem. Once all the others can be handed over, do that."""
+        """Close readers that have their poem. Hand the others over once all of them allow it."""
         isPastGrace = self._drain is not None and self._drain.isPastGrace
-        self._lingering.closeAll(leaveToSystem=isPastGrace)
+        self._lingering.closeAll(leaveToKernel=isPastGrace)
         areAllPortable = all(reader.mayHandOver for reader in self._sending)
         hasOthers = self._arrivals or self.readers > len(self._sending)
         if isPastGrace and areAllPortable and not hasOthers:

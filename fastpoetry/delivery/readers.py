@@ -53,7 +53,7 @@ class Reader(Protocol):
 
     The policy decides when to close it, calls C{closeAfterClient}, C{end} or C{reset}, and forgets
     the reader. If the connection closes for another reason, for example because the client leaves,
-    the reader calls L{Policy.remove}. In this package, "the system" is the kernel.
+    the reader calls L{Policy.remove}.
 
     @ivar poem: the reader's poem.
     @ivar address: the client's address.
@@ -66,7 +66,7 @@ class Reader(Protocol):
 
     def closeAfterClient(self) -> bool:
         """
-        Close a connection if its client has closed its side. The system has the whole poem.
+        Close a connection if its client has closed its side. The kernel has the whole poem.
 
         @return: whether the connection is closed.
         """
@@ -75,10 +75,10 @@ class Reader(Protocol):
         """Return how many bytes of the poem the client has by now."""
 
     def isSent(self) -> bool:
-        """Whether the system has all of the poem. It sends the rest even after our exit."""
+        """Whether the kernel has all of the poem. It sends the rest even after our exit."""
 
     def end(self) -> None:
-        """Close a connection whose client has everything, or will get it from the system."""
+        """Close a connection whose client has everything, or will get it from the kernel."""
 
     def reset(self) -> None:
         """Close a connection so that the client can tell that bytes are missing."""

@@ -18,7 +18,7 @@ LATER_SECONDS = 1.0
 """How often to visit readers that stay. Deadlines need no shorter time."""
 
 _MOST_AT_ONCE = 64
-"""Visits before the reactor's other work gets its turn: a whole round would delay that."""
+"""Visits in one turn of the reactor, so that its other work does not wait for a whole round."""
 
 
 class Round:

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from fastpoetry.apart.copies import Found, readCopy, writeCopy
+from fastpoetry.apart.copies import SavedCopy, readCopy, writeCopy
 from fastpoetry.apart.poems import MAX_POEM_BYTES
 from fastpoetry.apart.process import Job, callApart
 from fastpoetry.apart.worker import WorkError
@@ -91,7 +91,7 @@ class Keeper:
                 message_id="d9116cf49f434364ae55c197ff41359b",
             )
 
-    def _make(self, found: Found | None) -> Copy | None:
+    def _make(self, found: SavedCopy | None) -> Copy | None:
         if found is None:
             return None
         text, fetchedAt, digest = found

@@ -23,7 +23,7 @@ from fastpoetry.proxy.freshness import Freshness
 
 
 class UpstreamError(PoemError):
-    """An upstream that did not send a whole poem: the cause, in a few words."""
+    """An upstream that did not send the whole, expected poem: the cause, in a few words."""
 
 
 async def fetch(

@@ -21,7 +21,7 @@ class Freshness:
     @ivar errorSeconds: how long after C{maxAgeSeconds} it is served while the upstream fails.
     @ivar connectSeconds: how long connecting may take.
     @ivar idleSeconds: how long the upstream may be silent.
-    @ivar totalSeconds: how long a fetch may take, and how long readers wait for the first poem.
+    @ivar totalSeconds: how long a fetch may take, and how long readers wait for a usable poem.
     @ivar mostBytes: how large a poem may be.
     """
 

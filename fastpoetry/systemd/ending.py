@@ -24,8 +24,8 @@ _SIGNALS = signals.valid_signals() - {
     getattr(signals, name) for name in f"{_HARMLESS} {_FAULTS} {_OTHERS}".split()
 }
 """
-Signals by which people, systemd (C{KillSignal=}), timers and resource limits end programs. At
-SIGUSR1, which is missing, twistd rotates its log file, unless a handler is set already.
+Signals by which people, systemd (C{KillSignal=}), timers and resource limits end programs. SIGUSR1
+is left out: twistd rotates its log file at SIGUSR1, but only if no handler is set before.
 """
 
 

@@ -65,7 +65,7 @@ class _Waiting(NamedTuple):
 
     @ivar data: the record for the journal.
     @ivar text: the record for the fallback.
-    @ivar lost: how many records are lost with this one. A report counts as those that it reports.
+    @ivar lost: how many records are lost if this one is: 1, or the number that a report reports.
     """
 
     data: bytes

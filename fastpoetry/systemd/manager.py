@@ -18,7 +18,7 @@ from socket import AF_UNIX, SCM_RIGHTS, SOCK_DGRAM, SOL_SOCKET, socket
 
 from twisted.logger import Logger
 
-from fastpoetry.systemd.steps import Steps, isReady, makePipe
+from fastpoetry.systemd.steps import Steps, makePipe, waitFor
 
 MOST_DESCRIPTORS = 253
 """The most descriptors in one message: SCM_MAX_FD of unix(7)."""
@@ -144,7 +144,7 @@ class Manager:
         with ours:
             with theirs:
                 yield from self._deliver(wire, "BARRIER=1", [theirs.fileno()])
-            while not isReady(ours.fileno(), 0):
+            while not waitFor(ours.fileno(), 0):
                 yield ours.fileno(), POLLIN
 
     def _deliver(self, wire: socket, message: str, numbers: Sequence[int]) -> Steps:

@@ -71,8 +71,7 @@ class NotifyService(Service):
         setHandler: Callable[[int, Any], object] = signal,
     ) -> None:
         """
-        @param reactor: provides C{IReactorCore}, C{IReactorFDSet}, C{IReactorUNIX} and
-            C{IReactorFromThreads}.
+        @param reactor: provides C{IReactorCore}, C{IReactorFDSet} and C{IReactorFromThreads}.
         @param status: returns the status in words for people; called once a second.
         @param reload: called at SIGHUP. The reload ends when the returned awaitable does. Without
             C{reload} the handler of SIGHUP stays as it is.

@@ -65,7 +65,7 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
     return 1
 
 
-def portName(environ: Mapping[str, str]) -> str:
+def portPrefix(environ: Mapping[str, str]) -> str:
     """@return: the prefix of the abstract names of all ports of this start of the unit."""
     return f"fastpoetry/reload/{environ.get('INVOCATION_ID', '')}/"
 
@@ -82,7 +82,7 @@ def _connect(pid: int, environ: Mapping[str, str]) -> socket.socket:
     deadline = monotonic() + _SILENCE_SECONDS
     while True:
         isBusy = False
-        for name in _findNames(portName(environ)):
+        for name in _findNames(portPrefix(environ)):
             server = socket.socket(socket.AF_UNIX)
             server.settimeout(_SILENCE_SECONDS)
             try:

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from fastpoetry.systemd.deferreds import asDeferred, findCause
 from fastpoetry.systemd.heartbeat import repeat
 from fastpoetry.systemd.manager import oneLine
-from fastpoetry.systemd.reload import NOTHING, RELOADED, STILL_RUNS, portName, readCredentials
+from fastpoetry.systemd.reload import NOTHING, RELOADED, STILL_RUNS, portPrefix, readCredentials
 from fastpoetry.systemd.signals import Handlers
 
 _SLOW_SECONDS = 10.0
@@ -174,7 +174,7 @@ class ReloadPort(FileDescriptor):
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._socket.setblocking(False)
-            self._socket.bind(f"\0{portName(environ)}{os.urandom(16).hex()}")
+            self._socket.bind(f"\0{portPrefix(environ)}{os.urandom(16).hex()}")
             self._socket.listen(16)
             self.startReading()
         except BaseException:

@@ -1,5 +1,5 @@
 """
-Work in steps that never block: a generator yields the event that it waits for.
+Work in steps: a generator yields the event that it waits for, and does not wait itself.
 
 A program without a reactor takes the steps with L{driveNow}, a reactor with L{drive}.
 """
@@ -23,8 +23,12 @@ Steps = Generator[tuple[int, int], None, None]
 """Yields a descriptor, and the event of poll(2) to wait for."""
 
 
-def isReady(number: int, seconds: float, event: int = select.POLLIN) -> bool:
-    """@return: whether the event of poll(2) comes in time, or the other end is closed."""
+def waitFor(number: int, seconds: float, event: int = select.POLLIN) -> bool:
+    """
+    Wait for an event of poll(2), or until the other end is closed.
+
+    @return: whether that came in time.
+    """
     poll = select.poll()
     poll.register(number, event)
     return bool(poll.poll(max(0, seconds) * 1000))
@@ -45,7 +49,7 @@ def driveNow(steps: Steps, seconds: float) -> None:
     deadline = monotonic() + seconds
     with closing(steps):
         for number, event in steps:
-            if not isReady(number, deadline - monotonic(), event):
+            if not waitFor(number, deadline - monotonic(), event):
                 steps.throw(TimeoutError(f"{seconds:g} s"))
 
 

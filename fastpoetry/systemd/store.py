@@ -22,7 +22,7 @@ from twisted.internet.defer import Deferred
 from fastpoetry.systemd.clock import MonotonicClock
 from fastpoetry.systemd.descriptors import Descriptor, Inherited, inherited
 from fastpoetry.systemd.manager import MOST_DESCRIPTORS, Manager, ManagerError, Message, withHidden
-from fastpoetry.systemd.steps import Steps, drive, driveNow, isReady, makePipe
+from fastpoetry.systemd.steps import Steps, drive, driveNow, makePipe, waitFor
 
 __all__ = ["Store", "StoreError", "makeMemory", "pack", "readMemory", "unpack"]
 
@@ -100,7 +100,8 @@ class Store:
     ) -> Deferred[None]:
         """
         Store descriptors. They must stay open here until the Deferred fires. For more than a few
-        hundred, make one descriptor of them with L{pack}.
+        hundred, make one descriptor of them with L{pack}. At the end, this blocks for 0.03 s to see
+        whether systemd drops them.
 
         @param descriptors: the descriptors by name: ASCII without colons, as FDNAME of
             sd_notify(3). Several may share a name. Earlier descriptors of that name stay.
@@ -159,7 +160,8 @@ class Store:
             with theirs:
                 last = f"FDSTORE=1\nFDNAME={probe}", [theirs.fileno()]
                 yield from self._tell([*messages, last])
-            if isReady(ours.fileno(), _DROPPED_SECONDS):  # systemd has dropped the other end
+            # The only step that waits, since only an event tells that systemd has dropped it.
+            if waitFor(ours.fileno(), _DROPPED_SECONDS):
                 raise self._tooSmall()
             yield from self._removing([probe])
 

@@ -277,7 +277,7 @@ class Life(RuleBasedStateMachine):
         process = self._pickProcess(index)
         if process is not None:
             self._happen("descriptors " + ("run short" if isShort else "return"))
-            process.policy.mostDescriptor = 0 if isShort else 2**31
+            process.policy.firstReserved = 0 if isShort else 2**31
             self.world.settle()
 
     @rule(stops=st.booleans())
@@ -388,7 +388,7 @@ class Life(RuleBasedStateMachine):
         world.poetry.goOn()
         world.journal.goOn()
         for process in world.processes:
-            process.policy.mostDescriptor = 2**31
+            process.policy.firstReserved = 2**31
         if not world.processes:
             world.start()
         world.readAll([client for _, client in world.clients])
