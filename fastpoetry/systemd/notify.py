@@ -212,9 +212,14 @@ class NotifyService(Service):
             failStart(failure, self._reactor)
 
     @contextmanager
-    def _announce(self) -> Iterator[None]:
-        """Tell systemd of a reload, but not before READY: the reload's end would end the start."""
-        if self._isReady:
+    def _announce(self, isKnown: bool) -> Iterator[None]:
+        """
+        Tell systemd of a reload, but not before READY: the reload's end would end the start. If the
+        program crashed in a reload that systemd 257 both asked for and was told of, systemd would
+        wait for READY in vain.
+        """
+        isTold = self._isReady and not isKnown
+        if isTold:
             # The time tells systemd whether this is the reload that it asked for.
             self.tell(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
         try:
@@ -222,6 +227,7 @@ class NotifyService(Service):
         finally:
             if self._isReady:
                 self._heartbeat.tellStatus()
+            if self._isReady and isTold:
                 self.tell(READY=1)
 
     def _shutDown(self) -> None:

@@ -50,19 +50,21 @@ class Reloads:
     _log = Logger()
     isOpen = False
     _isReloading = False
+    _isKnown = False
     _port: ReloadPort | None = None
 
     def __init__(
         self,
         hook: Hook | None,
         limitSeconds: float,
-        announce: Callable[[], AbstractContextManager[None]],
+        announce: Callable[[bool], AbstractContextManager[None]],
         reactor: Any,
         clock: Any,
     ) -> None:
         """
         @param limitSeconds: after this time a reload is cancelled and has failed.
-        @param announce: returns a context manager, in which one reload runs.
+        @param announce: returns a context manager, in which one reload runs. Its argument is
+            whether systemd knows of that reload.
         """
         self._hook = hook
         self._limitSeconds = limitSeconds
@@ -95,10 +97,14 @@ class Reloads:
             self._port.close()
             self._port = None
 
-    def ask(self) -> Deferred[str]:
-        """@return: fires after the reload with the cause of its failure, or with an empty text."""
+    def ask(self, isKnown: bool = True) -> Deferred[str]:
+        """
+        @param isKnown: whether systemd has asked for the reload, by C{ExecReload=}.
+        @return: fires after the reload with the cause of its failure, or with an empty text.
+        """
         if self._hook is None:
             return succeed(NOTHING.decode())
+        self._isKnown |= isKnown
         waiter: Deferred[str] = Deferred()
         self._waiters.append(waiter)
         if not self._isReloading:
@@ -107,7 +113,7 @@ class Reloads:
 
     def _hangUp(self, *_signalAndFrame: object) -> None:
         # The only method of a reactor that a signal handler may call.
-        self._reactor.callFromThread(self.ask)
+        self._reactor.callFromThread(self.ask, False)
 
     async def _reloadAll(self, hook: Hook) -> None:
         self._isReloading = True
@@ -124,7 +130,8 @@ class Reloads:
         """@return: the cause of a failure, which was logged; or an empty text."""
         slow = self._clock.callLater(_SLOW_SECONDS, self._tellSlow)
         try:
-            with self._announce():
+            isKnown, self._isKnown = self._isKnown, False
+            with self._announce(isKnown):
                 ending = asDeferred(hook())  # a program's method may return anything
                 ending.addTimeout(self._limitSeconds, self._clock, self._giveUp)
                 await ending

@@ -10,7 +10,7 @@ from system.machine import Machine, waitFor
 
 # Waits for instructions; its child prints what it inherits.
 _PROGRAM = """
-import subprocess, sys
+import os, subprocess, sys
 from twisted.internet import reactor, task
 from twisted.internet.defer import Deferred
 from fastpoetry.systemd.notify import startNotifying
@@ -32,7 +32,7 @@ _SERVICE = """
 Type=notify
 ExecStart=/usr/bin/python3 -B /usr/local/lib/alone.py
 ExecReload=/usr/bin/python3 -BI -m fastpoetry.systemd.reload
-WatchdogSec=1
+WatchdogSec={}
 DynamicUser=yes
 """
 
@@ -43,10 +43,12 @@ Run = Callable[..., None]
 def run(machine: Machine) -> Iterator[Run]:
     """Start a program as C{alone.service}."""
 
-    def start(do: str = "pass", settings: str = "") -> None:
+    def start(do: str = "pass", settings: str = "", watchdogSeconds: int = 1) -> None:
         program = _PROGRAM.replace("DO", do).replace("SETTINGS", settings)
         machine.path("/usr/local/lib/alone.py").write_text(program)
-        machine.path("/run/systemd/system/alone.service").write_text(_SERVICE)
+        machine.path("/run/systemd/system/alone.service").write_text(
+            _SERVICE.format(watchdogSeconds)
+        )
         machine.systemctl("daemon-reload")
         machine.systemctl("start", "alone.service")
 
@@ -84,6 +86,14 @@ def test_nothingToReload(machine: Machine, run: Run) -> None:
     assert said in machine.systemctl("status", "alone.service")
     errors = machine.journal("--boot", "--unit=alone", "--priority=err")
     assert said in [record["MESSAGE"] for record in errors]
+
+
+def test_crashDuringReload(machine: Machine, run: Run) -> None:
+    """A program that crashes in the middle of a reload has failed at once, without a watchdog."""
+    crash = "reactor.callLater(0.5, os.abort)"
+    run(settings=f"reload=lambda: ({crash}, Deferred())[1]", watchdogSeconds=0)
+    assert machine.run("systemctl", "reload", "alone.service", check=False).returncode != 0
+    assert fails(machine) in ("signal", "core-dump")
 
 
 def test_trouble(machine: Machine, run: Run) -> None:
