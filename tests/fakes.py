@@ -198,6 +198,15 @@ class Reactor(MemoryReactorClock):
         """Call at once: there is only one thread."""
         callable(*args, **kw)
 
+    def callWhenRunning(
+        self,
+        callable: Callable[..., object],
+        *args: object,
+        **kw: object,
+    ) -> None:
+        """Call at once: it runs."""
+        callable(*args, **kw)
+
     def turn(self, client: socket.socket | None = None) -> bool:
         """
         Serve the sockets that are ready, once there is one, and make the calls that are due.

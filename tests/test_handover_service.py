@@ -143,6 +143,23 @@ class HandOverTests(HandOverCase):
         self.begin()
         self.assertEqual(self.store.held, {})
 
+    def test_notYet(self) -> None:
+        """
+        Until the reactor runs, readers stay in the store: SIGTERM would still end the program at
+        once.
+        """
+        client = self.connect()
+        self.stop()
+        self.reader.close()
+        later: list[Any] = []
+        self.patch(Reactor, "callWhenRunning", lambda _, *call: later.append(call))
+        self.begin()
+        self.assertEqual(len(self.store.held[".handover"]), 1)
+        ((takeOver, *arguments),) = later
+        takeOver(*arguments)
+        self.assertEqual(self.store.held, {})
+        self.assertEqual(self.reactor.fetch(client), LONG.text)
+
     def test_deadlines(self) -> None:
         """The stall time of a reader goes on from one process to the next."""
         self.connect()

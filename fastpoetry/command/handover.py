@@ -33,7 +33,7 @@ class HandOverService(Service):
     """
     Takes readers over at the start, and hands readers over at a stop.
 
-    @ivar reactor: sends to the readers; provides C{IReactorFDSet}.
+    @ivar reactor: sends to the readers; provides C{IReactorFDSet} and C{IReactorCore}.
     @ivar takenOver: how many readers were taken over from the process before this one.
     """
 
@@ -60,7 +60,8 @@ class HandOverService(Service):
             return
         packed = [each.number for each in self._store.take(_NAME)]
         if packed:
-            self._takeOver(packed)
+            # Until the reactor runs, SIGTERM would end the program and lose what it took over.
+            self.reactor.callWhenRunning(self._takeOver, packed)
         self.policy.handOver = self.handOver
 
     @property

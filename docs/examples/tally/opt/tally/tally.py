@@ -44,6 +44,9 @@ class Keeper(Service):
 
     def startService(self):
         super().startService()
+        reactor.callWhenRunning(self.adopt)  # before that, SIGTERM would lose the clients
+
+    def adopt(self):
         stored = self.store.take("totals") + self.store.take("clients")
         if len(stored) == 2:
             totals = json.loads(readMemory(stored[0].number, 2**20))
