@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import socket
+import subprocess
 import tempfile
 from typing import Any
 
@@ -214,6 +215,15 @@ class ProgramTests(Programs):
             first.connect(f"{name}0")
             done = self.start(["-c", ASKING.replace("HOOK", "lambda: None")], **environ)
         self.assertEqual(done.stdout, "0 \n")
+
+    def test_ended(self) -> None:
+        """If the program has ended, the line says so, even while its parent has not yet seen it."""
+        with subprocess.Popen(["true"]) as ended:
+            os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+            environ = {"MAINPID": str(ended.pid), "INVOCATION_ID": "x"}
+            with contextlib.redirect_stderr(io.StringIO()) as told:
+                self.assertEqual(reload.main(environ), 1)
+        self.assertEqual(told.getvalue(), "reload failed: the program ended meanwhile\n")
 
     def test_nothingToReload(self) -> None:
         """A program without a hook reports that it cannot reload."""

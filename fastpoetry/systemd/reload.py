@@ -55,6 +55,8 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
         said = b"only systemd can ask for a reload: MAINPID is not set"
     except TimeoutError:
         said = b"the program has not answered for %d s" % _SILENCE_SECONDS
+    except ProcessLookupError:
+        said = b""
     except OSError as why:
         said = f"the program cannot be asked: {why.strerror or why}".encode()
     if said == RELOADED:
@@ -78,7 +80,10 @@ def readCredentials(peer: socket.socket) -> tuple[int, int]:
 
 
 def _connect(pid: int, environ: Mapping[str, str]) -> socket.socket:
-    """@raise OSError: if the process has no port."""
+    """
+    @raise ProcessLookupError: if the process has ended.
+    @raise OSError: if the process has no port.
+    """
     deadline = monotonic() + _SILENCE_SECONDS
     while True:
         isBusy = False
@@ -94,6 +99,8 @@ def _connect(pid: int, environ: Mapping[str, str]) -> socket.socket:
             except OSError:
                 pass  # the port is gone
             server.close()
+        if "Uid" not in _readStatus(pid):
+            raise ProcessLookupError
         if not isBusy or monotonic() > deadline:
             raise ConnectionRefusedError("it has no NotifyService, or no NOTIFY_SOCKET")
         sleep(0.1)
@@ -112,16 +119,19 @@ def _isPort(server: socket.socket, pid: int) -> bool:
         listener keeps the id of a process that has ended.
     """
     process, user = readCredentials(server)
-    return process == pid and user in (os.geteuid(), _findUser(pid))
+    # The second number is the effective user, which twistd's --uid sets.
+    users = _readStatus(pid).get("Uid", "").split()[1:2]
+    return process == pid and (user == os.geteuid() or str(user) in users)
 
 
-def _findUser(pid: int) -> int | None:
-    """@return: a process's effective user, which twistd's C{--uid} sets; C{None} if it ended."""
+def _readStatus(pid: int) -> dict[str, str]:
+    """@return: the lines of a process's C{status} in proc(5); none if the process has ended."""
     try:
         with open(f"/proc/{pid}/status") as status:
-            return next(int(line.split()[2]) for line in status if line.startswith("Uid:"))
+            lines = dict(line.split(":", 1) for line in status)
     except OSError:
-        return None
+        return {}
+    return {} if lines["State"].split()[0] == "Z" else lines
 
 
 if __name__ == "__main__":
