@@ -58,6 +58,16 @@ def readSettings(name: str) -> dict[str, str]:
     return settings
 
 
+def test_sockets() -> None:
+    """No number of stops fails a socket, and neither does one that ends its check of the name."""
+    sockets = [each.read_text() for each in UNITS.glob("*.socket")]
+    assert len(sockets) == 4
+    for text in sockets:
+        assert "\nTriggerLimitBurst=200\n" in text
+        signals = "\nKillSignal=SIGCONT\nFinalKillSignal=SIGCONT\n"
+        assert (signals in text) == ("\nExecStartPre=" in text)
+
+
 def test_waits() -> None:
     """The longest waits of a person or a reader are the shipped ones: other tests lower them."""
     pause = (UNITS / "fastpoetry-pause@.service").read_text()

@@ -235,6 +235,25 @@ def test_stopInTime(machine: Machine) -> None:
     assert machine.show("fastpoetry@ecstasy.service", "Result") == "success"
 
 
+def test_socketStopsEarly(machine: Machine) -> None:
+    """A stop of a socket while its check of the name runs is no failure."""
+    socket = "fastpoetry@ecstasy.socket"
+    for _ in range(5):
+        machine.run("sh", "-c", f"systemctl start --no-block {socket}; systemctl stop {socket}")
+        assert machine.show(socket, "Result") == "success"
+
+
+def test_manyStops(machine: Machine) -> None:
+    """However often a service is stopped in a row, its socket stays open for a client."""
+    service = "fastpoetry@ecstasy.service"
+    stops = f"for _ in $(seq 40); do systemctl stop {service} 2>&-; done"
+    client = "nc -d 127.0.0.1 10000 >/tmp/poem &"
+    machine.run(
+        "sh", "-c", f"systemctl start {service}; systemctl stop {service}; {client} {stops}; wait"
+    )
+    assert machine.path("/tmp/poem").read_bytes() == read("ecstasy")
+
+
 def test_exitIdle(machine: Machine) -> None:
     """
     A service that exits when idle exits cleanly and leaves its socket, which starts it for the next
