@@ -301,7 +301,7 @@ class MetricsTests(AssemblyCase):
 
     def test_service(self) -> None:
         """If the option is given, metrics have a port of their own, and reloads are timed."""
-        service = self.start("--ode", "a", "--metrics", "tcp:9100")
+        service = self.start("--ode", "a", "--metrics", "tcp:10017")
         self.assertEqual(
             tree(service),
             [
@@ -311,7 +311,7 @@ class MetricsTests(AssemblyCase):
                 "FakeNotify",
             ],
         )
-        self.assertEqual([port for port, _, _, _ in self.reactor.tcpServers], [10000, 9100])
+        self.assertEqual([port for port, _, _, _ in self.reactor.tcpServers], [10000, 10017])
         *_, notify = service
         reloaded = notify.reload()
         self.odes[0].reloading[0].callback(None)

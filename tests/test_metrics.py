@@ -58,7 +58,7 @@ class MetricsCase(SynchronousTestCase):
         self.policy = Policy(Limits(journalBudgetPerSecond=0), self.reactor)
         self.meter = Meter(self.policy, lambda: NOW, self.clock.seconds)
         service: Any = makeMetricsService(
-            "tcp:9100", self.meter, self.reactor, self.reactor, self.policy.tellClosed
+            "tcp:10017", self.meter, self.reactor, self.reactor, self.policy.tellClosed
         )
         service.startService()
         self.addCleanup(service.stopService)

@@ -109,7 +109,7 @@ class RequestTests(PageCase):
 
     def test_absolute(self) -> None:
         """The target of a request may name the server, too."""
-        for server in (b"127.0.0.1:9100", b"[::1]:9100"):
+        for server in (b"127.0.0.1:10017", b"[::1]:10017"):
             self.assertIn(b" 200 OK", self.ask(b"GET http://%b/page HTTP/1.1\r\n\r\n" % server))
 
     def test_accept(self) -> None:

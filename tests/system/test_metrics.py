@@ -14,7 +14,7 @@ from system.roots import runApt
 
 SOCKET = "fastpoetry-metrics@ecstasy.socket"
 ENVIRONMENT = "/etc/fastpoetry/fastpoetry@ecstasy.env"
-PORT = "[Socket]\nListenStream=127.0.0.1:9100\n"
+PORT = "[Socket]\nListenStream=127.0.0.1:10017\n"
 ASKS = "Accept: application/openmetrics-text; version=1.0.0"
 
 
@@ -38,7 +38,7 @@ def setUp(machine: Machine) -> None:
 
 def get(machine: Machine, *options: str) -> str:
     """curl's output for a request of the metrics."""
-    return machine.run("curl", "-sS", *options, "http://127.0.0.1:9100/metrics").stdout
+    return machine.run("curl", "-sS", *options, "http://127.0.0.1:10017/metrics").stdout
 
 
 def readSamples(machine: Machine) -> dict[str, float]:
@@ -65,7 +65,7 @@ def test_manual(metered: Machine) -> None:
         metered.fetch("127.0.0.1", "10000")
     for way in ((), ("--unix-socket", "/run/fastpoetry/ecstasy.metrics.sock")):
         assert "\nfastpoetry_poems_total 3.0\n" in get(metered, *way)
-    look = "curl -sS http://127.0.0.1:9100/metrics | promtool check metrics"
+    look = "curl -sS http://127.0.0.1:10017/metrics | promtool check metrics"
     checked = metered.run("sh", "-c", look, check=False)
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
     assert get(metered, "-H", ASKS).endswith("\n# EOF\n")
@@ -77,7 +77,7 @@ global:
 scrape_configs:
   - job_name: poems
     static_configs:
-      - targets: ["127.0.0.1:9100"]
+      - targets: ["127.0.0.1:10017"]
 """
 
 
@@ -86,7 +86,7 @@ def test_prometheus(metered: Machine) -> None:
     setUp(metered)
     metered.fetch("127.0.0.1", "10000")
     metered.path("/run/scraping.yml").write_text(SCRAPING)
-    silent = "for each in $(seq 100); do nc -d 127.0.0.1 9100 & done; wait"
+    silent = "for each in $(seq 100); do nc -d 127.0.0.1 10017 & done; wait"
     options = ("--config.file=/run/scraping.yml", "--storage.tsdb.path=/run/scraped")
     listen = "--web.listen-address=127.0.0.1:9091"
     metered.systemctl("reset-failed")
@@ -145,11 +145,11 @@ def test_running(metered: Machine) -> None:
     metered.systemctl(*named[-1].split())
     assert "fastpoetry_poems_total" in get(metered)
     edit = metered.path(f"/etc/systemd/system/{SOCKET}.d/override.conf")
-    edit.write_text(PORT.replace("9100", "9101"))
+    edit.write_text(PORT.replace("10017", "10018"))
     metered.systemctl("daemon-reload")
     metered.systemctl("stop", SOCKET)
     metered.systemctl("restart", "fastpoetry@ecstasy")
-    text = metered.run("curl", "-sS", "http://127.0.0.1:9101/metrics").stdout
+    text = metered.run("curl", "-sS", "http://127.0.0.1:10018/metrics").stdout
     assert "fastpoetry_poems_total" in text
 
 
