@@ -33,7 +33,7 @@ help:
 	@echo 'make lives    random events until the server breaks a promise (SEED=number for one run)'
 	@echo 'make mutants  list faults, put into a copy of the code, that no test notices (SAMPLE=150 SEED=27)'
 	@echo 'make check    lint, types and sentences'
-	@echo 'make bench    measure poems a second and CPU time, and compare other servers'
+	@echo 'make bench    measure poems a second and CPU time, and compare other servers, as root'
 	@echo 'make docs     API documentation, in build/api'
 	@echo 'make deb      Debian packages of a commit, in dist/ (COMMIT=HEAD)'
 	@echo 'make install  DESTDIR=$(DESTDIR) prefix=$(prefix) unitdir=$(unitdir) twistd=$(twistd)'
@@ -152,7 +152,7 @@ docs: $(VENV)/check
 
 .PHONY: bench
 bench: $(VENV)/bench
-	@packaging/need gcc libc6-dev nginx-light libnginx-mod-stream python3-twisted python3-systemd
+	@packaging/need gcc libc6-dev nginx-light libnginx-mod-stream python3-twisted python3-systemd systemd
 	@$(VENV)/bin/python benchmarks/run.py
 
 # Build dependencies of the package, as in packaging/debian/control. fakeroot is for users other than root
