@@ -1,9 +1,7 @@
-# `make help` lists the targets. On Debian a target first installs the packages that it needs, as root or
-# with sudo. On other systems the error names the missing program.
+# `make help` lists the targets. On Debian each target but install first installs the packages that it needs,
+# as root or with sudo. On other systems the error names the missing program.
 
-SHELL = /bin/sh
 .DELETE_ON_ERROR:
-.SUFFIXES:
 
 # The system's own Python if there is one: only that can import Debian's python3-twisted.
 PYTHON := $(firstword $(wildcard /usr/bin/python3) python3)
@@ -38,9 +36,9 @@ help:
 	@echo 'make deb      Debian packages of a commit, in dist/ (COMMIT=HEAD)'
 	@echo 'make install  DESTDIR=$(DESTDIR) prefix=$(prefix) unitdir=$(unitdir) twistd=$(twistd)'
 	@echo 'make clean    remove what the other targets made in this folder'
-	@echo 'On Debian each target first installs the packages that it needs, as root or with sudo.'
+	@echo 'On Debian each target but install first installs the packages that it needs, as root or with sudo.'
 
-# For pip to build systemd-python: PyPI has only its source.
+# For venv, and for pip to build systemd-python: PyPI has only its source.
 VENV_PACKAGES = python3-venv python3-dev gcc libc6-dev libsystemd-dev pkg-config
 
 # $(VENV)/test, $(VENV)/check, ...: the virtual environment with the packages of that extra in
