@@ -76,7 +76,7 @@ class Ledger:
         self._quietUntil: dict[str, float] = {}
 
     def sent(self, readers: Sequence[Reader]) -> None:
-        """Count readers whose whole poems the kernel has. It sends them even after our exit."""
+        """Count readers whose whole poems the kernel has."""
         self.counts.poems += len(readers)
         self.counts.bytes += sum([len(each.poem.text) for each in readers])
         for reader in readers:

@@ -82,7 +82,9 @@ class Store:
         Take the descriptors that an earlier process stored, or was storing when it was killed.
 
         The store keeps them, and passes them to the next start too. A stored connection stays open
-        when this process closes it: call L{remove} to close it.
+        when this process closes it: call L{remove} to close it. Do not L{unpack} or remove any
+        before the reactor runs (C{callWhenRunning}): until then SIGTERM kills the process, and the
+        next one would not find them.
 
         @param name: the name they were stored under.
         @return: the descriptors of that name that were not taken yet, in no order; empty at a first
