@@ -235,3 +235,16 @@ class ProgramTests(Programs):
         hook = "lambda: bytearray(1 << 62)"
         done = self.start(["-c", ASKING.replace("HOOK", hook)], INVOCATION_ID="1")
         self.assertEqual(done.stdout, "1 reload failed: MemoryError\n")
+
+    def test_exit(self) -> None:
+        """A hook that would end the program has failed, and the command gets its answer."""
+        hook = "lambda: sys.exit('no such file')"
+        done = self.start(["-c", ASKING.replace("HOOK", hook)], INVOCATION_ID="1")
+        self.assertEqual(done.stdout, "1 reload failed: no such file\n")
+
+    def test_cutName(self) -> None:
+        """The kernel may cut the program's name in the middle of a letter."""
+        name = "open('/proc/self/comm', 'wb').write(b'abcdefghijklmn\\xc3')"
+        program = f"{name}\n{ASKING.replace('HOOK', 'lambda: None')}"
+        done = self.start(["-c", program], INVOCATION_ID="1")
+        self.assertEqual(done.stdout, "0 \n")

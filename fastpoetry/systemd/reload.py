@@ -127,7 +127,8 @@ def _isPort(server: socket.socket, pid: int) -> bool:
 def _readStatus(pid: int) -> dict[str, str]:
     """@return: the lines of a process's C{status} in proc(5); none if the process has ended."""
     try:
-        with open(f"/proc/{pid}/status") as status:
+        # The kernel may cut the name in the middle of a letter.
+        with open(f"/proc/{pid}/status", errors="replace") as status:
             lines = dict(line.split(":", 1) for line in status)
     except OSError:
         return {}

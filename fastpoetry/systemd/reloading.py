@@ -135,7 +135,9 @@ class Reloads:
                 ending = asDeferred(hook())  # a program's method may return anything
                 ending.addTimeout(self._limitSeconds, self._clock, self._giveUp)
                 await ending
-        except Exception:
+        except GeneratorExit:  # the coroutine is dropped
+            raise
+        except BaseException:  # SystemExit, or CancelledError of asyncio
             return self._explain(findCause(Failure()))
         finally:
             if slow.active():
