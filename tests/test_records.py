@@ -347,6 +347,18 @@ class FieldsTests(SynchronousTestCase):
             self.assertIn(error.__name__.encode(), found["MESSAGE"])
             self.assertIn(error.__name__.encode(), found["THING"])
 
+    def test_lazyObjects(self) -> None:
+        """A proxy whose class cannot be asked for, as Django's C{request.user}, makes a record."""
+
+        class Lazy:
+            @property  # type: ignore[misc]
+            def __class__(self) -> type:
+                raise LookupError("no database")
+
+        found = mapped(log_format="x", user=Lazy(), users=[Lazy()])
+        self.assertIn(b"no database", found["USER"])
+        self.assertIn("USERS", found)
+
     def test_changingObjects(self) -> None:
         """A value that changes the event while it is formatted does no harm."""
         event: dict[str, Any] = {"log_format": "x"}

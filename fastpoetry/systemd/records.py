@@ -306,11 +306,19 @@ def _encoded(value: object) -> bytes:
     """
     text, escapes = _json(value), _JSON_ESCAPES
     if text is None:
-        text, escapes = safe_str(value), _ESCAPES
+        text, escapes = _plain(value), _ESCAPES
     text = text[: VALUE_BYTES + 1]
     if not text.isprintable():
         text = text.translate(escapes)
     return _cut(text.encode("utf-8", "backslashreplace"), VALUE_BYTES)
+
+
+def _plain(value: object) -> str:
+    """@return: the text of a value, or why it has none."""
+    try:
+        return safe_str(value)
+    except BaseException as error:  # safe_str asks for __class__, and that of a proxy can raise
+        return f"(its text cannot be made: {safe_str(error)})"
 
 
 def _json(value: object) -> str | None:
@@ -318,9 +326,10 @@ def _json(value: object) -> str | None:
     @return: a list or a mapping as JSON. A value in it that JSON lacks becomes text. C{None} for
         other types, and if JSON cannot encode it, because of a cycle or of keys that are not text.
     """
-    if not isinstance(value, (list, tuple, Mapping)) or hasattr(value, "_fields"):
-        return None
     try:
+        # A proxy's __class__ can raise, too: that of Django's request.user asks the database.
+        if not isinstance(value, (list, tuple, Mapping)) or hasattr(value, "_fields"):
+            return None
         plain = dict(value) if isinstance(value, Mapping) else value
         return json.dumps(plain, ensure_ascii=False, allow_nan=False, default=safe_str)
     except BaseException:  # a value's own code can raise anything
