@@ -8,6 +8,7 @@ import socket
 import stat
 import struct
 from typing import Any
+from unittest import mock
 
 from fakes import receiveAll
 from passing import Greeter, Passing, endpointOn, fetch, inherit
@@ -500,6 +501,24 @@ class ConnectionTests(Passing, TestCase):
         for number in (self.bound().detach(), os.memfd_create("state")):
             self.assertRaises(OSError, adoptConnection, self.reactor, number, self.factory)
             self.assertRaises(OSError, os.fstat, number)
+
+    def test_cannotDetach(self) -> Deferred[None]:
+        """A connection that cannot be detached goes on as before."""
+
+        async def serve() -> None:
+            client, passed = self.connection()
+            received: Deferred[bytes] = Deferred()
+            protocol: Any = Protocol()
+            protocol.dataReceived = received.callback
+            factory: Any = Factory.forProtocol(lambda: protocol)
+            transport = adoptConnection(self.reactor, passed.detach(), factory)
+            with mock.patch("os.dup", side_effect=OSError(errno.EMFILE, "")):
+                self.assertRaises(OSError, detachConnection, transport)
+            client.send(b"x")
+            self.assertEqual(await received, b"x")
+            transport.abortConnection()
+
+        return Deferred.fromCoroutine(serve())
 
     def test_detach(self) -> Deferred[None]:
         """A detached connection outlives its transport and can be adopted again."""

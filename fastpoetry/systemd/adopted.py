@@ -291,16 +291,16 @@ def detachConnection(transport: Any) -> int:
     the connection down for all processes that hold it.
 
     Data that the transport has not sent yet is lost. Its protocol receives no more data. The
-    protocol's C{connectionLost} is called when the transport is closed, at the latest when the
-    reactor stops.
+    protocol's C{connectionLost} is called only if the program closes the transport, for instance
+    with C{abortConnection}. Until then, the transport needs a second descriptor.
 
     @param transport: a TCP or UNIX connection, without TLS.
     @return: a descriptor of the connection. Store it, then close it.
     """
-    transport.stopReading()
-    transport.stopWriting()
-    number = os.dup(transport.fileno())
-    with open(os.devnull) as nothing:
+    with open(os.devnull) as nothing:  # what may fail comes first
+        number = os.dup(transport.fileno())
+        transport.stopReading()
+        transport.stopWriting()
         os.dup2(nothing.fileno(), transport.fileno(), inheritable=False)
     return number
 

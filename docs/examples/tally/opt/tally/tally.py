@@ -9,6 +9,7 @@ from contextlib import suppress
 from twisted.application.service import Application, Service
 from twisted.application.strports import service
 from twisted.internet import reactor
+from twisted.internet.defer import maybeDeferred
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
 
@@ -60,11 +61,15 @@ class Keeper(Service):
 
     def stopService(self):
         super().stopService()
+        return maybeDeferred(self.leave).addErrback(
+            lambda failure: self._log.failure("no client is kept", failure)
+        )
+
+    def leave(self):
         clients = list(self.factory.clients)
         totals = makeMemory(json.dumps([client.total for client in clients]).encode())
         packed = pack([detachConnection(client.transport) for client in clients])
-        putting = self.store.put({"totals": [totals], "clients": [packed]}, poll=False)
-        return putting.addErrback(lambda failure: self._log.failure("no client is kept", failure))
+        return self.store.put({"totals": [totals], "clients": [packed]}, poll=False)
 
 
 factory = Factory.forProtocol(Tally)
