@@ -216,6 +216,14 @@ class EndingTests(SynchronousTestCase):
         ended, _ = self.runProgram(f"{program}reactor.run()")
         self.assertEqual((ended, self.numbers()), (-SIGABRT, list(range(RECORDS))))
 
+    def test_faultHandler(self) -> None:
+        """Python's fault handler still prints where the program was aborted."""
+        begin = BEGIN.replace("PATH", repr(self.path))
+        program = f"import faulthandler; faulthandler.enable()\n{begin}os.abort()"
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, check=False, timeout=60, capture_output=True)
+        self.assertIn(b"Fatal Python error: Aborted", done.stderr)
+
     def test_handled(self) -> None:
         """Signals that the program handles stay with the program."""
         handling = "signal.signal(signal.SIGHUP, lambda *_: os._exit(3))"

@@ -7,6 +7,7 @@ SIGKILL, SIGUSR1, C{os._exit} and a fault in C end a program without such a call
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import os
 import signal as signals
 import sys
@@ -49,7 +50,8 @@ def callAtEnd(end: Callable[[], None]) -> None:
     os.register_at_fork(after_in_child=partial(_callInWorker, end))
     with suppress(ValueError):  # only a program's first thread can set signal handlers
         for number in _SIGNALS:
-            if getsignal(number) == SIG_DFL:
+            isDumped = number == signals.SIGABRT and faulthandler.is_enabled()
+            if getsignal(number) == SIG_DFL and not isDumped:
                 signal(number, die)
 
 
