@@ -171,13 +171,14 @@ class _Transport:
     """
 
     _port: Any = None  # until all sockets listen
+    _ports: tuple[Any, ...] = ()
 
     def __init__(self, datagrams: AdoptedDatagrams, protocol: Any, maxPacketSize: int) -> None:
         """Have the protocol receive the datagrams of all sockets."""
         self._protocol = protocol
         self._openSockets = 0
         self._port = datagrams.listen(lambda: cast(DatagramProtocol, self), maxPacketSize)
-        protocol.makeConnection(self)
+        self._connect()
 
     def makeConnection(self, port: object) -> None:
         """Called by the port of a socket when it opens."""
@@ -201,8 +202,9 @@ class _Transport:
 
         @param addr: a host and a port, or a path; C{None} if the socket is connected.
         """
-        ports = {each.addressFamily: each for each in self._port.ports}
-        first = self._port.ports[0]
+        # Those of the last start: until they are closed, at the end of the turn, they still send.
+        ports = {each.addressFamily: each for each in self._ports}
+        first = self._ports[0]
         if addr is None or first.addressFamily == socket.AF_UNIX:
             return first.write(datagram, addr)
         family = socket.AF_INET6 if ":" in addr[0] else socket.AF_INET
@@ -212,7 +214,17 @@ class _Transport:
 
     def startListening(self) -> None:
         self._port.startListening()
-        self._protocol.makeConnection(self)
+        self._connect()
+
+    def _connect(self) -> None:
+        """Start the protocol. If it cannot start, stop all sockets."""
+        self._ports = self._port.ports
+        try:
+            self._protocol.makeConnection(self)
+        except BaseException:
+            self._protocol.transport = None  # it has not started, so do not stop it
+            self._port.stopListening()
+            raise
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._port, name)
