@@ -85,6 +85,28 @@ reactor.callWhenRunning(look)
 reactor.run()
 """
 
+LATE = """
+import os, signal
+from twisted.application.service import MultiService, Service
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
+from fastpoetry.systemd.notify import NotifyService
+class Draining(Service):
+    def stopService(self):
+        os.kill(os.getpid(), signal.SIGHUP)
+        return deferLater(reactor, 0.1, print, "drained")
+program = MultiService()
+Draining().setServiceParent(program)
+program.startService()
+reactor.addSystemEventTrigger("before", "shutdown", program.stopService)
+def join():
+    NotifyService(reactor, reload=print).setServiceParent(program)
+    print([name for name in vars(program) if name in ("addService", "startService")])
+    reactor.callLater(0, os.kill, os.getpid(), signal.SIGTERM)
+reactor.callWhenRunning(join)
+reactor.run()
+"""
+
 EARLY = """
 import os, signal
 from twisted.internet import reactor
@@ -196,6 +218,13 @@ class ProcessTests(Programs):
         self.assertEqual((child, done.stderr), ("", ""))
         self.assertIn("systemd has not read its messages for 0 s", store)
         self.assertEqual(self.systemd.heard()[:3], ["READY=1", "STOPPING=1", "READY=1"])
+
+    def test_joinsLate(self) -> None:
+        """
+        A service that joins a running program knows the program's end from a stop of its own:
+        SIGHUP kills nothing meanwhile. It leaves the program's methods as they were.
+        """
+        self.assertEqual(self.start(["-c", LATE]).stdout.split(), ["[]", "drained"])
 
     def test_early(self) -> None:
         """A SIGHUP before the start does not kill the program, which reloads after the start."""

@@ -19,6 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import DatagramProtocol, Factory
+from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -320,6 +321,42 @@ class DatagramTests(PortsCase):
 
         return Deferred.fromCoroutine(serve())
 
+    def test_lastWords(self) -> Deferred[None]:
+        """A protocol can still send in the turn in which its port stops, as with Twisted's own."""
+
+        async def serve() -> None:
+            passed = self.bind(socket.AF_INET, "127.0.0.1", kind=socket.SOCK_DGRAM)
+            self.adopt(passed)
+            echo: Any = Echo()
+            port = self.listen("listenUDP", passed.getsockname()[1], echo, interface="127.0.0.1")
+            with self.bound(kind=socket.SOCK_DGRAM) as client:
+                client.settimeout(60)
+                port.stopListening()
+                echo.transport.write(b"bye", client.getsockname())
+                self.assertEqual(client.recv(9000), b"bye")
+
+        return Deferred.fromCoroutine(serve())
+
+    def test_cannotStart(self) -> Deferred[None]:
+        """If the protocol cannot start, its sockets are free again, and it hears no datagram."""
+
+        class Faulty(Echo):
+            def startProtocol(self) -> None:
+                raise ValueError
+
+        async def serve() -> None:
+            passed = self.bind(socket.AF_INET, "127.0.0.1", kind=socket.SOCK_DGRAM)
+            self.adopt(passed)
+            number = passed.getsockname()[1]
+            listen = self.reactor.listenUDP
+            self.assertRaises(ValueError, listen, number, Faulty(), interface="127.0.0.1")
+            await deferLater(self.reactor, 0, lambda: None)
+            self.assertTrue(self.isFree(passed))
+            self.listen("listenUDP", number, Echo(), interface="127.0.0.1")
+            self.assertEqual(await self.ask(passed, passed.getsockname()), b"HELLO")
+
+        return Deferred.fromCoroutine(serve())
+
     def test_mapped(self) -> Deferred[None]:
         """A dual-stack socket reaches an IPv4 address that the program writes to."""
 
@@ -444,6 +481,12 @@ class StartTests(PortsCase):
 
 
 # As many programs do, it opens its ports itself, and only logs a failure.
+OWN_NOTIFIER = """
+from fastpoetry.systemd.notify import NotifyService
+NotifyService(reactor).setServiceParent(application)
+"""
+"""The end of an application that notifies systemd itself."""
+
 APPLICATION = """
 from twisted.application.internet import TCPServer
 from twisted.application.service import Application, Service
@@ -577,15 +620,14 @@ class ProcessTests(Binding, SynchronousTestCase):
         """A program that only logs that it cannot listen is not ready, and ends with status 1."""
         taken = self.bound()
         taken.listen()
-        self.write(
-            "x.tac",
-            APPLICATION.replace(":{number}:interface=127.0.0.2", f":{taken.getsockname()[1]}"),
-        )
-        process = self.twistd("systemd", "--adopt", "--python=x.tac")
-        output, _ = process.communicate(timeout=60)
-        self.assertEqual(process.returncode, 1)
-        self.assertIn("the start failed, so the program ends", output)
-        self.assertNotIn("READY=1", self.systemd.heard())
+        text = APPLICATION.replace(":{number}:interface=127.0.0.2", f":{taken.getsockname()[1]}")
+        for own in ("", OWN_NOTIFIER):
+            self.write("x.tac", text + own)
+            process = self.twistd("systemd", "--adopt", "--python=x.tac")
+            output, _ = process.communicate(timeout=60)
+            self.assertEqual(process.returncode, 1)
+            self.assertIn("the start failed, so the program ends", output)
+            self.assertNotIn("READY=1", self.systemd.heard())
 
     def test_otherInterface(self) -> None:
         """A program that ends because systemd has its port on all interfaces prints the reason."""

@@ -190,16 +190,23 @@ class CommandTests(SynchronousTestCase):
         class Failing(Service):
             def reload(self) -> None:
                 done.append("failed")
-                raise ValueError("no file")
+                raise SystemExit("no file")
 
         services = MultiService()
         for service in (Failing(), Failing(), OtherService(OtherOptions())):
             service.setServiceParent(services)
         self.patch(OtherService, "reload", lambda _: done.append("well"))
         self.patch(Other, "makeService", lambda *_: services)
-        self.failureResultOf(Deferred.fromCoroutine(self.hooks()["reload"]()), ValueError)
+        self.failureResultOf(Deferred.fromCoroutine(self.hooks()["reload"]()), SystemExit)
         self.assertEqual(done, ["failed", "failed", "well"])
-        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+        self.assertEqual(len(self.flushLoggedErrors(SystemExit)), 1)
+
+    def test_annotation(self) -> None:
+        """A method counts, even if its annotation has a name that only type checkers import."""
+        made: dict[str, Any] = {"Service": Service}
+        exec("class Typed(Service):\n    def reload(self) -> Missing: pass", made)
+        self.patch(Other, "makeService", lambda *_: made["Typed"]())
+        self.assertIsNotNone(self.hooks()["reload"])
 
     def test_othersMethods(self) -> None:
         """An attribute named C{status} or C{reload} that is not such a method is ignored."""

@@ -40,6 +40,13 @@ __all__ = ["Options", "makeService"]
 
 _NAME = "systemd"
 
+_AS_TEXT: dict[str, Any] = {}
+"""Has C{signature} leave annotations alone. Python 3.14 would look up the names in them."""
+if sys.version_info >= (3, 14):
+    from annotationlib import Format
+
+    _AS_TEXT["annotation_format"] = Format.STRING
+
 
 class Options(usage.Options):
     """The command to run with its options, or the file to run."""
@@ -120,9 +127,10 @@ def makeService(options: Options) -> MultiService:
         description = f"{maker.tapname}: {maker.description}"
     services = StartingService()
     service.setServiceParent(services)
-    if any(isinstance(each, NotifyService) for each in walk(service)):
+    own = next((each for each in walk(service) if isinstance(each, NotifyService)), None)
+    if own is not None:
         if ports is not None:
-            reactor.callWhenRunning(ports.report)
+            own.ready = partial(_finishAfter, own.ready, ports)
         return services
     told = list(_findMethods(IService(service), "status"))
     reloads = list(_findMethods(IService(service), "reload"))
@@ -153,6 +161,12 @@ def _loadApplication(options: Options) -> Any:
     return IService(application)
 
 
+async def _finishAfter(ready: Any, ports: AdoptedPorts) -> None:
+    """Finish the start after what the program's own L{NotifyService} waits for."""
+    await asDeferred(ready() if callable(ready) else ready)
+    _finishStart(ports)
+
+
 def _finishStart(ports: AdoptedPorts) -> None:
     ports.check()
     ports.report()
@@ -168,7 +182,9 @@ async def _reloadAll(reloads: list[Callable[[], Any]]) -> None:
     for reload in reloads:
         try:
             await asDeferred(reload())
-        except Exception:
+        except GeneratorExit:
+            raise
+        except BaseException:  # SystemExit, or CancelledError of asyncio
             failures.append(Failure())
     for failure in failures[1:]:
         log.err(failure)
@@ -183,7 +199,7 @@ def _findMethods(service: Any, name: str) -> Iterator[Callable[[], Any]]:
     """
     method = getattr(service, name, None)
     try:
-        signature(method).bind()  # type: ignore[arg-type]
+        signature(method, **_AS_TEXT).bind()  # type: ignore[arg-type]
     except (TypeError, ValueError):
         if IServiceCollection.providedBy(service):
             for child in service:

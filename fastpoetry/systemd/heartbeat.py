@@ -15,9 +15,9 @@ from twisted.logger import Logger
 
 from fastpoetry.systemd.manager import Manager, oneLine
 
-_EXTEND_EVERY = 5
+_EXTEND_EVERY = 1
 _EXTEND_BY = 15
-"""Seconds. Each request asks for the time of three intervals."""
+"""Seconds. A first request has to come before the unit's own limit."""
 
 _log = Logger()
 

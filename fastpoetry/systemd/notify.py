@@ -47,6 +47,8 @@ class NotifyService(Service):
     READY waits for C{ready}, for each C{StreamServerEndpointService} and L{StartingService} of the
     program, and for the results of all C{startService} methods. If one of these fails, the program
     logs a record and ends with exit status 1.
+
+    @ivar ready: what the argument C{ready} was; used when all services have started.
     """
 
     _log = Logger()
@@ -89,7 +91,7 @@ class NotifyService(Service):
         @param setHandler: sets the handler of a signal, as C{signal.signal} does.
         """
         self._reactor = reactor
-        self._readyHook = ready
+        self.ready = ready
         self._clock = MonotonicClock(reactor) if clock is None else clock
         self._environ = environ
         self._heartbeat = Heartbeat(status, alive, extendSeconds, self._clock)
@@ -101,7 +103,8 @@ class NotifyService(Service):
     def setServiceParent(self, parent: Any) -> None:
         """Join a program, and watch how its services start."""
         super().setServiceParent(parent)
-        self._starts.addProgram(self)
+        if not self._isReady:  # READY may come at once if the program runs already
+            self._starts.addProgram(self)
 
     def privilegedStartService(self) -> None:
         """Also watch services that were added to the program meanwhile."""
@@ -134,7 +137,9 @@ class NotifyService(Service):
         self._isReady = self._reloads.isOpen = False
         self._starts.finish()
         self.tell(STOPPING=1)
-        if self._isEnding:
+        # A service that joins a running program stops before its own trigger is called.
+        isEnding = getattr(self._reactor, "running", False) and isStopping(self._reactor)
+        if self._isEnding or isEnding:
             self._heartbeat.extend()
         else:
             self._close()
@@ -188,7 +193,7 @@ class NotifyService(Service):
         if self._manager is not None:
             self._heartbeat.start(self._manager, withHidden(self._environ))
             self._reloads.listen(self._environ)
-        started = Deferred.fromCoroutine(self._starts.whenStarted(self, self._readyHook))
+        started = Deferred.fromCoroutine(self._starts.whenStarted(self, self.ready))
         extending = None if started.called else self._heartbeat.extend()
         started.addCallback(lambda _: self._becomeReady(start, extending))
         started.addErrback(self._failStart, start)
