@@ -13,13 +13,17 @@ structlog.configure(
 )
 structlog.get_logger("shop").bind(customer="ada").warning("out of tea", orders=[3, 4])
 
+# logging refuses these keys in extra.
+TAKEN = {*vars(logging.makeLogRecord({})), "asctime", "message"}
+
 
 def toJournal(message):
     """An eliot message as one record: its keys are fields, and a failed action is an error."""
     name = message.get("action_type") or message.get("message_type")
     failed = message.get("action_status") == "failed"
     level = logging.ERROR if failed else logging.INFO
-    logging.getLogger("eliot").log(level, "%s", name, extra={"eliot": message, **message})
+    own = {key: value for key, value in message.items() if key not in TAKEN}
+    logging.getLogger("eliot").log(level, "%s", name, extra={"eliot": message, **own})
 
 
 eliot.add_destinations(toJournal)
