@@ -158,6 +158,12 @@ class StartTests(SynchronousTestCase):
         finish = startApart(partial(readAt, "/none"), "/none")
         self.assertRaises(WorkError, finish)
 
+    def test_loader(self) -> None:
+        """What the loader writes to standard error before Python runs is no part of the result."""
+        with mock.patch.dict(os.environ, LD_PRELOAD="/nonexistent.so"):
+            finish = startApart(_getpid, "/disk")
+        self.assertNotEqual(finish(), os.getpid())
+
     def test_none(self) -> None:
         """If a process cannot start, or ends early, the work is done here."""
         with mock.patch.object(processModule, "Popen", side_effect=OSError(11, "none")):

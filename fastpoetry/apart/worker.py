@@ -31,4 +31,7 @@ def main() -> None:
         answer = False, str(why)
     except Exception as why:
         answer = False, repr(why)
+    # Standard error is the same file. The loader (LD_PRELOAD) or Python may have written there.
+    sys.stdout.buffer.seek(0)
+    sys.stdout.buffer.truncate()
     sys.stdout.buffer.write(marshal.dumps(answer, VERSION))
