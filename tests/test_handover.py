@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from fastpoetry.apart.poems import MAX_POEM_BYTES
 from fastpoetry.delivery.fastport import Home, SocketReader
 from fastpoetry.delivery.handover import describe, restore
 from fastpoetry.delivery.limits import Limits, Progress
@@ -196,6 +197,14 @@ class DistrustTests(HandOverCase):
         state = self.describe()
         state["readers"][0][4] = [20.0, 20.0, 0]
         self.assertReset(state, "impossible")
+
+    def test_large(self) -> None:
+        """A poem that is longer than a file may be, as from a proxy, is restored too."""
+        self.reader.poem = large = Poem("large", LONG.text.ljust(MAX_POEM_BYTES + 1), "")
+        file = self.memory(large.text)
+        state = describe({self.reader: Progress(1.0, 2.0, 3)}, {large: file})
+        readers, faults = self.restore(state, files=[file])
+        self.assertEqual((len(readers), faults), (1, []))
 
     def test_endless(self) -> None:
         """A connection with an infinite count of bytes or time is reset."""

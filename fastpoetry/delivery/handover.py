@@ -16,15 +16,15 @@ from contextlib import suppress
 from dataclasses import astuple
 from typing import Any
 
-from twisted.internet.interfaces import IReactorFDSet
-
-from fastpoetry.apart.poems import MAX_POEM_BYTES
 from fastpoetry.delivery.addresses import Address
 from fastpoetry.delivery.fastport import Home, SocketReader
 from fastpoetry.delivery.limits import Progress
 from fastpoetry.delivery.policy import Policy
 from fastpoetry.delivery.sockets import RESET_ON_CLOSE, countSent, setLinger
 from fastpoetry.poem import Poem
+
+_MOST_BYTES = 10**9
+"""The longest poem that C{--max-size} of the proxy allows."""
 
 VERSION = 1
 """The version of the format. Readers described in another version are reset."""
@@ -62,7 +62,7 @@ def describe(readers: Mapping[SocketReader, Progress], poems: Mapping[Poem, int]
 
 
 def restore(
-    numbers: Iterable[int], policy: Policy, reactor: IReactorFDSet
+    numbers: Iterable[int], policy: Policy, reactor: Any
 ) -> tuple[dict[SocketReader, Progress], int, list[str]]:
     """
     Restore the readers that the process before this one handed over.
@@ -146,7 +146,7 @@ def _readPoem(
 
 def _readFile(number: int) -> bytes:
     """Read all of an open file, whatever its position is. Refuse one longer than a poem may be."""
-    if os.fstat(number).st_size > MAX_POEM_BYTES:
+    if os.fstat(number).st_size > _MOST_BYTES:
         raise HandOverError("a file of the state is too long")
     with os.fdopen(os.dup(number), "rb") as file:
         file.seek(0)
