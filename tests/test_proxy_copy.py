@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from fakes import makeFolder, records
 from messages import NO_COPY
-from proxies import UPSTREAM, ProxyCase, load, save
+from proxies import FRESHNESS, UPSTREAM, ProxyCase, load, save
 from twisted.internet.error import ConnectionLost
 from twisted.logger import capturedLogs
 
@@ -165,6 +166,22 @@ class CopyTests(ProxyCase):
         self.threads.work()
         self.assertEqual(self.successResultOf(waiting).text, b"a poem")
         self.assertEqual(len(self.upstream.attempts), 1)
+
+    def test_upstreamIsSilent(self) -> None:
+        """
+        A reader that comes while the copy is read still waits when the fetch fails, and gets the
+        stale copy.
+        """
+        save(self.path, b"old", self.wall() - 1000)
+        self.service.stopService()
+        self.service = self.make(replace(FRESHNESS, totalSeconds=5.0), keeper=self.keeper())
+        self.service.startService()
+        self.reactor.advance(0.02)
+        waiting = self.wait()
+        self.reactor.advance(0.04)
+        self.threads.work()
+        self.reactor.pump([0.01] * 510)
+        self.assertEqual(self.successResultOf(waiting).text, b"old")
 
     def test_neverRead(self) -> None:
         """

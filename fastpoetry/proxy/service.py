@@ -109,7 +109,9 @@ class PoetryProxyService(service.Service):
             return succeed(poem)
         waiter: Deferred[Poem] = Deferred(self._waiters.remove)
         self._waiters.append(waiter)
-        return waiter.addTimeout(self._freshness.totalSeconds, self._reactor)
+        # At the start, the fetch waits for the copy on disk. It must fail before its readers do.
+        begins = max(0.0, self._notBefore - self._reactor.seconds())
+        return waiter.addTimeout(begins + self._freshness.totalSeconds, self._reactor)
 
     def startService(self) -> None:
         """Begin with the copy on disk, if it is usable."""
