@@ -403,6 +403,11 @@ class RefusalTests(AssemblyCase):
             head = repr(description)[1:-1] if not description.isprintable() else description
             self.assertIn(head, refusal)
 
+    def test_standardInput(self) -> None:
+        """An endpoint without a port is refused."""
+        refusal = self.refusal("--ode", "a", "--listen", "stdio:")
+        self.assertEqual(refusal, "--listen stdio:: has no port, and one client only")
+
     @skipUnless(find_spec("prometheus_client"), "prometheus_client is not installed")
     def test_metrics(self) -> None:
         """A metrics address that is invalid or in use is refused."""

@@ -13,7 +13,12 @@ from typing import Any, TypeVar
 from twisted.application.service import IService, MultiService
 from twisted.internet.abstract import isIPv6Address
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
-from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
+from twisted.internet.endpoints import (
+    StandardIOEndpoint,
+    TCP4ServerEndpoint,
+    TCP6ServerEndpoint,
+    serverFromString,
+)
 from twisted.internet.interfaces import IReactorTime, IStreamServerEndpoint
 
 from fastpoetry.command.handover import HandOverService
@@ -161,6 +166,8 @@ def _parseEndpoint(description: str, preflight: Preflight, reactor: Any) -> IStr
     # Twisted's haproxy: connects the protocol before the header; see PatientWrapper.
     inner = description.removeprefix("haproxy:")
     endpoint: IStreamServerEndpoint = _understand(asked, lambda: serverFromString(reactor, inner))
+    if isinstance(endpoint, StandardIOEndpoint):
+        refuse(f"{asked}: has no port, and one client only")
     _check(asked, endpoint, preflight)
     if inner == description:
         return endpoint

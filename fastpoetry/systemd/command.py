@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
+from importlib import import_module
 from inspect import signature
 from typing import Any, cast
 
@@ -43,9 +44,7 @@ _NAME = "systemd"
 _AS_TEXT: dict[str, Any] = {}
 """Has C{signature} leave annotations alone. Python 3.14 would look up the names in them."""
 if sys.version_info >= (3, 14):
-    from annotationlib import Format
-
-    _AS_TEXT["annotation_format"] = Format.STRING
+    _AS_TEXT["annotation_format"] = import_module("annotationlib").Format.STRING
 
 
 class Options(usage.Options):
