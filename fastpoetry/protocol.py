@@ -130,6 +130,8 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         poem = self.factory.source.poem
         if poem is not None:
             self._begin(poem)
+        elif policy.isDraining:  # the handshake or the header came after the stop
+            self.dismiss("the server stops, and there is no poem yet")
         else:
             self._waiting = self.factory.source.whenPoem()
             self._waiting.addCallbacks(self._begin, lambda _: self.dismiss(self._awaited))
@@ -182,10 +184,9 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         """Do nothing: a closed transport calls L{connectionLost} too."""
 
     def readConnectionLost(self) -> None:
-        """Note that the client has closed its side. Close the connection if ours is closed too."""
+        """Note that the client has closed its side."""
         self._clientHasEnded = True
-        if self._hasEnded:
-            self.end()
+        self.closeAfterClient()
 
     def writeConnectionLost(self) -> None:
         """Do nothing: our side is closed, and L{readConnectionLost} closes the connection."""
@@ -200,7 +201,11 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         self._policy.remove(self)
 
     def closeAfterClient(self) -> bool:
-        """Return C{False}: the transport tells this protocol when the client closes."""
+        """Close the connection if the client has closed its side, and has its poem."""
+        isDone = self._hasEnded and self._clientHasEnded
+        if isDone and self.countTaken() == len(self.poem.text):
+            self.end()
+            return True
         return False
 
     def countTaken(self) -> int:
@@ -224,7 +229,8 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         Close the socket, below TLS. TLS would wait for the client's close_notify, which RFC 8446,
         6.1 does not demand.
         """
-        self._lowest.loseConnection()
+        # After the reactor's turn, as SocketReader.reset: the transport may close at once.
+        self._lowest.reactor.callFromThread(self._lowest.loseConnection)
 
     def reset(self) -> None:
         if self._socket is not None:
@@ -238,9 +244,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         if self._socket is not None:
             setLinger(self._socket, END_ON_CLOSE)
         self._policy.finish(self)
-        if self._clientHasEnded:
-            self.end()
-        elif not self._isTLS:  # TLS has sent its own end
+        if not self.closeAfterClient() and not self._isTLS:  # TLS has sent its own end
             self.transport.loseWriteConnection()
 
 

@@ -497,6 +497,7 @@ class FakeTransport(StringTransport):
         super().__init__(peerAddress=peer)
         self.handle = handle
         self.did: list[str] = []
+        self.reactor = Reactor()
 
     def getHandle(self) -> Any:
         """The socket that the test has chosen."""

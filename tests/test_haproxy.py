@@ -15,7 +15,7 @@ from ports import lingerOf
 from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol, ITCPTransport
-from twisted.internet.protocol import ServerFactory
+from twisted.internet.protocol import Protocol, ServerFactory, connectionDone
 from twisted.logger import capturedLogs
 from twisted.protocols.policies import WrappingFactory
 from twisted.python.failure import Failure
@@ -185,6 +185,33 @@ class HeaderTests(ProxiedCase):
         self.assertEqual(self.policy.readers, 0)
 
 
+class OwnProtocolTests(ProxiedCase):
+    """Tests for a program's own protocol behind the header."""
+
+    def test_heard(self) -> None:
+        """It hears of a connection only after the header, and then of its end."""
+        heard: list[str] = []
+
+        class Own(Protocol):
+            def connectionMade(self) -> None:
+                heard.append("made")
+
+            def dataReceived(self, data: bytes) -> None:
+                heard.append("data")
+
+            def connectionLost(self, reason: Failure = connectionDone) -> None:
+                heard.append("lost")
+
+        self.factory.wrappedFactory.protocol = Own
+        self.connect()
+        self.lose()
+        self.assertEqual(heard, [])
+        self.connect()
+        self.wrapper.dataReceived(b"PROXY TCP4 192.0.2.7 192.0.2.8 1 2\r\nhello")
+        self.lose()
+        self.assertEqual(heard, ["made", "lost"])
+
+
 class RefusalTests(ProxiedCase):
     """Tests for connections without a valid header."""
 
@@ -250,6 +277,21 @@ class RefusalTests(ProxiedCase):
         self.start()
         header = b"PROXY TCP4 %s 192.0.2.2 40000 10000\r\n" % host.encode(errors="replace")
         self.assertRefused(header)
+
+
+class StopTests(ProxiedCase):
+    """Tests for headers that come during a stop."""
+
+    def test_noPoem(self) -> None:
+        """A client that is named during a stop, when there is no poem, does not delay the stop."""
+        self.factory = PatientFactory(PoetryFactory(FakeSource(None), self.policy))
+        transport = self.connect()
+        stopped = self.policy.drain()
+        self.wrapper.dataReceived(b"PROXY TCP4 192.0.2.7 192.0.2.8 1 2\r\n")
+        self.assertIn("abortConnection", transport.did)
+        self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=1))
+        self.lose()
+        self.successResultOf(stopped)
 
 
 class EndTests(ProxiedCase):

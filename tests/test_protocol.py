@@ -654,6 +654,7 @@ class TransportTests(ProtocolCase):
         client = self.client()
         client.shutdown(socket.SHUT_WR)
         self.assertEqual(self.reactor.fetch(client), LONG.text)
+        self.wait(1)
         self.end()
         self.assertEqual(self.policy.ledger.counts, Counts(1, len(LONG.text)))
 

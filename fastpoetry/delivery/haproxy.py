@@ -68,6 +68,11 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
     factory: Any
     wrappedProtocol: Any
 
+    def __init__(self, factory: Any, wrappedProtocol: Any) -> None:
+        # Twisted's wrapper would tell the other protocol of bytes and ends before it is connected.
+        super().__init__(factory, Protocol())
+        self._waiting = wrappedProtocol
+
     @orReset
     def makeConnection(self, transport: Any) -> None:
         """Wait for the header."""
@@ -114,6 +119,7 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         self._hasBegun = True
         self._isArriving = False
         self.setTimeout(None)
+        self.wrappedProtocol = self._waiting
         self.wrappedProtocol.makeConnection(self)
         if ISSLTransport.providedBy(self):  # the header came through TLS
             self.wrappedProtocol.handshakeCompleted()

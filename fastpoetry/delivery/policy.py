@@ -75,6 +75,11 @@ class Policy:
         return not (self.readers or self._arrivals)
 
     @property
+    def isDraining(self) -> bool:
+        """Whether a stop waits for the connections."""
+        return self._drain is not None
+
+    @property
     def idleSeconds(self) -> float:
         """Seconds since the last client left; 0 while one is connected or waits for a poem."""
         isBusy = self._waitingPorts or not self._isEmpty
@@ -241,6 +246,8 @@ class Policy:
             for reader in list(self._sending):
                 self.giveUp(reader, cause)
             self._lingering.giveUpAll(cause)
+            for arrival in [*self._arrivals, *self._waiting]:
+                arrival.dismiss(cause)
         finally:
             if self._drain is not None:  # connections are left, such as arrivals
                 self.clock.callLater(0, self._abandon)
