@@ -41,7 +41,7 @@ class PoetryListener(service.Service):
     def __init__(
         self, endpoint: IStreamServerEndpoint, factory: PoetryFactory, reactor: Any
     ) -> None:
-        """@param reactor: provides C{IReactorFDSet} and C{IReactorCore}."""
+        """@param reactor: provides C{IReactorCore}, and what L{Home} needs."""
         self._endpoint = endpoint
         self._factory = factory
         self._reactor = reactor

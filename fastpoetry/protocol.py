@@ -229,6 +229,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         Close the socket, below TLS. TLS would wait for the client's close_notify, which RFC 8446,
         6.1 does not demand.
         """
+        self._lowest.stopReading()
         # After the reactor's turn, as SocketReader.reset: the transport may close at once.
         self._lowest.reactor.callFromThread(self._lowest.loseConnection)
 

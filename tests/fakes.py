@@ -503,6 +503,9 @@ class FakeTransport(StringTransport):
         """The socket that the test has chosen."""
         return self.handle
 
+    def stopReading(self) -> None:
+        """Do nothing: the test decides what is read."""
+
     def loseConnection(self) -> None:
         """End, once everything is sent."""
         self.did.append("loseConnection")

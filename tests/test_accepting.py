@@ -528,6 +528,22 @@ class WaitTests(PortCase):
             self.assertRaises(ConnectionResetError, receiveAll, client)
         self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=200))
 
+    def test_comesMeanwhile(self) -> None:
+        """A client that comes while others are reset begins a new wait."""
+        self.listen(None)
+        for _ in range(100):
+            self.connect()
+        self.port.doRead()
+        self.source.giveUp()
+        late = self.connect()
+        for _ in range(3):
+            self.port.doRead()
+        self.assertEqual(len(self.source.waiting), 1)
+        self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=100))
+        self.source.give(POEM)
+        self.port.doRead()
+        self.assertEqual(receiveAll(late), POEM.text)
+
     def test_failsAtOnce(self) -> None:
         """Waiting clients are reset, too, if the source fails at once."""
         self.listen(None)

@@ -33,7 +33,7 @@ class HandOverService(Service):
     """
     Takes readers over at the start, and hands readers over at a stop.
 
-    @ivar reactor: sends to the readers; provides C{IReactorFDSet} and C{IReactorCore}.
+    @ivar reactor: sends to the readers; provides C{IReactorCore}, and what L{Home} needs.
     @ivar takenOver: how many readers were taken over from the process before this one.
     """
 

@@ -16,7 +16,6 @@ from twisted.internet import tcp
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import (
     IListeningPort,
-    IReactorFDSet,
     IReadDescriptor,
     IWriteDescriptor,
 )
@@ -37,6 +36,7 @@ from fastpoetry.delivery.sockets import (
     countWaiting,
     findAddress,
     isOver,
+    limitUnread,
     limitUnsent,
     setLinger,
 )
@@ -60,10 +60,15 @@ _discarded = bytearray(65536)
 
 
 class Home(NamedTuple):
-    """The objects that serve a reader. The reactor tells when the reader's socket takes more."""
+    """
+    The objects that serve a reader.
+
+    @ivar reactor: tells when the reader's socket takes more; provides C{IReactorFDSet} and
+        C{IReactorFromThreads}.
+    """
 
     policy: Policy
-    reactor: IReactorFDSet
+    reactor: Any
 
 
 @implementer(IWriteDescriptor)
@@ -109,6 +114,7 @@ class SocketReader(socket.SocketType):
             self.close()
             return False
         if not self._turnAwayIfTooMany():
+            limitUnread(self)
             self.home.policy.begin(self)
             self.home.reactor.addWriter(self)
         return False
@@ -142,7 +148,8 @@ class SocketReader(socket.SocketType):
 
     def closeAfterClient(self) -> bool:
         """
-        Close the connection if the client has closed its side. Whatever it wrote is discarded.
+        Close the connection if the client has closed its side and its system has everything.
+        Whatever it wrote is discarded.
 
         Most connections are over at the first visit, so a close loses no bytes. From now on any
         other connection closes with an end, since the kernel has all of the poem. Unread input
@@ -155,6 +162,8 @@ class SocketReader(socket.SocketType):
         try:
             for _ in range(_MOST_READS):
                 if not self.recv_into(_discarded, 0, _NOW):
+                    if countUnacknowledged(self):
+                        return False  # the deadlines and the quota apply to the rest
                     break
             else:
                 return False
@@ -180,7 +189,9 @@ class SocketReader(socket.SocketType):
         """Close a connection before its end, with a reset. A UNIX socket just closes."""
         setLinger(self, RESET_ON_CLOSE)
         self.home.reactor.removeWriter(self)
-        self.close()
+        # After the reactor's turn. A connection that is accepted in this turn could get the same
+        # number, and with it an event that was meant for this one.
+        self.home.reactor.callFromThread(self.close)
 
     def connectionLost(self, reason: Failure) -> None:
         """Close the connection: the client left while its poem was under way."""
@@ -216,7 +227,7 @@ class BorrowedPort:
     _isListening = False
     _wasShort = False
 
-    def __init__(self, port: tcp.Port, policy: Policy, reactor: IReactorFDSet) -> None:
+    def __init__(self, port: tcp.Port, policy: Policy, reactor: Any) -> None:
         """@param port: listening; for UNIX a C{twisted.internet.unix.Port}, which is a subclass."""
         self._port = port
         self._socket: socket.socket = port.socket
@@ -354,15 +365,13 @@ class BorrowedPort:
 class FastPort(BorrowedPort):
     """A listening port that sends poems without transports and protocols."""
 
-    def __init__(
-        self, port: tcp.Port, source: Source, policy: Policy, reactor: IReactorFDSet
-    ) -> None:
+    def __init__(self, port: tcp.Port, source: Source, policy: Policy, reactor: Any) -> None:
         super().__init__(port, policy, reactor)
         self._source = source
         self._home = Home(policy, reactor)
         self._family = self._socket.family
         self._hasOldBacklog = True
-        self._isRefusing = False
+        self._refusals = 0
         self._waiting: Deferred[Poem] | None = None
 
     def stopListening(self) -> Deferred[None]:
@@ -403,17 +412,17 @@ class FastPort(BorrowedPort):
                 return
             waiting = waiting or countWaiting(self._socket)
             if not waiting:
-                self._hasOldBacklog = self._isRefusing = False
+                self._hasOldBacklog, self._refusals = False, 0
                 return
             waiting -= 1
             poem = self._source.poem
-            if poem is None and not self._isRefusing:
+            if poem is None and not self._refusals:
                 self._waitForPoem()
                 return
             try:
                 reader = self._accept()
             except BlockingIOError:
-                self._hasOldBacklog = self._isRefusing = False
+                self._hasOldBacklog, self._refusals = False, 0
                 return
             except OSError as why:
                 failures += 1
@@ -421,6 +430,7 @@ class FastPort(BorrowedPort):
                     return
                 continue
             if poem is None:
+                self._refusals -= 1
                 reader.close()  # a reset, as each connection inherits it
                 policy.ledger.turnedAway(reader.address, "there is no poem yet")
             elif self._start(reader, poem):
@@ -471,7 +481,9 @@ class FastPort(BorrowedPort):
         if not isinstance(result, Failure):
             self._gate.reopen()
         elif not result.check(CancelledError):  # stopListening leaves them in the backlog
-            self._isRefusing = True
+            # Only those that have waited. Clients that come meanwhile begin a new wait.
+            isCounted = FAMILIES[self._family].hasInfo
+            self._refusals = countWaiting(self._socket) if isCounted else 2**31
             try:
                 self.doRead()
             finally:

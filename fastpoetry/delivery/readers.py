@@ -66,7 +66,7 @@ class Reader(Protocol):
 
     def closeAfterClient(self) -> bool:
         """
-        Close a connection if its client has closed its side. The kernel has the whole poem.
+        Close a connection if its client has closed its side and its system has everything.
 
         @return: whether the connection is closed.
         """

@@ -12,6 +12,7 @@ import socket
 import struct
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from fcntl import ioctl
 from functools import cache, wraps
 from sys import byteorder
@@ -34,6 +35,12 @@ It was measured to cost the machine 320 KiB at most, since packets to a client w
 buffer are mostly overhead. The rest of a larger poem follows as its reader takes it
 (TCP_NOTSENT_LOWAT, tcp(7)). Unlike a small SO_SNDBUF, this lets the window grow for a distant
 reader.
+"""
+
+_MOST_UNREAD_BYTES = 32 * 1024
+"""
+How much of what a reader writes waits in the kernel, unread, while its poem is under way. Without
+this limit the kernel takes over 1 MiB of small packets.
 """
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -170,6 +177,13 @@ def limitUnsent(connection: socket.SocketType) -> None:
         # Otherwise the client may have reset the connection in the backlog. Sending reports that.
         if why.errno in _REFUSED:
             _tellWithout("TCP_NOTSENT_LOWAT", why.errno)
+
+
+def limitUnread(connection: socket.SocketType) -> None:
+    """Limit the memory of what a reader writes while its poem is under way."""
+    if FAMILIES[connection.family].hasQueue:
+        with suppress(OSError):  # the client has reset the connection, and sending reports that
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _MOST_UNREAD_BYTES)
 
 
 def setLinger(connection: socket.SocketType, linger: bytes) -> None:

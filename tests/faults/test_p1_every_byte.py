@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import time
 
-from .clients import KIBI, MEBI, fetchMany, run
-from .server import FaultCase, makeText
+from messages import SENT
+
+from .clients import KIBI, MEBI, connect, fetchMany, readAll, resetNow, run
+from .server import FaultCase, Server, makeText, wait
 
 
 class EveryByteTests(FaultCase):
@@ -61,3 +65,46 @@ class EveryByteTests(FaultCase):
         self.serve("--stall-timeout=1", "--min-rate=1000")
         how = {"receiveBuffer": KIBI, "pieceBytes": KIBI, "betweenSeconds": 0.06}
         self.assertAll("isExact", run(fetchMany(20, address, poem, **how)))
+
+
+class NumberTests(FaultCase):
+    """Tests for a descriptor's number that is given again while an event waits for the old one."""
+
+    def test_readers(self) -> None:
+        """Readers who are accepted in the turn in which stalled ones are reset get every byte."""
+        address, poem = self.listen(), self.write(makeText(2 * MEBI))
+        server = self.serve("--stall-timeout=2")
+        stalled = self.hold(5, address, receiveBuffer=2 * KIBI)
+        self.waitUntilAccepted()
+        time.sleep(1.3)  # until a visit has seen that they take nothing
+        server.send(signal.SIGSTOP)
+        time.sleep(2)
+        readers = self.hold(5, address, receiveBuffer=2 * KIBI)
+        for client in stalled:
+            resetNow(client)
+        server.send(signal.SIGCONT)
+        self.assertEqual({readAll(client) for client in readers}, {(len(poem), "end")})
+        self.assertEqual(server.tracebacks(), [])
+
+    def test_balancer(self) -> None:
+        """A reader who is accepted when one behind a balancer is closed for it gets every byte."""
+        address, poem = self.listen(), self.write(makeText(2 * MEBI))
+        behind = self.listen("behind")
+        block = [f"--poem={self.folder}/poem.txt", "--listen=adopted:name=poem"]
+        options = ["--max-readers=1", *block, "--listen=haproxy:adopted:name=behind"]
+        server = Server(["fastpoetry", *options], self.listeners, self.log, {})
+        self.addCleanup(server.close)
+        first = connect(behind)
+        self.addCleanup(first.close)
+        first.sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
+        count = 0
+        while count < len(poem):
+            count += len(first.recv(MEBI))
+        wait(lambda: server.records(SENT), "the end of the poem")
+        server.send(signal.SIGSTOP)
+        reader = connect(address, receiveBuffer=2 * KIBI)
+        self.addCleanup(reader.close)
+        first.close()
+        server.send(signal.SIGCONT)
+        self.assertEqual(readAll(reader), (len(poem), "end"))
+        self.assertEqual(server.tracebacks(), [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 import time
@@ -95,6 +96,36 @@ class SlowTests(DeadlineCase):
             self.assertLess(count, len(poem))
             self.assertEqual(end, "reset")
         self.waitUntilGone(server)
+        if kernel is not None:
+            self.assertLess(kernel / len(clients), 400 * KIBI)
+
+    def test_stoppedAfterTheirEnd(self) -> None:
+        """Clients that close their side, and take nothing, are reset like all others."""
+        address = self.listen()
+        self.write(makeText(100_000))
+        server = self.serve("--stall-timeout=2", "--max-readers-per-source=10")
+        clients = self.hold(50, address, receiveBuffer=2 * KIBI)
+        for client in clients:
+            client.shutdown(socket.SHUT_WR)
+        server.waitFor(SENT, 50)
+        self.waitUntilGone(server)
+        self.assertEqual({end for _, end in map(readAll, clients)}, {"reset"})
+
+    def test_writingWhileStopped(self) -> None:
+        """Readers that take nothing, and send small packets, take no more memory than others."""
+        address = self.listen()
+        self.write(makeText(MEBI))
+        self.serve()
+        clients = self.hold(3, address, receiveBuffer=2 * KIBI)
+        self.waitUntilAccepted()
+        for client in clients:
+            client.setsockopt(socket.SOL_TCP, socket.TCP_NODELAY, 1)
+            client.setblocking(False)
+        for _ in range(60_000):
+            for client in clients:
+                with contextlib.suppress(BlockingIOError):
+                    client.send(b"x")
+        kernel = kernelBytes(int(address[1]))
         if kernel is not None:
             self.assertLess(kernel / len(clients), 400 * KIBI)
 
