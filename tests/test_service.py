@@ -125,6 +125,17 @@ class StartTests(ServiceCase):
         self.service.startService()
         self.assertEqual(self.service.description, "ecstasy (310 bytes)")
 
+    def test_odd(self) -> None:
+        """A path that is not UTF-8 makes records that every log can encode."""
+        odd = "/po\udce9sie/x.txt"
+        self.selection.find(Poem("x", b"\xe9", odd, strangeAt=0), Poem("y", b"y", odd))
+        for _ in range(2):
+            with capturedLogs() as events:
+                self.make(self.selection).startService()
+            for line in said(events):
+                self.assertEqual(line.encode(), line.encode("utf-8", "backslashreplace"))
+            self.selection.find(Poem("x", b"\xe9", odd))
+
 
 class TutorialTests(TestCase):
     """Tests for a service made like the tutorial's, from a path only."""
