@@ -698,7 +698,7 @@ class BorrowedTests(PortCase):
         self.assertEqual(self.reactor.fetch(client), POEM.text)
 
     def test_ownProtocol(self) -> None:
-        """An error in a program's own protocol resets its connection, and delays nobody else."""
+        """If a program's own protocol raises an error, only its connection is reset."""
 
         class Faulty(Protocol):
             def connectionMade(self) -> None:

@@ -20,7 +20,7 @@ def isPlain(description: str) -> bool:
     if kind == "haproxy":
         return isPlain(rest)
     _, hasOther, other = rest.partition("else=")
-    return kind in _PLAIN and not (hasOther and not isPlain(other.replace("\\:", ":")))
+    return kind in _PLAIN and (not hasOther or isPlain(other.replace("\\:", ":")))
 
 
 def importTwisted(descriptions: Iterable[str]) -> None:

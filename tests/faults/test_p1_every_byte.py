@@ -71,7 +71,7 @@ class NumberTests(FaultCase):
     """Tests for a descriptor's number that is given again while an event waits for the old one."""
 
     def test_readers(self) -> None:
-        """Readers who are accepted in the turn in which stalled ones are reset get every byte."""
+        """In one turn the server resets stalled readers and accepts others, who get every byte."""
         address, poem = self.listen(), self.write(makeText(2 * MEBI))
         server = self.serve("--stall-timeout=2")
         stalled = self.hold(5, address, receiveBuffer=2 * KIBI)
@@ -87,7 +87,10 @@ class NumberTests(FaultCase):
         self.assertEqual(server.tracebacks(), [])
 
     def test_balancer(self) -> None:
-        """A reader who is accepted when one behind a balancer is closed for it gets every byte."""
+        """
+        In one turn the server closes a reader behind a balancer and accepts another, who gets every
+        byte.
+        """
         address, poem = self.listen(), self.write(makeText(2 * MEBI))
         behind = self.listen("behind")
         block = [f"--poem={self.folder}/poem.txt", "--listen=adopted:name=poem"]
