@@ -40,6 +40,16 @@ class TacTests(SynchronousTestCase):
         text, count = re.subn(r'"tcp:100[08]0:', '"tcp:0:', TAC.read_text())
         self.assertEqual(count, 2)
         self.tac.write_text(text)
+        self.environ = {
+            "PYTHONPATH": str(ROOT),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            # With these two, the program answers systemctl reload.
+            "INVOCATION_ID": folder.name,
+            "NOTIFY_SOCKET": f"{folder.name}/notify",
+        }
+        systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.addCleanup(systemd.close)
+        systemd.bind(self.environ["NOTIFY_SOCKET"])
 
     def start(self, arguments: Sequence[str]) -> subprocess.Popen[str]:
         """
@@ -50,7 +60,7 @@ class TacTests(SynchronousTestCase):
         process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=self.tac.parent,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**os.environ, **self.environ},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -114,11 +124,13 @@ class TacTests(SynchronousTestCase):
         self.assertEqual((self.call(), self.connect()), (b"new\n", b"new\n"))
 
     def test_brokenReload(self) -> None:
-        """If the new poem is invalid both return the old one, and one line says why."""
+        """If the new poem is invalid both return the old one, and the reload fails in one line."""
         self.serve()
         self.assertEqual(self.call(), POEM)
         self.poem.write_bytes(b"")
-        self.twistd.send_signal(signal.SIGHUP)
+        self.environ["MAINPID"] = str(self.twistd.pid)
+        said, _ = self.start(["-m", "fastpoetry.systemd.reload"]).communicate()
+        self.assertEqual(said[: said.find(";")], f"reload failed: {self.poem}: is empty")
         self.find(self.twistd, r"(kept the old poem: .*ecstasy\.txt: is empty)")
         self.assertEqual((self.call(), self.connect()), (POEM, POEM))
         self.twistd.terminate()

@@ -100,7 +100,7 @@ def assemble(
     NotifyService(
         reactor,
         status=status,
-        reload=lambda: Deferred.fromCoroutine(_reloadAll(reloads)),
+        reload=lambda: Deferred.fromCoroutine(reloadAll(reloads)),
         # The watchdog uses the same clock. If it calls this, the clock's timers run.
         alive=lambda: all(listener.isAlive for listener in listeners),
         clock=clock,
@@ -108,7 +108,7 @@ def assemble(
     return root
 
 
-async def _reloadAll(reloads: list[Callable[[], Deferred[None]]]) -> None:
+async def reloadAll(reloads: list[Callable[[], Deferred[None]]]) -> None:
     """
     Reload all sources, even if one fails.
 

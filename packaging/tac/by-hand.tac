@@ -6,12 +6,10 @@ C{MultiService}. C{NotifyService}, which reports to systemd and reloads at SIGHU
 Under plain Python this file serves nothing.
 """
 
-from contextlib import suppress
-
 from twisted.application.service import Application, MultiService
 from twisted.internet.endpoints import serverFromString
 
-from fastpoetry.command.assembly import checkEndpoints
+from fastpoetry.command.assembly import checkEndpoints, reloadAll
 from fastpoetry.command.options import refuse
 from fastpoetry.listen import PoetryListener
 from fastpoetry.poem import PoemError, PoemNamed
@@ -43,10 +41,6 @@ if __name__ != "__main__":
     factory = PoetryFactory(poetry)
     PoetryListener(endpoint, factory, reactor).setServiceParent(block)
 
-    async def reload():
-        with suppress(PoemError):  # the old poem stays, and the error is logged
-            await poetry.reload()
-
     application = Application("fastpoetry")
     block.setServiceParent(application)
-    NotifyService(reactor, reload=reload).setServiceParent(application)
+    NotifyService(reactor, reload=lambda: reloadAll([poetry.reload])).setServiceParent(application)

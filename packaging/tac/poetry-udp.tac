@@ -21,7 +21,7 @@ from twisted.application.service import Application, Service
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.protocol import DatagramProtocol
 
-from fastpoetry.command.assembly import checkEndpoints
+from fastpoetry.command.assembly import checkEndpoints, reloadAll
 from fastpoetry.command.options import refuse
 from fastpoetry.listen import PoetryListener
 from fastpoetry.poem import PoemError, PoemNamed
@@ -120,15 +120,11 @@ if __name__ != "__main__":
         def listenForUDP():
             return reactor.adoptDatagramPort(bound.fileno(), AF_INET, answer())
 
-    async def reload():
-        with suppress(PoemError):  # the old poem stays, and the error is logged
-            await poetry.reload()
-
     application = Application("fastpoetry")
     for part in (
         poetry,
         PoetryListener(endpoint, PoetryFactory(poetry), reactor),
         DatagramService(listenForUDP),
-        NotifyService(reactor, reload=reload),
+        NotifyService(reactor, reload=lambda: reloadAll([poetry.reload])),
     ):
         part.setServiceParent(application)

@@ -9,15 +9,13 @@ A C{PoetryService} does not depend on a protocol, so one service serves both TCP
 Under plain Python this file serves nothing.
 """
 
-from contextlib import suppress
-
 from twisted.application.service import Application
 from twisted.application.strports import service
 from twisted.internet.endpoints import serverFromString
 from twisted.web.server import Site
 from twisted.web.xmlrpc import XMLRPC, Binary
 
-from fastpoetry.command.assembly import checkEndpoints
+from fastpoetry.command.assembly import checkEndpoints, reloadAll
 from fastpoetry.command.options import refuse
 from fastpoetry.listen import PoetryListener
 from fastpoetry.poem import PoemError, PoemNamed
@@ -60,15 +58,11 @@ if __name__ != "__main__":
     xmlrpc = service(listenForXMLRPC, Site(PoetryXMLRPC(poetry)), reactor)
     checkEndpoints({listen: endpoint, listenForXMLRPC: xmlrpc.endpoint})
 
-    async def reload():
-        with suppress(PoemError):  # the old poem stays, and the error is logged
-            await poetry.reload()
-
     application = Application("fastpoetry")
     for part in (
         poetry,
         PoetryListener(endpoint, PoetryFactory(poetry), reactor),
         xmlrpc,
-        NotifyService(reactor, reload=reload),
+        NotifyService(reactor, reload=lambda: reloadAll([poetry.reload])),
     ):
         part.setServiceParent(application)
