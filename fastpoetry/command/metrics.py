@@ -34,7 +34,7 @@ _COUNTS = {
     "bytes": ("poem_bytes", "Bytes of those poems."),
     "left": ("left", "Connections that clients closed before the end of their poem."),
     "gaveUp": ("gave_up", "Connections that were reset before the end of their poem."),
-    "turnedAway": ("turned_away", "Connections that were reset before their poem began."),
+    "turnedAway": ("turned_away", "Connections that were reset before their poem, or early in it."),
     "checks": ("checks", "Connections by which balancers checked that the server answers."),
 }
 """The metric's name and help text for each field of L{Counts}."""

@@ -27,9 +27,9 @@ def importTwisted(descriptions: Iterable[str]) -> None:
     """
     Import Twisted's sockets: without TLS, if no endpoint can need it.
 
-    For the rest of the process, Twisted then acts as if pyOpenSSL were not installed. So only a
-    program that knows all that its process does may call this. If another reactor or logger has
-    imported TLS already, TLS stays.
+    For the rest of the process, Twisted then acts as if pyOpenSSL were not installed. So call this
+    only in a process that runs no other program's code. If another reactor or logger has imported
+    TLS already, TLS stays.
 
     @param descriptions: of all endpoints of the process.
     """
