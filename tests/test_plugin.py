@@ -229,7 +229,7 @@ class HouseTests(SynchronousTestCase):
         page = (Path(__file__).parent.parent / "docs/architecture.md").read_text("utf-8")
         rows = re.findall(r"(?m)^\| `(\w+)(?:\.py|/)` \|", page)
         self.assertEqual(set(rows), set(self.house))
-        self.assertEqual(rows[:4], ["tap", "listen", "service", "protocol"])
+        self.assertEqual(rows[:5], ["tap", "service", "poem", "listen", "protocol"])
 
     def test_down(self) -> None:
         """Imports point down, or to a neighbour in the same folder."""

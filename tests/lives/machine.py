@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from messages import GAVE_UP, GAVE_UP_NEAR_THE_END, LEFT, SENT, TURNED_AWAY
 
-from fastpoetry.delivery.sockets import countWaiting
+from fastpoetry.delivery.sockets import countBacklog
 from lives.kernel import Faults
 from lives.process import LIMITS, WAYS, Process
 from lives.reader import Client, mayVanish
@@ -303,7 +303,7 @@ class Life(RuleBasedStateMachine):
         self.noTraceback()
 
     def noShortPoemLooksWhole(self) -> None:
-        """An ended poem is whole, or was reset; on a UNIX socket there is no reset (P2)."""
+        """An ended poem is whole, or was reset; on a UNIX socket there is no reset (P3)."""
         for way, client in self.world.clients:
             if way == "tls":
                 continue  # its bytes are a TLS alert about the handshake
@@ -331,7 +331,7 @@ class Life(RuleBasedStateMachine):
             if way == "tls" and client.isConnected
         )
         most = LIMITS.maxReadersPerSource * len(self.world.processes)
-        most += countWaiting(self.world.sockets["tls"])
+        most += countBacklog(self.world.sockets["tls"])
         if self.world.processes and not self.world.faults.isPending:
             for source, count in silent.items():
                 assert count <= most, f"{count} connections of {source} say nothing"
@@ -365,7 +365,7 @@ class Life(RuleBasedStateMachine):
             for way, listener in process.listeners.items():
                 isReading = any(port in reading for port in listener._ports)
                 if isReading and process.policy.room and way != "unix":
-                    assert not countWaiting(self.world.sockets[way]), f"clients wait at {way}"
+                    assert not countBacklog(self.world.sockets[way]), f"clients wait at {way}"
 
     def noTraceback(self) -> None:
         """No record has a traceback, unless a system call has failed."""
@@ -410,7 +410,7 @@ class Life(RuleBasedStateMachine):
             self._meanwhile(LIMITS.stallSeconds)
             self.promisesHold()
             readers = sum(process.policy.readers for process in self.world.processes)
-            waiting = sum(countWaiting(self.world.sockets[way]) for way in _NETWORK_WAYS)
+            waiting = sum(countBacklog(self.world.sockets[way]) for way in _NETWORK_WAYS)
             if not (readers or waiting):
                 return
         raise AssertionError(f"{readers} readers and {waiting} other clients are left")
@@ -474,7 +474,7 @@ class Life(RuleBasedStateMachine):
     def _killAll(self) -> None:
         """
         A killed process resets its clients in mid-poem, also after another process on its sockets
-        has stopped. Clients in the backlog wait for the next process (P2).
+        has stopped. Clients in the backlog wait for the next process (P3).
         """
         world = self.world
         if len(world.processes) < 2:
