@@ -7,7 +7,6 @@ endpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -15,7 +14,7 @@ from twisted.application import service
 from twisted.internet import tcp
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred
 from twisted.internet.error import ReactorNotRunning
-from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerEndpoint
+from twisted.internet.interfaces import IAddress, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -34,7 +33,7 @@ class PoetryListener(service.Service):
     """
 
     _log = Logger()
-    _listening: Deferred[IListeningPort] | None = None
+    _listening: Deferred[None] | None = None
     _port: Any = None
     _ports: tuple[Any, ...] = ()
 
@@ -66,22 +65,19 @@ class PoetryListener(service.Service):
         @raise Exception: if the endpoint fails at once, for example with C{CannotListenError}.
         """
         super().privilegedStartService()
-        failures: list[Failure] = []
-        self._fail: Callable[[Failure], object] = failures.append
-        self._listening = self._endpoint.listen(self._factory)
-        self._listening.addCallback(self._begin)
-        self._listening.addErrback(lambda failure: self._fail(failure))
-        if failures:
-            self._listening = None
-            failures[0].raiseException()
-        self._fail = self._giveUp
+        listening = self._endpoint.listen(self._factory).addCallback(self._serve)
+        failure = getattr(listening, "result", None)
+        if isinstance(failure, Failure):
+            listening.addErrback(lambda _: None)  # the exception reports it
+            failure.raiseException()
+        self._listening = listening.addErrback(self._endProgram)
 
     def startService(self) -> Deferred[Any] | None:
         """
         Listen, unless L{privilegedStartService} has begun to.
 
-        @return: fires when the endpoint listens. If it cannot, it fires when the program has been
-            told to end. READY waits for it.
+        @return: fires when the endpoint listens, or when a failure has stopped the reactor. READY
+            waits for it.
         """
         super().startService()
         if self._listening is None:
@@ -108,7 +104,7 @@ class PoetryListener(service.Service):
             stopped.addCallback(lambda _: port.stopListening())
         return stopped.addCallback(lambda _: None if policy.gate.hasPorts else policy.drain())
 
-    def _begin(self, port: Any) -> None:
+    def _serve(self, port: Any) -> None:
         """Serve on every socket of a port."""
         self._port = port
         for each in getattr(port, "ports", (port,)):
@@ -138,7 +134,7 @@ class PoetryListener(service.Service):
         ours.startListening()
         return ours
 
-    def _giveUp(self, failure: Failure) -> None:
+    def _endProgram(self, failure: Failure) -> None:
         """End the program, with a record that says why it cannot listen."""
         if not failure.check(CancelledError):  # stopService cancelled it
             self._log.failure(

@@ -26,7 +26,7 @@ class Poem:
     @ivar text: the whole poem, in the encoding of its file.
     @ivar origin: the path or endpoint that it came from, for people.
     @ivar digest: the SHA-256 of the text, in hexadecimal; computed unless it is given.
-    @ivar strangeAt: the offset of the first byte that is not UTF-8; C{None} if all are, or if the
+    @ivar invalidAt: the offset of the first byte that is not UTF-8; C{None} if all are, or if the
         digest was given.
     """
 
@@ -34,13 +34,13 @@ class Poem:
     text: bytes
     origin: str
     digest: str = ""
-    strangeAt: int | None = None
+    invalidAt: int | None = None
 
     def __post_init__(self) -> None:
         if not self.digest:
-            digest, strangeAt = examine(self.text)
+            digest, invalidAt = examine(self.text)
             object.__setattr__(self, "digest", digest)
-            object.__setattr__(self, "strangeAt", strangeAt)
+            object.__setattr__(self, "invalidAt", invalidAt)
 
 
 class Loaded(NamedTuple):
@@ -48,19 +48,19 @@ class Loaded(NamedTuple):
     The result of finding and reading poems.
 
     @ivar poems: at least one.
-    @ivar leftOut: for each poem that an anthology could not read, the error.
-    @ivar passedOver: files of an anthology whose names are not valid names of poems.
+    @ivar unreadable: for each poem that an anthology could not read, the error.
+    @ivar misnamed: files of an anthology whose names are not valid names of poems.
     """
 
     poems: Sequence[Poem]
-    leftOut: Sequence[str] = ()
-    passedOver: Sequence[str] = ()
+    unreadable: Sequence[str] = ()
+    misnamed: Sequence[str] = ()
 
     @classmethod
     def make(cls, found: Found) -> Loaded:
         """Make poems from the result of a reading function."""
-        texts, leftOut, passedOver = found
-        return cls([Poem(*text) for text in texts], leftOut, passedOver)
+        texts, unreadable, misnamed = found
+        return cls([Poem(*text) for text in texts], unreadable, misnamed)
 
 
 class Selection(ABC):

@@ -120,13 +120,13 @@ class PoetryProtocol(Protocol, TimeoutMixin):
     def _enter(self) -> None:
         """Take a place, and begin when there is a poem, unless the client's source has too many."""
         policy = self._policy
-        if policy.isTooMany(self.address):
+        if policy.isSourceFull(self.address):
             self._isArriving = False
             policy.countTurnedAway(self.address)
             self.transport.abortConnection()
             return
         self._awaited = "there is no poem yet"
-        policy.wait(self)
+        policy.addWaiting(self)
         poem = self.factory.source.poem
         if poem is not None:
             self._begin(poem)
@@ -157,7 +157,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
     def _endArrival(self, cause: str) -> None:
         self._isArriving = False
         self.setTimeout(None)
-        self._policy.ledger.turnedAway(self.address, cause)
+        self._policy.ledger.countTurnedAway(self.address, cause)
         self._policy.remove(self)
 
     def drain(self) -> None:

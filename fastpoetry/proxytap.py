@@ -22,11 +22,6 @@ from fastpoetry.proxy.freshness import Freshness
 from fastpoetry.proxy.service import PoetryProxyService
 
 
-def _parseSpan(option: str, value: str) -> float:
-    """Parse a time in seconds, which may be 0, or refuse it."""
-    return 0.0 if value == "0" else parseSeconds(option, value)
-
-
 class Options(CommandOptions):
     """The command line of C{twistd fastpoetry-proxy}."""
 
@@ -41,21 +36,21 @@ class Options(CommandOptions):
     opt_max_age = tunable(
         "--max-age",
         "maxAgeSeconds",
-        _parseSpan,
+        partial(parseSeconds, mayBeZero=True),
         f"Seconds for which a poem is fresh: its upstream is not asked again "
         f"[default: {Freshness.maxAgeSeconds:g}; poems seldom change, and a reload asks at once].",
     )
     opt_stale_while_revalidate = tunable(
         "--stale-while-revalidate",
         "revalidateSeconds",
-        _parseSpan,
+        partial(parseSeconds, mayBeZero=True),
         f"Seconds after --max-age for which a poem is served while another is fetched "
         f"[default: {Freshness.revalidateSeconds:g}, so that no reader waits for an upstream].",
     )
     opt_stale_if_error = tunable(
         "--stale-if-error",
         "errorSeconds",
-        _parseSpan,
+        partial(parseSeconds, mayBeZero=True),
         f"Seconds after --max-age for which a poem is served while the upstream fails "
         f"[default: {Freshness.errorSeconds:g}, a day to mend it].",
     )
@@ -108,7 +103,7 @@ class Options(CommandOptions):
     @property
     def endpoints(self) -> list[str]:
         """The descriptions of all endpoints, with those of the upstreams."""
-        return super().endpoints + [block.what for block in self.blocks]
+        return super().endpoints + [block.value for block in self.blocks]
 
     @property
     def freshness(self) -> Freshness:
@@ -140,14 +135,14 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
 
     def makeSource(block: Block) -> PoetryProxyService:
         try:
-            endpoint = parseUpstream(block.what, timed)
+            endpoint = parseUpstream(block.value, timed)
         except ValueError as why:
-            refuse(f"{block.asked}: {why}{_whose(block.what)}")
+            refuse(f"{block.option}: {why}{_whose(block.value)}")
         freshness = options.freshness
-        if folder and block.what not in keepers:
-            keepers[block.what] = Keeper(folder, block.what, timed, freshness.mostBytes)
+        if folder and block.value not in keepers:
+            keepers[block.value] = Keeper(folder, block.value, timed, freshness.mostBytes)
         return PoetryProxyService(
-            block.what, endpoint, freshness, timed, block.digest, keepers.get(block.what)
+            block.value, endpoint, freshness, timed, block.digest, keepers.get(block.value)
         )
 
     return assemble(options, makeSource, reactor, timed)

@@ -17,7 +17,7 @@ from twisted.application import service
 from twisted.internet.defer import Deferred, DeferredLock, execute
 from twisted.logger import Logger
 
-from fastpoetry.apart.process import callApart
+from fastpoetry.apart.process import deferToProcess
 from fastpoetry.apart.worker import WorkError
 from fastpoetry.poem import Loaded, Poem, PoemAt, PoemError, Selection
 
@@ -87,8 +87,8 @@ class PoetryService(service.Service):
 
     def startService(self) -> None:
         """
-        Load the poems, and block meanwhile. The command therefore lets another process read them
-        first (L{fastpoetry.apart.process}).
+        Load the poems, and block meanwhile. The command first checks in another process that they
+        can be read (L{fastpoetry.apart.process}).
 
         @raise PoemError: if there is no poem to serve.
         """
@@ -110,7 +110,7 @@ class PoetryService(service.Service):
         if reactor is None:
             from twisted.internet import reactor
         try:
-            found = await callApart(reactor, self._selection.reading, str(self._selection))
+            found = await deferToProcess(reactor, self._selection.reading, str(self._selection))
             loaded = Loaded.make(found)
         except Exception as why:
             cause = str(why) if isinstance(why, WorkError) else repr(why)
@@ -133,19 +133,19 @@ class PoetryService(service.Service):
         ]
         self._failed = None
         self.freshAt = time.time()
-        for why in loaded.leftOut:
+        for why in loaded.unreadable:
             self._log.warn(
                 "left a poem out: {cause}",
                 cause=_encodable(why),
                 message_id="66370c4cceee46698cd1005d12eea6b4",
             )
-        if loaded.passedOver and loaded.passedOver != self._passedOver:
+        if loaded.misnamed and loaded.misnamed != self._passedOver:
             self._log.warn(
                 "passed over {files}: a poem's name has letters, digits, _ and - only",
-                files=_listPaths(loaded.passedOver),
+                files=_listPaths(loaded.misnamed),
                 message_id="b917b3f4b8ab4046a0920b1e1fadc045",
             )
-        self._passedOver = loaded.passedOver
+        self._passedOver = loaded.misnamed
         if len(self._poems) == 1:
             self._announce(self._poems[0])
         else:
@@ -160,12 +160,12 @@ class PoetryService(service.Service):
             digest=poem.digest,
             message_id="75bd5b2d1e3d4f139ebabd17d05f836b",
         )
-        if poem.strangeAt is not None:
+        if poem.invalidAt is not None:
             self._log.warn(
                 "{origin} is not UTF-8 (byte {offset}); it is served as it is",
                 origin=_encodable(poem.origin),
                 poem=poem.name,
-                offset=poem.strangeAt,
+                offset=poem.invalidAt,
                 message_id="ae6de87d944d44769eb825e65fa730e2",
             )
 
@@ -178,7 +178,7 @@ class PoetryService(service.Service):
             bytes=sum(len(poem.text) for poem in self._poems),
             message_id="fbe5f3b677634e91bfe71f4e1f04f67e",
         )
-        strange = [poem.origin for poem in self._poems if poem.strangeAt is not None]
+        strange = [poem.origin for poem in self._poems if poem.invalidAt is not None]
         if strange:
             self._log.warn(
                 "not UTF-8, and served as they are: {files}",

@@ -9,9 +9,9 @@ from typing import Any
 from twisted.application.service import MultiService
 
 from fastpoetry.apart.poems import DEFAULT_POETRY_PATH
-from fastpoetry.apart.process import startApart
+from fastpoetry.apart.process import startInProcess
 from fastpoetry.apart.worker import WorkError
-from fastpoetry.command.options import Block, CommandOptions, refuse
+from fastpoetry.command.options import CommandOptions, refuse
 from fastpoetry.poem import Anthology, PoemAt, PoemNamed, Selection
 from fastpoetry.service import PoetryService
 
@@ -39,7 +39,7 @@ class Options(CommandOptions):
 
     def opt_anthology(self) -> None:
         """Serve every poem along --poetry-path: each reader gets a random one."""
-        self.openBlock("--anthology", None)
+        self.openBlock("--anthology")
 
     def opt_poetry_path(self, value: str) -> None:
         """
@@ -52,13 +52,13 @@ class Options(CommandOptions):
         """Make each block's selection of poems from its option."""
         super().postOptions()
         if len(self.blocks) == 1:
-            self["poem"] = self.blocks[0].what
+            self["poem"] = self.blocks[0].value
         path = self.get("poetryPath", findPoetryPath())
         folders = [os.path.abspath(folder) for folder in path.split(":") if folder]
         if not folders:
             refuse(f"--poetry-path {path}: names no folder")
         for block in self.blocks:
-            block.what = _select(block, folders)
+            block.selection = _select(block.value, folders)
 
 
 def findPoetryPath(deployment: str | None = None) -> str:
@@ -84,25 +84,28 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
     @param clock: for tests; by default one that ignores steps of the wall clock.
     @raise SystemExit: if a poem cannot be read, or an endpoint cannot listen.
     """
-    # Other processes read the poems while this one imports Twisted's sockets. startService reads
-    # the poems again, inside twistd's --chroot.
+    # Other processes check that the poems can be read, while this one imports Twisted's sockets.
+    # startService reads the poems, inside twistd's --chroot.
     with options.asServer():
-        readings = [startApart(block.what.reading, str(block.what)) for block in options.blocks]
+        checks = [
+            startInProcess(block.selection.reading, str(block.selection))
+            for block in options.blocks
+        ]
     from fastpoetry.command.assembly import assemble, withClock
 
     reactor, timed = withClock(reactor, clock)
-    for block, finish in zip(options.blocks, readings, strict=True):
+    for block, finish in zip(options.blocks, checks, strict=True):
         try:
             with options.asServer():
                 finish()
         except WorkError as why:
-            refuse(f"{block.asked}: {why}")
-    return assemble(options, lambda block: PoetryService(block.what, timed), reactor, timed)
+            refuse(f"{block.option}: {why}")
+    return assemble(options, lambda block: PoetryService(block.selection, timed), reactor, timed)
 
 
-def _select(block: Block, folders: list[str]) -> Selection:
-    if block.what is None:
+def _select(value: str | None, folders: list[str]) -> Selection:
+    if value is None:
         return Anthology(folders)
-    if "/" in block.what:
-        return PoemAt(os.path.abspath(block.what))
-    return PoemNamed(block.what, folders)
+    if "/" in value:
+        return PoemAt(os.path.abspath(value))
+    return PoemNamed(value, folders)

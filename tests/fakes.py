@@ -321,10 +321,10 @@ class FakeSelection(Selection):
         return "/poetry"
 
     def find(
-        self, *poems: Poem, leftOut: Sequence[str] = (), passedOver: Sequence[str] = ()
+        self, *poems: Poem, unreadable: Sequence[str] = (), misnamed: Sequence[str] = ()
     ) -> None:
         """Set the poems."""
-        self.found = [astuple(poem) for poem in poems], [*leftOut], [*passedOver]
+        self.found = [astuple(poem) for poem in poems], [*unreadable], [*misnamed]
 
     @property
     def reading(self) -> partial[Found]:

@@ -331,7 +331,7 @@ class ExhaustionTests(PortCase):
         A reader that fails to start, for an unexpected reason, is reset, counted and released.
         """
         port = self.listen()
-        for method in ("isTooMany", "begin"):
+        for method in ("isSourceFull", "begin"):
             before = countDescriptors()
             client = self.connect()
             sends = mock.patch.object(SocketReader, "_send", return_value=False)
@@ -573,7 +573,7 @@ class WaitTests(PortCase):
         port = self.listen(None)
         self.connect()
         port.doRead()
-        self.patch(self.policy.ledger, "turnedAway", lambda *_: 1 // 0)
+        self.patch(self.policy.ledger, "countTurnedAway", lambda *_: 1 // 0)
         self.source.giveUp()
         gc.collect()  # logs unhandled errors
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)

@@ -22,7 +22,7 @@ from zope.interface.verify import verifyObject
 
 from fastpoetry.apart import process as processModule
 from fastpoetry.apart.poems import readAt
-from fastpoetry.apart.process import Job, NoProcessError, Process, callApart, startApart
+from fastpoetry.apart.process import Job, NoProcessError, Process, deferToProcess, startInProcess
 from fastpoetry.apart.worker import WorkError
 
 _getpid = partial(os.getpid)
@@ -146,30 +146,30 @@ class ProcessTests(SynchronousTestCase):
 
 
 class StartTests(SynchronousTestCase):
-    """Tests for L{startApart}."""
+    """Tests for L{startInProcess}."""
 
     def test_result(self) -> None:
         """The work begins at once; its result is available on request."""
-        finish = startApart(_getpid, "/disk")
+        finish = startInProcess(_getpid, "/disk")
         self.assertNotEqual(finish(), os.getpid())
 
     def test_failure(self) -> None:
         """An error of the work is raised on request, too."""
-        finish = startApart(partial(readAt, "/none"), "/none")
+        finish = startInProcess(partial(readAt, "/none"), "/none")
         self.assertRaises(WorkError, finish)
 
     def test_loader(self) -> None:
         """What the loader writes to standard error before Python runs is no part of the result."""
         with mock.patch.dict(os.environ, LD_PRELOAD="/nonexistent.so"):
-            finish = startApart(_getpid, "/disk")
+            finish = startInProcess(_getpid, "/disk")
         self.assertNotEqual(finish(), os.getpid())
 
     def test_none(self) -> None:
         """If a process cannot start, or ends early, the work is done here."""
         with mock.patch.object(processModule, "Popen", side_effect=OSError(11, "none")):
-            self.assertEqual(startApart(_getpid, "/disk")(), os.getpid())
+            self.assertEqual(startInProcess(_getpid, "/disk")(), os.getpid())
         with mock.patch.object(processModule, "_FOLDER", "/nowhere"):
-            self.assertEqual(startApart(_getpid, "/disk")(), os.getpid())
+            self.assertEqual(startInProcess(_getpid, "/disk")(), os.getpid())
 
     def test_still(self) -> None:
         """After a long wait the person is told the cause, and the wait goes on."""
@@ -190,7 +190,7 @@ class StartTests(SynchronousTestCase):
 
 
 class JobTests(TestCase):
-    """Tests for L{Job} and L{callApart}, in a running reactor."""
+    """Tests for L{Job} and L{deferToProcess}, in a running reactor."""
 
     @property
     def reactor(self) -> Any:
@@ -208,7 +208,7 @@ class JobTests(TestCase):
     @awaited
     async def test_result(self) -> None:
         """The result comes when the process has ended, and not before."""
-        done = callApart(self.reactor, _getpid, "/disk")
+        done = deferToProcess(self.reactor, _getpid, "/disk")
         self.assertNoResult(done)
         process = await done
         self.assertNotEqual(process, os.getpid())
@@ -218,17 +218,17 @@ class JobTests(TestCase):
     async def test_failure(self) -> None:
         """An error of the work comes when the process has ended, and not before."""
         with self.assertRaises(WorkError) as caught:
-            await callApart(self.reactor, partial(readAt, "/none"), "/none")
+            await deferToProcess(self.reactor, partial(readAt, "/none"), "/none")
         self.assertEqual(str(caught.exception), "/none: No such file or directory")
 
     @awaited
     async def test_none(self) -> None:
         """If a process cannot start, or ends early, the work is done here."""
         with mock.patch.object(processModule, "_FOLDER", "/nowhere"):
-            self.assertEqual(await callApart(self.reactor, _getpid, "/disk"), os.getpid())
+            self.assertEqual(await deferToProcess(self.reactor, _getpid, "/disk"), os.getpid())
         for where, name in ((processModule, "Popen"), (self.reactor, "addReader")):
             with mock.patch.object(where, name, side_effect=OSError(11, "none")):
-                self.assertEqual(await callApart(self.reactor, _getpid, "/disk"), os.getpid())
+                self.assertEqual(await deferToProcess(self.reactor, _getpid, "/disk"), os.getpid())
         self.assertRaises(ChildProcessError, os.waitpid, -1, os.WNOHANG)
 
     @awaited
@@ -290,7 +290,7 @@ class DeadlineTests(SynchronousTestCase):
 
     def test_inTime(self) -> None:
         """A process that ends in time leaves no timer and no record."""
-        done = callApart(self.reactor, _getpid, "/disk")
+        done = deferToProcess(self.reactor, _getpid, "/disk")
         self.threads.work()
         self.assertEqual(self.successResultOf(done), os.getpid())
         self.assertEqual(self.reactor.getDelayedCalls(), [])
@@ -302,10 +302,10 @@ class DeadlineTests(SynchronousTestCase):
         self.reactor.advance(60)
         for job in jobs:
             self.failureResultOf(job.done, WorkError)
-        why = self.failureResultOf(callApart(self.reactor, _getpid, "/disk"), WorkError)
+        why = self.failureResultOf(deferToProcess(self.reactor, _getpid, "/disk"), WorkError)
         self.assertEqual(why.getErrorMessage(), "/disk: 5 processes wait for it already")
-        self.assertNoResult(callApart(self.reactor, _getpid, "/other"))
+        self.assertNoResult(deferToProcess(self.reactor, _getpid, "/other"))
         jobs[0].doRead()
-        self.assertNoResult(callApart(self.reactor, _getpid, "/disk"))
+        self.assertNoResult(deferToProcess(self.reactor, _getpid, "/disk"))
         self.threads.work()
         self.assertEqual(Job._stuck, [])

@@ -60,7 +60,7 @@ class Ode(FakeSource, Service):
 
     def __init__(self, block: Block) -> None:
         super().__init__()
-        self.description = f"an ode {block.what}"
+        self.description = f"an ode {block.value}"
         self.reloading: list[Deferred[None]] = []
 
     def reload(self) -> Deferred[None]:
@@ -222,7 +222,7 @@ class NotifyTests(AssemblyCase):
         self.assertEqual(notify.status(), "Serving an ode a: 0 poems sent, 0 readers")
         policy = self.factories()[0].policy
         for _ in range(1204):
-            policy.ledger.sent([Receipt(POEM, None)])
+            policy.ledger.countSent([Receipt(POEM, None)])
         for _ in range(3):
             policy.begin(FakeReader(policy))
         self.assertEqual(notify.status(), "Serving an ode a: 1,204 poems sent, 3 readers")
@@ -231,7 +231,7 @@ class NotifyTests(AssemblyCase):
         """A count of one has a singular noun."""
         notify = self.notify("--ode", "a")
         policy = self.factories()[0].policy
-        policy.ledger.sent([Receipt(POEM, None)])
+        policy.ledger.countSent([Receipt(POEM, None)])
         policy.begin(FakeReader(policy))
         self.assertEqual(notify.status(), "Serving an ode a: 1 poem sent, 1 reader")
 

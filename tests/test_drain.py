@@ -65,7 +65,7 @@ class DrainTests(SynchronousTestCase):
     def test_end(self) -> None:
         """At its end all callers are told, and no call is pending."""
         drain = self.begin()
-        waiters = [drain.wait(), drain.wait()]
+        waiters = [drain.whenEnded(), drain.whenEnded()]
         self.clock.advance(0)
         self.assertNoResult(waiters[0])
         drain.end()
@@ -76,7 +76,7 @@ class DrainTests(SynchronousTestCase):
     def test_oneWaitsNoLonger(self) -> None:
         """A caller that stops waiting does not end the drain for others."""
         drain = self.begin()
-        first, second = drain.wait(), drain.wait()
+        first, second = drain.whenEnded(), drain.whenEnded()
         first.addErrback(lambda _: None)
         first.cancel()
         self.assertNoResult(second)
@@ -89,7 +89,7 @@ class DrainTests(SynchronousTestCase):
         gone.
         """
         drain = Drain(self.clock, 20, lambda: drain.end(), lambda: None)
-        waiter = drain.wait()
+        waiter = drain.whenEnded()
         self.clock.advance(0)
         self.successResultOf(waiter)
         self.assertEqual(self.clock.getDelayedCalls(), [])

@@ -146,7 +146,7 @@ class ServeTests(PortCase):
 
     def test_wrongCount(self) -> None:
         """All clients are served even if the system reports an empty backlog."""
-        self.patch(fastport, "countWaiting", lambda listening: 0)
+        self.patch(fastport, "countBacklog", lambda listening: 0)
         self.listen()
         clients = [self.connect() for _ in range(3)]
         for _ in clients:

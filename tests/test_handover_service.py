@@ -124,7 +124,7 @@ class HandOverTests(HandOverCase):
             records(events),
             [
                 {
-                    "text": "took over 1 reader",
+                    "text": "readers taken over: 1",
                     "level": "info",
                     "readers": 1,
                     "message_id": TOOK_OVER,
@@ -181,7 +181,7 @@ class HandOverTests(HandOverCase):
             self.begin()
         self.assertEqual(
             [each["text"] for each in records(events)],
-            ["took over 0 readers, and reset 1 more: the state is damaged"],
+            ["readers taken over: 0; reset: 1: the state is damaged"],
         )
         with self.assertRaises(ConnectionResetError):
             receiveAll(client)
@@ -195,7 +195,7 @@ class HandOverTests(HandOverCase):
             stopped = self.stop()
         self.assertEqual(
             [each["text"] for each in records(events)],
-            ["cannot hand over 1 reader: no room"],
+            ["cannot hand over readers (1): no room"],
         )
         self.assertEqual(self.store.held, {})
         self.assertNoResult(stopped)

@@ -173,8 +173,8 @@ class HeaderTests(ProxiedCase):
         self.start()
         self.connect()
         self.wrapper.dataReceived(version2("192.0.2.7"))
-        self.assertTrue(self.policy.isTooMany(("192.0.2.7", 1)))
-        self.assertFalse(self.policy.isTooMany(("192.0.2.1", 1)))
+        self.assertTrue(self.policy.isSourceFull(("192.0.2.7", 1)))
+        self.assertFalse(self.policy.isSourceFull(("192.0.2.1", 1)))
 
     def test_noSource(self) -> None:
         """Before the header has named the client, the balancer is not a source."""

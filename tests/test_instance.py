@@ -39,7 +39,7 @@ class PoemTests(SynchronousTestCase):
         """A name without a poem is refused, with the folders and the nearest name."""
         self.assertEqual(
             self.refusal("ecstacy"),
-            f"no poem ecstacy in {self.folder}; there is ecstasy; did you mean ecstasy?",
+            f"no poem ecstacy in {self.folder}; available: ecstasy; did you mean ecstasy?",
         )
 
     def test_noName(self) -> None:
@@ -96,10 +96,10 @@ class ProxyTests(SynchronousTestCase):
             findProxy(name, folder)
         why = str(self.assertRaises(PoemError, findProxy, "edg", folder))
         self.assertIn(f"no {folder}/edg.env", why)
-        self.assertTrue(why.endswith("; there is edge, link; did you mean edge?"), why)
+        self.assertTrue(why.endswith("; available: edge, link; did you mean edge?"), why)
 
     def test_noFolder(self) -> None:
         """If the folder of proxies is missing, no proxy exists."""
         folder = os.path.join(makeFolder(self), "proxy")
         why = str(self.assertRaises(PoemError, findProxy, "edge", folder))
-        self.assertTrue(why.endswith("there is none at all"), why)
+        self.assertTrue(why.endswith("available: none"), why)

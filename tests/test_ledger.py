@@ -44,7 +44,7 @@ class RecordTests(LedgerCase):
     def test_sent(self) -> None:
         """A whole poem has a record with its bytes and its client, as the tutorial's server has."""
         self.assertEqual(
-            self.one("sent", [TO_HERE]),
+            self.one("countSent", [TO_HERE]),
             {
                 "text": "sending 310 bytes of poetry to 192.0.2.7:40000",
                 "level": "info",
@@ -58,7 +58,7 @@ class RecordTests(LedgerCase):
     def test_left(self) -> None:
         """A client that left has a record of its progress."""
         self.assertEqual(
-            self.one("left", TO_HERE, 7),
+            self.one("countLeft", TO_HERE, 7),
             {
                 "text": "192.0.2.7:40000 left after 7 of 310 bytes",
                 "level": "info",
@@ -73,7 +73,7 @@ class RecordTests(LedgerCase):
     def test_gaveUp(self) -> None:
         """A client that was given up has a warning with its progress and the cause of the reset."""
         self.assertEqual(
-            self.one("gaveUp", TO_HERE, 7, "it sleeps"),
+            self.one("countGivenUp", TO_HERE, 7, "it sleeps"),
             {
                 "text": "gave up on 192.0.2.7:40000 after 7 of 310 bytes: it sleeps",
                 "level": "warn",
@@ -89,7 +89,7 @@ class RecordTests(LedgerCase):
     def test_turnedAway(self) -> None:
         """A client that was turned away has a warning with the cause."""
         self.assertEqual(
-            self.one("turnedAway", HERE, "too many"),
+            self.one("countTurnedAway", HERE, "too many"),
             {
                 "text": "turned 192.0.2.7:40000 away: too many",
                 "level": "warn",
@@ -102,7 +102,7 @@ class RecordTests(LedgerCase):
     def test_hostileName(self) -> None:
         """Braces in a logged name are plain text."""
         reader = Receipt(Poem("{peer!r}", b"x", ""), "")
-        record = self.one("gaveUp", reader, 0, "{0.__class__}")
+        record = self.one("countGivenUp", reader, 0, "{0.__class__}")
         self.assertEqual(record["text"], "gave up on unix after 0 of 1 bytes: {0.__class__}")
 
 
@@ -112,23 +112,23 @@ class CountTests(LedgerCase):
     def test_counts(self) -> None:
         """Each connection is counted once, by its end; bytes are those of whole poems."""
         ledger = self.ledger()
-        ledger.sent([TO_HERE])
-        ledger.sent([TO_HERE])
-        ledger.left(TO_HERE, 1)
-        ledger.left(TO_HERE, 1)
-        ledger.left(TO_HERE, 1)
+        ledger.countSent([TO_HERE])
+        ledger.countSent([TO_HERE])
+        ledger.countLeft(TO_HERE, 1)
+        ledger.countLeft(TO_HERE, 1)
+        ledger.countLeft(TO_HERE, 1)
         for _ in range(4):
-            ledger.gaveUp(TO_HERE, 1, "")
+            ledger.countGivenUp(TO_HERE, 1, "")
         for _ in range(5):
-            ledger.turnedAway(HERE, "")
+            ledger.countTurnedAway(HERE, "")
         self.assertEqual(ledger.counts, Counts(2, 620, 3, 4, 5))
         self.assertEqual(ledger.counts.connections, 14)
 
     def test_budgetDoesNotMatter(self) -> None:
         """A connection without a record of its own is counted too."""
         ledger = self.ledger(0)
-        ledger.sent([TO_HERE])
-        ledger.turnedAway(HERE, "")
+        ledger.countSent([TO_HERE])
+        ledger.countTurnedAway(HERE, "")
         self.assertEqual(ledger.counts, Counts(1, 310, 0, 0, 1))
 
 
@@ -139,12 +139,12 @@ class BudgetTests(LedgerCase):
         """Beyond the budget there are no more records, of any kind."""
         ledger = self.ledger(2)
         with capturedLogs() as events:
-            ledger.sent([TO_HERE])
-            ledger.turnedAway(HERE, "")
-            ledger.sent([TO_HERE])
-            ledger.left(TO_HERE, 0)
-            ledger.gaveUp(TO_HERE, 0, "")
-            ledger.turnedAway(HERE, "")
+            ledger.countSent([TO_HERE])
+            ledger.countTurnedAway(HERE, "")
+            ledger.countSent([TO_HERE])
+            ledger.countLeft(TO_HERE, 0)
+            ledger.countGivenUp(TO_HERE, 0, "")
+            ledger.countTurnedAway(HERE, "")
         self.assertEqual([each["message_id"] for each in events], [SENT, TURNED_AWAY])
 
     def test_summary(self) -> None:
@@ -154,13 +154,13 @@ class BudgetTests(LedgerCase):
         """
         ledger = self.ledger(1)
         for _ in range(3):
-            ledger.sent([TO_HERE])
+            ledger.countSent([TO_HERE])
         for _ in range(4):
-            ledger.left(TO_HERE, 1)
+            ledger.countLeft(TO_HERE, 1)
         for _ in range(5):
-            ledger.gaveUp(TO_HERE, 1, "")
+            ledger.countGivenUp(TO_HERE, 1, "")
         for _ in range(6):
-            ledger.turnedAway(HERE, "")
+            ledger.countTurnedAway(HERE, "")
         self.clock.advance(0.9)
         with capturedLogs() as events:
             self.clock.advance(0.1)
@@ -178,28 +178,28 @@ class BudgetTests(LedgerCase):
     def test_renewed(self) -> None:
         """Each second has the whole budget again."""
         ledger = self.ledger(1)
-        ledger.sent([TO_HERE])
-        ledger.sent([TO_HERE])
+        ledger.countSent([TO_HERE])
+        ledger.countSent([TO_HERE])
         self.clock.advance(1)
         with capturedLogs() as events:
-            ledger.sent([TO_HERE])
-            ledger.sent([TO_HERE])
+            ledger.countSent([TO_HERE])
+            ledger.countSent([TO_HERE])
         self.assertEqual([each["message_id"] for each in events], [SENT])
 
     def test_summedUpOnce(self) -> None:
         """Connections in one summary are not in the next."""
         ledger = self.ledger(0)
-        ledger.sent([TO_HERE])
+        ledger.countSent([TO_HERE])
         self.clock.advance(1)
         with capturedLogs() as events:
-            ledger.left(TO_HERE, 1)
+            ledger.countLeft(TO_HERE, 1)
             self.clock.advance(1)
         self.assertEqual([(each["poems"], each["left"]) for each in events], [(0, 1)])
 
     def test_nothingToSumUp(self) -> None:
         """If every connection had a record, there is no summary."""
         ledger = self.ledger(1)
-        ledger.sent([TO_HERE])
+        ledger.countSent([TO_HERE])
         with capturedLogs() as events:
             self.clock.advance(1)
         self.assertEqual(events, [])
@@ -207,7 +207,7 @@ class BudgetTests(LedgerCase):
     def test_noTimerAtRest(self) -> None:
         """Without connections no timer runs."""
         ledger = self.ledger()
-        ledger.sent([TO_HERE])
+        ledger.countSent([TO_HERE])
         self.clock.advance(1)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
@@ -215,8 +215,8 @@ class BudgetTests(LedgerCase):
         """With a budget of 0 every connection is in a summary."""
         ledger = self.ledger(0)
         with capturedLogs() as events:
-            ledger.sent([TO_HERE])
-            ledger.turnedAway(HERE, "")
+            ledger.countSent([TO_HERE])
+            ledger.countTurnedAway(HERE, "")
             self.clock.advance(1)
         self.assertEqual(
             [(each["message_id"], each["connections"]) for each in events], [(SUMMARY, 2)]
@@ -231,7 +231,7 @@ class QuietTests(LedgerCase):
         ledger, told = self.ledger(), []
         for second in range(21):
             with capturedLogs() as events:
-                ledger.full("no room", 2)
+                ledger.logFull("no room", 2)
             told += [second] * len(events)
             self.clock.advance(1)
         self.assertEqual(told, [0, 10, 20])
@@ -240,9 +240,9 @@ class QuietTests(LedgerCase):
         """Each kind of event has its own interval."""
         ledger = self.ledger()
         with capturedLogs() as events:
-            ledger.full("no room", 2)
-            ledger.stalled(TO_HERE, 0, "it took nothing")
-            ledger.full("no room", 2)
+            ledger.logFull("no room", 2)
+            ledger.logStalled(TO_HERE, 0, "it took nothing")
+            ledger.logFull("no room", 2)
         self.assertEqual([each["message_id"] for each in events], [FULL, GAVE_UP_NEAR_THE_END])
 
 
@@ -252,7 +252,7 @@ class CloseTests(LedgerCase):
     def test_flushes(self) -> None:
         """Connections not yet reported are reported at once when the process ends."""
         ledger = self.ledger(0)
-        ledger.sent([TO_HERE])
+        ledger.countSent([TO_HERE])
         with capturedLogs() as events:
             ledger.flush()
         self.assertEqual([each["poems"] for each in events], [1])
@@ -315,15 +315,15 @@ class SumTests(SynchronousTestCase):
         ledger = Ledger(clock, budget)
         for name, value in story:
             if name == "sent":
-                ledger.sent([Receipt(Poem("x", b"x" * value, ""), HERE)])
+                ledger.countSent([Receipt(Poem("x", b"x" * value, ""), HERE)])
             elif name == "wait":
                 clock.advance(value)
             elif name == "turnedAway":
-                ledger.turnedAway(HERE, "cause")
+                ledger.countTurnedAway(HERE, "cause")
             elif name == "left":
-                ledger.left(TO_HERE, 1)
+                ledger.countLeft(TO_HERE, 1)
             elif name == "gaveUp":
-                ledger.gaveUp(TO_HERE, 1, "cause")
+                ledger.countGivenUp(TO_HERE, 1, "cause")
             else:
                 ledger.flush()
         return ledger

@@ -58,7 +58,7 @@ class MetricsCase(SynchronousTestCase):
         self.policy = Policy(Limits(journalBudgetPerSecond=0), self.reactor)
         self.meter = Meter(self.policy, lambda: NOW, self.clock.seconds)
         service: Any = makeMetricsService(
-            "tcp:10017", self.meter, self.reactor, self.reactor, self.policy.tellClosed
+            "tcp:10017", self.meter, self.reactor, self.reactor, self.policy.logPaused
         )
         service.startService()
         self.addCleanup(service.stopService)
@@ -114,7 +114,7 @@ class MeterTests(MetricsCase):
     def test_eachTime(self) -> None:
         """Each request returns the present values."""
         self.assertEqual(self.samples()["fastpoetry_poems_total"], 0)
-        self.policy.ledger.sent([Receipt(POEM, None)])
+        self.policy.ledger.countSent([Receipt(POEM, None)])
         self.assertEqual(self.samples()["fastpoetry_poems_total"], 1)
 
     def about(self, name: str) -> dict[str, float]:

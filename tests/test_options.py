@@ -208,7 +208,7 @@ class RefusalTests(OptionsCase):
         self.patch(sys, "argv", ["/usr/bin/twistd3", "odes", "--ode", "x", "--prot", "17"])
         self.assertEqual(
             self.refusal(*sys.argv[2:]),
-            "option --prot not recognized; twistd3 odes --help says what there is",
+            "option --prot not recognized; twistd3 odes --help lists the options",
         )
 
     def test_noValue(self) -> None:
@@ -266,7 +266,7 @@ class RefusalTests(OptionsCase):
 
     def test_secondWithoutPort(self) -> None:
         """A second block needs a port or an endpoint of its own; an interface is not enough."""
-        why = "--ode y: a second block needs a --port or --listen of its own"
+        why = "--ode y: each further block needs a --port or --listen of its own"
         first = ("--ode", "x", "--port", "1")
         self.assertEqual(self.refusal(*first, "--ode", "y"), why)
         self.assertEqual(self.refusal(*first, "--ode", "y", "--iface", "::1"), why)
@@ -387,4 +387,4 @@ class AnyLineTests(OptionsCase):
                     refused,
                 )
             else:
-                self.assertTrue(all(block.asked for block in options.blocks))
+                self.assertTrue(all(block.option for block in options.blocks))

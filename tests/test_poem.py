@@ -51,10 +51,10 @@ class PoemTests(SynchronousTestCase):
         good = "a\u00ef\u20ac\U0001f600".encode()
         for shift in range(4):
             text = b"a" * shift + good * 3
-            self.assertIsNone(Poem("x", text, "").strangeAt)
+            self.assertIsNone(Poem("x", text, "").invalidAt)
             for end in (b"\xff", b"\xc3", b"\xf0\x9f\x98", b"\xed\xa0\x80"):
-                self.assertEqual(Poem("x", text + end, "").strangeAt, len(text))
-                self.assertEqual(Poem("x", text + end + b"a", "").strangeAt, len(text))
+                self.assertEqual(Poem("x", text + end, "").invalidAt, len(text))
+                self.assertEqual(Poem("x", text + end + b"a", "").invalidAt, len(text))
 
     def test_strangeAt(self) -> None:
         """
@@ -62,8 +62,8 @@ class PoemTests(SynchronousTestCase):
         unchanged.
         """
         strange = Poem("x", b"qu\xc3\xafete, qu\xefete", "")
-        self.assertEqual((strange.strangeAt, strange.text[11:12]), (11, b"\xef"))
-        self.assertEqual(Poem("x", "quïete".encode(), "").strangeAt, None)
+        self.assertEqual((strange.invalidAt, strange.text[11:12]), (11, b"\xef"))
+        self.assertEqual(Poem("x", "quïete".encode(), "").invalidAt, None)
 
 
 class PoemAtTests(FolderCase):
@@ -351,7 +351,7 @@ class PoemNamedTests(FolderCase):
         self.assertEqual(
             self.refusal(PoemNamed("extasy", self.folders)),
             f"no poem extasy in {self.folder}:{self.later}; "
-            "there is ecstasy, science; did you mean ecstasy?",
+            "available: ecstasy, science; did you mean ecstasy?",
         )
 
     def test_many(self) -> None:
@@ -370,12 +370,12 @@ class PoemNamedTests(FolderCase):
         """Without a similar name the refusal suggests none."""
         self.write("ecstasy.txt")
         refusal = self.refusal(PoemNamed("qqq", [self.folder]))
-        self.assertEqual(refusal, f"no poem qqq in {self.folder}; there is ecstasy")
+        self.assertEqual(refusal, f"no poem qqq in {self.folder}; available: ecstasy")
 
     def test_nothingAtAll(self) -> None:
         """The refusal says if the folders have no poem."""
         refusal = self.refusal(PoemNamed("x", [self.folder]))
-        self.assertEqual(refusal, f"no poem x in {self.folder}; there is none at all")
+        self.assertEqual(refusal, f"no poem x in {self.folder}; available: none")
 
     def test_fileTakenForAName(self) -> None:
         """
@@ -384,7 +384,7 @@ class PoemNamedTests(FolderCase):
         self.assertEqual(
             self.refusal(PoemNamed("ecstasy.txt", [self.folder])),
             "'ecstasy.txt' is no name of a poem (letters, digits, _ and -); "
-            "a path has a slash in it, as in ./ecstasy.txt; there is none at all",
+            "a path has a slash in it, as in ./ecstasy.txt; available: none",
         )
 
 
@@ -531,7 +531,7 @@ class AnthologyTests(FolderCase):
         paths = [write(other, "a.txt"), self.write("b.txt"), write(other, "c.txt")]
         poems = [Poem(name, POEM.text, path) for name, path in zip("abc", paths, strict=True)]
         loaded = Anthology([self.folder, other]).load()
-        self.assertEqual((loaded.poems, list(loaded.leftOut)), (poems, []))
+        self.assertEqual((loaded.poems, list(loaded.unreadable)), (poems, []))
 
     def test_onlyPoems(self) -> None:
         """
@@ -543,8 +543,8 @@ class AnthologyTests(FolderCase):
             self.write(entry)
         loaded = Anthology([self.folder]).load()
         self.assertEqual([each.name for each in loaded.poems], ["x"])
-        passedOver = [f"{self.folder}/{entry}" for entry in ("-.txt", "x.y.txt", "é.txt")]
-        self.assertEqual(loaded.passedOver, passedOver)
+        misnamed = [f"{self.folder}/{entry}" for entry in ("-.txt", "x.y.txt", "é.txt")]
+        self.assertEqual(loaded.misnamed, misnamed)
 
     def test_shadows(self) -> None:
         """An earlier folder's poem takes precedence over a later one's of the same name."""
@@ -565,7 +565,7 @@ class AnthologyTests(FolderCase):
         loaded = Anthology([self.folder, other]).load()
         self.assertEqual([each.name for each in loaded.poems], ["x"])
         self.assertEqual(
-            [str(each) for each in loaded.leftOut],
+            [str(each) for each in loaded.unreadable],
             [f"{path}: is empty; a poem has at least one byte"],
         )
 
@@ -573,7 +573,7 @@ class AnthologyTests(FolderCase):
         """A link out of its folder is not part of an anthology."""
         self.write("x.txt")
         os.symlink("/etc/passwd", f"{self.folder}/y.txt")
-        (why,) = Anthology([self.folder]).load().leftOut
+        (why,) = Anthology([self.folder]).load().unreadable
         self.assertIn("leads out of its folder", str(why))
 
     def test_none(self) -> None:

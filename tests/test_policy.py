@@ -44,7 +44,7 @@ class ArrivalTests(PolicyCase):
 
         def enter() -> None:
             self.entered.append(arrival)
-            self.policy.wait(arrival)
+            self.policy.addWaiting(arrival)
 
         self.policy.admit(arrival, enter)
 
@@ -66,7 +66,7 @@ class ArrivalTests(PolicyCase):
         late, other = self.arrive(HERE), self.arrive(THERE)
         self.assertEqual(late.dismissed, "its source already has 3 connections that say nothing")
         self.assertEqual([each.dismissed for each in [*first, other]], [""] * 4)
-        self.assertFalse(self.policy.isTooMany(HERE))
+        self.assertFalse(self.policy.isSourceFull(HERE))
         self.policy.remove(first[0])
         self.assertEqual(self.arrive(HERE).dismissed, "")
 
@@ -143,15 +143,15 @@ class ArrivalTests(PolicyCase):
         arrivals = [self.arrive(HERE), self.arrive(HERE)]
         self.policy = Policy(Limits(maxReadersPerSource=2), self.clock)
         for each in arrivals:
-            self.policy.wait(each)
-        self.assertTrue(self.policy.isTooMany(HERE))
+            self.policy.addWaiting(each)
+        self.assertTrue(self.policy.isSourceFull(HERE))
         self.policy.remove(arrivals[0])
-        self.assertFalse(self.policy.isTooMany(HERE))
+        self.assertFalse(self.policy.isSourceFull(HERE))
         begun: Any = arrivals[1]
         self.policy.begin(begun)
         self.assertEqual(self.policy.readers, 1)
-        self.policy.wait(arrivals[0])
-        self.assertTrue(self.policy.isTooMany(HERE))
+        self.policy.addWaiting(arrivals[0])
+        self.assertTrue(self.policy.isSourceFull(HERE))
 
     def test_idle(self) -> None:
         """A waiting connection keeps the program from being idle."""
@@ -165,7 +165,7 @@ class ArrivalTests(PolicyCase):
     def test_drain(self) -> None:
         """A stop does not wait for connections that have received no byte, wherever they wait."""
         silent, waiting = self.arrive(), self.arrive()
-        self.policy.wait(waiting)
+        self.policy.addWaiting(waiting)
         self.successResultOf(self.policy.drain())
         self.assertEqual([silent.drained, waiting.drained], [True, True])
 
@@ -307,24 +307,24 @@ class SourceTests(PolicyCase):
     def test_limit(self) -> None:
         """A source has a limit of readers under way; other sources have their own."""
         self.sending()
-        self.assertFalse(self.policy.isTooMany(HERE))
+        self.assertFalse(self.policy.isSourceFull(HERE))
         self.sending(("192.0.2.7", 40001))
-        self.assertTrue(self.policy.isTooMany(("192.0.2.7", 40002)))
-        self.assertFalse(self.policy.isTooMany(THERE))
+        self.assertTrue(self.policy.isSourceFull(("192.0.2.7", 40002)))
+        self.assertFalse(self.policy.isSourceFull(THERE))
 
     def test_left(self) -> None:
         """A reader that leaves makes a place free."""
         readers = [self.sending(), self.sending()]
         self.policy.remove(readers[0])
-        self.assertFalse(self.policy.isTooMany(HERE))
+        self.assertFalse(self.policy.isSourceFull(HERE))
         self.sending()
-        self.assertTrue(self.policy.isTooMany(HERE))
+        self.assertTrue(self.policy.isSourceFull(HERE))
 
     def test_sent(self) -> None:
         """A reader that was sent everything makes a place free."""
         readers = [self.sending(), self.sending()]
         self.finish(readers[0])
-        self.assertFalse(self.policy.isTooMany(HERE))
+        self.assertFalse(self.policy.isSourceFull(HERE))
 
     def test_handedOver(self) -> None:
         """A reader that was handed over makes a place free."""
@@ -334,7 +334,7 @@ class SourceTests(PolicyCase):
         drained = self.policy.drain()
         self.clock.pump([0.05] * 4)
         self.successResultOf(drained)
-        self.assertFalse(self.policy.isTooMany(HERE))
+        self.assertFalse(self.policy.isSourceFull(HERE))
 
     def test_abandoned(self) -> None:
         """At the end of a stop, a reader that survived its reset makes a place free."""
@@ -345,7 +345,7 @@ class SourceTests(PolicyCase):
             self.wait(20)
         self.clock.advance(0)
         self.successResultOf(drained)
-        self.assertFalse(self.policy.isTooMany(HERE))
+        self.assertFalse(self.policy.isSourceFull(HERE))
 
     def test_lingererStays(self) -> None:
         """A stop ends in time even if readers that were sent their whole poems cannot be reset."""
@@ -419,18 +419,18 @@ class CrowdTests(PolicyCase):
         leave.
         """
         reader, _ = self.lingering(taken=0), self.sending()
-        self.assertFalse(self.policy.isTooMany(HERE))
+        self.assertFalse(self.policy.isSourceFull(HERE))
         self.wait(3)
-        self.assertTrue(self.policy.isTooMany(HERE))
+        self.assertTrue(self.policy.isSourceFull(HERE))
         self.policy.remove(reader)
-        self.assertFalse(self.policy.isTooMany(HERE))
+        self.assertFalse(self.policy.isSourceFull(HERE))
 
     def test_servedReader(self) -> None:
         """A reader that has taken everything and only lingers does not count."""
         readers = [self.lingering() for _ in range(3)]
         self.clock.pump([0.1, 1.0])
         self.assertEqual([each.did for each in readers], [[], [], []])
-        self.assertFalse(self.policy.isTooMany(HERE))
+        self.assertFalse(self.policy.isSourceFull(HERE))
 
     def test_record(self) -> None:
         """

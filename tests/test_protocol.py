@@ -131,7 +131,7 @@ class SendTests(ProtocolCase):
         A connection with an unexpected error is reset: Twisted would shut it down, which looks like
         a complete poem.
         """
-        self.patch(self.policy, "isTooMany", lambda _: 1 // 0)
+        self.patch(self.policy, "isSourceFull", lambda _: 1 // 0)
         self.assertEqual(self.connect().did, ["abortConnection"])
         self.protocol.connectionLost()
         self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=1))

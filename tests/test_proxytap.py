@@ -114,12 +114,15 @@ class OptionsTests(ProxyTapCase):
                 self.assertTrue(why.startswith(f"{option} {value}: not a "), why)
 
     def test_zero(self) -> None:
-        """Each span of freshness may be 0; a deadline or a size may not."""
-        line = [f"{option}=0" for option in SPANS]
+        """Each span of freshness may be 0; a deadline or a size may not. Refusals say so."""
+        line = [f"{option}=0.0" for option in SPANS]
         freshness = parse("--upstream", UPSTREAM, *line).freshness
         self.assertEqual(freshness, Freshness(0, 0, 0))
         for option in list(OPTIONS)[3:]:
             self.assertIn(f"{option} 0: ", self.refusal("--upstream", UPSTREAM, f"{option}=0"))
+        for option in SPANS:
+            why = self.refusal("--upstream", UPSTREAM, f"{option}=-1")
+            self.assertEqual(why, f"{option} -1: not a number of seconds from 0")
 
     def test_blocks(self) -> None:
         """Each upstream opens a block, with its own digest."""
@@ -128,7 +131,7 @@ class OptionsTests(ProxyTapCase):
             *("--upstream=unix:y", "-p2"),
         ).blocks
         self.assertEqual(
-            [(block.asked, block.what, block.port, block.digest) for block in blocks],
+            [(block.option, block.value, block.port, block.digest) for block in blocks],
             [("--upstream unix:x", "unix:x", 1, DIGEST), ("--upstream unix:y", "unix:y", 2, None)],
         )
 

@@ -128,7 +128,7 @@ class StartTests(ServiceCase):
     def test_odd(self) -> None:
         """A path that is not UTF-8 makes records that every log can encode."""
         odd = "/po\udce9sie/x.txt"
-        self.selection.find(Poem("x", b"\xe9", odd, strangeAt=0), Poem("y", b"y", odd))
+        self.selection.find(Poem("x", b"\xe9", odd, invalidAt=0), Poem("y", b"y", odd))
         for _ in range(2):
             with capturedLogs() as events:
                 self.make(self.selection).startService()
@@ -212,7 +212,7 @@ class AnthologyTests(ServiceCase):
 
     def test_leftOut(self) -> None:
         """Each poem left out has one warning; the others together have one record."""
-        self.selection.find(*self.poems[:2], leftOut=["/c.txt: is empty"])
+        self.selection.find(*self.poems[:2], unreadable=["/c.txt: is empty"])
         with capturedLogs() as events:
             self.service.startService()
         self.assertEqual(
@@ -255,7 +255,7 @@ class AnthologyTests(ServiceCase):
 
     def passOver(self, *files: str) -> list[str]:
         """@return: the records of a reload that finds files with invalid names."""
-        self.selection.find(*self.poems, passedOver=list(files))
+        self.selection.find(*self.poems, misnamed=list(files))
         with capturedLogs() as events:
             reloaded = self.service.reload()
             self.threads.work()
@@ -267,7 +267,7 @@ class AnthologyTests(ServiceCase):
         One warning names the files with invalid names, and repeats only when they change; any name
         is shown as plain text.
         """
-        self.selection.find(*self.poems, passedOver=["/my poem.txt", "/\n.txt"])
+        self.selection.find(*self.poems, misnamed=["/my poem.txt", "/\n.txt"])
         with capturedLogs() as events:
             self.service.startService()
         self.assertEqual(

@@ -19,8 +19,8 @@ from fastpoetry.delivery.sockets import (
     END_ON_CLOSE,
     MOST_UNSENT_BYTES,
     RESET_ON_CLOSE,
+    countBacklog,
     countUnacknowledged,
-    countWaiting,
     findAddress,
     isOver,
     limitUnsent,
@@ -129,25 +129,25 @@ class OverTests(SocketCase):
 
 
 class WaitingTests(SocketCase):
-    """Tests for L{countWaiting}."""
+    """Tests for L{countBacklog}."""
 
     def test_backlog(self) -> None:
         """The count is of clients that have connected and are not accepted yet."""
         with socket.create_server(("127.0.0.1", 0)) as listening:
-            self.assertEqual(countWaiting(listening), 0)
+            self.assertEqual(countBacklog(listening), 0)
             for _ in range(2):
                 client = socket.create_connection(listening.getsockname(), SECONDS)
                 self.addCleanup(client.close)
-            self.assertEqual(countWaiting(listening), 2)
+            self.assertEqual(countBacklog(listening), 2)
             listening.accept()[0].close()
-            self.assertEqual(countWaiting(listening), 1)
+            self.assertEqual(countBacklog(listening), 1)
 
     def test_unknown(self) -> None:
         """If the system gives no count, as for UNIX sockets, accept(2) must be tried."""
-        self.assertEqual(countWaiting(self.unix), 1)
-        self.assertEqual(countWaiting(self.server), 1)
+        self.assertEqual(countBacklog(self.unix), 1)
+        self.assertEqual(countBacklog(self.server), 1)
         with Unable() as unable:
-            self.assertEqual(countWaiting(unable), 1)
+            self.assertEqual(countBacklog(unable), 1)
 
 
 class UnacknowledgedTests(SocketCase):

@@ -85,7 +85,7 @@ class OptionsTests(TapCase):
         self.patch(tap, "_PACKAGE", Path(self.folder))
         (block,) = parse("--poem", "ecstasy").blocks
         self.assertEqual(
-            block.what,
+            block.selection,
             PoemNamed("ecstasy", ["/etc/fastpoetry/poetry", "/usr/share/fastpoetry/poetry"]),
         )
 
@@ -113,7 +113,7 @@ class OptionsTests(TapCase):
             ("--poetry-path=/a:b::/c/:", "--poem=x"),
             ("--poem=x", "--poetry-path=/a:b:/c"),
         ):
-            self.assertEqual(parse(*line).blocks[0].what, expected)
+            self.assertEqual(parse(*line).blocks[0].selection, expected)
 
     def test_path(self) -> None:
         """
@@ -121,17 +121,19 @@ class OptionsTests(TapCase):
         """
         for path in ("poetry/ecstasy.txt", "./x", "/x/y.txt"):
             (block,) = parse("--poem", path).blocks
-            self.assertEqual(block.what, PoemAt(os.path.abspath(path)))
+            self.assertEqual(block.selection, PoemAt(os.path.abspath(path)))
 
     def test_anthology(self) -> None:
         """An anthology is every poem in the folders."""
         (block,) = parse("--anthology", "--poetry-path", "/a:/b").blocks
-        self.assertEqual(block.what, Anthology(["/a", "/b"]))
+        self.assertEqual(block.selection, Anthology(["/a", "/b"]))
 
     def test_blocks(self) -> None:
         """Each poem and each anthology opens a block."""
         blocks = parse("--poem", "x", "-p1", "--anthology", "-p2", "--poem", "y", "-p3").blocks
-        self.assertEqual([block.asked for block in blocks], ["--poem x", "--anthology", "--poem y"])
+        self.assertEqual(
+            [block.option for block in blocks], ["--poem x", "--anthology", "--poem y"]
+        )
         self.assertEqual([block.port for block in blocks], [1, 2, 3])
 
     def test_tutorial(self) -> None:
@@ -179,7 +181,7 @@ class RefusalTests(TapCase):
         self.assertEqual(
             self.refusal("--poem", "extasy"),
             f"--poem extasy: no poem extasy in {self.folder}; "
-            "there is ecstasy, science; did you mean ecstasy?",
+            "available: ecstasy, science; did you mean ecstasy?",
         )
 
     def test_noName(self) -> None:

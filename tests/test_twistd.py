@@ -473,7 +473,7 @@ class PoemRefusalTests(RefusalTestCase):
             "--poem=ecstacy",
             "--poetry-path=poetry:none",
             says=f"--poem ecstacy: no poem ecstacy in {self.folder}/poetry:{self.folder}/none; "
-            "there is alla_sera, ecstasy, fascination, science; did you mean ecstasy?",
+            "available: alla_sera, ecstasy, fascination, science; did you mean ecstasy?",
         )
 
     def test_emptyAnthology(self) -> None:
@@ -538,7 +538,7 @@ class OptionRefusalTests(RefusalTestCase):
 
     def test_secondBlockWithoutAPort(self) -> None:
         """A second block without its own address is refused."""
-        says = "--poem science: a second block needs a --port or --listen of its own"
+        says = "--poem science: each further block needs a --port or --listen of its own"
         self.assertRefused(*self.poem, "--poem", "science", says=says)
 
     def test_portOutOfRange(self) -> None:

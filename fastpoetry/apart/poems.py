@@ -36,8 +36,8 @@ Two changes of a file that are further apart than this have different times.
 The kernel's clock for file times advances in ticks of up to 10 ms, and is up to one tick behind.
 """
 
-_MOST_TICKS = 10
-"""How long to wait while another process writes to the file."""
+_MOST_TRIES = 10
+"""How many ticks to wait for a file that another process writes to, and how often to read it."""
 
 _SHORT_BYTES = 16384
 """The server itself examines poems up to this size: this process would first import C{hashlib}."""
@@ -98,21 +98,21 @@ def readAnthology(folders: list[str]) -> Found:
     @raise PoemError: if no poem could be read.
     """
     poems: list[Text] = []
-    leftOut: list[str] = []
-    passedOver: list[str] = []
+    unreadable: list[str] = []
+    misnamed: list[str] = []
     for stem, folder in sorted(_findFiles(folders).items()):
         if not _isName(stem):
-            passedOver.append(os.path.join(folder, stem + _SUFFIX))
+            misnamed.append(os.path.join(folder, stem + _SUFFIX))
             continue
         try:
             poems.append(_readBeneath(folder, stem))
         except PoemError as why:
-            leftOut.append(str(why))
+            unreadable.append(str(why))
     if not poems:
-        causes = "; ".join(leftOut)
+        causes = "; ".join(unreadable)
         nowhere = f"no poem to read in {':'.join(folders)}"
         raise PoemError(f"{nowhere}: {causes}" if causes else nowhere)
-    return poems, leftOut, passedOver
+    return poems, unreadable, misnamed
 
 
 def findFolder(name: str, folders: list[str]) -> str:
@@ -150,7 +150,7 @@ def listNames(name: str, there: list[str]) -> str:
     near = get_close_matches(name, names, n=1)
     meant = f"; did you mean {near[0]}?" if near else ""
     more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
-    return f"there is {', '.join(names[:_MOST_NAMES]) or 'none at all'}{more}{meant}"
+    return f"available: {', '.join(names[:_MOST_NAMES]) or 'none'}{more}{meant}"
 
 
 def _has(folder: str, name: str) -> bool:
@@ -226,8 +226,8 @@ def _readPoem(name: str, path: str, origin: str, inner: str = "") -> Text:
         raise PoemError(f"{origin}: {_explain(why, path)}") from None
     except (PoemError, ValueError) as why:  # a NUL in the path raises ValueError
         raise PoemError(f"{origin}: {why}") from None
-    digest, strangeAt = examine(text) if len(text) > _SHORT_BYTES else ("", None)
-    return name, text, origin, digest, strangeAt
+    digest, invalidAt = examine(text) if len(text) > _SHORT_BYTES else ("", None)
+    return name, text, origin, digest, invalidAt
 
 
 def examine(text: bytes) -> tuple[str, int | None]:
@@ -239,7 +239,7 @@ def examine(text: bytes) -> tuple[str, int | None]:
     """
     from hashlib import sha256  # links OpenSSL, which takes 2 to 4 ms
 
-    return sha256(text).hexdigest(), _findStrange(text)
+    return sha256(text).hexdigest(), _findInvalid(text)
 
 
 def _openBeneath(path: str, inner: str) -> int:
@@ -263,7 +263,7 @@ def _readOpen(descriptor: int) -> bytes:
 
     @raise PoemError: if the file is not a valid poem, or changed while it was read.
     """
-    for _ in range(_MOST_TICKS):
+    for _ in range(_MOST_TRIES):
         before = _waitForTick(descriptor)
         if fault := findFault(before, "poem", MAX_POEM_BYTES):
             raise PoemError(fault)
@@ -285,7 +285,7 @@ def _readOpen(descriptor: int) -> bytes:
 
 def _waitForTick(descriptor: int) -> os.stat_result:
     """Wait until the next change of a file would get another time than the last change."""
-    for _ in range(_MOST_TICKS):
+    for _ in range(_MOST_TRIES):
         status = os.fstat(descriptor)
         # A time in the future comes from another clock, and differs from that of the next change.
         if abs(time.time_ns() - status.st_ctime_ns) > _TICK_NANOSECONDS:
@@ -294,7 +294,7 @@ def _waitForTick(descriptor: int) -> os.stat_result:
     raise PoemError(_TORN)
 
 
-def _findStrange(text: bytes) -> int | None:
+def _findInvalid(text: bytes) -> int | None:
     """Return the offset of the first byte that is not UTF-8; C{None} if all are."""
     pieces, at = memoryview(text), 0
     while at < len(text):

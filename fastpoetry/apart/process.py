@@ -133,7 +133,7 @@ class Process(Generic[_T]):
         return done
 
 
-def startApart(work: partial[_T], where: str) -> Callable[[], _T]:
+def startInProcess(work: partial[_T], where: str) -> Callable[[], _T]:
     """
     Begin the work of a L{Process} before there is a reactor.
 
@@ -223,7 +223,7 @@ class Job(FileDescriptor, Generic[_T]):
         self.done.errback(WorkError(self._process.describe(MOST_SECONDS)))
 
 
-def callApart(reactor: Any, work: partial[_T], where: str) -> Deferred[_T]:
+def deferToProcess(reactor: Any, work: partial[_T], where: str) -> Deferred[_T]:
     """@return: L{Job.done}. If no process can be started, this one does the work."""
 
     async def call() -> _T:

@@ -74,7 +74,7 @@ def assemble(
             parts.setServiceParent(root)
             source.setServiceParent(parts)
             factory = PoetryFactory(source, policy)
-            for endpoint in _findEndpoints(block, preflight, reactor):
+            for endpoint in _makeEndpoints(block, preflight, reactor):
                 listeners.append(PoetryListener(endpoint, factory, reactor))
                 listeners[-1].setServiceParent(parts)
         reloads = [source.reload for source in sources]
@@ -82,7 +82,7 @@ def assemble(
             meter, metrics = _makeMetrics(options["metrics"], policy, preflight, reactor, clock)
             metrics.setServiceParent(root)
             named = zip(options.blocks, sources, strict=True)
-            reloads = [meter.add(block.asked.lstrip("-"), source) for block, source in named]
+            reloads = [meter.add(block.option.lstrip("-"), source) for block, source in named]
     if "exitIdleSeconds" in options:
         seconds = options["exitIdleSeconds"]
         idle = IdleService(clock, seconds, lambda: policy.idleSeconds, reactor.stop)
@@ -125,7 +125,7 @@ async def reloadAll(reloads: list[Callable[[], Deferred[None]]]) -> None:
         raise ReloadError("; ".join(failure.getErrorMessage() for failure in failures))
 
 
-def _findEndpoints(block: Block, preflight: Preflight, reactor: Any) -> list[IStreamServerEndpoint]:
+def _makeEndpoints(block: Block, preflight: Preflight, reactor: Any) -> list[IStreamServerEndpoint]:
     """Make the endpoints where a block listens. Refuse those that cannot listen."""
     if block.listen:
         return [_parseEndpoint(each, preflight, reactor) for each in block.listen]
@@ -156,7 +156,7 @@ def _check(asked: str, endpoint: IStreamServerEndpoint, preflight: Preflight) ->
         preflight.check(endpoint)
     except (OSError, TypeError, UnicodeError) as why:  # an invalid host raises the last two
         isBarred = isinstance(why, OSError) and why.errno == errno.EAFNOSUPPORT
-        hint = "; a unit opens no port, its .socket does" if isBarred else ""
+        hint = "; a unit's service opens no port: add it to the .socket" if isBarred else ""
         refuse(f"{asked}: {getattr(why, 'strerror', None) or why}{hint}")
 
 
@@ -165,7 +165,7 @@ def _parseEndpoint(description: str, preflight: Preflight, reactor: Any) -> IStr
     asked = f"--listen {description}"
     # Twisted's haproxy: connects the protocol before the header; see PatientWrapper.
     inner = description.removeprefix("haproxy:")
-    endpoint: IStreamServerEndpoint = _understand(asked, lambda: serverFromString(reactor, inner))
+    endpoint: IStreamServerEndpoint = _makeOrRefuse(asked, lambda: serverFromString(reactor, inner))
     if isinstance(endpoint, StandardIOEndpoint):
         refuse(f"{asked}: has no port, and one client only")
     _check(asked, endpoint, preflight)
@@ -189,15 +189,15 @@ def _makeMetrics(
             raise
         refuse(f"{asked}: needs prometheus_client (apt install python3-prometheus-client)")
     meter = Meter(policy)
-    service = _understand(
-        asked, lambda: makeMetricsService(description, meter, reactor, clock, policy.tellClosed)
+    service = _makeOrRefuse(
+        asked, lambda: makeMetricsService(description, meter, reactor, clock, policy.logPaused)
     )
     _check(asked, service.endpoint, preflight)
     service.endpoint = PageEndpoint(service.endpoint)
     return meter, service
 
 
-def _understand(asked: str, make: Callable[[], _Made]) -> _Made:
+def _makeOrRefuse(asked: str, make: Callable[[], _Made]) -> _Made:
     """
     Make an endpoint, or a service with one, from a description. Refuse an invalid description, and
     one for which systemd passed no descriptor.

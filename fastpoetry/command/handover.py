@@ -106,7 +106,7 @@ class HandOverService(Service):
         # reader to which this process has sent more.
         self._clear()
         self._log.warn(
-            "cannot hand over " + _formatCount(len(readers)) + ": {cause}",
+            "cannot hand over readers ({readers}): {cause}",
             readers=len(readers),
             cause=str(why),
             message_id="211c64da4e404641899567ad9db46522",
@@ -127,7 +127,7 @@ class HandOverService(Service):
             self.policy.begin(reader, progress)
             reader.sendRest()
         self.takenOver = len(readers)
-        self.policy.ledger.lost(lost)
+        self.policy.ledger.countLost(lost)
         self._tell(lost, faults)
 
     def _clear(self) -> None:
@@ -137,19 +137,15 @@ class HandOverService(Service):
     def _tell(self, lost: int, faults: Sequence[str]) -> None:
         if not faults:
             self._log.info(
-                "took over " + _formatCount(self.takenOver),
+                "readers taken over: {readers}",
                 readers=self.takenOver,
                 message_id="2439ffc2fe1e4e2a9320762c90721e57",
             )
         else:
             self._log.warn(
-                "took over " + _formatCount(self.takenOver) + ", and reset {lost} more: {cause}",
+                "readers taken over: {readers}; reset: {lost}: {cause}",
                 readers=self.takenOver,
                 lost=lost,
                 cause=faults[0],
                 message_id="135be9b276f1418086abe61315355e14",
             )
-
-
-def _formatCount(readers: int) -> str:
-    return "{readers} reader" if readers == 1 else "{readers} readers"

@@ -22,37 +22,37 @@ class IdleService(service.Service):
     """
 
     _log = Logger()
-    _look: IDelayedCall | None = None
+    _nextCheck: IDelayedCall | None = None
 
     def __init__(
         self,
         clock: IReactorTime,
         mostSeconds: float,
-        countSeconds: Callable[[], float],
+        findIdleSeconds: Callable[[], float],
         end: Callable[[], object],
     ) -> None:
         """
-        @param countSeconds: returns for how many seconds the program has been idle.
+        @param findIdleSeconds: returns for how many seconds the program has been idle.
         @param end: ends the program; called once.
         """
         self._clock = clock
         self._mostSeconds = mostSeconds
-        self._countSeconds = countSeconds
+        self._findIdleSeconds = findIdleSeconds
         self._end = end
 
     def startService(self) -> None:
         super().startService()
-        self._look = self._clock.callLater(self._mostSeconds, self._lookNow)
+        self._nextCheck = self._clock.callLater(self._mostSeconds, self._check)
 
     def stopService(self) -> None:
         super().stopService()
-        if self._look is not None and self._look.active():
-            self._look.cancel()
+        if self._nextCheck is not None and self._nextCheck.active():
+            self._nextCheck.cancel()
 
-    def _lookNow(self) -> None:
-        left = self._mostSeconds - self._countSeconds()
+    def _check(self) -> None:
+        left = self._mostSeconds - self._findIdleSeconds()
         if left > 0:
-            self._look = self._clock.callLater(left, self._lookNow)
+            self._nextCheck = self._clock.callLater(left, self._check)
         else:
             self._log.info(
                 "no client was connected for {seconds:g} s: stopping until one connects",

@@ -45,20 +45,22 @@ class Block:
     """
     One source of poems, and where it is served.
 
-    @ivar asked: the option that opened the block, as it was typed; empty before that option.
-    @ivar what: the value of that option, later the selection made from it.
+    @ivar option: what opened the block, as it was typed; empty before that option.
+    @ivar value: the value of that option, if it has one.
     @ivar port: the TCP port, if one was given.
     @ivar interface: the interface of that port, if one was given.
     @ivar listen: endpoint descriptions, in place of port and interface.
     @ivar digest: the SHA-256 that the poem must have, if one was given.
+    @ivar selection: the poems that the value selects, if it names poems.
     """
 
-    asked: str = ""
-    what: Any = None
+    option: str = ""
+    value: Any = None
     port: int | None = None
     interface: str | None = None
     listen: list[str] = field(default_factory=list)
     digest: str | None = None
+    selection: Any = None
 
     @property
     def address(self) -> tuple[int, str]:
@@ -67,14 +69,14 @@ class Block:
         return port, DEFAULT_INTERFACE if self.interface is None else self.interface
 
 
-def parseSeconds(option: str, value: str) -> float:
-    """Parse a time in seconds. Refuse text that is not a number above 0."""
+def parseSeconds(option: str, value: str, mayBeZero: bool = False) -> float:
+    """Parse a time in seconds. Refuse text that is not a number above 0, or 0 where it may be."""
     try:
         seconds = float(value)
     except ValueError:
         seconds = math.nan
-    if not 0 < seconds < math.inf:
-        refuse(f"{option} {value}: not a number of seconds above 0")
+    if not (0 < seconds < math.inf or (mayBeZero and seconds == 0)):
+        refuse(f"{option} {value}: not a number of seconds{' from 0' if mayBeZero else ' above 0'}")
     return seconds
 
 
@@ -235,11 +237,11 @@ class CommandOptions(usage.Options):
             refuse(f"{option} {value}: given already, as {self[key]}")
         self[key] = value
 
-    def openBlock(self, asked: str, what: object) -> None:
+    def openBlock(self, option: str, value: object = None) -> None:
         """Open a block. Options before the first block belong to the first."""
-        if self.blocks[-1].asked:
+        if self.blocks[-1].option:
             self.blocks.append(Block())
-        self.blocks[-1].asked, self.blocks[-1].what = asked, what
+        self.blocks[-1].option, self.blocks[-1].value = option, value
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """Parse, and refuse wrong options. This is the first code of ours that twistd runs."""
@@ -249,7 +251,7 @@ class CommandOptions(usage.Options):
             super().parseOptions(options)
         except usage.UsageError as why:
             twistd = os.path.basename(sys.argv[0])  # Debian calls it twistd3
-            refuse(f"{why}; {twistd} {self.command} --help says what there is")
+            refuse(f"{why}; {twistd} {self.command} --help lists the options")
 
     @contextmanager
     def asServer(self) -> Iterator[None]:
@@ -285,13 +287,13 @@ class CommandOptions(usage.Options):
 
     def postOptions(self) -> None:
         """Refuse options that conflict, and a command line with nothing to serve."""
-        if not self.blocks[0].asked:
+        if not self.blocks[0].option:
             refuse(f"nothing to serve: say what with {self.opens}")
         for number, block in enumerate(self.blocks):
             hasPort = block.port is not None or block.interface is not None
             if block.listen and hasPort:
-                refuse(f"{block.asked}: --listen {block.listen[0]} excludes --port and --iface")
+                refuse(f"{block.option}: --listen {block.listen[0]} excludes --port and --iface")
             if number and not block.listen and block.port is None:
-                refuse(f"{block.asked}: a second block needs a --port or --listen of its own")
+                refuse(f"{block.option}: each further block needs a --port or --listen of its own")
         if len(self.blocks) == 1:
             self["port"], self["iface"] = self.blocks[0].address

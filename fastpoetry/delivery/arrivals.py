@@ -15,7 +15,7 @@ from fastpoetry.delivery.limits import Limits
 from fastpoetry.delivery.quota import Quota
 from fastpoetry.delivery.readers import Arrival
 
-_LEAST = 1_000
+_LEAST_ARRIVALS = 1_000
 """The limit of arrivals is at least this. Most become readers within a round trip."""
 
 _PATIENCE_SECONDS = 1.0
@@ -28,7 +28,7 @@ class Arrivals:
     def __init__(self, clock: IReactorTime, limits: Limits) -> None:
         """@param limits: of readers, in total and per source; they apply to arrivals, too."""
         self._clock = clock
-        self._most = max(_LEAST, limits.maxReaders)
+        self._most = max(_LEAST_ARRIVALS, limits.maxReaders)
         self._mostPerSource = limits.maxReadersPerSource
         self._quota = Quota(limits.maxReadersPerSource)
         self._silentSince: dict[Arrival, float] = {}

@@ -29,26 +29,26 @@ class Drain:
         self,
         clock: IReactorTime,
         mostSeconds: float,
-        look: Callable[[], object],
+        check: Callable[[], object],
         cutShort: Callable[[], object],
     ) -> None:
         """
-        @param look: closes or hands over readers that need no more time; called repeatedly.
+        @param check: closes or hands over readers that need no more time; called repeatedly.
         @param cutShort: hands over or resets the readers that are left at the end.
         """
         self._clock = clock
-        self._look = look
+        self._check = check
         self._waiters: list[Deferred[None]] = []
         self._deadline = clock.callLater(mostSeconds, cutShort)
-        self._grace = clock.callLater(min(_GRACE_SECONDS, mostSeconds), look)
-        self._looking: IDelayedCall = clock.callLater(0, self._poll)
+        self._grace = clock.callLater(min(_GRACE_SECONDS, mostSeconds), check)
+        self._nextCheck: IDelayedCall = clock.callLater(0, self._poll)
 
     @property
     def isPastGrace(self) -> bool:
         """Whether readers may now be left to the kernel and the next process."""
         return not self._grace.active()
 
-    def wait(self) -> Deferred[None]:
+    def whenEnded(self) -> Deferred[None]:
         """@return: fires at the end. Cancelling it leaves other waiters alone."""
         waiter: Deferred[None] = Deferred(lambda waiter: self._waiters.remove(waiter))
         self._waiters.append(waiter)
@@ -56,7 +56,7 @@ class Drain:
 
     def end(self) -> None:
         """End the drain: cancel its timers, and fire all waiters."""
-        for call in (self._deadline, self._grace, self._looking):
+        for call in (self._deadline, self._grace, self._nextCheck):
             if call.active():
                 call.cancel()
         waiters, self._waiters = self._waiters, []
@@ -64,5 +64,5 @@ class Drain:
             waiter.callback(None)
 
     def _poll(self) -> None:
-        self._looking = self._clock.callLater(_POLL_SECONDS, self._poll)
-        self._look()
+        self._nextCheck = self._clock.callLater(_POLL_SECONDS, self._poll)
+        self._check()

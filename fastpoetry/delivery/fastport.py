@@ -29,11 +29,11 @@ from fastpoetry.delivery.policy import Policy
 from fastpoetry.delivery.readers import Reader, Source
 from fastpoetry.delivery.sockets import (
     END_ON_CLOSE,
-    FAMILIES,
     MOST_UNSENT_BYTES,
     RESET_ON_CLOSE,
+    TCP_FAMILIES,
+    countBacklog,
     countUnacknowledged,
-    countWaiting,
     findAddress,
     isOver,
     limitUnread,
@@ -78,8 +78,8 @@ class SocketReader(socket.SocketType):
 
     Each connection inherits a reset on close from the listening socket. So if the process dies,
     even by kill -9, a reader sees a reset, not the end of its poem. Once the kernel has the last
-    byte, the connection may close with an end. The first visit sets that option for each client
-    that is still connected. Most clients have closed by then, which saves the call.
+    byte, the connection may close with an end. The first visit allows this for each client that is
+    still connected. Most clients have closed by then, which saves the call.
 
     @ivar sentBytes: how much of the poem the kernel has.
     """
@@ -105,12 +105,12 @@ class SocketReader(socket.SocketType):
             if len(self.poem.text) > MOST_UNSENT_BYTES:
                 limitUnsent(self)
                 # On a UNIX socket there is no reset, so a part of the poem would look whole.
-                if not FAMILIES[self.family].hasReset and self._turnAwayIfTooMany():
+                if self.family not in TCP_FAMILIES and self._turnAwayIfTooMany():
                     return False
             if self._send():
                 return True
         except OSError:  # reset while it was in the backlog
-            self.home.policy.ledger.left(self, 0)
+            self.home.policy.ledger.countLeft(self, 0)
             self.close()
             return False
         if not self._turnAwayIfTooMany():
@@ -122,11 +122,11 @@ class SocketReader(socket.SocketType):
     def _turnAwayIfTooMany(self) -> bool:
         """Turn the reader away if its source has too many. Return whether it was turned away."""
         self.address = findAddress(self, self.address)
-        isTooMany = self.home.policy.isTooMany(self.address)
-        if isTooMany:
+        isSourceFull = self.home.policy.isSourceFull(self.address)
+        if isSourceFull:
             self.home.policy.countTurnedAway(self.address)
             self.close()
-        return isTooMany
+        return isSourceFull
 
     def sendRest(self) -> None:
         """Send the rest of the poem as the client takes it."""
@@ -235,7 +235,7 @@ class BorrowedPort:
         self.fileno = self._socket.fileno  # called by the reactor at each turn
         self.policy = policy
         self.reactor = reactor
-        self._gate = Gate(policy.clock, policy.tellClosed)
+        self._gate = Gate(policy.clock, policy.logPaused)
 
     def startListening(self) -> None:
         """
@@ -315,7 +315,7 @@ class BorrowedPort:
             )
         except BaseException:  # it would stay open
             connection.close()
-            self.policy.ledger.turnedAway(address, _UNSERVED)
+            self.policy.ledger.countTurnedAway(address, _UNSERVED)
             raise
         port.sessionno += 1
         try:
@@ -359,7 +359,7 @@ class BorrowedPort:
 
     def _pauseAlone(self, cause: str) -> None:
         self._gate.close()
-        self.policy.tellClosed(cause)
+        self.policy.logPaused(cause)
 
 
 class FastPort(BorrowedPort):
@@ -371,7 +371,7 @@ class FastPort(BorrowedPort):
         self._home = Home(policy, reactor)
         self._family = self._socket.family
         self._hasOldBacklog = True
-        self._refusals = 0
+        self._refusalsLeft = 0
         self._waiting: Deferred[Poem] | None = None
 
     def stopListening(self) -> Deferred[None]:
@@ -410,19 +410,19 @@ class FastPort(BorrowedPort):
         for turn in range(_BATCH):
             if turn - failures == room or (self._wasShort and self._pauseIfShort()):
                 return
-            waiting = waiting or countWaiting(self._socket)
+            waiting = waiting or countBacklog(self._socket)
             if not waiting:
-                self._hasOldBacklog, self._refusals = False, 0
+                self._hasOldBacklog, self._refusalsLeft = False, 0
                 return
             waiting -= 1
             poem = self._source.poem
-            if poem is None and not self._refusals:
+            if poem is None and not self._refusalsLeft:
                 self._waitForPoem()
                 return
             try:
                 reader = self._accept()
             except BlockingIOError:
-                self._hasOldBacklog, self._refusals = False, 0
+                self._hasOldBacklog, self._refusalsLeft = False, 0
                 return
             except OSError as why:
                 failures += 1
@@ -430,9 +430,9 @@ class FastPort(BorrowedPort):
                     return
                 continue
             if poem is None:
-                self._refusals -= 1
+                self._refusalsLeft -= 1
                 reader.close()  # a reset, as each connection inherits it
-                policy.ledger.turnedAway(reader.address, "there is no poem yet")
+                policy.ledger.countTurnedAway(reader.address, "there is no poem yet")
             elif self._start(reader, poem):
                 served.append(reader)
 
@@ -481,9 +481,9 @@ class FastPort(BorrowedPort):
         if not isinstance(result, Failure):
             self._gate.reopen()
         elif not result.check(CancelledError):  # stopListening leaves them in the backlog
-            # Only those that have waited. Clients that come meanwhile begin a new wait.
-            isCounted = FAMILIES[self._family].hasInfo
-            self._refusals = countWaiting(self._socket) if isCounted else 2**31
+            # Reset only those that have waited. Later clients begin a new wait.
+            isCounted = self._family in TCP_FAMILIES
+            self._refusalsLeft = countBacklog(self._socket) if isCounted else 2**31
             try:
                 self.doRead()
             finally:

@@ -82,10 +82,10 @@ def restore(
         (connections if isSocket else files).append(number)
     faults: list[str] = []
     readers: dict[SocketReader, Progress] = {}
-    told: dict[int, list[Any]] = {}
+    states: dict[int, list[Any]] = {}
     poems: list[Poem | None] = []
     try:
-        poems, told = _read(_readFile(files[0]) if files else b"", files[1:])
+        poems, states = _read(_readFile(files[0]) if files else b"", files[1:])
     except (HandOverError, OSError) as why:
         faults.append(str(why))
     for number in files:
@@ -93,7 +93,7 @@ def restore(
     for number in connections:
         reader = SocketReader(fileno=number)
         try:
-            progress = _restoreReader(reader, told.pop(_identify(number), None), poems, now)
+            progress = _restoreReader(reader, states.pop(_identify(number), None), poems, now)
         except (HandOverError, OSError) as why:
             faults.append(str(why))
             with suppress(OSError):  # a plain close would look like the end of a poem
@@ -102,9 +102,9 @@ def restore(
         else:
             reader.home = home
             readers[reader] = progress
-    if told:
+    if states:
         faults.insert(0, "the limit of open files is too low for all connections (LimitNOFILE=)")
-    return readers, len(connections) - len(readers) + len(told), faults
+    return readers, len(connections) - len(readers) + len(states), faults
 
 
 def _identify(number: int) -> int:
@@ -154,19 +154,19 @@ def _readFile(number: int) -> bytes:
 
 
 def _restoreReader(
-    reader: SocketReader, told: list[Any] | None, poems: list[Poem | None], now: float
+    reader: SocketReader, state: list[Any] | None, poems: list[Poem | None], now: float
 ) -> Progress:
     """
     Restore one reader, and return its progress.
 
-    @param told: the state of the reader; C{None} if it is missing.
+    @param state: of the reader; C{None} if it is missing.
     @raise HandOverError: if the state is missing or impossible.
     @raise OSError: if the socket is not connected.
     """
-    if told is None:
+    if state is None:
         raise HandOverError("the state lacks a connection")
     try:
-        which, sentBytes, address, (startedAt, movedAt, takenBytes) = told
+        which, sentBytes, address, (startedAt, movedAt, takenBytes) = state
         poem = poems[which]
         progress = Progress(float(startedAt), float(movedAt), int(takenBytes))
         isOrdered = 0 <= takenBytes <= sentBytes and startedAt <= movedAt <= now

@@ -57,7 +57,7 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
     """
 
     address: Address = None
-    """C{None}: the balancer's connections do not share the quota of one source."""
+    """C{None}, so no quota counts the balancer's connections."""
 
     _isArriving = True
     _hasBegun = False
@@ -149,7 +149,7 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
         if self._isArriving and (self._parser is not None or self._beginning):
             self._count("it left in the middle of its PROXY header")
         elif self._isArriving:
-            self.policy.ledger.checked()
+            self.policy.ledger.countCheck()
         self.setTimeout(None)
         self.policy.remove(self)
         super().connectionLost(reason)
@@ -169,14 +169,14 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
     def _endCheck(self) -> None:
         self._isArriving = False
         self.disconnecting = True
-        self.policy.ledger.checked()
+        self.policy.ledger.countCheck()
         if self._socket is not None:
             setLinger(self._socket, END_ON_CLOSE)
         lowestTransport(self.transport).loseConnection()  # TLS would wait for the peer
 
     def _count(self, cause: str) -> None:
         self._isArriving = False
-        self.policy.ledger.turnedAway(addressOf(self.transport.getPeer()), cause)
+        self.policy.ledger.countTurnedAway(addressOf(self.transport.getPeer()), cause)
 
 
 class PatientFactory(HAProxyWrappingFactory):

@@ -39,8 +39,8 @@ class Counts:
     @ivar left: connections that the client closed before the end of its poem.
     @ivar gaveUp: connections that were reset before the end of their poem: after a deadline or an
         error, at the end of a stop, or because they could not be handed over.
-    @ivar turnedAway: connections that were reset before their poem: their source had too many, they
-        did not identify their client, or there was no poem.
+    @ivar turnedAway: connections that were reset before their poem or early in it: their source had
+        too many, they did not identify their client, or there was no poem.
     @ivar checks: balancers' health checks; never in a record.
     """
 
@@ -69,13 +69,13 @@ class Ledger:
     def __init__(self, clock: IReactorTime, budgetPerSecond: int) -> None:
         """@param budgetPerSecond: the limit of records about single connections in a second."""
         self.counts = Counts()
-        self._told = Counts()
+        self._recorded = Counts()
         self._clock = clock
         self._budget = self._allowance = budgetPerSecond
         self._second: IDelayedCall | None = None
         self._quietUntil: dict[str, float] = {}
 
-    def sent(self, readers: Sequence[Reader]) -> None:
+    def countSent(self, readers: Sequence[Reader]) -> None:
         """Count readers whose whole poems the kernel has."""
         self.counts.poems += len(readers)
         self.counts.bytes += sum([len(each.poem.text) for each in readers])
@@ -83,8 +83,8 @@ class Ledger:
             if not self._spendRecord():
                 break
             poem = reader.poem
-            self._told.poems += 1
-            self._told.bytes += len(poem.text)
+            self._recorded.poems += 1
+            self._recorded.bytes += len(poem.text)
             self._log.info(
                 "sending {bytes} bytes of poetry to {peer}",
                 bytes=len(poem.text),
@@ -93,11 +93,11 @@ class Ledger:
                 message_id="51c4b039c6b549da8188e2ad236b9868",
             )
 
-    def left(self, reader: Reader, takenBytes: int) -> None:
+    def countLeft(self, reader: Reader, takenBytes: int) -> None:
         """Count a client that left, or whose network failed, before the end of its poem."""
         self.counts.left += 1
         if self._spendRecord():
-            self._told.left += 1
+            self._recorded.left += 1
             self._log.info(
                 "{peer} left after {taken} of {bytes} bytes",
                 peer=formatPeer(reader.address),
@@ -107,11 +107,11 @@ class Ledger:
                 message_id="aac587f9fd8d4d049348340f51b0da4a",
             )
 
-    def gaveUp(self, reader: Reader, takenBytes: int, cause: str) -> None:
+    def countGivenUp(self, reader: Reader, takenBytes: int, cause: str) -> None:
         """Count a client that was reset before the end of its poem."""
         self.counts.gaveUp += 1
         if self._spendRecord():
-            self._told.gaveUp += 1
+            self._recorded.gaveUp += 1
             self._log.warn(
                 "gave up on {peer} after {taken} of {bytes} bytes: {cause}",
                 peer=formatPeer(reader.address),
@@ -122,16 +122,16 @@ class Ledger:
                 message_id="470c42a041664ba0ba7ef62f224426bf",
             )
 
-    def lost(self, readers: int) -> None:
+    def countLost(self, readers: int) -> None:
         """Count readers that were handed over and then reset. They have no records of their own."""
         self.counts.gaveUp += readers
-        self._told.gaveUp += readers
+        self._recorded.gaveUp += readers
 
-    def turnedAway(self, address: Address, cause: str) -> None:
-        """Count a client that was reset before its poem began."""
+    def countTurnedAway(self, address: Address, cause: str) -> None:
+        """Count a client that was reset before its poem, or early in it."""
         self.counts.turnedAway += 1
         if self._spendRecord():
-            self._told.turnedAway += 1
+            self._recorded.turnedAway += 1
             self._log.warn(
                 "turned {peer} away: {cause}",
                 peer=formatPeer(address),
@@ -139,8 +139,8 @@ class Ledger:
                 message_id="4c40f64984b04c188433d02c24c4950e",
             )
 
-    def stalled(self, reader: Reader, takenBytes: int, cause: str) -> None:
-        """Log the reset of a client that L{sent} has counted, at most every ten seconds."""
+    def logStalled(self, reader: Reader, takenBytes: int, cause: str) -> None:
+        """Log the reset of a client that L{countSent} has counted, at most every ten seconds."""
         if self._takeTurn("stalled"):
             self._log.warn(
                 "gave up on {peer}, which does not take the last {bytes} bytes: {cause}",
@@ -150,7 +150,7 @@ class Ledger:
                 message_id="8661237894b24e009d5b2e4ed36bd13c",
             )
 
-    def full(self, cause: str, readers: int) -> None:
+    def logFull(self, cause: str, readers: int) -> None:
         """Log that new connections wait in the backlog, at most every ten seconds."""
         if self._takeTurn("full"):
             self._log.warn(
@@ -160,7 +160,7 @@ class Ledger:
                 message_id="fbb58c123b214fef889bb057cdfb5239",
             )
 
-    def checked(self) -> None:
+    def countCheck(self) -> None:
         """Count a balancer's health check."""
         self.counts.checks += 1
 
@@ -191,17 +191,17 @@ class Ledger:
         """Log the summary of connections without a record, and renew the budget."""
         self._second = None
         self._allowance = self._budget
-        untold = Counts(*map(sub, astuple(self.counts), astuple(self._told)))
-        if untold.connections:
-            self._told = Counts(*astuple(self.counts))
+        unrecorded = Counts(*map(sub, astuple(self.counts), astuple(self._recorded)))
+        if unrecorded.connections:
+            self._recorded = Counts(*astuple(self.counts))
             self._log.info(
                 "sent {poems} more poems, {bytes} bytes, over {connections} connections without a "
                 "record each: {left} left early, {gave_up} given up on, {turned_away} turned away",
-                poems=untold.poems,
-                bytes=untold.bytes,
-                connections=untold.connections,
-                left=untold.left,
-                gave_up=untold.gaveUp,
-                turned_away=untold.turnedAway,
+                poems=unrecorded.poems,
+                bytes=unrecorded.bytes,
+                connections=unrecorded.connections,
+                left=unrecorded.left,
+                gave_up=unrecorded.gaveUp,
+                turned_away=unrecorded.turnedAway,
                 message_id="4f161caf0e264a26815e0fb0d6cba257",
             )

@@ -16,7 +16,7 @@ from fastpoetry.delivery.ledger import Ledger, countOf
 from fastpoetry.delivery.limits import Limits, Progress
 from fastpoetry.delivery.quota import Quota
 from fastpoetry.delivery.readers import Reader
-from fastpoetry.delivery.visits import LATER_SECONDS, Round
+from fastpoetry.delivery.visits import REVISIT_SECONDS, Round
 
 LINGER_SECONDS = 2.0
 """How long a client that has every byte may take to close: as Apache's MAX_SECS_TO_LINGER."""
@@ -49,7 +49,7 @@ class Lingering:
         self._ledger = ledger
         self._useRoom = useRoom
         self._soon = Round(clock, _SOON_SECONDS, self._visitSoon, self._keep)
-        self._later = Round(clock, LATER_SECONDS, self._visit)
+        self._later = Round(clock, REVISIT_SECONDS, self._visit)
         self._readers: dict[Reader, Progress] = {}
 
     def __len__(self) -> int:
@@ -147,6 +147,6 @@ class Lingering:
         progress = self._readers[reader]
         reader.reset()
         try:
-            self._ledger.stalled(reader, progress.takenBytes, cause)
+            self._ledger.logStalled(reader, progress.takenBytes, cause)
         finally:
             self.remove(reader)

@@ -23,7 +23,7 @@ from fastpoetry.delivery.limits import Limits, Progress
 from fastpoetry.delivery.lingering import Lingering
 from fastpoetry.delivery.quota import Quota
 from fastpoetry.delivery.readers import Arrival, HandOver, Pausable, Reader
-from fastpoetry.delivery.visits import LATER_SECONDS, Round
+from fastpoetry.delivery.visits import REVISIT_SECONDS, Round
 
 _RESERVED_DESCRIPTORS = 32
 """Descriptors that readers may not use: for logs, the poems of a reload, and other needs."""
@@ -49,10 +49,10 @@ class Policy:
         self._arrivals = Arrivals(clock, limits)
         self._waiting: dict[Any, None] = {}
         self._sending: dict[Reader, Progress] = {}
-        self._deadlines = Round(clock, LATER_SECONDS, self._visit)
+        self._deadlines = Round(clock, REVISIT_SECONDS, self._visit)
         self._quota = Quota(limits.maxReadersPerSource)
         self._lingering = Lingering(clock, limits, self._quota, self.ledger, self._useRoom)
-        self.gate = Gate(clock, self.tellClosed)
+        self.gate = Gate(clock, self.logPaused)
         self._waitingPorts: set[Pausable] = set()
         self._emptySince = clock.seconds()
         self._drain: Drain | None = None
@@ -94,7 +94,7 @@ class Policy:
         self._waitingPorts.discard(port)
         self._emptySince = self.clock.seconds()
 
-    def isTooMany(self, address: Address) -> bool:
+    def isSourceFull(self, address: Address) -> bool:
         """Whether a source has its full quota of readers that wait for their poem or take it."""
         return self._quota.isFull(address)
 
@@ -120,7 +120,7 @@ class Policy:
         self.pauseIfFull()
         self._admitQueued()
 
-    def wait(self, arrival: Arrival) -> None:
+    def addWaiting(self, arrival: Arrival) -> None:
         """Give a connection a reader's place, in which it waits for its poem."""
         self._waiting[arrival] = None
         self._quota.add(arrival)
@@ -130,11 +130,11 @@ class Policy:
         try:
             self._lingering.addServed(readers)
         finally:
-            self.ledger.sent(readers)
+            self.ledger.countSent(readers)
 
     def begin(self, reader: Reader, progress: Progress | None = None) -> None:
         """
-        Add a reader whose poem did not go out at once and is under way.
+        Add a reader whose poem is under way.
 
         @param progress: of a reader from the process before; by default a new reader's.
         """
@@ -148,7 +148,7 @@ class Policy:
         """Count a reader, and let it linger. The kernel now has the last byte of its poem."""
         self._quota.remove(reader)
         self._lingering.add(reader, self._sending.pop(reader))
-        self.ledger.sent([reader])
+        self.ledger.countSent([reader])
 
     def remove(self, connection: Any) -> None:
         """
@@ -156,7 +156,7 @@ class Policy:
         effect.
         """
         if progress := self._sending.pop(connection, None):
-            self.ledger.left(connection, progress.takenBytes)
+            self.ledger.countLeft(connection, progress.takenBytes)
         self._waiting.pop(connection, None)
         self._arrivals.remove(connection)
         self._lingering.remove(connection)
@@ -166,16 +166,16 @@ class Policy:
         progress = self._sending.get(reader)
         reader.reset()
         try:
-            self.ledger.gaveUp(reader, progress.takenBytes if progress else 0, cause)
+            self.ledger.countGivenUp(reader, progress.takenBytes if progress else 0, cause)
         finally:
             self._sending.pop(reader, None)
             self._quota.remove(reader)
             self._useRoom()
 
     def countTurnedAway(self, address: Address) -> None:
-        """Count a connection that the caller resets because of L{isTooMany}."""
+        """Count a connection that the caller resets because of L{isSourceFull}."""
         most = countOf(self.limits.maxReadersPerSource, "reader")
-        self.ledger.turnedAway(address, f"its source has {most} already")
+        self.ledger.countTurnedAway(address, f"its source has {most} already")
 
     def pause(self, cause: str) -> None:
         """
@@ -195,7 +195,7 @@ class Policy:
         if self.room:  # the cause is a lack of descriptors
             self._arrivals.giveWay()
         self.gate.close()
-        self.tellClosed(cause)
+        self.logPaused(cause)
 
     def drain(self) -> Deferred[None]:
         """
@@ -207,21 +207,21 @@ class Policy:
         @return: fires when no connection is left, at the latest after C{drainSeconds}.
         """
         if self._isEmpty:
-            self._rest()
+            self._stopTimers()
             return succeed(None)
         if self._drain is None:
             self._drain = Drain(
                 self.clock, self.limits.drainSeconds, self._closeDone, self._cutShort
             )
-            waiter = self._drain.wait()
+            waiter = self._drain.whenEnded()
             for arrival in [*self._arrivals, *self._waiting]:
                 arrival.drain()
             self._lingering.closeAll()
             return waiter
-        return self._drain.wait()
+        return self._drain.whenEnded()
 
     def _closeDone(self) -> None:
-        """Close readers that have their poem. Hand the others over once all of them allow it."""
+        """Close readers that have their poem. Hand over the others once all of them allow it."""
         isPastGrace = self._drain is not None and self._drain.isPastGrace
         self._lingering.closeAll(leaveToKernel=isPastGrace)
         areAllPortable = all(reader.mayHandOver for reader in self._sending)
@@ -259,16 +259,16 @@ class Policy:
         self._lingering.stop()
         self._useRoom()
 
-    def _rest(self) -> None:
+    def _stopTimers(self) -> None:
         """Cancel all timers, and write what the ledger still has to report."""
         self.gate.open()
         self._lingering.stop()
         self._deadlines.stop()
         self.ledger.flush()
 
-    def tellClosed(self, cause: str) -> None:
+    def logPaused(self, cause: str) -> None:
         """Log why a port does not accept, at most every ten seconds."""
-        self.ledger.full(cause, self.readers)
+        self.ledger.logFull(cause, self.readers)
 
     def _useRoom(self) -> None:
         """Use the room of a reader that is gone. End the drain if no connection is left."""
@@ -278,7 +278,7 @@ class Policy:
             self._emptySince = self.clock.seconds()
             if self._drain is not None:
                 drain, self._drain = self._drain, None
-                self._rest()
+                self._stopTimers()
                 drain.end()
 
     def _admitQueued(self) -> None:

@@ -57,7 +57,7 @@ class Reader(Protocol):
 
     @ivar poem: the reader's poem.
     @ivar address: the client's address.
-    @ivar mayHandOver: whether a socket and a few numbers are all its state.
+    @ivar mayHandOver: whether it can be handed over: its state is a socket and a few numbers.
     """
 
     poem: Poem

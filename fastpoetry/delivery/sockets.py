@@ -10,14 +10,13 @@ import errno
 import os
 import socket
 import struct
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from fcntl import ioctl
 from functools import cache, wraps
 from sys import byteorder
 from termios import TIOCOUTQ
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.logger import Logger
@@ -47,49 +46,25 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 END_ON_CLOSE = struct.pack("ii", 0, 0)
 """Values of C{SO_LINGER} (socket(7)): a close is then a reset (RST) or an end (FIN)."""
 
-_BYTES_ACKED = 120
+_BYTES_ACKED_OFFSET = 120
 """The offset of tcpi_bytes_acked in the kernel's C{TCP_INFO}, since Linux 4.1."""
 
 _TCP_CLOSE = b"\7"
 _TCP_LISTEN = b"\12"
 """States of a socket (include/net/tcp_states.h), in the first byte of C{TCP_INFO}."""
 
-_UNACKED = 24
+_UNACKED_OFFSET = 24
 """The offset of tcpi_unacked: for a listening socket, the number of connections in its backlog."""
 
 _REFUSED = (errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.ENOSYS)
 """The errors by which a kernel or a sandbox refuses an option."""
 
-
-class Family(NamedTuple):
-    """
-    The features of an address family's sockets.
-
-    @ivar hasReset: whether a close can be a reset (C{SO_LINGER}). Otherwise every close looks like
-        an end.
-    @ivar hasQueue: whether the system counts bytes that the peer has not acknowledged
-        (C{TIOCOUTQ}) and limits unsent bytes (C{TCP_NOTSENT_LOWAT}). Otherwise written bytes cannot
-        be lost, and C{net.core.wmem_default} limits them.
-    @ivar hasInfo: whether the system tells the state of a connection (C{TCP_INFO}).
-    @ivar hasHosts: whether addresses tell clients apart. Otherwise their users do
-        (C{SO_PEERCRED}).
-    """
-
-    hasReset: bool
-    hasQueue: bool
-    hasInfo: bool
-    hasHosts: bool
-
-
-_TCP = Family(hasReset=True, hasQueue=True, hasInfo=True, hasHosts=True)
-_LOCAL = Family(hasReset=False, hasQueue=False, hasInfo=False, hasHosts=False)
-
-FAMILIES: Mapping[int, Family] = defaultdict(
-    lambda: _LOCAL, {socket.AF_INET: _TCP, socket.AF_INET6: _TCP, socket.AF_UNIX: _LOCAL}
-)
+TCP_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 """
-The supported families. An adopted listening socket of another family is refused. A socket of
-another family from a descriptor store is treated as a UNIX socket.
+The address families of TCP. Every other family is treated as UNIX: a close is never a reset
+(C{SO_LINGER}). The kernel tells neither the state (C{TCP_INFO}) nor unacknowledged bytes
+(C{TIOCOUTQ}), but it loses no written byte. C{net.core.wmem_default} limits unsent bytes. Users
+tell clients apart (C{SO_PEERCRED}), not addresses.
 """
 
 _log = Logger()
@@ -102,7 +77,7 @@ def isOver(connection: socket.SocketType) -> bool:
     A close then loses no bytes and sends no reset, even with C{SO_LINGER} (__tcp_close in
     net/ipv4/tcp.c).
     """
-    if not FAMILIES[connection.family].hasInfo:
+    if connection.family not in TCP_FAMILIES:
         return False
     try:
         return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _TCP_CLOSE
@@ -110,7 +85,7 @@ def isOver(connection: socket.SocketType) -> bool:
         return False
 
 
-def countWaiting(listening: socket.SocketType) -> int:
+def countBacklog(listening: socket.SocketType) -> int:
     """
     Return how many connections are in the backlog of a listening TCP socket.
 
@@ -120,10 +95,10 @@ def countWaiting(listening: socket.SocketType) -> int:
     @return: 1 if the system does not tell, as with UNIX sockets; the caller then tries an accept.
     """
     try:
-        info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _UNACKED + 4)
+        info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _UNACKED_OFFSET + 4)
     except OSError:
         return 1
-    return int.from_bytes(info[_UNACKED:], byteorder) if info.startswith(_TCP_LISTEN) else 1
+    return int.from_bytes(info[_UNACKED_OFFSET:], byteorder) if info.startswith(_TCP_LISTEN) else 1
 
 
 def countUnacknowledged(connection: socket.SocketType) -> int:
@@ -132,7 +107,7 @@ def countUnacknowledged(connection: socket.SocketType) -> int:
 
     It is 0 for a UNIX socket, which loses no written byte.
     """
-    if not FAMILIES[connection.family].hasQueue:
+    if connection.family not in TCP_FAMILIES:
         return 0
     try:
         answer = ioctl(connection.fileno(), TIOCOUTQ, b"\0\0\0\0")
@@ -148,10 +123,10 @@ def countSent(connection: socket.SocketType) -> int | None:
     The kernel counts them (tcpi_bytes_acked in linux/tcp.h). For a UNIX socket the result is
     C{None}.
     """
-    if not FAMILIES[connection.family].hasInfo:
+    if connection.family not in TCP_FAMILIES:
         return None
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-    acknowledged = int.from_bytes(info[_BYTES_ACKED : _BYTES_ACKED + 8], byteorder)
+    acknowledged = int.from_bytes(info[_BYTES_ACKED_OFFSET : _BYTES_ACKED_OFFSET + 8], byteorder)
     return acknowledged + countUnacknowledged(connection)
 
 
@@ -161,7 +136,7 @@ def findAddress(connection: socket.SocketType, address: Address) -> Address:
 
     @param address: from accept(2).
     """
-    if FAMILIES[connection.family].hasHosts:
+    if connection.family in TCP_FAMILIES:
         return address
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     return int.from_bytes(credentials[4:8], byteorder)  # after the process, its user
@@ -169,7 +144,7 @@ def findAddress(connection: socket.SocketType, address: Address) -> Address:
 
 def limitUnsent(connection: socket.SocketType) -> None:
     """Limit the memory of a large poem that its reader does not take, unless the system refuses."""
-    if not FAMILIES[connection.family].hasQueue:
+    if connection.family not in TCP_FAMILIES:
         return
     try:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MOST_UNSENT_BYTES)
@@ -181,7 +156,7 @@ def limitUnsent(connection: socket.SocketType) -> None:
 
 def limitUnread(connection: socket.SocketType) -> None:
     """Limit the memory of what a reader writes while its poem is under way."""
-    if FAMILIES[connection.family].hasQueue:
+    if connection.family in TCP_FAMILIES:
         with suppress(OSError):  # the client has reset the connection, and sending reports that
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _MOST_UNREAD_BYTES)
 
@@ -194,7 +169,7 @@ def setLinger(connection: socket.SocketType, linger: bytes) -> None:
 
     @param linger: L{RESET_ON_CLOSE} or L{END_ON_CLOSE}.
     """
-    if not FAMILIES[connection.family].hasReset:
+    if connection.family not in TCP_FAMILIES:
         return
     try:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)

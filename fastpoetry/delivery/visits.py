@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from fastpoetry.delivery.readers import Reader
 
-LATER_SECONDS = 1.0
+REVISIT_SECONDS = 1.0
 """How often to visit readers that stay. Deadlines need no shorter time."""
 
 _MOST_AT_ONCE = 64
@@ -78,7 +78,7 @@ class Round:
         try:
             self._visitEach(self._take(now, _MOST_AT_ONCE), now)
         finally:  # after an error in one reader, the others keep their deadlines
-            self._comeBack(now)
+            self._reschedule(now)
 
     def _ensureTimer(self) -> None:
         if self._timer is None:
@@ -112,7 +112,7 @@ class Round:
         finally:
             self._keep(kept, now)
 
-    def _comeBack(self, now: float) -> None:
+    def _reschedule(self, now: float) -> None:
         """Schedule the next visit, or cancel the timer if no reader waits."""
         if not self._queue:
             self.stop()

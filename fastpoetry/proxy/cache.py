@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from fastpoetry.apart.copies import SavedCopy, readCopy, writeCopy
 from fastpoetry.apart.poems import MAX_POEM_BYTES
-from fastpoetry.apart.process import Job, callApart
+from fastpoetry.apart.process import Job, deferToProcess
 from fastpoetry.apart.worker import WorkError
 from fastpoetry.poem import Poem
 
@@ -57,12 +57,14 @@ class Keeper:
         self._mostBytes = mostBytes
         self._next: Copy | None = None
         self._saving = DeferredLock()
-        self._told = ""
+        self._loggedCause = ""
 
     def load(self) -> Deferred[Copy | None]:
         """@return: fires with the copy, or with C{None} if it is missing or unusable."""
         reading = partial(readCopy, self.path, self._mostBytes)
-        return callApart(self._reactor, reading, self.path).addCallbacks(self._make, self._fail)
+        return deferToProcess(self._reactor, reading, self.path).addCallbacks(
+            self._make, self._fail
+        )
 
     def save(self, copy: Copy) -> None:
         """Replace the copy. A copy that waits to be written gives way to a later one."""
@@ -81,9 +83,9 @@ class Keeper:
 
         The same cause is logged once, until a copy is written.
         """
-        cause, told = str(why) or repr(why), self._told
-        self._told = cause
-        if cause != told:
+        cause, logged = str(why) or repr(why), self._loggedCause
+        self._loggedCause = cause
+        if cause != logged:
             self._log.warn(
                 "the copy on disk cannot be used: {cause}",
                 cause=cause,
@@ -111,7 +113,7 @@ class Keeper:
                 await job.ended  # while the process is blocked, no second one starts
 
     def _succeed(self, _: None) -> None:
-        self._told = ""
+        self._loggedCause = ""
 
     def _fail(self, failure: Failure) -> None:
         self.tell(failure.value)

@@ -72,8 +72,8 @@ class PoetryProxyService(service.Service):
         self._fetch: Deferred[Poem] | None = None
         self._waiters: list[Deferred[Poem]] = []
         self._reloads: list[Deferred[None]] = []
-        self._isDropped = False
-        self._updating: IDelayedCall | None = None
+        self._mustRefetch = False
+        self._nextUpdate: IDelayedCall | None = None
         self._served: Poem | None = None
         self._isDue = False
 
@@ -119,7 +119,7 @@ class PoetryProxyService(service.Service):
         self._notBefore = self._reactor.seconds()
         if self._keeper is not None:
             self._notBefore += _LOAD_SECONDS
-            self._keeper.load().addCallback(self._begin)
+            self._keeper.load().addCallback(self._holdCopy)
         self._update()
 
     def stopService(self) -> Deferred[None] | None:
@@ -128,9 +128,9 @@ class PoetryProxyService(service.Service):
         self._isDue = False
         if self._fetch is not None:
             self._fetch.cancel()
-        if self._updating is not None and self._updating.active():
-            self._updating.cancel()
-        self._updating = None
+        if self._nextUpdate is not None and self._nextUpdate.active():
+            self._nextUpdate.cancel()
+        self._nextUpdate = None
         for waiter in list(self._waiters):
             waiter.cancel()
         reloads, self._reloads = self._reloads, []  # those that waited for an outage to end
@@ -147,13 +147,13 @@ class PoetryProxyService(service.Service):
         """
         done: Deferred[None] = Deferred()
         self._reloads.append(done)
-        self._isDropped = True
+        self._mustRefetch = True
         if self._outage is not None:
             self._outage.hurry()
         self._update()
         return done
 
-    def _begin(self, copy: Copy | None) -> None:
+    def _holdCopy(self, copy: Copy | None) -> None:
         """Hold the copy from disk, unless there is a fetched poem already."""
         self._notBefore = self._reactor.seconds()
         if copy is not None and self._keeper is not None and not self._isExpected(copy.poem):
@@ -183,14 +183,16 @@ class PoetryProxyService(service.Service):
             revalidateUntil = staleAt + freshness.revalidateSeconds
             revalidateUntil = max(revalidateUntil, fetchedAt + _LEAST_USE_SECONDS)
             errorUntil = staleAt + freshness.errorSeconds
-            isFresh = now < staleAt and not self._isDropped and self._outage is None
+            isFresh = now < staleAt and not self._mustRefetch and self._outage is None
             isUsable = now < revalidateUntil or (self._outage is not None and now < errorUntil)
             changes += [staleAt, revalidateUntil, errorUntil]
         self._served = self._poem if isUsable else None
         self._isDue = not isFresh and self._fetch is None and now >= nextAttempt
-        before = self._updating
+        before = self._nextUpdate
         later = [when for when in changes if when > now]
-        self._updating = self._reactor.callLater(min(later) - now, self._update) if later else None
+        self._nextUpdate = (
+            self._reactor.callLater(min(later) - now, self._update) if later else None
+        )
         if before is not None and before.active():
             before.cancel()
         while self._served is not None and self._waiters:  # a waiter that fires may cancel another
@@ -200,7 +202,7 @@ class PoetryProxyService(service.Service):
 
     def _beginFetch(self) -> None:
         """Fetch for all waiters, also for those that come before the fetch ends."""
-        self._isDue = self._isDropped = False
+        self._isDue = self._mustRefetch = False
         fetched: Deferred[Poem] = Deferred.fromCoroutine(self._fetchWhole())
         self._fetch = fetched.addTimeout(self._freshness.totalSeconds, self._reactor, tookTooLong)
         # _endFetch also follows a failure of any kind. No other fetch begins before it.
@@ -250,7 +252,7 @@ class PoetryProxyService(service.Service):
         """Fire the reloads that this fetch was for, and decide what is next."""
         self._fetch = None
         reloads: list[Deferred[None]] = []
-        if not self._isDropped:  # otherwise another fetch follows, for the reloads since
+        if not self._mustRefetch:  # otherwise another fetch follows, for the reloads since
             reloads, self._reloads = self._reloads, []
         if self.running:
             self._update()

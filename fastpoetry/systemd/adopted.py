@@ -92,7 +92,7 @@ class _UNIXDatagramPort(_unix.DatagramPort):  # type: ignore[misc]
 
 
 class _Claim:
-    """The sockets C{descriptors}. They are returned when the last port on them has stopped."""
+    """Sockets that ports share. They are returned when the last of these ports has stopped."""
 
     _isHeld = True
     _ports = 0

@@ -27,7 +27,7 @@ from zope.interface import directlyProvides, implementer, providedBy
 
 __all__ = ["MonotonicClock", "MonotonicReactor"]
 
-_LONGEST = 1e9
+_LONGEST_SECONDS = 1e9
 """Seconds, about 30 years: the longest time for a kernel timer, which cannot take infinity."""
 
 _CONNECTS = ("connectTCP", "connectSSL", "connectUNIX")
@@ -138,7 +138,7 @@ class MonotonicClock:
         elif self._heap[0][0] != self._armed:
             due = self._heap[0][0]
             self._armed = None
-            self._wakeIn(min(max(due - self.seconds(), 0), _LONGEST))
+            self._wakeIn(min(max(due - self.seconds(), 0), _LONGEST_SECONDS))
             self._armed = due
 
     def _wakeIn(self, seconds: float) -> None:

@@ -131,11 +131,11 @@ def makeService(options: Options) -> MultiService:
         if ports is not None:
             own.ready = partial(_finishAfter, own.ready, ports)
         return services
-    told = list(_findMethods(IService(service), "status"))
+    statuses = list(_findMethods(IService(service), "status"))
     reloads = list(_findMethods(IService(service), "reload"))
     NotifyService(
         reactor,
-        status=lambda: "; ".join(str(tell()) for tell in told) or description,
+        status=lambda: "; ".join(str(status()) for status in statuses) or description,
         reload=partial(_reloadAll, reloads) if reloads else None,
         ready=None if ports is None else partial(_finishStart, ports),
     ).setServiceParent(services)

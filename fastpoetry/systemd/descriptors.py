@@ -156,16 +156,16 @@ class Inherited:
         @param listenFds: C{systemd.daemon.listen_fds_with_names}, which also sets close-on-exec.
         """
         passed = {**initial, **environ}
-        told = {key: passed[key] for key in _VARIABLES if key in passed}
-        environ.update(told)
+        variables = {key: passed[key] for key in _VARIABLES if key in passed}
+        environ.update(variables)
         names: Mapping[int, str] = {}
-        self._trouble = _findTrouble(told)
+        self._trouble = _findTrouble(variables)
         try:
             names = listenFds()
         except (OSError, SystemError):  # SystemError: a name that is not UTF-8
-            self._trouble = f"count, names and open descriptors do not agree: {_show(told)}"
+            self._trouble = f"count, names and open descriptors do not agree: {_show(variables)}"
         finally:
-            for key in told:
+            for key in variables:
                 del environ[key]
         self.isNothing = not names and self._trouble == _NOTHING
         self.descriptors = tuple(Descriptor.examine(*item) for item in names.items())
@@ -233,14 +233,14 @@ class Inherited:
         self._given.update(descriptors)
 
 
-def _findTrouble(told: Mapping[str, str]) -> str:
+def _findTrouble(variables: Mapping[str, str]) -> str:
     """@return: the likely reason if no descriptor was passed."""
-    pid, ours = told.get("LISTEN_PID"), str(os.getpid())
-    if told.get("LISTEN_FDS", "0") == "0" or pid == ours:
+    pid, ours = variables.get("LISTEN_PID"), str(os.getpid())
+    if variables.get("LISTEN_FDS", "0") == "0" or pid == ours:
         return _NOTHING
     if pid is None:
-        return f"{_show(told)} without LISTEN_PID, which names the process"
-    return f"{_show(told)} is for another process, this is {ours}"
+        return f"{_show(variables)} without LISTEN_PID, which names the process"
+    return f"{_show(variables)} is for another process, this is {ours}"
 
 
 def _ask(name: str | None) -> str:

@@ -15,8 +15,8 @@ from twisted.logger import Logger
 
 from fastpoetry.systemd.manager import Manager, oneLine
 
-_EXTEND_EVERY = 1
-_EXTEND_BY = 15
+_EXTEND_EVERY_SECONDS = 1
+_EXTEND_BY_SECONDS = 15
 """Seconds. A first request has to come before the unit's own limit."""
 
 _log = Logger()
@@ -27,7 +27,7 @@ class Heartbeat:
 
     _log = Logger()
     _manager: Manager | None = None
-    _told = ""
+    _sentStatus = ""
     _wasAlive = True
 
     def __init__(
@@ -63,7 +63,7 @@ class Heartbeat:
                 loop.stop()
         self._loops = []
         self._manager = None
-        self._told = ""
+        self._sentStatus = ""
         self._wasAlive = True
 
     def tellStatus(self) -> None:
@@ -79,8 +79,8 @@ class Heartbeat:
                 message_id="4c6937de67404cecbd417d7e76eb1226",
             )
             return
-        if status != self._told and self._offer(f"STATUS={status}"):
-            self._told = status
+        if status != self._sentStatus and self._offer(f"STATUS={status}"):
+            self._sentStatus = status
 
     def extend(self) -> LoopingCall | None:
         """@return: a loop that asks for more time for C{extendSeconds}; C{None} without systemd."""
@@ -90,9 +90,9 @@ class Heartbeat:
 
         def ask() -> None:
             if self._clock.seconds() < until:
-                self._offer(f"EXTEND_TIMEOUT_USEC={_EXTEND_BY * 1_000_000}")
+                self._offer(f"EXTEND_TIMEOUT_USEC={_EXTEND_BY_SECONDS * 1_000_000}")
 
-        asking = repeat(self._clock, _EXTEND_EVERY, ask)
+        asking = repeat(self._clock, _EXTEND_EVERY_SECONDS, ask)
         self._loops.append(asking)
         return asking
 

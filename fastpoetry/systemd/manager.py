@@ -62,7 +62,7 @@ class Manager:
         @param address: C{NOTIFY_SOCKET}: a path, or an abstract name with C{@} in place of its NUL.
             No message is sent to another address, such as C{vsock:2:1}.
         """
-        self._told = address
+        self._shown = address
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._undeclared: deque[str] = deque()
         self._socket = socket(AF_UNIX, SOCK_DGRAM)
@@ -85,7 +85,7 @@ class Manager:
                 self._hasComplained = True
                 self._log.warn(
                     "cannot send messages to systemd at {address}: {cause}",
-                    address=self._told,
+                    address=self._shown,
                     cause=why.strerror or str(why),
                     message_id="ac0571782f8c46f194b4564c401e12c5",
                 )
@@ -160,10 +160,10 @@ class Manager:
 
     def _send(self, wire: socket, message: str, numbers: Sequence[int] = ()) -> None:
         """@raise BlockingIOError: if systemd's queue is full."""
-        if not self._told:
+        if not self._shown:
             raise OSError(errno.EDESTADDRREQ, "the variable is not set")
         if self._address[:1] not in ("/", "\0"):
-            raise OSError(errno.EAFNOSUPPORT, f"{self._told!r} is not a path or an abstract name")
+            raise OSError(errno.EAFNOSUPPORT, f"{self._shown!r} is not a path or an abstract name")
         # Connect for each message, because another systemd may listen at the address by now.
         wire.connect(self._address)
         rights = [(SOL_SOCKET, SCM_RIGHTS, array("i", numbers))] if numbers else []

@@ -219,9 +219,9 @@ class NotifyService(Service):
     @contextmanager
     def _announce(self, isKnown: bool) -> Iterator[None]:
         """
-        Tell systemd of a reload, but not before READY: the reload's end would end the start. If the
-        program crashed in a reload that systemd 257 both asked for and was told of, systemd would
-        wait for READY in vain.
+        Tell systemd of a reload that it did not ask for, after READY. Before READY, the reload's
+        end would end the start. If systemd 257 were told of its own reload, and the program
+        crashed, systemd would wait for READY.
         """
         isTold = self._isReady and not isKnown
         if isTold:

@@ -88,7 +88,7 @@ def fields(event: LogEvent, identifier: str, facility: str = DAEMON) -> Record:
     text = eventAsText(event, includeTraceback=False, includeTimestamp=False, includeSystem=False)
     if isinstance(failure, Failure) and ("log_failure" in event or event.get("isError")):
         text = _withFailure(text, failure)
-    record = _begin(text, level, identifier, facility)
+    record = _beginRecord(text, level, identifier, facility)
     record["LOG_NAMESPACE"] = _encoded(event.get("log_namespace", "-"))
     if isinstance(failure, Failure):
         if failure.frames:
@@ -112,7 +112,7 @@ def loggedFields(
     extra = {key: value for key, value in vars(entry).items() if key not in _LOGGING_KEYS}
     found = (name for lowest, name in _LOGGING_LEVELS if entry.levelno >= lowest)
     level = _asked(extra) or next(found, "debug")
-    record = _begin(text, level, identifier, facility)
+    record = _beginRecord(text, level, identifier, facility)
     record["LOG_NAMESPACE"] = _encoded(entry.name)
     record["THREAD_NAME"] = _encoded(entry.threadName)
     _addPlace(record, entry.pathname, entry.lineno, entry.funcName)
@@ -164,7 +164,7 @@ def shownTime(when: float) -> bytes:
     return found.astimezone().isoformat(timespec="microseconds").encode()
 
 
-def _begin(text: str, level: str, identifier: str, facility: str) -> dict[str, bytes]:
+def _beginRecord(text: str, level: str, identifier: str, facility: str) -> dict[str, bytes]:
     return {
         "MESSAGE": _encoded(text.strip("\n")),
         "PRIORITY": b"%d" % _LEVELS.index(level),
@@ -215,8 +215,8 @@ def _before(error: BaseException, seen: set[int]) -> str:
     @return: the causes of an exception, oldest first. The oldest are left out if they would leave
         no room for the exception.
     """
-    told: list[str] = []
-    while sum(map(len, told)) < VALUE_BYTES // 4:
+    parts: list[str] = []
+    while sum(map(len, parts)) < VALUE_BYTES // 4:
         earlier = error.__cause__
         joint = "The above exception was the direct cause of the following exception:"
         if earlier is None and not error.__suppress_context__:
@@ -228,9 +228,9 @@ def _before(error: BaseException, seen: set[int]) -> str:
         if earlier is None or id(earlier) in seen:
             break
         seen.add(id(earlier))
-        told.append(f"{_alone(earlier, seen)}\n{joint}\n\n")
+        parts.append(f"{_alone(earlier, seen)}\n{joint}\n\n")
         error = earlier
-    return "".join(reversed(told))
+    return "".join(reversed(parts))
 
 
 def _alone(error: BaseException, seen: set[int]) -> str:
@@ -247,16 +247,16 @@ def _alone(error: BaseException, seen: set[int]) -> str:
 def _after(error: BaseException, seen: set[int]) -> str:
     """@return: an exception's notes and the members of its group with their causes and notes."""
     notes = getattr(error, "__notes__", [])
-    told = [f"{safe_str(note)}\n" for note in (notes if isinstance(notes, list) else [notes])]
+    parts = [f"{safe_str(note)}\n" for note in (notes if isinstance(notes, list) else [notes])]
     members = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
     for number, member in enumerate(members, 1):
-        told.append(f"  ---------------- {number} of {len(members)} ----------------\n")
+        parts.append(f"  ---------------- {number} of {len(members)} ----------------\n")
         if id(member) in seen:
-            told.append(f"  {qual(type(member))}: see above\n")
+            parts.append(f"  {qual(type(member))}: see above\n")
             continue
         seen.add(id(member))
-        told.append(indent(_before(member, seen) + _alone(member, seen), "  "))
-    return "".join(told)
+        parts.append(indent(_before(member, seen) + _alone(member, seen), "  "))
+    return "".join(parts)
 
 
 def _addPlace(record: dict[str, bytes], file: object, line: object, function: object) -> None:

@@ -21,15 +21,15 @@ def refusalLine(text: str) -> str:
     return ("<3>" if isInJournal else "") + escaped(text)
 
 
-def isJournalStream(file: TextIO | None, told: str) -> bool:
+def isJournalStream(file: TextIO | None, stream: str) -> bool:
     """
-    @param told: the value of C{JOURNAL_STREAM}, systemd.exec(5).
+    @param stream: the value of C{JOURNAL_STREAM}, systemd.exec(5).
     @return: whether the file is still the stream that systemd connected to the journal.
     """
-    if not told or file is None:
+    if not stream or file is None:
         return False
     try:
         found = os.fstat(file.fileno())
     except (OSError, ValueError):
         return False
-    return told == f"{found.st_dev}:{found.st_ino}"
+    return stream == f"{found.st_dev}:{found.st_ino}"

@@ -74,8 +74,8 @@ class Store:
         self._clock = clock or MonotonicClock(reactor)
         self._environ = environ
         self._passed = passed
-        told = environ.get("FDSTORE", "")
-        self.size = int(told) if told.isdecimal() else None
+        limit = environ.get("FDSTORE", "")
+        self.size = int(limit) if limit.isdecimal() else None
 
     def take(self, name: str) -> tuple[Descriptor, ...]:
         """

@@ -231,7 +231,9 @@ class World:
         self._stack.enter_context(onOneProcessor())
         self._counts = self._stack.enter_context(controlled(self.time, self.faults))
         self._stack.enter_context(
-            mock.patch.object(service, "callApart", lambda _, work, __: self.poetry.readApart(work))
+            mock.patch.object(
+                service, "deferToProcess", lambda _, work, __: self.poetry.readApart(work)
+            )
         )
         self._folder = tempfile.mkdtemp(prefix="life-")
         self._stack.callback(shutil.rmtree, self._folder)

@@ -119,7 +119,7 @@ def test_name(machine: Machine, setEdge: Set, name: str) -> None:
     assert machine.run("systemctl", "start", unit, check=False).returncode != 0
     status = machine.run("systemctl", "status", "--full", unit, check=False).stdout
     assert f"fastpoetry: no /etc/fastpoetry/proxy/{name}.env, " in status
-    assert "there is edge" in status
+    assert "available: edge" in status
     waitFor(lambda: listLeft(machine) == {f"{unit}.socket"}, "the rest of it to go")
     assert not machine.path(f"/run/fastpoetry-proxy/{name}.sock").exists()
 

@@ -49,7 +49,7 @@ def test_name(machine: Machine, name: str) -> None:
     for unit in (service, socket):
         status = machine.run("systemctl", "status", "--full", unit, check=False).stdout
         assert "fastpoetry: " in status
-        assert "; there is alla_sera, ecstasy, " in status
+        assert "; available: alla_sera, ecstasy, " in status
     if name == "ecstacy":
         assert "no poem ecstacy in /etc/fastpoetry/poetry:/usr/share/fastpoetry/poetry; " in status
         assert "did you mean ecstasy?" in status
@@ -77,7 +77,7 @@ def test_portOption(machine: Machine) -> None:
     assert machine.run("systemctl", "start", "fastpoetry@ecstasy", check=False).returncode != 0
     status = machine.run("systemctl", "status", "fastpoetry@ecstasy", check=False).stdout
     assert "fastpoetry: --listen tcp:1: Address family not supported by protocol" in status
-    assert "; a unit opens no port, its .socket does" in status
+    assert "; a unit's service opens no port: add it to the .socket" in status
 
 
 POETRY_PATH = "OPTIONS=--poetry-path=/srv/poetry\n"
