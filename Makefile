@@ -187,7 +187,9 @@ install:
 		$(INSTALL) --target-directory=$(DESTDIR)$(pythondir)/$$d $$d/*.py || exit; done
 	$(INSTALL) fastpoetry/py.typed $(DESTDIR)$(pythondir)/fastpoetry/py.typed
 	$(INSTALL) --target-directory=$(DESTDIR)$(pythondir)/twisted/plugins twisted/plugins/*.py
-	$(INSTALL) --target-directory=$(DESTDIR)$(unitdir) packaging/systemd/*.service packaging/systemd/*.socket
+	$(INSTALL) --target-directory=$(DESTDIR)$(unitdir) packaging/systemd/*.service \
+		packaging/systemd/fastpoetry*.socket
+	cp --no-dereference packaging/systemd/metrics-fastpoetry@.socket $(DESTDIR)$(unitdir)
 	for d in packaging/systemd/*.d; do \
 		$(INSTALL) --target-directory=$(DESTDIR)$(unitdir)/$${d##*/} $$d/*.conf || exit; done
 	install -D --mode=755 --target-directory=$(DESTDIR)$(libexecdir)/fastpoetry packaging/systemd/announce

@@ -60,7 +60,7 @@ def readSettings(name: str) -> dict[str, str]:
 
 def test_sockets() -> None:
     """No number of stops fails a socket, and neither does one that ends its check of the name."""
-    sockets = [each.read_text() for each in UNITS.glob("*.socket")]
+    sockets = [each.read_text() for each in UNITS.glob("fastpoetry*.socket")]
     assert len(sockets) == 4
     for text in sockets:
         assert "\nTriggerLimitBurst=200\n" in text

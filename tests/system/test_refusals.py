@@ -28,6 +28,15 @@ def readBusySeconds(machine: Machine) -> float:
     return int(dict(line.split() for line in lines)["usage_usec"]) / 1e6
 
 
+def assertPaused(machine: Machine, pauseSeconds: float) -> None:
+    """Fail unless a pause lies between each two of three tries to start the service."""
+    before = countStarts(machine)
+    waitFor(lambda: countStarts(machine) >= before + 3, "three tries", 60)
+    tries = machine.journal("--boot", STARTING, "UNIT=fastpoetry@ecstasy.service")[-3:]
+    times = [int(each["__REALTIME_TIMESTAMP"]) for each in tries]
+    assert min(times[1] - times[0], times[2] - times[1]) > 0.98e6 * pauseSeconds
+
+
 def listLeft(machine: Machine) -> set[str]:
     """
     The units of fastpoetry that are not at rest: running, listening, waiting, failed or with a job.
@@ -118,12 +127,7 @@ def test_cannotRun(machine: Machine, pauseSeconds: float, break_: str, mend: str
         machine.command("nc", "-d", "127.0.0.1", "10000"), stdout=subprocess.PIPE
     )
     try:
-        before = countStarts(machine)
-        waitFor(lambda: countStarts(machine) >= before + 3, "three tries", 60)
-        # Two pauses lay between them: no other attempt was made.
-        tries = machine.journal("--boot", STARTING, f"UNIT={service}")[-3:]
-        times = [int(each["__REALTIME_TIMESTAMP"]) for each in tries]
-        assert min(times[1] - times[0], times[2] - times[1]) > 0.98e6 * pauseSeconds
+        assertPaused(machine, pauseSeconds)
         failed = ("--failed", "--plain", "--no-legend")
         waitFor(lambda: service in machine.systemctl(*failed), "its failure between two tries")
         assert machine.show(socket, "ActiveState") == "active"
@@ -132,6 +136,20 @@ def test_cannotRun(machine: Machine, pauseSeconds: float, break_: str, mend: str
         machine.run("sh", "-c", mend)
         served = client.communicate(timeout=60)[0]
     assert served == (CLONE / "poetry/ecstasy.txt").read_bytes()
+
+
+def test_monitoringWaits(machine: Machine, pauseSeconds: float) -> None:
+    """A monitoring system that waits for a service with a broken poem starts it as seldom."""
+    machine.path(POEM).write_text("")
+    options = "OPTIONS=--metrics=adopted:name=metrics\n"
+    machine.path("/etc/fastpoetry/fastpoetry@ecstasy.env").write_text(options)
+    machine.systemctl("start", "fastpoetry-metrics@ecstasy.socket")
+    socket = "/run/fastpoetry/ecstasy.metrics.sock"
+    with subprocess.Popen(machine.command("nc", "-dU", socket)) as client:
+        try:
+            assertPaused(machine, pauseSeconds)
+        finally:
+            client.kill()
 
 
 def test_brokenPoem(machine: Machine) -> None:

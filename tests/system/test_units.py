@@ -32,7 +32,8 @@ def test_verify(machine: Machine) -> None:
     """C{systemd-analyze verify} finds no fault."""
     units = [
         *SERVICES,
-        *("fastpoetry@ecstasy.socket", "fastpoetry.socket"),
+        *("fastpoetry@ecstasy.socket", "fastpoetry.socket", "fastpoetry-metrics@ecstasy.socket"),
+        "fastpoetry-proxy@x.socket",
         *("fastpoetry-pause@fastpoetry.service", "fastpoetry-pause@fastpoetry@ecstasy.service"),
         "fastpoetry-failed@fastpoetry@ecstasy.service",
     ]
