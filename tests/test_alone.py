@@ -157,7 +157,7 @@ class AdoptedTests(SynchronousTestCase):
         self.assertEqual(
             self.refusal("adopted:name=admin", made, names="web"),
             "adopted:name=admin: no passed descriptor has that name; "
-            f"passed: 3 'web' AF_INET 127.0.0.1:{port}",
+            f"its .socket must listen first; passed: 3 'web' AF_INET 127.0.0.1:{port}",
         )
 
     def test_otherKind(self) -> None:

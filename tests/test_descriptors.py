@@ -200,7 +200,8 @@ class ClaimTests(Passing, SynchronousTestCase):
         a, b, c = self.listening(), self.listening(socket.AF_INET6), self.listening(socket.AF_UNIX)
         self.assertEqual(
             self.refused(inherit((a, "science"), (b, "science"), (c, "x")), "ecstasy"),
-            "adopted:name=ecstasy: no passed descriptor has that name; passed: "
+            "adopted:name=ecstasy: no passed descriptor has that name; "
+            "its .socket must listen first; passed: "
             f"{a.fileno()} 'science' AF_INET 127.0.0.1:{a.getsockname()[1]}, "
             f"{b.fileno()} 'science' AF_INET6 [::1]:{b.getsockname()[1]}, "
             f"{c.fileno()} 'x' AF_UNIX '{c.getsockname()}'",

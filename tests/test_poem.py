@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -10,6 +11,7 @@ from functools import partial
 from hashlib import sha256
 from shutil import rmtree
 from typing import Any
+from unittest import mock
 from unittest.mock import Mock
 
 from fakes import POEM, asNobody, countDescriptors, makeFolder, write
@@ -125,6 +127,13 @@ class BadInputTests(FolderCase):
                 f"Permission denied (uid {os.geteuid()}); "
                 f"mend it with: chmod a+r {path}, and a+x for its folders",
             )
+
+    def test_hidden(self) -> None:
+        """If a path is one that the units hide, the refusal says so."""
+        barred = OSError(errno.EACCES, "Permission denied")
+        with mock.patch("os.open", side_effect=barred):
+            why = self.refusal(PoemAt("/home/ada/poem.txt"))
+        self.assertTrue(why.endswith("; the units see no files there (ProtectHome=yes)"), why)
 
     def test_empty(self) -> None:
         """An empty file is refused."""

@@ -115,16 +115,19 @@ def readAnthology(folders: list[str]) -> Found:
     return poems, unreadable, misnamed
 
 
-def findFolder(name: str, folders: list[str]) -> str:
+def findFolder(
+    name: str, folders: list[str], hint: str = "a path has a slash in it, as in ./ecstasy.txt"
+) -> str:
     """
     Return the first folder that has a poem with that name.
 
+    @param hint: what to do about a name that is not valid.
     @raise PoemError: if no folder has it, or the name is not valid.
     """
     if not _isName(name):
         raise PoemError(
             f"{name!a} is no name of a poem (letters, digits, _ and -); "
-            f"a path has a slash in it, as in ./ecstasy.txt; {_listPoems(name, folders)}"
+            f"{hint}; {_listPoems(name, folders)}"
         )
     for folder in folders:
         if _has(folder, name):
@@ -327,4 +330,6 @@ def _explain(why: OSError, path: str) -> str:
     text = why.strerror or str(why)
     if why.errno == errno.EACCES:
         text += f" (uid {os.geteuid()}); mend it with: chmod a+r {path}, and a+x for its folders"
+        if path.startswith(("/home/", "/root/")):
+            text += "; the units see no files there (ProtectHome=yes)"
     return text

@@ -33,7 +33,8 @@ def findPoem(name: str, options: Sequence[str]) -> None:
         parser.add_argument("--poetry-path")
         with suppress(ArgumentError):  # the service reports a wrong option
             path = parser.parse_known_args(options)[0].poetry_path or path
-    findFolder(name, [folder for folder in path.split(":") if folder])
+    hint = f"put the file into {path.split(':')[0]}, and use its name without .txt"
+    findFolder(name, [folder for folder in path.split(":") if folder], hint)
 
 
 def findProxy(name: str, folder: str = PROXY_FOLDER) -> None:

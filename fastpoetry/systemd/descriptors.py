@@ -197,7 +197,7 @@ class Inherited:
         if not self.descriptors:
             reason, passed = self._trouble, ""
         elif not named:
-            reason = "no passed descriptor has that name"
+            reason = "no passed descriptor has that name; its .socket must listen first"
         elif not fitting or stray:
             reason = _WANTED[socket.SocketKind(kind)]
         elif not free:
