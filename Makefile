@@ -207,9 +207,12 @@ install:
 	for file in $$(cd packaging && find examples -type f); do \
 		$(INSTALL) packaging/$$file $(DESTDIR)$(docdir)/$$file || exit; done
 	$(INSTALL) --target-directory=$(DESTDIR)$(docdir)/examples/haproxy packaging/haproxy/*
-	$(PYTHON) packaging/metadata | $(INSTALL) /dev/stdin \
+	metadata=$$($(PYTHON) packaging/metadata) && echo "$$metadata" | $(INSTALL) /dev/stdin \
 		$(DESTDIR)$(pythondir)/fastpoetry-$(VERSION).dist-info/METADATA
 	sed -i -e 's|/usr/bin/twistd3|$(twistd)|g' -e 's|twistd3|$(notdir $(twistd))|g' $(NAMING)
+	for name in fastpoetry@.socket fastpoetry.service fastpoetry.socket; do \
+		ln -sf fastpoetry@.service.8 $(DESTDIR)$(mandir)/man8/$$name.8 || exit; done
+	ln -sf fastpoetry-proxy@.service.8 $(DESTDIR)$(mandir)/man8/fastpoetry-proxy@.socket.8
 ifeq ($(DESTDIR),)
 	# An installation that is not staged: update the caches of Twisted, systemd and journald.
 	$(PYTHON) -c 'from twisted.plugin import IPlugin, getPlugins; list(getPlugins(IPlugin))'

@@ -13,6 +13,10 @@ from fastpoetry import __version__
 UNITS = CLONE / "packaging/systemd"
 
 _PAGES = "packaging/man/*.[1-8]"
+_OTHER_NAMES = (
+    *("fastpoetry.service", "fastpoetry.socket", "fastpoetry@.socket"),
+    "fastpoetry-proxy@.socket",
+)
 
 
 def test_install(tmp_path: Path) -> None:
@@ -37,6 +41,7 @@ def test_install(tmp_path: Path) -> None:
         f"usr/lib/python3/dist-packages/fastpoetry-{__version__}.dist-info/METADATA",
         *(f"usr/share/bash-completion/completions/_{name}" for name in ("twistd", "twistd3")),
         *(f"usr/share/man/man{page.suffix[1:]}/{page.name}" for page in CLONE.glob(_PAGES)),
+        *(f"usr/share/man/man8/{name}.8" for name in _OTHER_NAMES),
     }
     assert (tmp_path / "etc/fastpoetry/poetry").is_dir()
 
