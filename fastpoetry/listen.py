@@ -18,6 +18,7 @@ from twisted.internet.interfaces import IAddress, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from fastpoetry.apart.worker import encodable
 from fastpoetry.delivery.addresses import formatHost
 from fastpoetry.delivery.fastport import BorrowedPort, FastPort
 from fastpoetry.protocol import PoetryFactory, PoetryProtocol
@@ -112,7 +113,7 @@ class PoetryListener(service.Service):
             self._factory.policy.gate.add(self._ports[-1])
         self._log.info(
             "serving poetry on {addresses}",
-            addresses=", ".join(map(formatHost, self.addresses)),
+            addresses=encodable(", ".join(map(formatHost, self.addresses))),
             message_id="0217db627ce8470bb0671ca6e3266dc1",
         )
 

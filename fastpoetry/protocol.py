@@ -66,6 +66,7 @@ class PoetryProtocol(Protocol, TimeoutMixin):
     poem: Poem
     address: Address
     mayHandOver = False
+    fault = ""
 
     _isArriving = False
     _sentBytes = 0
@@ -195,10 +196,10 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         """Forget the connection, and count it if it got no poem."""
         self.setTimeout(None)
         if self._isArriving:
-            self._endArrival(f"it left early: {self._awaited}")
+            self._endArrival(self.fault or f"it left early: {self._awaited}")
         if self._waiting is not None:
             self._waiting.cancel()
-        self._policy.remove(self)
+        self._policy.remove(self, self.fault)
 
     def closeAfterClient(self) -> bool:
         """Close the connection if the client has closed its side, and has its poem."""
@@ -217,7 +218,9 @@ class PoetryProtocol(Protocol, TimeoutMixin):
         """
         unacknowledged = 0
         if self._socket is not None:
-            unacknowledged = countUnacknowledged(self._socket) + len(self._lowest.dataBuffer)
+            low = self._lowest
+            unwritten = len(low.dataBuffer) - low.offset + low._tempDataLen
+            unacknowledged = countUnacknowledged(self._socket) + unwritten
         return max(0, self._sentBytes - unacknowledged)
 
     def isSent(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from twisted.application.service import MultiService
 
+from fastpoetry.apart.worker import encodable
 from fastpoetry.command.options import (
     Block,
     CommandOptions,
@@ -139,11 +140,10 @@ def makeService(options: Options, reactor: Any = None, clock: Any = None) -> Mul
         except ValueError as why:
             refuse(f"{block.option}: {why}{_whose(block.value)}")
         freshness = options.freshness
-        if folder and block.value not in keepers:
-            keepers[block.value] = Keeper(folder, block.value, timed, freshness.mostBytes)
-        return PoetryProxyService(
-            block.value, endpoint, freshness, timed, block.digest, keepers.get(block.value)
-        )
+        name = encodable(block.value)
+        if folder and name not in keepers:
+            keepers[name] = Keeper(folder, name, timed, freshness.mostBytes)
+        return PoetryProxyService(name, endpoint, freshness, timed, block.digest, keepers.get(name))
 
     return assemble(options, makeSource, reactor, timed)
 

@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred, DeferredLock, execute
 from twisted.logger import Logger
 
 from fastpoetry.apart.process import deferToProcess
-from fastpoetry.apart.worker import WorkError
+from fastpoetry.apart.worker import WorkError, encodable
 from fastpoetry.poem import Loaded, Poem, PoemAt, PoemError, Selection
 
 _MOST_NAMED = 10
@@ -118,7 +118,7 @@ class PoetryService(service.Service):
             self._failed = since, cause
             self._log.error(
                 "kept the old poem: {cause}",
-                cause=_encodable(cause),
+                cause=encodable(cause),
                 message_id="d9a7bc3707d94fb8a97a3861b7924ca8",
             )
             raise PoemError(cause) from None
@@ -136,7 +136,7 @@ class PoetryService(service.Service):
         for why in loaded.unreadable:
             self._log.warn(
                 "left a poem out: {cause}",
-                cause=_encodable(why),
+                cause=encodable(why),
                 message_id="66370c4cceee46698cd1005d12eea6b4",
             )
         if loaded.misnamed and loaded.misnamed != self._passedOver:
@@ -154,7 +154,7 @@ class PoetryService(service.Service):
     def _announce(self, poem: Poem) -> None:
         self._log.info(
             "loaded a poem from: {origin}",
-            origin=_encodable(poem.origin),
+            origin=encodable(poem.origin),
             poem=poem.name,
             bytes=len(poem.text),
             digest=poem.digest,
@@ -163,7 +163,7 @@ class PoetryService(service.Service):
         if poem.invalidAt is not None:
             self._log.warn(
                 "{origin} is not UTF-8 (byte {offset}); it is served as it is",
-                origin=_encodable(poem.origin),
+                origin=encodable(poem.origin),
                 poem=poem.name,
                 offset=poem.invalidAt,
                 message_id="ae6de87d944d44769eb825e65fa730e2",
@@ -174,7 +174,7 @@ class PoetryService(service.Service):
         self._log.info(
             "loaded {count} poems from: {folders}",
             count=len(self._poems),
-            folders=_encodable(":".join(folders)),
+            folders=encodable(":".join(folders)),
             bytes=sum(len(poem.text) for poem in self._poems),
             message_id="fbe5f3b677634e91bfe71f4e1f04f67e",
         )
@@ -185,11 +185,6 @@ class PoetryService(service.Service):
                 files=_listPaths(strange),
                 message_id="01d5559e05be46f8b025f61353b4f9fc",
             )
-
-
-def _encodable(text: str) -> str:
-    """Escape what a path has that is not UTF-8. twistd's log file would drop the record."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _listPaths(paths: Sequence[str]) -> str:

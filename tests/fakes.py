@@ -492,6 +492,7 @@ class FakeTransport(StringTransport):
 
     producer: Any
     dataBuffer = b""
+    offset = _tempDataLen = 0
 
     def __init__(self, peer: Any = None, handle: Any = None) -> None:
         super().__init__(peerAddress=peer)

@@ -485,6 +485,14 @@ class WaitTests(PortCase):
         self.port.doRead()
         self.assertEqual(len(self.source.waiting), 1)
 
+    def test_taken(self) -> None:
+        """If another process took the socket's clients, the port no longer waits for a poem."""
+        port = self.listen(None)
+        port.doRead()
+        self.source.giveUp()
+        self.reactor.advance(1)
+        self.assertEqual((self.source.waiting, self.policy.idleSeconds), ([], 1))
+
     def test_cannotWait(self) -> None:
         """A port whose source fails unexpectedly does not count as waiting for a poem."""
         port = self.listen(None)

@@ -15,6 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from fastpoetry.apart.poems import MAX_POEM_BYTES
 from fastpoetry.delivery.fastport import Home, SocketReader
 from fastpoetry.delivery.handover import describe, restore
+from fastpoetry.delivery.ledger import Counts
 from fastpoetry.delivery.limits import Limits, Progress
 from fastpoetry.delivery.policy import Policy
 from fastpoetry.delivery.sockets import RESET_ON_CLOSE, setLinger
@@ -226,6 +227,18 @@ class DistrustTests(HandOverCase):
         with socket.socket() as number:
             readers, lost, _ = restore([self.dup(b"{}"), number.detach()], *self.home)
         self.assertEqual((readers, lost), ({}, 1))
+
+    def test_left(self) -> None:
+        """A client that leaves during the restart is counted as one that left, without a fault."""
+        state = self.describe()
+        self.client.close()
+        readers, faults = self.restore(state)
+        self.assertEqual(faults, [])
+        ((reader, progress),) = readers.items()
+        self.home.policy.begin(reader, progress)
+        reader.sendRest()
+        self.reactor.turn()
+        self.assertEqual(self.home.policy.ledger.counts, Counts(left=1))
 
     def test_nothing(self) -> None:
         """Empty state restores no reader, and is a fault."""

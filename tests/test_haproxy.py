@@ -184,6 +184,20 @@ class HeaderTests(ProxiedCase):
         self.assertEqual([each.did for each in transports], [[], [], []])
         self.assertEqual(self.policy.readers, 0)
 
+    def test_otherEnd(self) -> None:
+        """A connection that fails before a byte of its header, as with TLS, is no health check."""
+        self.connect()
+        self.wrapper.connectionLost(Failure(RuntimeError("no shared cipher")))
+        self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=1))
+
+    def test_fault(self) -> None:
+        """Neither is a connection that an error of ours ends."""
+        self.patch(self.policy, "addArrival", lambda _: 1 // 0)
+        self.connect()
+        self.lose()
+        self.assertEqual(self.policy.ledger.counts, Counts(turnedAway=1))
+        self.flushLoggedErrors(ZeroDivisionError)
+
 
 class OwnProtocolTests(ProxiedCase):
     """Tests for a program's own protocol behind the header."""

@@ -225,8 +225,8 @@ class RecordTests(ListenerCase):
         self.assertEqual(self.record(UNIXAddress(None)), "a UNIX socket without a name")
 
     def test_anyName(self) -> None:
-        """A path may have any bytes."""
-        self.assertEqual(self.record(UNIXAddress(b"/run/\xff.sock")), "/run/\udcff.sock")
+        """A path may have any bytes, which a log file can hold too."""
+        self.assertEqual(self.record(UNIXAddress(b"/run/\xff.sock")), "/run/\\udcff.sock")
 
     def test_fields(self) -> None:
         """The record has the addresses in a field."""

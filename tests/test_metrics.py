@@ -130,6 +130,14 @@ class MeterTests(MetricsCase):
         name = "fastpoetry_poem_timestamp_seconds"
         self.assertEqual(self.about(name), {f"{name}{{source=poem ecstasy}}": NOW - 5})
 
+    def test_anyName(self) -> None:
+        """A path that is not UTF-8 does not keep the metrics from being read."""
+        source = FakeSource()
+        source.freshAt = NOW
+        self.meter.add("poem /x/\udcff.txt", source)
+        name = "fastpoetry_poem_timestamp_seconds"
+        self.assertEqual(self.about(name), {f"{name}{{source=poem /x/\\udcff.txt}}": NOW})
+
     def test_alerts(self) -> None:
         """The example's alerts use existing metrics."""
         ecstasy = Reloading()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import time
 from typing import Any
 from unittest import mock
 
@@ -145,6 +146,15 @@ class RequestTests(PageCase):
             (b"GET /page HTTP/1.1\r\nA: " + b"x" * 10_000 + b"\r\n\r\n",),
         ):
             self.assertIn(b" 431 ", self.ask(*pieces))
+
+    def test_hostile(self) -> None:
+        """A request that nearly names a server costs about as much as another of its length."""
+        costs = []
+        for target in (b"/" + b"a" * 8000, b"http://" + b"a" * 8000):
+            begun = time.thread_time()
+            self.assertIn(b" 400 ", self.ask(b"GET " + target + b" X\r\n\r\n"))
+            costs.append(time.thread_time() - begun)
+        self.assertLess(costs[1], 50 * costs[0])
 
     def test_once(self) -> None:
         """Bytes after the first request are ignored."""

@@ -7,6 +7,8 @@ Deadlines are in C{test_deadlines}.
 from __future__ import annotations
 
 import contextlib
+import sys
+from functools import partial
 from resource import RLIM_INFINITY
 from typing import Any
 
@@ -168,6 +170,46 @@ class ArrivalTests(PolicyCase):
         self.policy.addWaiting(waiting)
         self.successResultOf(self.policy.drain())
         self.assertEqual([silent.drained, waiting.drained], [True, True])
+
+    def test_manyLeave(self) -> None:
+        """Any number of queued connections may each leave as soon as it has a place."""
+        reader = self.sending()
+        self.policy.limits = Limits(maxReaders=1)
+        left = []
+        for number in range(2 * sys.getrecursionlimit()):
+            arrival = self.arrive()
+
+            def enter(arrival: FakeArrival = arrival, number: int = number) -> None:
+                self.policy.addWaiting(arrival)
+                left.append(number)
+                self.policy.remove(arrival)
+
+            self.policy.admit(arrival, enter)
+        self.policy.remove(reader)
+        self.assertEqual(left, list(range(2 * sys.getrecursionlimit())))
+
+    def test_queuedInAStop(self) -> None:
+        """A connection that queues for a place during a stop waits only a moment."""
+        readers = [self.sending(THERE), self.sending(THERE)]
+        late = self.arrive()
+        self.patch(late, "drain", lambda: None)  # as a connection that waits for its handshake
+        self.policy.drain()
+        self.patch(late, "drain", partial(setattr, late, "drained", True))
+        self.admit(late)
+        self.assertTrue(late.drained)
+        self.assertEqual((self.entered, self.policy.readers), ([], len(readers)))
+
+    def test_queuedAtTheEnd(self) -> None:
+        """At the end of a stop a queued connection is dismissed. It gets no reader's place."""
+        for _ in range(2):
+            self.sending(THERE)
+        queued = self.arrive()
+        self.patch(queued, "drain", lambda: None)
+        self.admit(queued)
+        self.policy.drain()
+        self.wait(int(self.limits.drainSeconds) + 1)
+        self.assertEqual(self.entered, [])
+        self.assertIn("the server stops", queued.dismissed)
 
     def test_duringAStop(self) -> None:
         """A connection that comes during a stop is told about the stop at once."""

@@ -140,15 +140,15 @@ class SendTests(ProtocolCase):
 
     def test_failsHalfWay(self) -> None:
         """
-        A connection with an unexpected error in mid-poem is reset too, and counted when it is
-        closed.
+        A connection with an unexpected error in mid-poem is reset too, and is not counted as a
+        client that left.
         """
         transport = self.connect()
         self.patch(transport, "write", lambda _: 1 // 0)
         transport.producer.resumeProducing()
         self.assertEqual(transport.did, ["abortConnection"])
         self.protocol.connectionLost()
-        self.assertEqual(self.policy.ledger.counts, Counts(left=1))
+        self.assertEqual(self.policy.ledger.counts, Counts(gaveUp=1))
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_everything(self) -> None:
@@ -466,6 +466,13 @@ class TLSTests(ProtocolCase):
         self.assertEqual(self.lower.did, [])
         self.wait(15)
         self.assertEqual(self.lower.did[-1], "abortConnection")
+
+    def test_unwritten(self) -> None:
+        """The client has not taken what the transport has not handed to the kernel."""
+        self.lower.dataBuffer, self.lower.offset, self.lower._tempDataLen = bytes(100), 30, 5
+        self.pull(self.lower)
+        protocol: Any = self.upper.wrappedProtocol
+        self.assertEqual(protocol.countTaken(), len(POEM.text) - 75)
 
 
 class HandshakeTests(ProtocolCase):

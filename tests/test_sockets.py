@@ -8,10 +8,22 @@ import socket
 from typing import Any
 from unittest import mock
 
-from fakes import SECONDS, FakeTLS, FakeTransport, asNobody, receiveAll, said
+from fakes import (
+    SECONDS,
+    FakeTLS,
+    FakeTransport,
+    Reactor,
+    asNobody,
+    countDescriptors,
+    receiveAll,
+    said,
+)
+from twisted.internet import unix
+from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import capturedLogs
 from twisted.protocols.policies import WrappingFactory
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from fastpoetry.delivery import sockets
@@ -270,3 +282,28 @@ class TransportTests(SocketCase):
         """A transport without a socket, such as that of C{stdio:}, does not count."""
         self.assertIsNone(resetWhenLost(FakeTransport()))
         self.assertIsNone(resetWhenLost(object()))
+
+
+class DescriptorTests(SynchronousTestCase):
+    """Tests for descriptors that a client of a UNIX socket sends."""
+
+    def test_ignored(self) -> None:
+        """The server keeps no descriptor of a client, makes no record, and reads the bytes."""
+        ours, client = socket.socketpair()
+        self.addCleanup(client.close)
+        ours.setblocking(False)
+        got: list[bytes] = []
+
+        class Getting(Protocol):
+            def dataReceived(self, data: bytes) -> None:
+                got.append(data)
+
+        server: Any = mock.Mock()
+        transport: Any = unix.Server(ours, Getting(), None, server, 0, Reactor())
+        self.addCleanup(transport.connectionLost, Failure(ConnectionDone()))
+        resetWhenLost(transport)
+        before = countDescriptors()
+        with capturedLogs() as events:
+            socket.send_fds(client, [b"x"], [0])
+            transport.doRead()
+        self.assertEqual((got, said(events), countDescriptors()), ([b"x"], [], before))

@@ -26,7 +26,7 @@ from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred, execute
 from twisted.logger import Logger
 
-from fastpoetry.apart.worker import VERSION, WorkError
+from fastpoetry.apart.worker import VERSION, WorkError, encodable
 
 _T = TypeVar("_T")
 
@@ -211,7 +211,7 @@ class Job(FileDescriptor, Generic[_T]):
     def _tell(self) -> None:
         self._log.warn(
             "{cause}",
-            cause=self._process.describe(LONG_SECONDS),
+            cause=encodable(self._process.describe(LONG_SECONDS)),
             message_id="0de3d9f732b547fe9d8cff1dae47ef49",
         )
 

@@ -19,6 +19,7 @@ from twisted.application.internet import StreamServerEndpointService
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
+from fastpoetry.apart.worker import encodable
 from fastpoetry.command.page import PageFactory
 from fastpoetry.delivery.ledger import Counts
 from fastpoetry.delivery.policy import Policy
@@ -82,7 +83,7 @@ class Meter:
             and the time of the oldest poem.
         @return: does what L{Source.reload} does, and measures the reload.
         """
-        group = self._groups.setdefault(name, _Group())
+        group = self._groups.setdefault(encodable(name), _Group())
         group.sources.append(source)
         return lambda: Deferred.fromCoroutine(self._reload(source, group))
 

@@ -21,6 +21,8 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from fastpoetry.delivery.sockets import ignoreDescriptors, lowestTransport
+
 _MOST_CONNECTIONS = 16
 
 _MOST_SECONDS = 5.0
@@ -38,7 +40,7 @@ waits.
 """
 
 # A target may name the server, too (RFC 9112, 3.2.2).
-_REQUEST = re.compile(rb"([!-~]+) (?:http://[^/ ]+)?([!-~]+) HTTP/(1\.[01])")
+_REQUEST = re.compile(rb"([!-~]+) (?:http://[^/ ]+(?=/))?([!-~]+) HTTP/(1\.[01])")
 _LINE = re.compile(rb"\r?\n")
 _END = re.compile(rb"\r?\n\r?\n")
 
@@ -181,6 +183,7 @@ class _PageProtocol(Protocol):
     _isAnswered = False
 
     def connectionMade(self) -> None:
+        ignoreDescriptors(lowestTransport(self.transport))
         self._deadline = self.factory.clock.callLater(_MOST_SECONDS, self.transport.abortConnection)
         self.factory.add(self)
 
@@ -188,8 +191,9 @@ class _PageProtocol(Protocol):
         """Answer when the head of the request is complete. Bytes after it are ignored."""
         if self._isAnswered:
             return
+        searched = max(0, len(self._received) - len(b"\r\n\r"))
         self._received += data
-        end = _END.search(self._received)
+        end = _END.search(self._received, searched)
         if end is None and len(self._received) <= _MOST_BYTES:
             return
         self._isAnswered = True

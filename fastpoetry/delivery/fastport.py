@@ -32,6 +32,7 @@ from fastpoetry.delivery.sockets import (
     MOST_UNSENT_BYTES,
     RESET_ON_CLOSE,
     TCP_FAMILIES,
+    UNSERVED,
     countBacklog,
     countUnacknowledged,
     findAddress,
@@ -47,8 +48,6 @@ _BATCH = 64
 
 _NOW = socket.MSG_DONTWAIT  # saves a call that makes each accepted socket non-blocking
 _LAST = _NOW | socket.MSG_MORE  # the shutdown that follows sends the rest and FIN in one segment
-
-_UNSERVED = "serving it failed"
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -133,7 +132,7 @@ class SocketReader(socket.SocketType):
         try:
             self.home.reactor.addWriter(self)
         except (OSError, MemoryError):  # the reactor cannot watch another socket
-            self.home.policy.giveUp(self, _UNSERVED)
+            self.home.policy.giveUp(self, UNSERVED)
 
     def doWrite(self) -> Failure | None:
         """Send more. Return the failure for which the reactor ends the connection, if any."""
@@ -224,7 +223,6 @@ class BorrowedPort:
     closes it in its own way: systemd keeps an adopted socket, and a UNIX port removes its file.
     """
 
-    _isListening = False
     _wasShort = False
 
     def __init__(self, port: tcp.Port, policy: Policy, reactor: Any) -> None:
@@ -245,7 +243,6 @@ class BorrowedPort:
         even after a stop, since another process may accept from it and rely on the reset.
         """
         setLinger(self._socket, RESET_ON_CLOSE)
-        self._isListening = True
         self._gate.add(self)
         self._port.stopReading()
         self.startReading()
@@ -256,7 +253,6 @@ class BorrowedPort:
 
         @return: fires when the other port has closed the socket.
         """
-        self._isListening = False
         self._gate.remove(self)
         self._gate.open()  # this cancels its timer
         self.stopReading()
@@ -280,7 +276,7 @@ class BorrowedPort:
 
     def connectionLost(self, reason: Failure) -> None:
         """After an unexpected error in L{doRead}, try again soon if the port still listens."""
-        if self._isListening:
+        if self._gate.hasPorts:
             self._pauseAlone("accepting failed")
 
     def doRead(self) -> None:
@@ -315,7 +311,7 @@ class BorrowedPort:
             )
         except BaseException:  # it would stay open
             connection.close()
-            self.policy.ledger.countTurnedAway(address, _UNSERVED)
+            self.policy.ledger.countTurnedAway(address, UNSERVED)
             raise
         port.sessionno += 1
         try:
@@ -461,7 +457,7 @@ class FastPort(BorrowedPort):
         try:
             return reader.start()
         except BaseException:  # it would stay open
-            self.policy.giveUp(reader, _UNSERVED)
+            self.policy.giveUp(reader, UNSERVED)
             raise
 
     def _waitForPoem(self) -> None:
@@ -485,6 +481,7 @@ class FastPort(BorrowedPort):
             isCounted = self._family in TCP_FAMILIES
             self._refusalsLeft = countBacklog(self._socket) if isCounted else 2**31
             try:
-                self.doRead()
+                if self._refusalsLeft:  # otherwise a wait for no client would begin
+                    self.doRead()
             finally:
                 self._gate.reopen()

@@ -20,7 +20,7 @@ from fastpoetry.delivery.addresses import Address
 from fastpoetry.delivery.fastport import Home, SocketReader
 from fastpoetry.delivery.limits import Progress
 from fastpoetry.delivery.policy import Policy
-from fastpoetry.delivery.sockets import RESET_ON_CLOSE, countSent, setLinger
+from fastpoetry.delivery.sockets import RESET_ON_CLOSE, countSent, isOver, setLinger
 from fastpoetry.poem import Poem
 
 _MOST_BYTES = 10**9
@@ -176,10 +176,11 @@ def _restoreReader(
         raise HandOverError("the text of a poem is missing or damaged")
     if not isOrdered or type(sentBytes) is not int or sentBytes >= len(poem.text):
         raise HandOverError("the state of a connection is impossible")
-    reader.getpeername()
-    count = countSent(reader)
-    if reader.type != socket.SOCK_STREAM or count not in (None, sentBytes):
-        raise HandOverError(f"{count} bytes were sent to a connection, not {sentBytes}")
+    if not isOver(reader):  # otherwise the client has left meanwhile, and sending reports that
+        reader.getpeername()
+        count = countSent(reader)
+        if reader.type != socket.SOCK_STREAM or count not in (None, sentBytes):
+            raise HandOverError(f"{count} bytes were sent to a connection, not {sentBytes}")
     reader.poem, reader.address, reader.sentBytes = poem, _asAddress(address), sentBytes
     return progress
 

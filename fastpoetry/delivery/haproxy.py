@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     IListeningPort,
@@ -58,6 +59,8 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
 
     address: Address = None
     """C{None}, so no quota counts the balancer's connections."""
+
+    fault = ""
 
     _isArriving = True
     _hasBegun = False
@@ -146,13 +149,22 @@ class PatientWrapper(HAProxyProtocolWrapper, TimeoutMixin):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Forget the connection, and count it if it got no poem."""
-        if self._isArriving and (self._parser is not None or self._beginning):
-            self._count("it left in the middle of its PROXY header")
-        elif self._isArriving:
-            self.policy.ledger.countCheck()
+        if self._isArriving:
+            self._countEnd(reason)
         self.setTimeout(None)
         self.policy.remove(self)
         super().connectionLost(reason)
+
+    def _countEnd(self, reason: Failure) -> None:
+        """Count a connection that ended before its header: a fault, a client, or a check."""
+        if self.fault:
+            self._count(self.fault)
+        elif self._parser is not None or self._beginning:
+            self._count("it left in the middle of its PROXY header")
+        elif reason.check(ConnectionDone, ConnectionLost):
+            self.policy.ledger.countCheck()
+        else:
+            self._count("no TLS handshake came")
 
     @property
     def policy(self) -> Policy:

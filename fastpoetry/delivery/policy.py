@@ -47,6 +47,7 @@ class Policy:
         self.handOver: HandOver | None = None
         self.clock = clock
         self._arrivals = Arrivals(clock, limits)
+        self._isAdmitting = False
         self._waiting: dict[Any, None] = {}
         self._sending: dict[Reader, Progress] = {}
         self._deadlines = Round(clock, REVISIT_SECONDS, self._visit)
@@ -116,6 +117,8 @@ class Policy:
 
         @param enter: takes a reader's place; called as soon as there is room.
         """
+        if self._drain is not None:
+            arrival.drain()
         self._arrivals.enqueue(arrival, enter)
         self.pauseIfFull()
         self._admitQueued()
@@ -150,13 +153,18 @@ class Policy:
         self._lingering.add(reader, self._sending.pop(reader))
         self.ledger.countSent([reader])
 
-    def remove(self, connection: Any) -> None:
+    def remove(self, connection: Any, fault: str = "") -> None:
         """
         Forget a connection. If its poem was under way, its client has left. A second call has no
         effect.
+
+        @param fault: our error that ended the connection, if there was one.
         """
         if progress := self._sending.pop(connection, None):
-            self.ledger.countLeft(connection, progress.takenBytes)
+            if fault:
+                self.ledger.countGivenUp(connection, progress.takenBytes, fault)
+            else:
+                self.ledger.countLeft(connection, progress.takenBytes)
         self._waiting.pop(connection, None)
         self._arrivals.remove(connection)
         self._lingering.remove(connection)
@@ -242,12 +250,12 @@ class Policy:
         """End a stop that has waited long enough: hand readers over, and reset all others."""
         cause = f"the server stops, and has waited {self.limits.drainSeconds:g} s"
         try:
+            for arrival in [*self._arrivals, *self._waiting]:  # first, or they get the others' room
+                arrival.dismiss(cause)
             self._handOverSending()
             for reader in list(self._sending):
                 self.giveUp(reader, cause)
             self._lingering.giveUpAll(cause)
-            for arrival in [*self._arrivals, *self._waiting]:
-                arrival.dismiss(cause)
         finally:
             if self._drain is not None:  # connections are left, such as arrivals
                 self.clock.callLater(0, self._abandon)
@@ -283,8 +291,14 @@ class Policy:
 
     def _admitQueued(self) -> None:
         """Let queued connections enter, as far as there is room."""
-        while self.room and (enter := self._arrivals.takeNext()):
-            enter()
+        if self._isAdmitting:  # one that enters and ends at once makes room
+            return
+        self._isAdmitting = True
+        try:
+            while self.room and (enter := self._arrivals.takeNext()):
+                enter()
+        finally:
+            self._isAdmitting = False
 
     def _visit(self, reader: Reader) -> bool:
         """Reset a reader that missed a deadline. Return whether to visit it again."""

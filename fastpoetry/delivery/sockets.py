@@ -16,9 +16,11 @@ from fcntl import ioctl
 from functools import cache, wraps
 from sys import byteorder
 from termios import TIOCOUTQ
+from types import MethodType
 from typing import Any, cast
 
-from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.internet import tcp
+from twisted.internet.interfaces import IHalfCloseableProtocol, IUNIXTransport
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python import log
@@ -45,6 +47,9 @@ this limit the kernel takes over 1 MiB of small packets.
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 END_ON_CLOSE = struct.pack("ii", 0, 0)
 """Values of C{SO_LINGER} (socket(7)): a close is then a reset (RST) or an end (FIN)."""
+
+UNSERVED = "serving it failed"
+"""The cause in the record of a connection that an unexpected error of ours ended."""
 
 _BYTES_ACKED_OFFSET = 120
 """The offset of tcpi_bytes_acked in the kernel's C{TCP_INFO}, since Linux 4.1."""
@@ -181,7 +186,7 @@ def setLinger(connection: socket.SocketType, linger: bytes) -> None:
 
 def orReset(method: Callable[..., None]) -> Callable[..., None]:
     """
-    Make a protocol's method reset the connection on an unexpected error.
+    Make a protocol's method reset the connection on an unexpected error, and set its C{fault}.
 
     Twisted would shut the connection down, which looks like the end of a poem.
     """
@@ -192,6 +197,7 @@ def orReset(method: Callable[..., None]) -> Callable[..., None]:
             method(self, *args)
         except Exception:
             log.err()
+            self.fault = UNSERVED
             self.transport.abortConnection()
 
     return call
@@ -211,8 +217,19 @@ def resetWhenLost(transport: Any) -> socket.socket | None:
     if not isinstance(handle, socket.socket):
         return None
     transport._shouldShutdown = False
+    ignoreDescriptors(transport)
     setLinger(handle, RESET_ON_CLOSE)
     return handle
+
+
+def ignoreDescriptors(transport: Any) -> None:
+    """
+    Leave the descriptors that a client of a UNIX socket sends to the kernel, which closes them.
+
+    Twisted would receive them, and log each without a limit.
+    """
+    if cast(Any, IUNIXTransport).providedBy(transport):
+        transport.doRead = MethodType(tcp.Connection.doRead, transport)
 
 
 def lowestTransport(transport: Any) -> Any:
