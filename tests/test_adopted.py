@@ -314,6 +314,24 @@ class PortTests(Passing, TestCase):
 
         return Deferred.fromCoroutine(serve())
 
+    def test_otherFactory(self) -> Deferred[None]:
+        """A factory that replaces another one stays when the port starts again."""
+
+        async def serve() -> None:
+            port: Any = await endpointOn(self.reactor, self.listening()).listen(self.factory)
+            others = [Factory.forProtocol(Protocol) for _ in range(2)]
+            port.factory = others[0]
+            await port.stopListening()
+            port.startListening()
+            self.assertIs(port.ports[0].factory, others[0])
+            await port.stopListening()
+            port.factory = others[1]
+            port.startListening()
+            self.assertIs(port.ports[0].factory, others[1])
+            await port.stopListening()
+
+        return Deferred.fromCoroutine(serve())
+
     def test_again(self) -> Deferred[None]:
         """A stopped service can be started again, on all its sockets."""
 

@@ -275,3 +275,37 @@ class EndingTests(SynchronousTestCase):
             self.assertEqual(ended, -SIGTERM)
             words = [line.split()[-1] for line in errors.splitlines() if "last word" in line]
             self.assertEqual(words, list(map(str, range(RECORDS))))
+
+    def test_finalizing(self) -> None:
+        """Without a journal, stderr has what is logged while Python ends, and the end comes."""
+        program = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from fastpoetry.systemd.journal import observer
+from twisted.internet.defer import fail
+from twisted.logger import globalLogBeginner
+observers = [observer({{}}, "/nonexistent")]
+globalLogBeginner.beginLoggingTo(observers, redirectStandardIO=False)
+left = fail(LookupError("a last error"))
+"""
+        ended = subprocess.run(
+            [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, timeout=60
+        )
+        self.assertEqual(ended.returncode, 0)
+        self.assertIn("a last error", ended.stderr)
+
+    def test_handlerInC(self) -> None:
+        """A signal that C code handles, as faulthandler does, is left to it."""
+        program = f"""
+import faulthandler, os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from fastpoetry.systemd.journal import observer
+faulthandler.register(signal.SIGUSR2)
+kept = observer({{}}, "/nonexistent")
+os.kill(os.getpid(), signal.SIGUSR2)
+"""
+        ended = subprocess.run(
+            [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, timeout=60
+        )
+        self.assertEqual(ended.returncode, 0)
+        self.assertIn("most recent call first", ended.stderr)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from asyncio import CancelledError
+
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -37,6 +39,18 @@ class LoopTests(SynchronousTestCase):
         self.clock.pump([1] * 3)
         self.assertEqual(self.calls, [1, 2, 3])
         self.assertEqual(len(self.flushLoggedErrors(LookupError)), 3)
+
+    def test_cancelled(self) -> None:
+        """Neither does an asyncio task that was cancelled end the calls."""
+
+        def call() -> None:
+            self.call()
+            raise CancelledError
+
+        repeat(self.clock, 1, call)
+        self.clock.pump([1] * 3)
+        self.assertEqual(self.calls, [1, 2, 3])
+        self.assertEqual(len(self.flushLoggedErrors(CancelledError)), 3)
 
     def test_stopped(self) -> None:
         """A stopped call leaves the clock empty."""

@@ -373,6 +373,27 @@ class JournalObserverTests(SynchronousTestCase):
         self.assertIn("cannot write to the journal", first)
         self.assertEqual([*sent, *(int(line.split()[-1]) for line in lines)], list(range(1000)))
 
+    def test_slowFallback(self) -> None:
+        """Without a journal and a thread, a reader of stderr that stands still stops no program."""
+        self.patch(sys, "modules", {**sys.modules, "twisted.internet.reactor": None})
+        reading, writing = os.pipe()
+        self.addCleanup(os.close, reading)
+        with open(writing, "w") as fallback:
+            observer = journal.JournalObserver("test", "/nonexistent", fallback)
+
+            def say() -> None:
+                with noThreads():
+                    self.log(observer, *["x" * 60_000] * 10)
+                    observer.flush(0.1)
+
+            saying = Thread(target=say, daemon=True)
+            saying.start()
+            saying.join(60)
+            isStuck = saying.is_alive()
+            while saying.is_alive():
+                os.read(reading, 1 << 20)
+        self.assertFalse(isStuck)
+
 
 class JournalHandlerTests(SynchronousTestCase):
     """Tests for the path from C{logging} to the journal."""

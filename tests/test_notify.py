@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from asyncio import CancelledError
 from collections.abc import Awaitable, Callable
 from socket import AF_UNIX, SOCK_DGRAM, socket
 from subprocess import run
@@ -479,7 +480,7 @@ class AliveTests(NotifyCase):
     def alive(self) -> bool:
         """Answer as the test says."""
         answer: Any = self.answers.pop(0)
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return bool(answer)
 
@@ -516,10 +517,23 @@ class AliveTests(NotifyCase):
         heard, causes = self.pings(LookupError("no port"), True)
         self.assertEqual((heard, causes), (["WATCHDOG=1"], ["LookupError: no port"]))
 
+    def test_cancelled(self) -> None:
+        """Neither is one whose check is the result of a cancelled task; it is checked again."""
+        heard, causes = self.pings(CancelledError("x"), True)
+        self.assertEqual((heard, causes), (["WATCHDOG=1"], ["CancelledError: x"]))
+
     def test_again(self) -> None:
         """A program that was alive again since the last record makes another one."""
         heard, causes = self.pings(False, True, False)
         self.assertEqual((heard, causes), (["WATCHDOG=1"], ["its check returned false"] * 2))
+
+    def test_tooLong(self) -> None:
+        """A message that systemd would drop is refused."""
+        service = self.started()
+        self.systemd.heard()
+        long = {f"X_{number}": "x" * 900 for number in range(5)}
+        self.assertRaises(ValueError, service.tell, **long)
+        self.assertEqual(self.systemd.heard(), [])
 
     def test_trouble(self) -> None:
         """

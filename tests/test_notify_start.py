@@ -4,6 +4,7 @@ Tests for when L{fastpoetry.systemd.notify} sends READY, and for a second start.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import signal
@@ -74,9 +75,15 @@ class ReadyTests(NotifyCase):
         self.reactor.run()
 
     def failed(self) -> list[str]:
-        """@return: the messages after a failed start, which ended the program with a record."""
-        self.assertEqual((self.exits, self.reactor.hasStopped), ([1], True))
-        return self.systemd.heard()
+        """
+        @return: the messages after a failed start, which ended the program with a record. Only its
+            end sets the status: a test of a program does not end the test's process.
+        """
+        self.assertEqual((self.exits, self.reactor.hasStopped), ([], True))
+        heard = self.systemd.heard()
+        self.reactor.shutDown("after")
+        self.assertEqual(self.exits, [1])
+        return heard
 
     def test_deferred(self) -> None:
         """READY waits for a Deferred, and leaves its result to other callers."""
@@ -162,6 +169,26 @@ class ReadyTests(NotifyCase):
         (error,) = self.flushLoggedErrors(notify.NotReady)
         self.assertEqual(str(error.value), "the program does not listen on <endpoint>")
 
+    def test_removed(self) -> None:
+        """An endpoint service that the program removes before it listens is no failure."""
+        listening: Deferred[Any] = Deferred()
+        service = StreamServerEndpointService(Endpoint(listening), Factory())
+        parent = MultiService()
+        self.begin(service, parent=parent)
+        service.disownServiceParent()
+        self.assertEqual(self.systemd.heard(), ["READY=1"])
+
+    def test_future(self) -> None:
+        """READY waits for a future of asyncio, too."""
+        loop = asyncio.new_event_loop()
+        self.addCleanup(loop.close)
+        future: Any = loop.create_future()
+        self.begin(ready=future)
+        self.assertEqual(self.systemd.heard(), [])
+        future.set_result(None)
+        loop.run_until_complete(asyncio.sleep(0))
+        self.assertEqual(self.systemd.heard(), ["READY=1"])
+
     def test_parent(self) -> None:
         """READY waits for services that start slowly, if their parent returns a Deferred."""
         slow: Deferred[None] = Deferred()
@@ -201,7 +228,7 @@ class ReadyTests(NotifyCase):
         next(iter(parent))._started = again
         parent.stopService()
         parent.startService()
-        self.assertEqual(self.systemd.heard(), ["STOPPING=1"])
+        self.assertEqual(self.systemd.heard(), [])
         again.callback(None)
         self.assertEqual(self.systemd.heard(), ["READY=1"])
 
@@ -419,11 +446,14 @@ class AgainTests(NotifyCase):
     """Tests for a service that is stopped and started while the program runs."""
 
     def test_again(self) -> None:
-        """A service started again sends one READY and one set of pings."""
+        """
+        A service started again sends one READY and one set of pings. It sends no STOPPING: systemd
+        would wait for the program's end, and then kill it.
+        """
         service = self.started(status=lambda: "fine", WATCHDOG_USEC="3000000")
         for _ in range(3):
             service.stopService()
-            self.assertEqual(self.systemd.heard(), ["STOPPING=1"])
+            self.assertEqual(self.systemd.heard(), [])
             service.startService()
             self.assertEqual(self.systemd.heard(), ["STATUS=fine", "READY=1"])
         self.reactor.advance(1)
@@ -446,7 +476,7 @@ class AgainTests(NotifyCase):
         service.startService()
         service.stopService()
         self.reactor.run()
-        self.assertEqual(self.systemd.heard(), ["STOPPING=1"])
+        self.assertEqual(self.systemd.heard(), [])
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_thread(self) -> None:

@@ -12,7 +12,7 @@ from unittest import SkipTest
 
 from messages import UNASKED
 from passing import Greeter, Passing, fetch, inherit
-from processes import Workplace, findTwistd, waitUntil
+from processes import ROOT, Workplace, findTwistd, waitUntil
 from test_adopted_process import LAUNCHER
 from test_notify import Systemd
 from twisted.internet.defer import Deferred
@@ -558,12 +558,13 @@ class ProcessTests(Binding, SynchronousTestCase):
         """
         (self.place.folder / name).write_text(text.replace("{number}", str(self.number)))
 
-    def launch(self, *program: str) -> Any:
+    def launch(self, *program: str, **environ: str) -> Any:
         """
         @param program: a command.
+        @param environ: more variables for it.
         @return: its process, which inherits the socket.
         """
-        variables = {"LISTEN_FDS": "1", **self.systemd.environ}
+        variables = {"LISTEN_FDS": "1", **self.systemd.environ, **environ}
         given = json.dumps([[self.passed.fileno()], variables, program])
         os.set_inheritable(self.passed.fileno(), True)
         return self.place.begin(sys.executable, "-c", LAUNCHER, given, closeFiles=False)
@@ -651,6 +652,20 @@ class ProcessTests(Binding, SynchronousTestCase):
             process = self.launch(*command, *program, str(self.number))
             self.assertEqual(self.greeting(), b"hello")
             self.assertNotIn("Traceback", self.finish(process))
+
+    def test_safePath(self) -> None:
+        """With C{PYTHONSAFEPATH} a program is found where C{PYTHONPATH} says."""
+        (self.place.folder / "app").mkdir()
+        self.write("app/script.py", SCRIPT)
+        command = (sys.executable, "-m", "fastpoetry.systemd.ports", "-m", "script")
+        process = self.launch(
+            *command,
+            str(self.number),
+            PYTHONSAFEPATH="1",
+            PYTHONPATH=f"{self.place.folder}/app:{ROOT}",
+        )
+        self.assertEqual(self.greeting(), b"hello")
+        self.assertNotIn("Traceback", self.finish(process))
 
     def test_noProgram(self) -> None:
         """Without a program the command prints one line of usage."""

@@ -75,6 +75,33 @@ class FieldsTests(SynchronousTestCase):
         for name, found in levels.items():
             self.assertEqual(found["LOG_LEVEL"], name.encode())
 
+    def test_strange(self) -> None:
+        """Whatever an event contains, it makes a record."""
+        found = mapped(log_format="x", log_failure=caught(OSError([1], "y")))
+        self.assertTrue(found["MESSAGE"].startswith(b"x\n"))
+
+        class Strange:
+            @property
+            def errno(self) -> int:
+                raise LookupError("no number")
+
+        error = type("Error", (Strange, OSError), {})()
+        found = mapped(log_format="x", log_failure=caught(error))
+        self.assertEqual(found["PRIORITY"], b"3")
+        self.assertIn(b"LookupError: no number", found["MESSAGE"])
+
+    def test_longTraceback(self) -> None:
+        """However long a text and a traceback are, the record has the error itself, at the end."""
+        error = RecursionError("the very " + "long " * 10_000 + "cause")
+        found = mapped(log_format="x" * 100_000, log_failure=caught(error))
+        self.assertTrue(found["MESSAGE"].rstrip().endswith(b"long cause"))
+        self.assertTrue(found["MESSAGE"].startswith(b"xxx"))
+
+    def test_lastYear(self) -> None:
+        """A time is shown with the local offset; one beyond the calendar is the present."""
+        self.assertEqual(len(records.shownTime(253402300799)), len(records.shownTime(0)))
+        self.assertIn(b"-", records.shownTime(1e30))
+
     def test_noLevel(self) -> None:
         """An event without a level has the priority info."""
         self.assertEqual(mapped(log_format="x", log_level=None)["PRIORITY"], b"6")

@@ -236,6 +236,13 @@ class ProgramTests(Programs):
         done = self.start(["-c", ASKING.replace("HOOK", hook)], INVOCATION_ID="1")
         self.assertEqual(done.stdout, "1 reload failed: MemoryError\n")
 
+    def test_mute(self) -> None:
+        """A hook whose error cannot be printed has failed, and the command gets its answer."""
+        error = "type('E', (Exception,), {'__str__': lambda _: 1 // 0})()"
+        hook = f"lambda: (_ for _ in ()).throw({error})"
+        done = self.start(["-c", ASKING.replace("HOOK", hook)], INVOCATION_ID="1")
+        self.assertTrue(done.stdout.startswith("1 reload failed: "), done.stdout)
+
     def test_exit(self) -> None:
         """A hook that would end the program has failed, and the command gets its answer."""
         hook = "lambda: sys.exit('no such file')"

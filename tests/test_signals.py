@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from threading import Thread
 
 from processes import Workplace, fetchFrom, findFreePort, findTwistd, finish, waitUntil
 from twisted.trial.unittest import SynchronousTestCase
@@ -103,6 +104,30 @@ class StopTests(SignalCase):
         self.handlers.stopOnce(self.reactor)
         self.handlers.restore()
         self.assertEqual(signal.getsignal(signal.SIGTERM), self.reactor.stop)
+
+    def test_setSince(self) -> None:
+        """A handler that the program has set since then stays."""
+        own = Reactor().stop
+        self.handlers.set(signal.SIGTERM, lambda *_: None)
+        signal.signal(signal.SIGTERM, own)
+        self.handlers.restore()
+        self.assertEqual(signal.getsignal(signal.SIGTERM), own)
+
+    def test_otherThread(self) -> None:
+        """In another thread than the first, handlers stay as they are."""
+        self.handlers.set(signal.SIGTERM, lambda *_: None)
+        errors: list[BaseException] = []
+
+        def restore() -> None:
+            try:
+                self.handlers.restore()
+            except ValueError as why:
+                errors.append(why)
+
+        other = Thread(target=restore)
+        other.start()
+        other.join()
+        self.assertEqual(errors, [])
 
     def test_atOnce(self) -> None:
         """A real server with several signals in one moment ends as with one."""

@@ -365,7 +365,9 @@ class PackTests(SynchronousTestCase):
         for made in (ours, theirs):
             self.addCleanup(made.close)
         with open("/dev/null") as file:
+            theirs.send(b"bytes of a client")
             self.assertEqual([unpack(file.fileno()), unpack(ours.fileno())], [[], []])
+        self.assertEqual(ours.recv(100), b"bytes of a client")
 
     def test_closed(self) -> None:
         """Closing a pack closes the descriptors in it: a client sees the end."""

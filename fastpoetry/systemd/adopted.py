@@ -136,12 +136,19 @@ class AdoptedPort:
     ports: tuple[Any, ...] = ()
     _isStarted = False
 
-    def __init__(self, claim: _Claim, adopt: Callable[[Descriptor], Any]) -> None:
+    def __init__(
+        self,
+        claim: _Claim,
+        adopt: Callable[[AdoptedPort, Descriptor], Any],
+        factory: IProtocolFactory | None = None,
+    ) -> None:
         """
         @param adopt: makes a port on a duplicate of a socket. The socket stays open when the port
             stops, so that it can start again. If systemd holds it too, closing it would not turn
             clients away. Otherwise, as under systemd-socket-activate, closing would lose it.
+        @param factory: makes the protocols; C{None} for datagrams.
         """
+        self._factory = factory
         self._claim = claim
         self._adopt = adopt
 
@@ -160,7 +167,7 @@ class AdoptedPort:
                 # Neither systemd nor Twisted makes the socket non-blocking. If a client has left,
                 # accept(2) on a blocking socket hangs the reactor.
                 os.set_blocking(descriptor.number, False)
-                self.ports += (self._adopt(descriptor),)
+                self.ports += (self._adopt(self, descriptor),)
         except Exception:
             self.stopListening()
             raise
@@ -198,10 +205,11 @@ class AdoptedPort:
     @property
     def factory(self) -> Any:
         """The factory. A program may replace it, for instance to change a certificate."""
-        return self.__getattr__("factory")
+        return self._factory if self._factory is not None else self.__getattr__("factory")
 
     @factory.setter
     def factory(self, factory: IProtocolFactory) -> None:
+        self._factory = factory
         for port in self.ports:
             port.factory = factory
 
@@ -222,15 +230,15 @@ class AdoptedEndpoint(_Claim):
         @return: fires with the L{AdoptedPort}; fails with L{AdoptError} if a socket has a new user.
         """
 
-        def adopt(descriptor: Descriptor) -> Any:
+        def adopt(whole: AdoptedPort, descriptor: Descriptor) -> Any:
             number, family = descriptor.number, descriptor.family
             if family != socket.AF_UNIX:
-                return self._reactor.adoptStreamPort(number, family, protocolFactory)
-            port = _UNIXPort._fromListeningDescriptor(self._reactor, number, protocolFactory)
+                return self._reactor.adoptStreamPort(number, family, whole.factory)
+            port = _UNIXPort._fromListeningDescriptor(self._reactor, number, whole.factory)
             port.startListening()
             return port
 
-        port = AdoptedPort(self, adopt)
+        port = AdoptedPort(self, adopt, protocolFactory)
         return execute(port.startListening).addCallback(lambda _: port)
 
 
@@ -249,7 +257,7 @@ class AdoptedDatagrams(_Claim):
         @raise AdoptError: if one of the sockets has another user now.
         """
 
-        def adopt(descriptor: Descriptor) -> Any:
+        def adopt(_: AdoptedPort, descriptor: Descriptor) -> Any:
             number, family, protocol = descriptor.number, descriptor.family, makeProtocol()
             if family == socket.AF_UNIX:
                 port = _UNIXDatagramPort(self._reactor, number, protocol, maxPacketSize)

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from importlib import import_module
-from inspect import signature
+from inspect import iscoroutinefunction, signature
 from typing import Any, cast
 
 from twisted.application.service import (
@@ -131,7 +131,8 @@ def makeService(options: Options) -> MultiService:
         if ports is not None:
             own.ready = partial(_finishAfter, own.ready, ports)
         return services
-    statuses = list(_findMethods(IService(service), "status"))
+    methods = _findMethods(IService(service), "status")
+    statuses = [each for each in methods if not iscoroutinefunction(each)]
     reloads = list(_findMethods(IService(service), "reload"))
     NotifyService(
         reactor,

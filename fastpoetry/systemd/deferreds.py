@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet.defer import Deferred, FirstError, succeed
 from twisted.python.failure import Failure
+
+if TYPE_CHECKING:
+    from asyncio import Future
 
 
 def asDeferred(awaited: Any) -> Deferred[Any]:
@@ -23,6 +26,8 @@ def toDeferred(awaited: Awaitable[Any]) -> Deferred[Any]:
     """@return: the Deferred itself, or a Deferred with the awaitable's result."""
     if isinstance(awaited, Deferred):
         return awaited
+    if hasattr(awaited, "add_done_callback"):  # only asyncio can await its futures and tasks
+        return Deferred.fromFuture(cast("Future[Any]", awaited))
 
     async def ending() -> object:
         return await awaited

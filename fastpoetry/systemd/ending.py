@@ -7,7 +7,6 @@ SIGKILL, SIGUSR1, C{os._exit} and a fault in C end a program without such a call
 from __future__ import annotations
 
 import atexit
-import faulthandler
 import os
 import signal as signals
 import sys
@@ -49,10 +48,20 @@ def callAtEnd(end: Callable[[], None]) -> None:
     _callInWorker(end)
     os.register_at_fork(after_in_child=partial(_callInWorker, end))
     with suppress(ValueError):  # only a program's first thread can set signal handlers
+        caught = _findCaught()
         for number in _SIGNALS:
-            isDumped = number == signals.SIGABRT and faulthandler.is_enabled()
-            if getsignal(number) == SIG_DFL and not isDumped:
+            if getsignal(number) == SIG_DFL and not caught >> (number - 1) & 1:
                 signal(number, die)
+
+
+def _findCaught() -> int:
+    """
+    @return: C{SigCgt} of proc(5), a bit for each signal with a handler. C{getsignal} does not know
+        handlers of C code, such as those of C{faulthandler}.
+    """
+    with suppress(OSError), open("/proc/self/status") as status:
+        return next(int(line.split()[1], 16) for line in status if line.startswith("SigCgt:"))
+    return 0
 
 
 def _callInWorker(end: Callable[[], None]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
+from twisted.python.reflect import safe_str
 
 from fastpoetry.systemd.manager import Manager, oneLine
 
@@ -72,7 +73,7 @@ class Heartbeat:
             return
         try:
             status = oneLine(str(self._status()))
-        except Exception:
+        except BaseException:
             self._status = None
             self._log.failure(
                 "the status function failed and is not called again",
@@ -101,8 +102,8 @@ class Heartbeat:
         cause = "its check returned false"
         try:
             isAlive = self._alive is None or bool(self._alive())
-        except Exception as why:
-            isAlive, cause = False, f"{type(why).__name__}: {why}"
+        except BaseException as why:  # CancelledError of asyncio, or SystemExit
+            isAlive, cause = False, f"{type(why).__name__}: {safe_str(why)}"
         if isAlive:
             self._offer("WATCHDOG=1")
         elif self._wasAlive:
@@ -128,7 +129,7 @@ def repeat(clock: Any, seconds: float, f: Callable[[], object], now: bool = Fals
     def call() -> None:
         try:
             f()
-        except Exception:
+        except BaseException:
             _log.failure(
                 "a repeated call failed, and will be made again",
                 message_id="1bf984d3b85f4946946c8f0e93e34f32",

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Mapping
 from copy import copy
 from functools import cache
-from select import select
+from select import PIPE_BUF, select
 from socket import AF_UNIX, MSG_DONTWAIT, SOCK_DGRAM, socket
 from threading import Condition, Thread
 from typing import Any, NamedTuple, TextIO
@@ -148,7 +148,7 @@ class JournalObserver:
         with self._changed:
             if self._backlog:
                 self._startThread()
-            if self._thread is None:
+            if self._thread is None or sys.is_finalizing():
                 self._sendAtOnce()
             self._changed.wait_for(lambda: not self._backlog, seconds)
 
@@ -216,15 +216,16 @@ class JournalObserver:
         self._changed.notify_all()
 
     def _startThread(self) -> None:
-        if self._thread is None:
-            thread = Thread(target=self._sendBacklog, name="journal", daemon=True)
+        # Python 3.11 waits for ever for a thread that is started when the interpreter ends.
+        if self._thread is None and not sys.is_finalizing():
+            # Set first: a signal handler or a __del__ may log while the thread starts.
+            self._thread = Thread(target=self._sendBacklog, name="journal", daemon=True)
             try:
-                thread.start()
+                self._thread.start()
             except RuntimeError:
                 # Too many threads, or the interpreter ends.
+                self._thread = None
                 self._retryLater()
-            else:
-                self._thread = thread
 
     def _retryLater(self) -> None:
         """Have the reactor try again. Without a reactor, the next record or the end tries again."""
@@ -305,8 +306,10 @@ class JournalObserver:
         """
         seconds = 0.0 if flags & MSG_DONTWAIT else None
         try:
-            if self._fallback is not None and select([], [self._fallback], [], seconds)[1]:
-                os.write(self._fallback.fileno(), text)
+            # A pipe that is ready takes PIPE_BUF bytes. A longer write would wait for its reader,
+            # or be cut if the pipe does not block.
+            while text and self._fallback and select([], [self._fallback], [], seconds)[1]:
+                text = text[os.write(self._fallback.fileno(), text[:PIPE_BUF]) :]
         except (OSError, ValueError):
             pass  # Closed or full: there is no other place to report to.
 

@@ -40,7 +40,11 @@ _VARIABLES = (
 _FOR_A_MOMENT = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
 """Errors of a message that can be sent later."""
 
+MOST_MESSAGE_BYTES = 4096
+"""systemd drops longer messages (NOTIFY_BUFFER_MAX in src/core/manager.c)."""
+
 _hidden: dict[str, str] = {}
+os.register_at_fork(after_in_child=_hidden.clear)  # a child does not speak for its parent
 
 
 class ManagerError(Exception):

@@ -22,7 +22,14 @@ from twisted.python.failure import Failure
 
 from fastpoetry.systemd.clock import MonotonicClock
 from fastpoetry.systemd.heartbeat import Heartbeat
-from fastpoetry.systemd.manager import Manager, ManagerError, hideFromChildren, oneLine, withHidden
+from fastpoetry.systemd.manager import (
+    MOST_MESSAGE_BYTES,
+    Manager,
+    ManagerError,
+    hideFromChildren,
+    oneLine,
+    withHidden,
+)
 from fastpoetry.systemd.reloading import Hook, ReloadError, Reloads
 from fastpoetry.systemd.signals import Handlers, isStopping
 from fastpoetry.systemd.starting import NotReady, StartingService, StartWatch, failStart
@@ -78,9 +85,10 @@ class NotifyService(Service):
         @param reload: called at SIGHUP. The reload ends when the returned awaitable does. Without
             C{reload} the handler of SIGHUP stays as it is.
         @param ready: an awaitable that must end before READY, or a function that returns one and is
-            called when all services have started. If it raises, the start has failed.
+            called when all services have started. If it raises, the start has failed. A service
+            that starts again needs the function.
         @param alive: called before each watchdog ping. Unless it returns true, no ping is sent, and
-            a record says so. systemd then restarts the program after C{WatchdogSec=}.
+            a record says so. systemd then ends the program after C{WatchdogSec=}.
         @param extendSeconds: for how many seconds a start or a stop asks for more time than the
             unit allows.
         @param reloadSeconds: after this time a reload is cancelled and has failed.
@@ -129,17 +137,18 @@ class NotifyService(Service):
 
     def stopService(self) -> None:
         """
-        Send STOPPING. If the program ends, status and watchdog pings go on until the reactor stops.
-        Otherwise everything that this service opened is closed.
+        If the program ends, send STOPPING. Status and watchdog pings go on until the reactor stops.
+        Otherwise close everything that this service opened. After STOPPING, systemd would kill a
+        program that goes on.
         """
         super().stopService()
         self._start = None
         self._isReady = self._reloads.isOpen = False
         self._starts.finish()
-        self.tell(STOPPING=1)
         # A service that joins a running program stops before its own trigger is called.
         isEnding = getattr(self._reactor, "running", False) and isStopping(self._reactor)
         if self._isEnding or isEnding:
+            self.tell(STOPPING=1)
             self._heartbeat.extend()
         else:
             self._close()
@@ -149,12 +158,16 @@ class NotifyService(Service):
         """
         Send systemd any fields, after all earlier messages: C{tell("READY=1\\nSTATUS=Serving")} or
         C{tell(ERRNO=2)}. Outside systemd, and while this service does not run, no message is sent.
+        Call it in the reactor's thread.
 
         @param state: fields as sd_notify(3) takes them, one on a line.
         @param fields: more fields for the same message. Each value becomes one line.
+        @raise ValueError: if the message is longer than systemd reads, 4,096 bytes.
         """
         lines = [*state.split("\n"), *(f"{name}={value}" for name, value in fields.items())]
         message = "\n".join(filter(None, map(oneLine, lines)))
+        if len(message.encode()) > MOST_MESSAGE_BYTES:
+            raise ValueError(f"more than {MOST_MESSAGE_BYTES} bytes: {message[:100]}")
         if self._manager is not None and message:
             self._manager.declare(message)
 

@@ -308,10 +308,10 @@ def main(arguments: Sequence[str]) -> None:
     reactors.installReactor = installAndAdopt
     sys.argv = [*program, *arguments[isModule + 1 :]]
     if isModule:
-        sys.path[0] = os.getcwd()
         runpy.run_module(program[0], run_name="__main__", alter_sys=True)
     else:
-        sys.path[0] = os.path.dirname(os.path.realpath(program[0]))
+        if not sys.flags.safe_path:
+            sys.path[0] = os.path.dirname(os.path.realpath(program[0]))
         runpy.run_path(program[0], run_name="__main__")
 
 

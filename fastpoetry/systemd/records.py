@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import re
+import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from errno import errorcode
 from functools import lru_cache
 from textwrap import indent
@@ -83,6 +83,14 @@ def fields(event: LogEvent, identifier: str, facility: str = DAEMON) -> Record:
     @param event: any event of Twisted's newer or older log. It is not changed.
     @return: the fields. C{MESSAGE} is empty if the event has no text.
     """
+    try:
+        return _mapEvent(event, identifier, facility)
+    except Exception as why:  # of an object in the event
+        text = f"a record could not be made of an event: {type(why).__name__}: {safe_str(why)}"
+        return _beginRecord(text, "error", identifier, facility)
+
+
+def _mapEvent(event: LogEvent, identifier: str, facility: str) -> Record:
     level = _level(event)
     failure = event.get("log_failure", event.get("failure"))
     text = eventAsText(event, includeTraceback=False, includeTimestamp=False, includeSystem=False)
@@ -157,11 +165,15 @@ def streamLine(record: Record) -> bytes:
 
 def shownTime(when: float) -> bytes:
     """@return: a time in ISO 8601 with the local offset; now, if the calendar has no such time."""
+    # Not by datetime: at the interpreter's end Python 3.13 crashes in astimezone().
     try:
-        found = datetime.fromtimestamp(when, UTC)
+        seconds, microseconds = divmod(round(when * 1e6), 10**6)
+        local = time.localtime(seconds)
     except (OverflowError, OSError, TypeError, ValueError):
-        found = datetime.now(UTC)
-    return found.astimezone().isoformat(timespec="microseconds").encode()
+        return shownTime(time.time())
+    zone = time.strftime("%z", local)
+    text = time.strftime("%Y-%m-%dT%H:%M:%S", local)
+    return f"{text}.{microseconds:06}{zone[:3]}:{zone[3:]}".encode()
 
 
 def _beginRecord(text: str, level: str, identifier: str, facility: str) -> dict[str, bytes]:
@@ -198,8 +210,11 @@ def _withFailure(text: str, failure: Failure) -> str:
         traceback = failure.getTraceback()
     except BaseException as error:
         traceback = f"(its traceback cannot be formatted: {safe_str(error)})"
-    text = text.removesuffix(traceback).strip("\n")
+    text = text.removesuffix(traceback).strip("\n")[: VALUE_BYTES // 4]
     traceback = traceback.strip("\n")
+    if len(traceback) > VALUE_BYTES // 4:  # the error itself is at the end
+        part = VALUE_BYTES // 8
+        traceback = f"{traceback[:part]}\n  …\n{traceback[-part:]}"
     if isinstance(failure.value, BaseException):
         try:
             seen = {id(failure.value)}
@@ -272,8 +287,9 @@ def _addException(record: dict[str, bytes], error: BaseException) -> None:
     """
     record["EXCEPTION_TYPE"] = _encoded(qual(type(error)))
     fromSSL = any(each.__module__ == "ssl" for each in type(error).__mro__)
-    if isinstance(error, OSError) and error.errno in errorcode and not fromSSL:
-        record["ERRNO"] = _encoded(error.errno)
+    number = error.errno if isinstance(error, OSError) and not fromSSL else None
+    if isinstance(number, int) and number in errorcode:
+        record["ERRNO"] = _encoded(number)
 
 
 def _addOwn(record: dict[str, bytes], event: Mapping[str, object]) -> None:

@@ -17,6 +17,7 @@ from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.python.reflect import safe_str
 
 from fastpoetry.systemd.deferreds import asDeferred, findCause
 from fastpoetry.systemd.heartbeat import repeat
@@ -50,7 +51,6 @@ class Reloads:
     _log = Logger()
     isOpen = False
     _isReloading = False
-    _isKnown = False
     _port: ReloadPort | None = None
 
     def __init__(
@@ -71,7 +71,7 @@ class Reloads:
         self._announce = announce
         self._reactor = reactor
         self._clock = clock
-        self._waiters: list[Deferred[str]] = []
+        self._waiters: list[tuple[Deferred[str], bool]] = []
 
     def handleHangup(self, handlers: Handlers) -> None:
         """Reload at SIGHUP, if the program has a reload."""
@@ -104,9 +104,8 @@ class Reloads:
         """
         if self._hook is None:
             return succeed(NOTHING.decode())
-        self._isKnown |= isKnown
         waiter: Deferred[str] = Deferred()
-        self._waiters.append(waiter)
+        self._waiters.append((waiter, isKnown))
         if not self._isReloading:
             Deferred.fromCoroutine(self._reloadAll(self._hook))
         return waiter
@@ -120,17 +119,17 @@ class Reloads:
         try:
             while self._waiters:
                 waiters, self._waiters = self._waiters, []
-                why = await self._reload(hook) if self.isOpen else "the program stops"
-                for waiter in waiters:
+                isKnown = any(known for _, known in waiters)
+                why = await self._reload(hook, isKnown) if self.isOpen else "the program stops"
+                for waiter, _ in waiters:
                     waiter.callback(why)
         finally:
             self._isReloading = False
 
-    async def _reload(self, hook: Hook) -> str:
+    async def _reload(self, hook: Hook, isKnown: bool) -> str:
         """@return: the cause of a failure, which was logged; or an empty text."""
         slow = self._clock.callLater(_SLOW_SECONDS, self._tellSlow)
         try:
-            isKnown, self._isKnown = self._isKnown, False
             with self._announce(isKnown):
                 ending = asDeferred(hook())  # a program's method may return anything
                 ending.addTimeout(self._limitSeconds, self._clock, self._giveUp)
@@ -167,7 +166,7 @@ class Reloads:
                 failure,
                 message_id="c4b198664625443390c32223558e6b37",
             )
-        return oneLine(str(failure.value)) or type(failure.value).__name__
+        return oneLine(safe_str(failure.value)) or type(failure.value).__name__
 
 
 class ReloadPort(FileDescriptor):

@@ -7,6 +7,7 @@ This module does not know what its callers' handlers do.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from signal import SIG_DFL, SIG_IGN, SIGHUP, SIGINT, SIGTERM, Signals, getsignal, signal
 from typing import Any
@@ -42,7 +43,7 @@ class Handlers:
     def __init__(self, setHandler: Callable[[int, Any], object]) -> None:
         """@param setHandler: sets the handler of a signal, as C{signal.signal} does."""
         self._setHandler = setHandler
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, tuple[Any, Any]] = {}  # the handler before, and the one set
 
     def set(self, number: int, handler: Callable[..., None]) -> None:
         """Handle a signal. In any thread but the first this only logs a record."""
@@ -56,12 +57,15 @@ class Handlers:
                 message_id="fa0a15bda0534516b5407da0a853cee9",
             )
         else:
-            self._before.setdefault(number, before)
+            self._before[number] = self._before.get(number, (before,))[0], handler
 
     def restore(self) -> None:
-        for number, before in self._before.items():
-            self._setHandler(number, before)
-        self._before = {}
+        while self._before:
+            number, (before, ours) = self._before.popitem()
+            # Another part of the program may have set its own handler since.
+            if getsignal(number) in (ours, before):
+                with suppress(ValueError):  # not the first thread
+                    self._setHandler(number, before)
 
     def stopOnce(self, reactor: Any) -> None:
         """

@@ -148,10 +148,11 @@ class StartWatch:
     def _awaitNew(self, service: Any) -> Iterator[Deferred[Any]]:
         """@return: Deferreds to wait for, without those that were returned before."""
         returned = [(each, None) for each in self._returned.values()]
-        for waiting, endpoint in [*returned, *_findWaiting(_findRoot(service))]:
+        root = _findRoot(service)
+        for waiting, owner in [*returned, *_findWaiting(root)]:
             if waiting is not None and waiting not in self._awaited:
                 self._awaited.add(waiting)
-                yield watch(waiting).addCallback(_checkPort, endpoint)
+                yield watch(waiting).addCallback(_checkPort, owner, root)
 
 
 def _findRoot(service: Any) -> Any:
@@ -177,13 +178,13 @@ def _findWaiting(root: Any) -> Iterator[tuple[Deferred[Any] | None, object]]:
         if isinstance(service, StartingService):
             yield service.started, None
         elif internet and isinstance(service, internet.StreamServerEndpointService):
-            yield service._waitingForPort, service.endpoint
+            yield service._waitingForPort, service
 
 
-def _checkPort(port: Any, endpoint: object) -> None:
-    # An endpoint service only logs a failure to listen, and stays up.
-    if endpoint is not None and port is None:
-        raise NotReady(f"the program does not listen on {endpoint!r}")
+def _checkPort(port: Any, owner: Any, root: Any) -> None:
+    # An endpoint service only logs a failure to listen, and stays up. A removed one has no port.
+    if owner is not None and port is None and any(each is owner for each in walk(root)):
+        raise NotReady(f"the program does not listen on {owner.endpoint!r}")
 
 
 def failStart(failure: Failure, reactor: Any) -> None:
@@ -193,7 +194,8 @@ def failStart(failure: Failure, reactor: Any) -> None:
         findCause(failure),
         message_id="8aa43ead993c4d9b81c5d916b5ae3cef",
     )
-    failAtExit()
+    # Not at once: the reactor of a test never ends the process.
+    reactor.addSystemEventTrigger("after", "shutdown", failAtExit)
     if not isStopping(reactor):
         reactor.stop()
 

@@ -264,6 +264,8 @@ def unpack(number: int) -> list[int]:
     except OSError:
         return found
     with packed:
+        if (packed.family, packed.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
+            return found
         isWhole = True
         while message := _receive(packed):
             count, numbers = message
