@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
+from typing import Any
 
-from fakes import said
+from fakes import FakeTransport, receiveAll, said
 from proxies import UPSTREAM, ProxyCase
 from twisted.internet import defer, error
-from twisted.internet.address import IPv4Address
+from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.error import (
     ConnectError,
     ConnectingCancelledError,
     ConnectionLost,
     DNSLookupError,
 )
+from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
+from twisted.trial.unittest import SynchronousTestCase
 
 from fastpoetry.poem import Poem
+from fastpoetry.proxy.fetch import fetch
+from fastpoetry.proxy.freshness import Freshness
 from fastpoetry.proxy.upstream import ThreadError
 
 
@@ -205,6 +211,41 @@ class FailureTests(ProxyCase):
     def test_other(self) -> None:
         """Any other error has its own text as the cause."""
         self.assertKept("upstream failed: no luck", self.refusing(ValueError("no luck")))
+
+
+class LocalTests(SynchronousTestCase):
+    """Tests for upstreams on UNIX sockets."""
+
+    def written(self, path: bytes) -> bytes:
+        """@return: what the proxy sends to an upstream at this path."""
+        transport = FakeTransport(UNIXAddress(path))
+
+        class Endpoint:
+            def connect(self, factory: Any) -> defer.Deferred[Any]:
+                protocol = factory.buildProtocol(None)
+                protocol.makeConnection(transport)
+                return defer.succeed(protocol)
+
+        endpoint: Any = Endpoint()
+        fetching = defer.Deferred.fromCoroutine(fetch(endpoint, Freshness(), Clock()))
+        fetching.addErrback(lambda _: None).cancel()
+        sent: bytes = transport.value()
+        return sent
+
+    def test_byte(self) -> None:
+        """It sends a byte to a server of ours only, which reads it after the poem."""
+        for path in (b"/run/fastpoetry/a.sock", b"/run/fastpoetry-proxy/a.sock"):
+            self.assertEqual(self.written(path), b"\n")
+        self.assertEqual(self.written(b"/run/other.sock"), b"")
+
+    def test_killed(self) -> None:
+        """A server that ends before it has read that byte resets the connection."""
+        server, client = socket.socketpair()
+        self.addCleanup(client.close)
+        client.send(b"\n")
+        server.send(b"half of a poem")
+        server.close()
+        self.assertRaises(ConnectionResetError, receiveAll, client)
 
 
 class ExpectedTests(ProxyCase):

@@ -11,6 +11,7 @@ from hashlib import sha256
 from typing import Any, NoReturn
 
 from twisted.internet import error
+from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol, connectionDone
@@ -20,6 +21,9 @@ from twisted.python.failure import Failure
 from fastpoetry.apart.worker import WorkError
 from fastpoetry.poem import PoemError
 from fastpoetry.proxy.freshness import Freshness
+
+_OURS = (b"/run/fastpoetry/", b"/run/fastpoetry-proxy/")
+"""Where the sockets of our units are."""
 
 
 class UpstreamError(PoemError):
@@ -89,7 +93,15 @@ class _Upstream(Protocol, TimeoutMixin):
         self._size = 0
 
     def connectionMade(self) -> None:
+        """
+        Send a byte to a server of ours on a UNIX socket, which reads it only after the poem. If the
+        server closes before, the unread byte makes that a reset (unix_release_sock in
+        net/unix/af_unix.c). Another server might not read it, and so reset a whole poem.
+        """
         self.setTimeout(self._freshness.idleSeconds)
+        peer = self.transport.getPeer()
+        if isinstance(peer, UNIXAddress) and (peer.name or b"").startswith(_OURS):
+            self.transport.write(b"\n")
 
     def dataReceived(self, data: bytes) -> None:
         """Keep a piece, unless the poem becomes too long."""
