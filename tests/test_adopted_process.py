@@ -192,7 +192,7 @@ class ProcessTests(Passing, SynchronousTestCase):
             self.refusal(self.start([sys.executable, "-c", PROGRAM, "name=a"], [])),
             "adopted:name=a: no descriptor was passed: "
             "a .socket unit or systemd-socket-activate must pass one; "
-            "if the .socket unit has a new address, restart it; "
+            "it may not have Accept=yes; if it has a new address, restart it; "
             "else=ENDPOINT needs no descriptor\n",
         )
 

@@ -147,7 +147,8 @@ class AdoptedTests(SynchronousTestCase):
             self.refusal("adopted:"),
             "adopted: no descriptor was passed: "
             "a .socket unit or systemd-socket-activate must pass one; "
-            "if the .socket unit has a new address, restart it; else=ENDPOINT needs no descriptor",
+            "it may not have Accept=yes; if it has a new address, restart it; "
+            "else=ENDPOINT needs no descriptor",
         )
 
     def test_otherName(self) -> None:

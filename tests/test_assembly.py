@@ -20,12 +20,15 @@ from fakes import (
     Reactor,
     Receipt,
     countDescriptors,
+    said,
     tree,
 )
+from passing import inherit
 from processes import findFreePort
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
@@ -430,6 +433,19 @@ class RefusalTests(AssemblyCase):
             refusal,
             "--metrics tcp:0: needs prometheus_client (apt install python3-prometheus-client)",
         )
+
+    def test_notServed(self) -> None:
+        """A passed socket that nothing serves makes a record: its clients would wait for ever."""
+        extra = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(extra.close)
+        passed = inherit((extra, "extra"))
+        self.patch(assembly, "inherited", lambda: passed)
+        with capturedLogs() as events:
+            self.make("--ode", "a", "--listen", "tcp:0")
+        (text,) = said(events)
+        self.assertIn("does not use the passed socket", text)
+        self.assertIn("'extra' AF_INET 127.0.0.1:", text)
+        self.assertTrue(text.endswith("; it asked for: tcp:0"), text)
 
     def test_nothingPassed(self) -> None:
         """Without passed descriptors, adopting is refused."""

@@ -96,7 +96,8 @@ class EnvironmentTests(Passing, SynchronousTestCase):
             str(caught.exception),
             "adopted:name=a: no descriptor was passed: "
             "a .socket unit or systemd-socket-activate must pass one; "
-            "if the .socket unit has a new address, restart it; else=ENDPOINT needs no descriptor",
+            "it may not have Accept=yes; if it has a new address, restart it; "
+            "else=ENDPOINT needs no descriptor",
         )
 
     def test_leftNames(self) -> None:
@@ -261,7 +262,7 @@ class ClaimTests(Passing, SynchronousTestCase):
         ours, theirs = socket.socketpair()
         self.addCleanup(ours.close)
         self.addCleanup(theirs.close)
-        self.assertEqual(self.wrong(ours), "AF_UNIX '' is a connection")
+        self.assertEqual(self.wrong(ours), "AF_UNIX '' is a connection, as with Accept=yes")
 
     def test_file(self) -> None:
         """A file is left for a caller that takes it by name."""

@@ -249,7 +249,7 @@ class ProcessTests(Programs):
         """If no program can be asked to reload, one line says why."""
         command = ["-m", "fastpoetry.systemd.reload"]
         without = self.start(command)
-        other = self.start(command, MAINPID="1", INVOCATION_ID="none")
+        other = self.start(command, MAINPID=str(os.getpid()), INVOCATION_ID="none")
         self.assertEqual((without.returncode, other.returncode), (1, 1))
         self.assertEqual(
             without.stderr,

@@ -9,8 +9,10 @@ import socket
 import subprocess
 import tempfile
 from typing import Any
+from unittest import SkipTest
 
 from messages import RELOAD_FAILED, RELOAD_GIVEN_UP, RELOAD_SLOW
+from processes import ownNetwork
 from test_notify import NotifyCase
 from test_notify_process import Programs
 from twisted.internet.defer import CancelledError, Deferred
@@ -224,6 +226,22 @@ class ProgramTests(Programs):
             with contextlib.redirect_stderr(io.StringIO()) as told:
                 self.assertEqual(reload.main(environ), 1)
         self.assertEqual(told.getvalue(), "reload failed: the program ended meanwhile\n")
+
+    def test_otherNetwork(self) -> None:
+        """
+        In another network than the program's, as in a user's unit with C{PrivateNetwork=}, the line
+        says what to do.
+        """
+        with subprocess.Popen(["sleep", "60"]) as program:
+            environ = {"MAINPID": str(program.pid), "INVOCATION_ID": "x"}
+            try:
+                with ownNetwork(), contextlib.redirect_stderr(io.StringIO()) as told:
+                    if os.path.samefile(f"/proc/{program.pid}/ns/net", "/proc/self/ns/net"):
+                        raise SkipTest("no permission to make a network")
+                    self.assertEqual(reload.main(environ), 1)
+            finally:
+                program.kill()
+        self.assertIn("use ExecReload=/bin/kill -HUP", told.getvalue())
 
     def test_nothingToReload(self) -> None:
         """A program without a hook reports that it cannot reload."""

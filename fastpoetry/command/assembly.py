@@ -33,6 +33,7 @@ from fastpoetry.poem import PoemError
 from fastpoetry.protocol import PoetryFactory
 from fastpoetry.systemd.adopted import AdoptError
 from fastpoetry.systemd.clock import MonotonicClock, MonotonicReactor
+from fastpoetry.systemd.descriptors import inherited, logUnused
 from fastpoetry.systemd.notify import NotifyService, ReloadError
 from fastpoetry.systemd.store import Store
 
@@ -83,6 +84,7 @@ def assemble(
             metrics.setServiceParent(root)
             named = zip(options.blocks, sources, strict=True)
             reloads = [meter.add(block.option.lstrip("-"), source) for block, source in named]
+    logUnused(inherited(), options.endpoints)
     if "exitIdleSeconds" in options:
         seconds = options["exitIdleSeconds"]
         idle = IdleService(clock, seconds, lambda: policy.idleSeconds, reactor.stop)

@@ -16,6 +16,8 @@ from contextlib import suppress
 from functools import cache
 from typing import NamedTuple
 
+from twisted.logger import Logger
+
 from fastpoetry.systemd.stderr import escaped, refusalLine
 
 __all__ = ["AdoptError", "Descriptor", "Inherited", "inherited", "refusal"]
@@ -23,8 +25,11 @@ __all__ = ["AdoptError", "Descriptor", "Inherited", "inherited", "refusal"]
 _VARIABLES = ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES")
 _NOTHING = (
     "no descriptor was passed: a .socket unit or systemd-socket-activate must pass one; "
-    "if the .socket unit has a new address, restart it; else=ENDPOINT needs no descriptor"
+    "it may not have Accept=yes; if it has a new address, restart it; "
+    "else=ENDPOINT needs no descriptor"
 )
+
+_log = Logger()
 
 # The families that Twisted serves, each with the format of its addresses.
 _FAMILIES = {
@@ -109,7 +114,7 @@ class Descriptor(NamedTuple):
         faults = {
             " is a datagram socket": kind == socket.SOCK_DGRAM,
             " is not a stream socket": kind != socket.SOCK_STREAM,
-            " is a connection": isConnected,
+            " is a connection, as with Accept=yes": isConnected,
             " is not listening": not listens,
             " is of a family that Twisted does not serve": family not in _FAMILIES,
         }
@@ -280,3 +285,21 @@ def _listenFds() -> Mapping[int, str]:
         ) from None
     names: Mapping[int, str] = listen_fds_with_names()
     return names
+
+
+def logUnused(passed: Inherited, asked: Collection[str], used: Collection[Descriptor] = ()) -> None:
+    """
+    Log each passed socket that nothing listens on. Its clients would wait for ever.
+
+    @param asked: the addresses where the program listens or tried to, for the record.
+    @param used: sockets in use that were not claimed.
+    """
+    for each in passed.free:
+        isSocket = each.listens or each.kind == socket.SOCK_DGRAM
+        if isSocket and each not in used:
+            _log.warn(
+                "the program does not use the passed socket {socket}; it asked for: {asked}",
+                socket=str(each),
+                asked=", ".join(asked) or "nothing",
+                message_id="486623b19bbe4920afd6e05835d12910",
+            )

@@ -26,7 +26,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from fastpoetry.systemd.adopted import AdoptedDatagrams, AdoptedEndpoint
-from fastpoetry.systemd.descriptors import Descriptor, Inherited, inherited, refusal
+from fastpoetry.systemd.descriptors import Descriptor, Inherited, inherited, logUnused, refusal
 
 __all__ = ["AdoptedPorts", "adoptPorts", "main"]
 
@@ -118,15 +118,7 @@ class AdoptedPorts:
         attempts, self._attempts = self._attempts, None
         if attempts is None:
             return
-        for each in self._passed.free:
-            isSocket = each.listens or each.kind == socket.SOCK_DGRAM
-            if isSocket and each not in self._used:
-                self._log.warn(
-                    "the program does not use the passed socket {socket}; it asked for: {asked}",
-                    socket=str(each),
-                    asked=", ".join(attempts.asked) or "nothing",
-                    message_id="486623b19bbe4920afd6e05835d12910",
-                )
+        logUnused(self._passed, attempts.asked, self._used)
 
     def _wrap(self, name: str, listen: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(listen)

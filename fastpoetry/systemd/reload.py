@@ -102,8 +102,24 @@ def _connect(pid: int, environ: Mapping[str, str]) -> socket.socket:
         if "Uid" not in _readStatus(pid):
             raise ProcessLookupError
         if not isBusy or monotonic() > deadline:
-            raise ConnectionRefusedError("it has no NotifyService, or no NOTIFY_SOCKET")
+            raise ConnectionRefusedError(_explainAbsence(pid))
         sleep(0.1)
+
+
+def _explainAbsence(pid: int) -> str:
+    """
+    @return: why the program has no port here. systemd starts this command in the program's network,
+        except in a user's unit: there it may not enter that network.
+    """
+    try:
+        isHere = os.path.samefile(f"/proc/{pid}/ns/net", "/proc/self/ns/net")
+    except PermissionError:  # the program has a user namespace, too, or is another user's
+        isHere = _readStatus(pid)["Uid"].split()[0] != str(os.getuid())
+    except OSError:
+        isHere = True
+    if isHere:
+        return "it has no NotifyService, or no NOTIFY_SOCKET"
+    return "PrivateNetwork= of a user's unit hides it; use ExecReload=/bin/kill -HUP $MAINPID"
 
 
 def _findNames(prefix: str) -> Iterator[bytes]:
