@@ -16,7 +16,7 @@ from fastpoetry.apart.poems import OPEN_FLAGS, findFault
 from fastpoetry.apart.worker import WorkError
 
 SavedCopy = tuple[bytes, float, str]
-"""A poem, the time when it was fetched (seconds since 1970), and its SHA-256."""
+"""A poem, the time when it was fetched (seconds since the epoch), and its SHA-256."""
 
 _MOST_HEAD_BYTES = 100
 """The longest head of a copy: a digest, and the time."""
@@ -61,7 +61,7 @@ def writeCopy(path: str, text: bytes, fetchedAt: float, parent: int) -> None:
     Two proxies may write at the same time. Each writes a file with its own name, and locks it until
     the file is in place. If such a file is not locked, its writer was killed.
 
-    @param fetchedAt: when the poem was fetched, in seconds since 1970.
+    @param fetchedAt: when the poem was fetched, in seconds since the epoch.
     @param parent: the process that wants the copy. If it has ended, the copy is not replaced, since
         another process may have written a newer one.
     @raise CopyError: if writing fails; the old copy then stays as it was.

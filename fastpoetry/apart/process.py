@@ -90,7 +90,7 @@ class Process(Generic[_T]):
             asked.close()
 
     def fileno(self) -> int:
-        """@return: a descriptor that is readable once the process has ended."""
+        """Return a descriptor that is readable once the process has ended."""
         return self._end
 
     def kill(self) -> None:
@@ -224,7 +224,7 @@ class Job(FileDescriptor, Generic[_T]):
 
 
 def deferToProcess(reactor: Any, work: partial[_T], where: str) -> Deferred[_T]:
-    """@return: L{Job.done}. If no process can be started, this one does the work."""
+    """Return L{Job.done}. If no process can be started, this one does the work."""
 
     async def call() -> _T:
         try:

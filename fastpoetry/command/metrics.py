@@ -46,7 +46,7 @@ class _Group:
     """
     The sources with one name, and their reloads.
 
-    @ivar endedAt: when the last reload ended, in seconds since 1970.
+    @ivar endedAt: when the last reload ended, in seconds since the epoch.
     @ivar seconds: how long the last reload took.
     """
 

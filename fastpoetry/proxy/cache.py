@@ -28,7 +28,7 @@ _MOMENT_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Copy:
-    """A poem from an upstream, and when its last byte came, in seconds since 1970."""
+    """A poem from an upstream, and when its last byte came, in seconds since the epoch."""
 
     poem: Poem
     fetchedAt: float

@@ -62,7 +62,7 @@ class Outage:
         self.nextAttempt = self._failedAt + _LEAST_PAUSE_SECONDS
 
     def describe(self) -> str:
-        """@return: the length and the cause of the outage, for a person."""
+        """Return the length and the cause of the outage, for a person."""
         return f"Stale for {self._clock.seconds() - self._since:.0f} s: {self._cause}"
 
     def end(self) -> None:

@@ -57,7 +57,7 @@ class PoetryProxyService(service.Service):
         @param upstream: the upstream's name for records.
         @param reactor: provides C{IReactorTime} with a monotonic clock.
         @param expectedDigest: the SHA-256 that the poem must have, in hexadecimal, if it is known.
-        @param wallSeconds: the time of day, in seconds since 1970, for the copy and L{freshAt}.
+        @param wallSeconds: the time in seconds since the epoch, for the copy and L{freshAt}.
         """
         self._upstream = upstream
         self._endpoint = endpoint

@@ -193,7 +193,8 @@ class AdoptedPort:
 
     def getHost(self) -> IAddress:
         """
-        @return: the address of the first socket.
+        Return the address of the first socket.
+
         @raise RuntimeError: if the port does not listen.
         """
         if not self.ports:

@@ -81,7 +81,7 @@ class MonotonicClock:
         return call
 
     def getDelayedCalls(self) -> Sequence[IDelayedCall]:
-        """@return: the pending calls, in no order."""
+        """Return the pending calls, in no order."""
         return list(self._pending)
 
     def _forget(self, call: DelayedCall) -> None:

@@ -194,8 +194,8 @@ async def _reloadAll(reloads: list[Callable[[], Any]]) -> None:
 
 def _findMethods(service: Any, name: str) -> Iterator[Callable[[], Any]]:
     """
-    @return: the service's method of this name; without one, the methods of its child services. Only
-        methods without required arguments count: another signature may have another meaning.
+    Return the service's method of this name; without one, the methods of its child services. Only
+    methods without required arguments count: another signature may have another meaning.
     """
     method = getattr(service, name, None)
     try:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 def asDeferred(awaited: Any) -> Deferred[Any]:
     """
-    @return: a Deferred with the value, or with the result of an awaitable one. A given Deferred
-        keeps its result, but not its failure.
+    Return a Deferred with the value, or with the result of an awaitable one. A given Deferred keeps
+    its result, but not its failure.
     """
     if isinstance(awaited, Awaitable):
         return watch(toDeferred(awaited))
@@ -23,7 +23,7 @@ def asDeferred(awaited: Any) -> Deferred[Any]:
 
 
 def toDeferred(awaited: Awaitable[Any]) -> Deferred[Any]:
-    """@return: the Deferred itself, or a Deferred with the awaitable's result."""
+    """Return the Deferred itself, or a Deferred with the awaitable's result."""
     if isinstance(awaited, Deferred):
         return awaited
     if hasattr(awaited, "add_done_callback"):  # only asyncio can await its futures and tasks
@@ -56,7 +56,7 @@ def watch(other: Deferred[Any], keepsFailure: bool = False) -> Deferred[Any]:
 
 
 def findCause(failure: Failure) -> Failure:
-    """@return: the failure that C{gatherResults} reports, or this one itself."""
+    """Return the failure that C{gatherResults} reports, or this one itself."""
     while isinstance(failure.value, FirstError):
         failure = failure.value.subFailure
     return failure

@@ -72,7 +72,7 @@ class _AdoptExit(AdoptError, SystemExit):
 
 
 def refusal(line: str) -> AdoptError:
-    """@return: an error of this line, to raise: a C{SystemExit} too, unless the reactor runs."""
+    """Return an error of this line, to raise: a C{SystemExit} too, unless the reactor runs."""
     # Looked up, because an import would install a reactor.
     reactor = sys.modules.get("twisted.internet.reactor")
     return AdoptError(line) if getattr(reactor, "running", False) else _AdoptExit(line)
@@ -99,7 +99,7 @@ class Descriptor(NamedTuple):
 
     @classmethod
     def examine(cls, number: int, name: str) -> Descriptor:
-        """@return: an open descriptor as the kernel describes it. Its unit may say otherwise."""
+        """Return an open descriptor as the kernel describes it. Its unit may say otherwise."""
         mode = os.fstat(number).st_mode
         if not stat.S_ISSOCK(mode):
             nature = _FILES.get(stat.S_IFMT(mode), "is a file")
@@ -124,7 +124,7 @@ class Descriptor(NamedTuple):
         return cls(number, name, family, kind, listens, nature)
 
     def serves(self, kind: int) -> bool:
-        """@return: whether it is a socket of that kind on which Twisted can serve clients."""
+        """Whether it is a socket of that kind on which Twisted can serve clients."""
         isOpen = self.listens or kind == socket.SOCK_DGRAM
         return self.kind == kind and isOpen and self.family in _FAMILIES
 
@@ -239,7 +239,7 @@ class Inherited:
 
 
 def _findTrouble(variables: Mapping[str, str]) -> str:
-    """@return: the likely reason if no descriptor was passed."""
+    """Return the likely reason if no descriptor was passed."""
     pid, ours = variables.get("LISTEN_PID"), str(os.getpid())
     if variables.get("LISTEN_FDS", "0") == "0" or pid == ours:
         return _NOTHING
@@ -249,7 +249,7 @@ def _findTrouble(variables: Mapping[str, str]) -> str:
 
 
 def _ask(name: str | None) -> str:
-    """@return: a claim, written as an endpoint description."""
+    """Return a claim, written as an endpoint description."""
     return "adopted" if name is None else f"adopted:name={name}"
 
 
@@ -260,8 +260,9 @@ def _show(variables: Mapping[str, str]) -> str:
 @cache
 def inherited() -> Inherited:
     """
-    @return: the descriptors passed to this process. The first call reads them. It must come before
-        any fork, such as twistd's: a child has the descriptors, but C{LISTEN_PID} names its parent.
+    Return the descriptors passed to this process. The first call reads them. It must come before
+    any fork, such as twistd's: a child has the descriptors, but C{LISTEN_PID} names its parent.
+
     @raise AdoptError: if descriptors were passed, and systemd-python is missing.
     """
     try:

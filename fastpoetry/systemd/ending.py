@@ -56,8 +56,8 @@ def callAtEnd(end: Callable[[], None]) -> None:
 
 def _findCaught() -> int:
     """
-    @return: C{SigCgt} of proc(5), a bit for each signal with a handler. C{getsignal} does not know
-        handlers of C code, such as those of C{faulthandler}.
+    Return C{SigCgt} of proc(5), a bit for each signal with a handler. C{getsignal} does not know
+    handlers of C code, such as those of C{faulthandler}.
     """
     with suppress(OSError), open("/proc/self/status") as status:
         return next(int(line.split()[1], 16) for line in status if line.startswith("SigCgt:"))
@@ -104,5 +104,5 @@ def callBeforeDaemon(call: Callable[[], object]) -> None:
 
 
 def findReactor() -> Any:
-    """@return: the reactor, or C{None} if none is installed. An import would install one."""
+    """Return the reactor, or C{None} if none is installed. An import would install one."""
     return sys.modules.get("twisted.internet.reactor")

@@ -84,7 +84,7 @@ class Heartbeat:
             self._sentStatus = status
 
     def extend(self) -> LoopingCall | None:
-        """@return: a loop that asks for more time for C{extendSeconds}; C{None} without systemd."""
+        """Return a loop that asks for more time for C{extendSeconds}; C{None} without systemd."""
         if self._manager is None:
             return None
         until = self._clock.seconds() + self._extendSeconds

@@ -190,7 +190,7 @@ class JournalObserver:
         self._waitingBytes = 0
 
     def _trySend(self, data: bytes) -> bool:
-        """@return: whether the kernel took the record. If not, the thread finds out why."""
+        """Whether the kernel took the record. If not, the thread finds out why."""
         try:
             self._socket.sendto(data, MSG_DONTWAIT, self._path)
         except OSError:
@@ -387,7 +387,7 @@ def observer(environ: Mapping[str, str] = os.environ, path: str = SOCKET) -> Jou
 
 @cache
 def _share(identifier: str, path: str, stream: str, facility: str) -> JournalObserver:
-    """@return: one observer for all callers: the end waits once, and records keep their order."""
+    """Return one observer for all callers: the end waits once, and records keep their order."""
     journal = JournalObserver(identifier, path, sys.__stderr__, stream=stream, facility=facility)
     os.register_at_fork(after_in_child=journal.forget)
     callBeforeDaemon(journal.flush)

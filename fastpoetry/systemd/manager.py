@@ -187,13 +187,13 @@ def hideFromChildren(environ: Mapping[str, str]) -> None:
 
 
 def withHidden(environ: Mapping[str, str]) -> Mapping[str, str]:
-    """@return: the mapping; C{os.environ} with the variables that L{hideFromChildren} removed."""
+    """Return the mapping; C{os.environ} with the variables that L{hideFromChildren} removed."""
     return ChainMap(os.environ, _hidden) if environ is os.environ else environ
 
 
 def oneLine(text: str) -> str:
     """
-    @return: the first 1,000 characters as one printable line. systemd splits a datagram at line
-        breaks, and drops one with a NUL or more than 4,096 bytes. A character has at most four.
+    Return the first 1,000 characters as one printable line. systemd splits a datagram at line
+    breaks, and drops one with a NUL or more than 4,096 bytes. A character has at most four.
     """
     return "".join(c if c.isprintable() else " " for c in text[:1000])

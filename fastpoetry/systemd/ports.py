@@ -142,7 +142,7 @@ class AdoptedPorts:
         )
 
     def _adopt(self, found: tuple[Descriptor, ...], asked: Mapping[str, Any]) -> Any:
-        """@return: a port on passed sockets. It returns the sockets when it stops."""
+        """Return a port on passed sockets. It returns the sockets when it stops."""
         self._passed.reclaim(found)
         self._used.update(found)
         if "protocol" in asked:
@@ -240,7 +240,7 @@ def _askedAddresses(address: Any, interface: str | None) -> set[_Address]:
 
 
 def _boundAddresses(descriptor: Descriptor) -> Iterator[_Address]:
-    """@return: the bound addresses of a socket; empty if Twisted does not speak its protocol."""
+    """Return the bound addresses of a socket; empty if Twisted does not speak its protocol."""
     with socket.socket(fileno=os.dup(descriptor.number)) as found:
         address: Any = found.getsockname()
         if found.family == socket.AF_UNIX:
@@ -254,12 +254,12 @@ def _boundAddresses(descriptor: Descriptor) -> Iterator[_Address]:
 
 
 def _scope(sockaddr: Any) -> int:
-    """@return: the interface number of a link-local address; 0 for other addresses."""
+    """Return the interface number of a link-local address; 0 for other addresses."""
     return sockaddr[3] if len(sockaddr) > 2 else 0
 
 
 def _realPath(path: str | bytes | None) -> bytes:
-    """@return: the path of a socket without links; an abstract or empty name unchanged."""
+    """Return the path of a socket without links; an abstract or empty name unchanged."""
     name = os.fsencode(path or b"")
     return name if name[:1] in (b"", b"\0") else os.path.realpath(name)
 

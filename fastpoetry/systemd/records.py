@@ -164,7 +164,7 @@ def streamLine(record: Record) -> bytes:
 
 
 def shownTime(when: float) -> bytes:
-    """@return: a time in ISO 8601 with the local offset; now, if the calendar has no such time."""
+    """Return a time in ISO 8601 with the local offset; now, if the calendar has no such time."""
     # Not by datetime: at the interpreter's end Python 3.13 crashes in astimezone().
     try:
         seconds, microseconds = divmod(round(when * 1e6), 10**6)
@@ -187,7 +187,7 @@ def _beginRecord(text: str, level: str, identifier: str, facility: str) -> dict[
 
 
 def _level(event: LogEvent) -> str:
-    """@return: an event's level: C{error} for C{log.err}, which Twisted calls critical."""
+    """Return an event's level: C{error} for C{log.err}, which Twisted calls critical."""
     if asked := _asked(event):
         return asked
     if event.get("log_namespace") == "log_legacy" and event.get("isError"):
@@ -203,8 +203,8 @@ def _asked(event: Mapping[str, object]) -> str | None:
 
 def _withFailure(text: str, failure: Failure) -> str:
     """
-    @return: the text, then the failure's causes, traceback, notes and group. Twisted itself formats
-        only the traceback. If the text already ends in the traceback, that is not repeated.
+    Return the text, then the failure's causes, traceback, notes and group. Twisted itself formats
+    only the traceback. If the text already ends in the traceback, that is not repeated.
     """
     try:
         traceback = failure.getTraceback()
@@ -227,8 +227,8 @@ def _withFailure(text: str, failure: Failure) -> str:
 
 def _before(error: BaseException, seen: set[int]) -> str:
     """
-    @return: the causes of an exception, oldest first. The oldest are left out if they would leave
-        no room for the exception.
+    Return the causes of an exception, oldest first. The oldest are left out if they would leave no
+    room for the exception.
     """
     parts: list[str] = []
     while sum(map(len, parts)) < VALUE_BYTES // 4:
@@ -250,8 +250,8 @@ def _before(error: BaseException, seen: set[int]) -> str:
 
 def _alone(error: BaseException, seen: set[int]) -> str:
     """
-    @return: an exception without its causes, formatted as in Twisted's tracebacks. Python's own
-        formatter would visit the whole chain each time.
+    Return an exception without its causes, formatted as in Twisted's tracebacks. Python's own
+    formatter would visit the whole chain each time.
     """
     frames = format_tb(error.__traceback__)
     head = ["Traceback (most recent call last):\n", *frames] if frames else []
@@ -260,7 +260,7 @@ def _alone(error: BaseException, seen: set[int]) -> str:
 
 
 def _after(error: BaseException, seen: set[int]) -> str:
-    """@return: an exception's notes and the members of its group with their causes and notes."""
+    """Return an exception's notes and the members of its group with their causes and notes."""
     notes = getattr(error, "__notes__", [])
     parts = [f"{safe_str(note)}\n" for note in (notes if isinstance(notes, list) else [notes])]
     members = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
@@ -308,7 +308,7 @@ def _addOwn(record: dict[str, bytes], event: Mapping[str, object]) -> None:
 
 @lru_cache(maxsize=1024)
 def _fieldName(key: object) -> str | None:
-    """@return: the field for a key; C{None} for Twisted's keys and names that journald rejects."""
+    """Return the field for a key; C{None} for Twisted's keys and names that journald rejects."""
     if not isinstance(key, str) or key in _LEGACY_KEYS or key.startswith("log_"):
         return None
     name = key.upper()
@@ -317,8 +317,8 @@ def _fieldName(key: object) -> str | None:
 
 def _encoded(value: object) -> bytes:
     """
-    @return: a value of any type as valid UTF-8 of limited length; JSON for a list or a mapping. If
-        its C{__str__} raises, the text reports that.
+    Return a value of any type as valid UTF-8 of limited length; JSON for a list or a mapping. If
+    its C{__str__} raises, the text reports that.
     """
     text, escapes = _json(value), _JSON_ESCAPES
     if text is None:
@@ -330,7 +330,7 @@ def _encoded(value: object) -> bytes:
 
 
 def _plain(value: object) -> str:
-    """@return: the text of a value, or why it has none."""
+    """Return the text of a value, or why it has none."""
     try:
         return safe_str(value)
     except BaseException as error:  # safe_str asks for __class__, and that of a proxy can raise
@@ -339,8 +339,8 @@ def _plain(value: object) -> str:
 
 def _json(value: object) -> str | None:
     """
-    @return: a list or a mapping as JSON. A value in it that JSON lacks becomes text. C{None} for
-        other types, and if JSON cannot encode it, because of a cycle or of keys that are not text.
+    Return a list or a mapping as JSON. A value in it that JSON lacks becomes text. C{None} for
+    other types, and if JSON cannot encode it, because of a cycle or of keys that are not text.
     """
     try:
         # A proxy's __class__ can raise, too: that of Django's request.user asks the database.

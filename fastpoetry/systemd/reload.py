@@ -68,12 +68,12 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
 
 
 def portPrefix(environ: Mapping[str, str]) -> str:
-    """@return: the prefix of the abstract names of all ports of this start of the unit."""
+    """Return the prefix of the abstract names of all ports of this start of the unit."""
     return f"fastpoetry/reload/{environ.get('INVOCATION_ID', '')}/"
 
 
 def readCredentials(peer: socket.socket) -> tuple[int, int]:
-    """@return: the process and the user that called listen(2) or connect(2) at the other end."""
+    """Return the process and the user that called listen(2) or connect(2) at the other end."""
     found = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     process, user, _ = _CREDENTIALS.unpack(found)
     return process, user
@@ -108,8 +108,8 @@ def _connect(pid: int, environ: Mapping[str, str]) -> socket.socket:
 
 def _explainAbsence(pid: int) -> str:
     """
-    @return: why the program has no port here. systemd starts this command in the program's network,
-        except in a user's unit: there it may not enter that network.
+    Return why the program has no port here. systemd starts this command in the program's network,
+    except in a user's unit: there it may not enter that network.
     """
     try:
         isHere = os.path.samefile(f"/proc/{pid}/ns/net", "/proc/self/ns/net")
@@ -123,7 +123,7 @@ def _explainAbsence(pid: int) -> str:
 
 
 def _findNames(prefix: str) -> Iterator[bytes]:
-    """@return: the abstract names with this prefix in this network namespace."""
+    """Return the abstract names with this prefix in this network namespace."""
     with open("/proc/self/net/unix", "rb") as table:
         names = {line.rstrip(b"\n").rpartition(b" @")[2] for line in table}
     return (name for name in names if name.startswith(prefix.encode()))
@@ -131,8 +131,8 @@ def _findNames(prefix: str) -> Iterator[bytes]:
 
 def _isPort(server: socket.socket, pid: int) -> bool:
     """
-    @return: whether a process of this unit listens there. The process id alone is not enough: a
-        listener keeps the id of a process that has ended.
+    Whether a process of this unit listens there. The process id alone is not enough: a listener
+    keeps the id of a process that has ended.
     """
     process, user = readCredentials(server)
     # The second number is the effective user, which twistd's --uid sets.
@@ -141,7 +141,7 @@ def _isPort(server: socket.socket, pid: int) -> bool:
 
 
 def _readStatus(pid: int) -> dict[str, str]:
-    """@return: the lines of a process's C{status} in proc(5); none if the process has ended."""
+    """Return the lines of a process's C{status} in proc(5); none if the process has ended."""
     try:
         # The kernel may cut the name in the middle of a letter.
         with open(f"/proc/{pid}/status", errors="replace") as status:

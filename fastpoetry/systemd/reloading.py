@@ -127,7 +127,7 @@ class Reloads:
             self._isReloading = False
 
     async def _reload(self, hook: Hook, isKnown: bool) -> str:
-        """@return: the cause of a failure, which was logged; or an empty text."""
+        """Return the cause of a failure, which was logged; or an empty text."""
         slow = self._clock.callLater(_SLOW_SECONDS, self._tellSlow)
         try:
             with self._announce(isKnown):

@@ -26,7 +26,7 @@ def ignoreHangup() -> None:
 
 
 def isStopping(reactor: Any) -> bool:
-    """@return: whether the reactor was told to stop. It stops at the end of its turn."""
+    """Whether the reactor was told to stop. It stops at the end of its turn."""
     return getattr(reactor, "_stopped", False) is True
 
 

@@ -146,7 +146,7 @@ class StartWatch:
         addService(child)
 
     def _awaitNew(self, service: Any) -> Iterator[Deferred[Any]]:
-        """@return: Deferreds to wait for, without those that were returned before."""
+        """Return Deferreds to wait for, without those that were returned before."""
         returned = [(each, None) for each in self._returned.values()]
         root = _findRoot(service)
         for waiting, owner in [*returned, *_findWaiting(root)]:
@@ -156,14 +156,14 @@ class StartWatch:
 
 
 def _findRoot(service: Any) -> Any:
-    """@return: the topmost service of the program."""
+    """Return the topmost service of the program."""
     while service.parent is not None:
         service = service.parent
     return service
 
 
 def walk(service: Any) -> Iterator[Any]:
-    """@return: a service, then all services below it."""
+    """Return a service, then all services below it."""
     yield service
     if IServiceCollection.providedBy(service):
         for child in service:
@@ -171,7 +171,7 @@ def walk(service: Any) -> Iterator[Any]:
 
 
 def _findWaiting(root: Any) -> Iterator[tuple[Deferred[Any] | None, object]]:
-    """@return: the Deferreds that services wait for, each with its endpoint if it is for a port."""
+    """Return the Deferreds that services wait for, each with its endpoint if it is for a port."""
     # Not imported here, which saves 0.3 MiB. Before its import no such service can exist.
     internet: Any = sys.modules.get("twisted.application.internet")
     for service in walk(root):

@@ -8,14 +8,14 @@ from typing import TextIO
 
 
 def escaped(text: str) -> str:
-    """@return: a text as one line, with escapes for line breaks and unprintable characters."""
+    """Return a text as one line, with escapes for line breaks and unprintable characters."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def refusalLine(text: str) -> str:
     """
-    @return: a refusal as one line for stderr. If stderr is a stream into the journal, the line
-        begins with the priority C{err}, sd-daemon(3).
+    Return a refusal as one line for stderr. If stderr is a stream into the journal, the line begins
+    with the priority C{err}, sd-daemon(3).
     """
     isInJournal = isJournalStream(sys.stderr, os.environ.get("JOURNAL_STREAM", ""))
     return ("<3>" if isInJournal else "") + escaped(text)

@@ -35,7 +35,7 @@ def waitFor(number: int, seconds: float, event: int = select.POLLIN) -> bool:
 
 
 def makePipe() -> tuple[FileIO, FileIO]:
-    """@return: the end to read, and the end to write."""
+    """Return the end to read, and the end to write."""
     ours, theirs = os.pipe2(os.O_CLOEXEC)
     return open(ours, "rb", 0), open(theirs, "wb", 0)
 

@@ -37,7 +37,7 @@ class HasFileno(Protocol):
     """A file or socket."""
 
     def fileno(self) -> int:
-        """@return: its descriptor."""
+        """Return its descriptor."""
 
 
 class StoreError(Exception):
@@ -194,14 +194,14 @@ def _checked(name: str) -> str:
 
 
 def _portions(descriptors: Iterable[int | HasFileno]) -> Iterator[list[int]]:
-    """@return: the descriptors' numbers, as many at a time as one message takes."""
+    """Return the descriptors' numbers, as many at a time as one message takes."""
     numbers = [each if isinstance(each, int) else each.fileno() for each in descriptors]
     for first in range(0, len(numbers), MOST_DESCRIPTORS):
         yield numbers[first : first + MOST_DESCRIPTORS]
 
 
 def makeMemory(data: bytes) -> int:
-    """@return: a memfd with the data. It is sealed, so no process can change it."""
+    """Return a memfd with the data. It is sealed, so no process can change it."""
     seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
     number = os.memfd_create("store", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with open(number, "wb") as file:
