@@ -114,7 +114,7 @@ class Descriptor(NamedTuple):
         faults = {
             " is a datagram socket": kind == socket.SOCK_DGRAM,
             " is not a stream socket": kind != socket.SOCK_STREAM,
-            " is a connection, as with Accept=yes": isConnected,
+            " is a connection": isConnected,
             " is not listening": not listens,
             " is of a family that Twisted does not serve": family not in _FAMILIES,
         }
