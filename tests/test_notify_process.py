@@ -249,7 +249,9 @@ class ProcessTests(Programs):
         """If no program can be asked to reload, one line says why."""
         command = ["-m", "fastpoetry.systemd.reload"]
         without = self.start(command)
-        other = self.start(command, MAINPID=str(os.getpid()), INVOCATION_ID="none")
+        with subprocess.Popen(["sleep", "60"]) as program:
+            other = self.start(command, MAINPID=str(program.pid), INVOCATION_ID="none")
+            program.kill()
         self.assertEqual((without.returncode, other.returncode), (1, 1))
         self.assertEqual(
             without.stderr,

@@ -113,13 +113,13 @@ def _explainAbsence(pid: int) -> str:
     """
     try:
         isHere = os.path.samefile(f"/proc/{pid}/ns/net", "/proc/self/ns/net")
-    except PermissionError:  # the program has a user namespace, too, or is another user's
+    except PermissionError:  # it has a user namespace, too, has changed users, or is another user's
         isHere = _readStatus(pid)["Uid"].split()[0] != str(os.getuid())
     except OSError:
         isHere = True
     if isHere:
         return "it has no NotifyService, or no NOTIFY_SOCKET"
-    return "PrivateNetwork= of a user's unit hides it; use ExecReload=/bin/kill -HUP $MAINPID"
+    return "PrivateNetwork= of a user's unit may hide it; use ExecReload=/bin/kill -HUP $MAINPID"
 
 
 def _findNames(prefix: str) -> Iterator[bytes]:
