@@ -12,7 +12,7 @@ from unittest import SkipTest
 
 from messages import UNASKED
 from passing import Greeter, Passing, fetch, inherit
-from processes import ROOT, Workplace, findTwistd, waitUntil
+from processes import ROOT, Workplace, findFreePort, findTwistd, waitUntil
 from test_adopted_process import LAUNCHER
 from test_notify import Systemd
 from twisted.internet.defer import Deferred
@@ -148,7 +148,7 @@ class StreamTests(PortsCase):
 
     def test_onlyIPv6(self) -> None:
         """A socket for IPv6 alone does not serve a program that wants IPv4."""
-        number = self.bind(socket.AF_INET, "0.0.0.0").getsockname()[1] ^ 1
+        number = findFreePort()
         passed = self.bind(socket.AF_INET6, "::", number)
         self.adopt(passed)
         self.listen("listenTCP", number, self.factory, interface="0.0.0.0")
