@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IAddress, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from fastpoetry.apart.worker import encodable
+from fastpoetry.apart.poems import encodable
 from fastpoetry.delivery.addresses import formatHost
 from fastpoetry.delivery.fastport import BorrowedPort, FastPort
 from fastpoetry.protocol import PoetryFactory, PoetryProtocol

@@ -9,7 +9,7 @@ from typing import Any
 
 from twisted.application.service import MultiService
 
-from fastpoetry.apart.worker import encodable
+from fastpoetry.apart.poems import encodable
 from fastpoetry.command.options import (
     Block,
     CommandOptions,

@@ -17,8 +17,9 @@ from twisted.application import service
 from twisted.internet.defer import Deferred, DeferredLock, execute
 from twisted.logger import Logger
 
+from fastpoetry.apart.poems import encodable
 from fastpoetry.apart.process import deferToProcess
-from fastpoetry.apart.worker import WorkError, encodable
+from fastpoetry.apart.worker import WorkError
 from fastpoetry.poem import Loaded, Poem, PoemAt, PoemError, Selection
 
 _MOST_NAMED = 10
@@ -36,7 +37,7 @@ class PoetryService(service.Service):
 
     _log = Logger()
     _poems: Sequence[Poem] = ()
-    _passedOver: Sequence[str] = ()
+    _misnamed: Sequence[str] = ()
     _failed: tuple[float, str] | None = None
 
     def __init__(
@@ -139,13 +140,13 @@ class PoetryService(service.Service):
                 cause=encodable(why),
                 message_id="66370c4cceee46698cd1005d12eea6b4",
             )
-        if loaded.misnamed and loaded.misnamed != self._passedOver:
+        if loaded.misnamed and loaded.misnamed != self._misnamed:
             self._log.warn(
                 "passed over {files}: a poem's name has letters, digits, _ and - only",
                 files=_listPaths(loaded.misnamed),
                 message_id="b917b3f4b8ab4046a0920b1e1fadc045",
             )
-        self._passedOver = loaded.misnamed
+        self._misnamed = loaded.misnamed
         if len(self._poems) == 1:
             self._announce(self._poems[0])
         else:

@@ -122,7 +122,7 @@ class OptionsTests(ProxyTapCase):
             self.assertIn(f"{option} 0: ", self.refusal("--upstream", UPSTREAM, f"{option}=0"))
         for option in SPANS:
             why = self.refusal("--upstream", UPSTREAM, f"{option}=-1")
-            self.assertEqual(why, f"{option} -1: not a number of seconds from 0")
+            self.assertEqual(why, f"{option} -1: not a number of seconds, 0 or more")
 
     def test_blocks(self) -> None:
         """Each upstream opens a block, with its own digest."""

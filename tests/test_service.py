@@ -262,7 +262,7 @@ class AnthologyTests(ServiceCase):
         self.successResultOf(reloaded)
         return [each["files"] for each in records(events) if each["message_id"] == PASSED_OVER]
 
-    def test_passedOver(self) -> None:
+    def test_misnamed(self) -> None:
         """
         One warning names the files with invalid names, and repeats only when they change; any name
         is shown as plain text.

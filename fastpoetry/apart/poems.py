@@ -333,3 +333,8 @@ def _explain(why: OSError, path: str) -> str:
         if path.startswith(("/home/", "/root/")):
             text += "; the units see no files there (ProtectHome=yes)"
     return text
+
+
+def encodable(path: str) -> str:
+    """Escape what a path has that is not UTF-8. twistd's log file would drop a record with it."""
+    return path.encode("utf-8", "backslashreplace").decode()

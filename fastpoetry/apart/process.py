@@ -26,7 +26,8 @@ from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred, execute
 from twisted.logger import Logger
 
-from fastpoetry.apart.worker import VERSION, WorkError, encodable
+from fastpoetry.apart.poems import encodable
+from fastpoetry.apart.worker import VERSION, WorkError
 
 _T = TypeVar("_T")
 

@@ -35,8 +35,3 @@ def main() -> None:
     sys.stdout.buffer.seek(0)
     sys.stdout.buffer.truncate()
     sys.stdout.buffer.write(marshal.dumps(answer, VERSION))
-
-
-def encodable(path: str) -> str:
-    """Escape what a path has that is not UTF-8. twistd's log file would drop a record with it."""
-    return path.encode("utf-8", "backslashreplace").decode()

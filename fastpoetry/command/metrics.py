@@ -19,7 +19,7 @@ from twisted.application.internet import StreamServerEndpointService
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from fastpoetry.apart.worker import encodable
+from fastpoetry.apart.poems import encodable
 from fastpoetry.command.page import PageFactory
 from fastpoetry.delivery.ledger import Counts
 from fastpoetry.delivery.policy import Policy

@@ -70,13 +70,14 @@ class Block:
 
 
 def parseSeconds(option: str, value: str, mayBeZero: bool = False) -> float:
-    """Parse a time in seconds. Refuse text that is not a number above 0, or 0 where it may be."""
+    """Parse a time in seconds. Refuse text that is not a number, or is too small."""
     try:
         seconds = float(value)
     except ValueError:
         seconds = math.nan
     if not (0 < seconds < math.inf or (mayBeZero and seconds == 0)):
-        refuse(f"{option} {value}: not a number of seconds{' from 0' if mayBeZero else ' above 0'}")
+        least = ", 0 or more" if mayBeZero else " above 0"
+        refuse(f"{option} {value}: not a number of seconds{least}")
     return seconds
 
 

@@ -191,6 +191,7 @@ class _PageProtocol(Protocol):
         """Answer when the head of the request is complete. Bytes after it are ignored."""
         if self._isAnswered:
             return
+        # The end may begin in an earlier piece.
         searched = max(0, len(self._received) - len(b"\r\n\r"))
         self._received += data
         end = _END.search(self._received, searched)

@@ -66,8 +66,8 @@ _REFUSED = (errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errn
 
 TCP_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 """
-The address families of TCP. Every other family is treated as UNIX: a close is never a reset
-(C{SO_LINGER}). The kernel tells neither the state (C{TCP_INFO}) nor unacknowledged bytes
+The address families of TCP. Every other family is treated as UNIX: C{SO_LINGER} makes no close a
+reset. The kernel tells neither the state (C{TCP_INFO}) nor unacknowledged bytes
 (C{TIOCOUTQ}), but it loses no written byte. C{net.core.wmem_default} limits unsent bytes. Users
 tell clients apart (C{SO_PEERCRED}), not addresses.
 """

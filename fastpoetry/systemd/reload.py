@@ -113,8 +113,8 @@ def _explainAbsence(pid: int) -> str:
     """
     try:
         isHere = os.path.samefile(f"/proc/{pid}/ns/net", "/proc/self/ns/net")
-    except PermissionError:  # it has a user namespace, too, has changed users, or is another user's
-        isHere = _readStatus(pid)["Uid"].split()[0] != str(os.getuid())
+    except PermissionError:  # the program has its own user namespace, or has or had another user
+        isHere = _readStatus(pid).get("Uid", "").split()[:1] != [str(os.getuid())]
     except OSError:
         isHere = True
     if isHere:

@@ -71,7 +71,7 @@ class NumberTests(FaultCase):
     """Tests for a descriptor's number that is given again while an event waits for the old one."""
 
     def test_readers(self) -> None:
-        """In one turn the server resets stalled readers and accepts others, who get every byte."""
+        """Readers that the server accepts in the turn in which it resets others get every byte."""
         address, poem = self.listen(), self.write(makeText(2 * MEBI))
         server = self.serve("--stall-timeout=2")
         stalled = self.hold(5, address, receiveBuffer=2 * KIBI)
@@ -88,8 +88,8 @@ class NumberTests(FaultCase):
 
     def test_balancer(self) -> None:
         """
-        In one turn the server closes a reader behind a balancer and accepts another, who gets every
-        byte.
+        A reader that the server accepts in the turn in which it closes another, behind a balancer,
+        gets every byte.
         """
         address, poem = self.listen(), self.write(makeText(2 * MEBI))
         behind = self.listen("behind")
