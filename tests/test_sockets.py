@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from sys import byteorder
 from typing import Any
 from unittest import mock
 
@@ -32,6 +33,7 @@ from fastpoetry.delivery.sockets import (
     MOST_UNSENT_BYTES,
     RESET_ON_CLOSE,
     countBacklog,
+    countSent,
     countUnacknowledged,
     findAddress,
     isOver,
@@ -187,6 +189,18 @@ class UnacknowledgedTests(SocketCase):
         """On a UNIX socket written bytes cannot be lost: the count is 0."""
         self.unix.sendall(b"x")
         self.assertEqual(countUnacknowledged(self.unix), 0)
+
+
+class SentTests(SynchronousTestCase):
+    """Tests for L{countSent}."""
+
+    def test_whileItTakes(self) -> None:
+        """The count is right even if the client takes bytes between two questions to the kernel."""
+        acknowledged = iter([0, 5, 5, 5])
+        connection: Any = mock.Mock(family=socket.AF_INET)
+        connection.getsockopt = lambda *_: bytes(120) + next(acknowledged).to_bytes(8, byteorder)
+        self.patch(sockets, "countUnacknowledged", lambda _: 5)
+        self.assertEqual(countSent(connection), 10)
 
 
 class Unable(socket.socket):

@@ -130,9 +130,16 @@ def countSent(connection: socket.SocketType) -> int | None:
     """
     if connection.family not in TCP_FAMILIES:
         return None
-    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-    acknowledged = int.from_bytes(info[_BYTES_ACKED_OFFSET : _BYTES_ACKED_OFFSET + 8], byteorder)
-    return acknowledged + countUnacknowledged(connection)
+    while True:
+        acknowledged = _countAcknowledged(connection)
+        unacknowledged = countUnacknowledged(connection)
+        if acknowledged == _countAcknowledged(connection):  # the client took nothing in between
+            return acknowledged + unacknowledged
+
+
+def _countAcknowledged(connection: socket.SocketType) -> int:
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED_OFFSET + 8)
+    return int.from_bytes(info[_BYTES_ACKED_OFFSET:], byteorder)
 
 
 def findAddress(connection: socket.SocketType, address: Address) -> Address:

@@ -303,7 +303,7 @@ class Life(RuleBasedStateMachine):
         self.noTraceback()
 
     def noShortPoemLooksWhole(self) -> None:
-        """An ended poem is whole, or was reset; on a UNIX socket there is no reset (P3)."""
+        """An ended poem is whole, or was reset; on a UNIX socket there is no reset (P2)."""
         for way, client in self.world.clients:
             if way == "tls":
                 continue  # its bytes are a TLS alert about the handshake
